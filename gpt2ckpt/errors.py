@@ -1,0 +1,21 @@
+"""The errors that a user sees as one sentence; each carries the exit code of the command."""
+
+
+class UserError(Exception):
+    """Something that the user can put right: the message says what, where, and how."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """A configuration, override or command-line word that cannot be used."""
+
+    exit_code = 2
+
+
+class InputError(UserError):
+    """A file, directory or data set that is missing or cannot be used."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is missing, incomplete, damaged or of another shape."""
