@@ -1,0 +1,1 @@
+"""The typed schema, the registry of what a config may build, composing, freezing, replaying."""

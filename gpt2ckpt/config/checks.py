@@ -1,0 +1,92 @@
+"""Ranges and contradictions that types alone do not catch. Every sentence names the key.
+
+Those of the optimizer and the schedule stand in gpt2ckpt/optim, beside what they protect.
+"""
+
+import difflib
+import math
+import re
+
+from gpt2ckpt.config.schema import (
+    CheckpointConfig,
+    ModelConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from gpt2ckpt.errors import ConfigError
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raise ConfigError for the first value that is out of range or contradicts another."""
+    if not re.fullmatch(r"[\w.-]+", config.name):
+        raise ConfigError(
+            f"name={config.name!r} becomes part of a directory name: use letters, digits, . _ -"
+        )
+    at_least("seed", config.seed, 0)
+    for group in ("data", "optimizer", "schedule"):
+        if getattr(config, group) is None:
+            raise ConfigError(f"there is no {group}: give {group}=NAME or leave ~{group} out")
+    check_model(config.model)
+    _check_trainer(config.trainer)
+    _check_checkpoint(config.checkpoint)
+
+
+def at_least(key: str, value: float | None, least: float) -> None:
+    """Raise ConfigError unless `value` is None or a finite number of at least `least`."""
+    if value is not None and not (math.isfinite(value) and value >= least):
+        raise ConfigError(f"{key} is {value}; it must be at least {least}")
+
+
+def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError naming the nearest choice unless `value` is one of them."""
+    if value not in choices:
+        close = difflib.get_close_matches(value, choices, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"{key} is {value!r}; it must be one of {', '.join(choices)}.{hint}")
+
+
+def check_hardware(device: str, precision: str) -> None:
+    """Raise ConfigError for a word that names no device or precision that could exist."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise ConfigError(
+            f"trainer.device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps"
+        )
+    one_of("trainer.precision", precision, PRECISIONS)
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raise ConfigError for a shape that cannot be built."""
+    for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
+        at_least(f"model.{key}", getattr(model, key), 1)
+    if model.n_embd % model.n_head:
+        raise ConfigError(
+            f"model.n_embd={model.n_embd} is not divisible by model.n_head={model.n_head}: "
+            "every head gets the same share"
+        )
+    _in_unit_interval("model.dropout", model.dropout)
+
+
+def _check_trainer(trainer: TrainerConfig) -> None:
+    if (trainer.max_steps is None) == (trainer.max_epochs is None):
+        raise ConfigError(
+            "exactly one of trainer.max_steps and trainer.max_epochs ends a run: give one of them "
+            "and set the other to null, as in trainer.max_steps=null trainer.max_epochs=2"
+        )
+    for key in ("max_steps", "max_epochs", "batch_size", "grad_accum", "eval_steps", "log_every"):
+        at_least(f"trainer.{key}", getattr(trainer, key), 1)
+    for key in ("grad_clip", "eval_every", "sample_every", "sample_tokens"):
+        at_least(f"trainer.{key}", getattr(trainer, key), 0)
+    at_least("trainer.threads", trainer.threads, 1)
+    check_hardware(trainer.device, trainer.precision)
+
+
+def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
+    for key in ("save_every", "keep_rolling", "keep_emergency"):
+        at_least(f"checkpoint.{key}", getattr(checkpoint, key), 1)
+
+
+def _in_unit_interval(key: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{key} is {value}; it must be at least 0 and below 1")

@@ -1,0 +1,124 @@
+"""Composing a config with Hydra, with its errors turned into one sentence each."""
+
+import contextlib
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+import gpt2ckpt
+from gpt2ckpt.config.registry import no_such_key, register_schemas
+from gpt2ckpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed config as plain resolved values, Hydra's own part of it beside."""
+
+    values: dict[str, Any]
+    hydra: DictConfig
+
+
+def conf_directory() -> Path:
+    """The repository's conf/, or the copy that the wheel carries."""
+    package = Path(gpt2ckpt.__file__).resolve().parent
+    carried = package / "conf"
+    return carried if carried.is_dir() else package.parent / "conf"
+
+
+def compose_config(name: str, overrides: list[str], extra_dir: Path | None = None) -> Composed:
+    """Compose `name` with `overrides` as Hydra does for one job.
+
+    `extra_dir` is a config folder of the user's (--config-dir). Raises ConfigError.
+    """
+    register_schemas()
+    if extra_dir is not None:
+        overrides = [*overrides, f"hydra.searchpath=[{quoted(f'file://{extra_dir.resolve()}')}]"]
+    GlobalHydra.instance().clear()
+    with explained(), initialize_config_dir(str(conf_directory()), version_base="1.3"):
+        config = compose(name, overrides, return_hydra_config=True)
+        hydra = config.hydra
+        with open_dict(config):
+            del config["hydra"]
+        values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    return Composed({str(key): value for key, value in values.items()}, hydra)
+
+
+def sweep_jobs(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each job that Hydra's basic sweeper makes of a multirun's `overrides`."""
+    batches = BasicSweeper.split_arguments(parse_overrides(overrides), max_batch_size=None)
+    return [list(job) for batch in batches for job in batch]
+
+
+def quoted(text: str) -> str:
+    """`text` as a quoted string of Hydra's override grammar."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{chr(92) * trailing}'"
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn what Hydra and OmegaConf raise into ConfigErrors of one sentence."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise ConfigError(explain(error)) from error
+
+
+def explain(error: BaseException) -> str:
+    """One sentence that says which override or key is wrong, and the nearest valid one."""
+    if isinstance(error, MissingConfigException):
+        return _explain_missing(error)
+    text = str(error)
+    inner = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    reason = str(inner).splitlines()[0] if inner else "it does not fit"
+    key, override = "", ""
+    if match := re.search(r"Error merging override (\S+)", text):
+        override = match[1]
+        key = override.partition("=")[0].lstrip("+~")
+    elif match := re.search(r"Could not override '([^'@]+)", text):
+        key, reason = match[1], "not in 'it'"
+    elif isinstance(error, OmegaConfBaseException) and error.full_key:
+        key = override = str(error.full_key)
+    if key and "not in '" in reason:
+        return no_such_key(key)
+    return f"{override} is not possible: {reason}" if key else _explain_syntax(text)
+
+
+def _explain_syntax(text: str) -> str:
+    if taken := re.search(r"An item is already at '([^']+)'", text):
+        return f"{taken[1]} has a value already: write {taken[1]}=VALUE without the plus"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "https:" not in line]
+    if lines[0].startswith("Error parsing override"):
+        word = lines[0].removeprefix("Error parsing override ")
+        return f"{word} is no override of the form key=value"
+    return " ".join(lines)
+
+
+def _explain_missing(error: MissingConfigException) -> str:
+    missing = error.missing_cfg_file or "the config"
+    options = [str(option) for option in error.options or []]
+    group, _, choice = missing.rpartition("/")
+    if not options:
+        return f"there is no config {missing}"
+    close = difflib.get_close_matches(choice, options, n=1)
+    hint = f" Did you mean {group}={close[0]}?" if close else ""
+    return f"there is no {group}={choice}; the options are {', '.join(options)}.{hint}"
+
+
+def parse_overrides(overrides: list[str]) -> Any:
+    """Hydra's parsed overrides. Raises ConfigError for a word that is none."""
+    with explained():
+        return OverridesParser.create().parse_overrides(overrides)

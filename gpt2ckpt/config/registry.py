@@ -1,0 +1,110 @@
+"""Which classes a config may build: by the name in `kind`, never by an import path."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from gpt2ckpt.config import schema
+from gpt2ckpt.errors import ConfigError
+
+KINDS: dict[str, dict[str, type]] = {
+    "data": {
+        "embedded": schema.EmbeddedDataConfig,
+        "text": schema.TextDataConfig,
+        "tokens": schema.TokensDataConfig,
+    },
+    "optimizer": {"adamw": schema.AdamWConfig, "muon": schema.MuonConfig},
+    "schedule": {
+        "cosine": schema.CosineConfig,
+        "wsd": schema.WsdConfig,
+        "constant": schema.ConstantConfig,
+    },
+}
+ROOTS: dict[str, type] = {
+    "train": schema.TrainConfig,
+    "sample": schema.SampleConfig,
+    "evaluate": schema.EvaluateConfig,
+    "prepare": schema.PrepareConfig,
+}
+
+
+def register_schemas() -> None:
+    """Tell Hydra the schema of every root config and of every choice of every group."""
+    store = ConfigStore.instance()
+    for name, root in ROOTS.items():
+        store.store(group="schema", name=name, node=root, package="_global_")
+    for group, kinds in KINDS.items():
+        for kind, node in kinds.items():
+            store.store(group=f"schema/{group}", name=kind, node=node)
+
+
+def build_typed(root: str, plain: dict[str, Any]) -> Any:
+    """The typed config of the command `root` from plain values, say those in a checkpoint.
+
+    Raises ConfigError for an unknown kind, a wrong type or a value that is missing.
+    """
+    values = dict(plain)
+    groups = {group: values.pop(group) for group in KINDS if values.get(group) is not None}
+    built = _build(ROOTS[root], values, "")
+    for group, content in groups.items():
+        setattr(built, group, _build(_kind(group, content), content, f"{group}."))
+    return built
+
+
+def build_model_config(values: dict[str, Any]) -> schema.ModelConfig:
+    """A model config from plain values. Raises ConfigError for a wrong key or type."""
+    built: schema.ModelConfig = _build(schema.ModelConfig, values, "model.")
+    return built
+
+
+def build_data_config(values: dict[str, Any]) -> Any:
+    """A data config of the kind that `values` name. Raises ConfigError."""
+    return _build(_kind("data", values), values, "data.")
+
+
+def _kind(group: str, content: Any) -> type:
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS[group]:
+        raise ConfigError(f"{group}.kind is {kind!r}; it must be one of {', '.join(KINDS[group])}")
+    return KINDS[group][kind]
+
+
+def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    try:
+        node = OmegaConf.structured(cls)
+        # A frozen config is data: what looks like an interpolation in it is never evaluated.
+        return OmegaConf.to_object(OmegaConf.merge(node, values))
+    except MissingMandatoryValue as error:
+        missing = next(key for key in OmegaConf.missing_keys(OmegaConf.merge(node, values)))
+        raise ConfigError(f"{prefix}{missing} is missing: give {prefix}{missing}=VALUE") from error
+    except OmegaConfBaseException as error:
+        key = f"{prefix}{error.full_key or ''}"
+        reason = str(error).splitlines()[0]
+        unknown = "not in '" in reason
+        raise ConfigError(no_such_key(key) if unknown else f"{key}: {reason}") from error
+
+
+def all_keys() -> list[str]:
+    """Every key and group that some choice of groups for a training offers, dotted."""
+    keys = set(KINDS)
+    for field in dataclasses.fields(schema.TrainConfig):
+        keys.add(field.name)
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            keys |= {f"{field.name}.{inner.name}" for inner in dataclasses.fields(field.type)}
+    for group, kinds in KINDS.items():
+        for cls in kinds.values():
+            keys |= {f"{group}.{field.name}" for field in dataclasses.fields(cls)}
+    return sorted(keys)
+
+
+def no_such_key(key: str) -> str:
+    """A sentence that names the known key most like `key`, if any is."""
+    keys = all_keys()
+    matches = [name for name in keys if name.rpartition(".")[2] == key]
+    matches += difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    hint = f" Did you mean {matches[0]}?" if matches and matches[0] != key else ""
+    return f"there is no config key or group {key}.{hint}"

@@ -1,0 +1,120 @@
+"""Replaying the frozen config of a checkpoint with the command line's overrides on top.
+
+Hydra's overrides are instructions to compose a config, and a frozen config is already composed. So
+two configs are composed from today's conf/: one from the overrides that the run has had so far, and
+one from these and the new ones. Where the two differ, the new overrides ask for a change; and a key
+that is named outright is always applied. Everything else stays as it was frozen, whatever has
+become of conf/ since.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gpt2ckpt.config.compose import parse_overrides
+from gpt2ckpt.config.registry import KINDS
+from gpt2ckpt.errors import ConfigError
+
+Values = dict[str, Any]
+NOT_FROZEN = ("resume", "fork")
+SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key whose value a resume changes."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_shown(self.old)} → {_shown(self.new)}"
+
+
+def freeze(values: Values) -> Values:
+    """The part of a composed config that a checkpoint keeps."""
+    return {key: value for key, value in values.items() if key not in NOT_FROZEN}
+
+
+def task_overrides(overrides: list[str]) -> list[str]:
+    """The overrides that shape a training: not Hydra's own, not which run to resume."""
+    return [
+        override.input_line
+        for override in parse_overrides(overrides)
+        if not override.key_or_group.startswith("hydra") and override.key_or_group not in NOT_FROZEN
+    ]
+
+
+def replay(
+    frozen: Values, recorded: list[str], new: list[str], compose: Callable[[list[str]], Values]
+) -> tuple[Values, list[Change]]:
+    """The config to go on with, and what `new` changes in it.
+
+    Raises ConfigError for a change that the saved state cannot follow.
+    """
+    if not new:
+        return frozen, []
+    before = flatten(freeze(compose(recorded)))
+    after = flatten(freeze(compose([*recorded, *new])))
+    asked = {key for key in {*before, *after} if before.get(key) != after.get(key)}
+    for override in parse_overrides(new):
+        named = override.key_or_group
+        # A group that is given again, as in the first start's command, asks for no change.
+        if "." in named or named in after:
+            asked |= {key for key in after if key == named or key.startswith(f"{named}.")}
+    current = flatten(frozen)
+    result = dict(current)
+    for group in KINDS:
+        if f"{group}.kind" in asked and current[f"{group}.kind"] != after[f"{group}.kind"]:
+            result = {k: v for k, v in result.items() if not k.startswith(f"{group}.")}
+            asked |= {key for key in after if key.startswith(f"{group}.")}
+    result |= {key: after[key] for key in asked if key in after}
+    changes = difference(current, result)
+    _refuse_other_shapes(changes)
+    return unflatten(result), changes
+
+
+def difference(old: Values, new: Values) -> list[Change]:
+    """The keys in which two flat configs differ, in order."""
+    keys = [*old, *(key for key in new if key not in old)]
+    return [Change(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
+
+
+def flatten(values: Values, prefix: str = "") -> Values:
+    """Nested dicts as dotted keys."""
+    flat: Values = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def unflatten(flat: Values) -> Values:
+    """The inverse of `flatten`."""
+    nested: Values = {}
+    for key, value in flat.items():
+        *path, leaf = key.split(".")
+        node = nested
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return nested
+
+
+def _refuse_other_shapes(changes: list[Change]) -> None:
+    for change in changes:
+        group, _, leaf = change.key.partition(".")
+        if group == "model" and leaf in SHAPE:
+            raise ConfigError(
+                f"a resume cannot change the shape of the model ({change}): "
+                f"leave {change.key} out, or start a new run"
+            )
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

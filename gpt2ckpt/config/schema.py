@@ -1,0 +1,203 @@
+"""The typed schema of every config group: names, types and defaults.
+
+Hydra checks a composed config against these classes, and `gpt2ckpt.config.registry` builds them
+from a frozen config. They are plain dataclasses: no torch, nothing that is slow to import.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ModelConfig:
+    """The shape of a GPT-2. `init_from` names pretrained weights to start from."""
+
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    block_size: int = 1024
+    vocab_size: int = 50257
+    dropout: float = 0.0
+    bias: bool = True
+    init_from: str | None = None
+
+
+@dataclass
+class EmbeddedDataConfig:
+    """Python's own language reference: real English prose that every interpreter carries."""
+
+    kind: str = "embedded"
+    val_fraction: float = 0.1
+
+
+@dataclass
+class TextDataConfig:
+    """UTF-8 text files of the user's; without `val` the last `val_fraction` is held out."""
+
+    kind: str = "text"
+    train: str = MISSING
+    val: str | None = None
+    val_fraction: float = 0.1
+
+
+@dataclass
+class TokensDataConfig:
+    """Token files: nanoGPT's headerless uint16 or llm.c's shards, memory-mapped."""
+
+    kind: str = "tokens"
+    train: str = MISSING
+    val: str = MISSING
+
+
+@dataclass
+class AdamWConfig:
+    kind: str = "adamw"
+    lr: float = 3e-4
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+
+
+@dataclass
+class MuonConfig:
+    """Muon for the matrices of the blocks, AdamW for everything else.
+
+    `lr` is Muon's; `adamw_lr` is the rate of the embeddings, norms and biases.
+    """
+
+    kind: str = "muon"
+    lr: float = 0.02
+    weight_decay: float = 0.1
+    momentum: float = 0.95
+    nesterov: bool = True
+    ns_steps: int = 5
+    adamw_lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+
+
+@dataclass
+class CosineConfig:
+    """Linear warm-up, then half a cosine down to `min_lr_ratio`; `steps` null is the whole run."""
+
+    kind: str = "cosine"
+    warmup_steps: int = 0
+    steps: int | None = None
+    min_lr_ratio: float = 0.1
+
+
+@dataclass
+class WsdConfig:
+    """Warm-up, a stable plateau, then a linear decay over the last `decay_steps` of `steps`."""
+
+    kind: str = "wsd"
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    steps: int | None = None
+    min_lr_ratio: float = 0.0
+
+
+@dataclass
+class ConstantConfig:
+    kind: str = "constant"
+    warmup_steps: int = 0
+
+
+@dataclass
+class TrainerConfig:
+    """The loop. One step trains `batch_size * grad_accum` blocks; `overfit` repeats the first."""
+
+    max_steps: int | None = None
+    max_epochs: int | None = None
+    batch_size: int = 8
+    grad_accum: int = 1
+    grad_clip: float = 1.0
+    eval_every: int = 100
+    eval_steps: int = 20
+    log_every: int = 10
+    sample_every: int = 0
+    sample_tokens: int = 64
+    sample_prompt: str = "The "
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False
+    deterministic: bool = True
+    threads: int | None = None
+    overfit: bool = False
+
+
+@dataclass
+class CheckpointConfig:
+    """What is saved when, and how many files of each pool are kept."""
+
+    enabled: bool = True
+    save_every: int = 250
+    keep_rolling: int = 10
+    keep_emergency: int = 10
+    save_epochs: bool = True
+    save_best: bool = True
+
+
+@dataclass
+class LoggerConfig:
+    """metrics.jsonl is always written; these are written beside it."""
+
+    tensorboard: bool = True
+    wandb: bool = False
+    wandb_project: str = "gpt2ckpt"
+    wandb_entity: str | None = None
+    wandb_tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TrainConfig:
+    """Everything that `python -m gpt2ckpt.train` reads."""
+
+    name: str = "gpt2"
+    seed: int = 1337
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: Any = None
+    optimizer: Any = None
+    schedule: Any = None
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    resume: str | None = None
+    fork: bool | None = None
+
+
+@dataclass
+class SampleConfig:
+    """Everything that `python -m gpt2ckpt.sample` reads."""
+
+    ckpt: str = MISSING
+    prompt: str = ""
+    max_tokens: int = 200
+    temperature: float = 0.8
+    top_k: int | None = 50
+    num_samples: int = 1
+    seed: int = 1337
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass
+class EvaluateConfig:
+    """Everything that `python -m gpt2ckpt.evaluate` reads; `data` null is the checkpoint's own."""
+
+    ckpt: str = MISSING
+    data: Any = None
+    batch_size: int = 8
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass
+class PrepareConfig:
+    """Everything that `python -m gpt2ckpt.prepare` reads."""
+
+    data: Any = None
+    out: str = MISSING
+    shard_tokens: int = 100_000_000
