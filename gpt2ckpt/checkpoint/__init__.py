@@ -1,0 +1,1 @@
+"""Checkpoints, from bytes up: format, durable writing, policy, store, manager."""

@@ -1,0 +1,122 @@
+"""The container of a checkpoint: an uncompressed zip archive, as PyTorch reads it.
+
+Writing only needs the sizes and CRCs of the records, so a whole file is laid out before its first
+byte is written. Reading trusts nothing: every offset is checked against the size of the file.
+
+Source: PKWARE APPNOTE 6.3.10, §4.3 (records) and §4.5.3 (zip64).
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import BinaryIO
+
+ALIGNMENT = 64  # bytes; what PyTorch uses, so that a memory-mapped tensor is aligned
+LOCAL_HEADER = struct.Struct("<IHHHHHIIIHH")
+CENTRAL_HEADER = struct.Struct("<IHHHHHHIIIHHHHHII")
+END_RECORD = struct.Struct("<IHHHHIIH")
+ZIP64_END_RECORD = struct.Struct("<IQHHIIQQQQ")
+ZIP64_LOCATOR = struct.Struct("<IIQI")
+LOCAL_SIGNATURE, CENTRAL_SIGNATURE, END_SIGNATURE = 0x04034B50, 0x02014B50, 0x06054B50
+ZIP64_END_SIGNATURE, ZIP64_LOCATOR_SIGNATURE = 0x06064B50, 0x07064B50
+PADDING_ID = 0x4246  # the extra field in which PyTorch keeps its padding
+SATURATED = 0xFFFFFFFF
+FIRST_OF_1980 = 0x21  # a fixed date: the same state gives the same bytes
+
+
+@dataclass(frozen=True)
+class Record:
+    """One file of the archive: its name, its length in bytes and its CRC-32."""
+
+    name: str
+    size: int
+    crc: int
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A record with the bytes that stand before it, and where these and the data begin."""
+
+    record: Record
+    header: bytes
+    header_offset: int
+    data_offset: int
+
+    @property
+    def end(self) -> int:
+        return self.data_offset + self.record.size
+
+
+class ArchiveError(Exception):
+    """The bytes are not an archive that this module wrote."""
+
+
+def place(record: Record, offset: int) -> Placed:
+    """Lay out `record` at `offset`: a local header, padded so that the data is aligned."""
+    name = record.name.encode()
+    extra = b""
+    if record.size >= SATURATED:
+        extra = struct.pack("<HHQQ", 1, 16, record.size, record.size)
+    unpadded = offset + LOCAL_HEADER.size + len(name) + len(extra) + 4
+    padding = -unpadded % ALIGNMENT
+    extra += struct.pack("<HH", PADDING_ID, padding) + b"Z" * padding
+    size = min(record.size, SATURATED)
+    header = LOCAL_HEADER.pack(
+        *(LOCAL_SIGNATURE, 45, 0, 0, 0, FIRST_OF_1980, record.crc, size, size),
+        *(len(name), len(extra)),
+    )
+    header += name + extra
+    return Placed(record, header, offset, offset + len(header))
+
+
+def directory(placed: list[Placed], comment: bytes) -> bytes:
+    """The central directory that ends the archive, with `comment` as its very last bytes."""
+    start = placed[-1].end
+    entries = b"".join(_central_header(p) for p in placed)
+    end = b""
+    if start >= SATURATED or len(placed) >= 0xFFFF:
+        count = len(placed)
+        end += ZIP64_END_RECORD.pack(
+            *(ZIP64_END_SIGNATURE, ZIP64_END_RECORD.size - 12, 45, 45, 0, 0),
+            *(count, count, len(entries), start),
+        )
+        end += ZIP64_LOCATOR.pack(ZIP64_LOCATOR_SIGNATURE, 0, start + len(entries), 1)
+    count = min(len(placed), 0xFFFF)
+    end += END_RECORD.pack(
+        *(END_SIGNATURE, 0, 0, count, count, len(entries), min(start, SATURATED), len(comment))
+    )
+    return entries + end + comment
+
+
+def _central_header(placed: Placed) -> bytes:
+    record, name = placed.record, placed.record.name.encode()
+    wide = b""
+    if record.size >= SATURATED:
+        wide += struct.pack("<QQ", record.size, record.size)
+    if placed.header_offset >= SATURATED:
+        wide += struct.pack("<Q", placed.header_offset)
+    extra = struct.pack("<HH", 1, len(wide)) + wide if wide else b""
+    size, offset = min(record.size, SATURATED), min(placed.header_offset, SATURATED)
+    header = CENTRAL_HEADER.pack(
+        *(CENTRAL_SIGNATURE, 45, 45, 0, 0, 0, FIRST_OF_1980, record.crc, size, size),
+        *(len(name), len(extra), 0, 0, 0, 0, offset),
+    )
+    return header + name + extra
+
+
+def read_record(file: BinaryIO, offset: int, name: str, file_size: int) -> tuple[bytes, int]:
+    """The bytes of the record `name` whose local header stands at `offset`, and where it ends.
+
+    Raises ArchiveError if there is no such record within `file_size` bytes.
+    """
+    file.seek(offset)
+    header = file.read(LOCAL_HEADER.size)
+    if len(header) < LOCAL_HEADER.size:
+        raise ArchiveError("the file ends too early")
+    signature, _, _, method, _, _, _, size, _, name_size, extra_size = LOCAL_HEADER.unpack(header)
+    data = offset + LOCAL_HEADER.size + name_size + extra_size
+    if signature != LOCAL_SIGNATURE or method != 0 or file.read(name_size) != name.encode():
+        raise ArchiveError(f"there is no record {name} at byte {offset}")
+    if data + size > file_size:
+        raise ArchiveError("the file ends too early")
+    file.seek(data)
+    return file.read(size), data + size

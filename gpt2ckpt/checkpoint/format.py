@@ -1,0 +1,356 @@
+"""The bytes of a checkpoint: one state becomes one self-contained file, and back.
+
+Knows no paths and no policy; docs/format.md is the description for readers of other tools.
+
+A file is a zip archive with, in this order: `meta.json` (every entry of the state that holds no
+tensor), `tensors.json` (the entries that do, with each tensor's record, type, shape and digest),
+`data.pkl`, `byteorder` and `version` (for torch.load), then `data/0`, `data/1`, … (raw bytes). The
+archive's comment is the seal: the digest of every byte outside the tensors. So each byte of the
+file but the seal itself stands under exactly one digest, and all of them are taken from memory
+before anything is written.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import xxhash
+
+from gpt2ckpt.checkpoint import archive
+from gpt2ckpt.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = "gpt2ckpt/1"
+ROOT = "gpt2ckpt"
+SEAL_PREFIX = b"gpt2ckpt seal xxh3_128 "
+SEAL_SIZE = len(SEAL_PREFIX) + 32
+CHUNK = 1 << 20  # bytes digested at a time: small enough to stay in the processor's cache
+TENSOR_KEY = "$tensor"
+CONSTANT_RECORDS = (("byteorder", b"little"), ("version", b"3\n"))  # for torch.load
+DTYPES = (
+    *("float32", "float64", "float16", "bfloat16"),
+    *("int64", "int32", "int16", "int8", "uint8", "bool"),
+)
+
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A state as the buffers whose concatenation is the file; tensors are views, not copies."""
+
+    buffers: list[Buffer]
+    size: int
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where the raw bytes of a tensor stand in the file, and the digest that they must have."""
+
+    offset: int
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a sealed file says of itself: its metadata, its tree of tensors, their storages."""
+
+    meta: dict[str, Any]
+    tree: dict[str, Any]
+    storages: list[Storage]
+
+
+# ---------------------------------------------------------------- writing
+
+
+def encode(state: dict[str, Any]) -> Encoded:
+    """Lay out `state` (str keys; None, bool, int, float, str, list, dict, CPU tensors) as a file.
+
+    The tensors must be contiguous and must not change until the buffers have been written.
+    """
+    from gpt2ckpt.checkpoint.torch_pickle import pickle_state
+
+    storages = _Storages()
+    tree = {key: _plain(value, storages.add) for key, value in state.items()}
+    with_tensors = {key for key in tree if _holds_tensor(tree[key])}
+    meta = {key: value for key, value in tree.items() if key not in with_tensors}
+    pickled = pickle_state(state, storages.add)
+    table = {
+        "tree": {key: value for key, value in tree.items() if key in with_tensors},
+        "storages": [[view.nbytes, digest(view)] for view in storages.views],
+    }
+    contents: list[tuple[str, Buffer]] = [
+        ("meta.json", _json(meta)),
+        ("tensors.json", _json(table)),
+        ("data.pkl", pickled),
+        *CONSTANT_RECORDS,
+        *((f"data/{i}", view) for i, view in enumerate(storages.views)),
+    ]
+    return _seal(contents)
+
+
+def digest(buffer: Buffer) -> str:
+    """XXH3, 128 bits, as 32 hexadecimal digits (https://github.com/Cyan4973/xxHash)."""
+    return xxhash.xxh3_128_hexdigest(buffer)
+
+
+class _Storages:
+    """The distinct tensors of a state in the order in which they are met: tied ones once."""
+
+    def __init__(self) -> None:
+        self.views: list[memoryview] = []
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._alive: list[Tensor] = []
+
+    def add(self, tensor: "Tensor") -> int:
+        import torch
+
+        if not tensor.is_contiguous() or tensor.device.type != "cpu":
+            raise ValueError("a tensor of a checkpoint must be contiguous and on the CPU")
+        size = tensor.numel() * tensor.element_size()
+        key = (tensor.data_ptr() if size else id(tensor), size)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.views)
+            flat = tensor.detach().reshape(-1).view(torch.uint8)
+            self.views.append(flat.numpy().data)
+            self._alive.append(tensor)
+        return self._numbers[key]
+
+
+def _plain(value: Any, number: Callable[["Tensor"], int]) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list):
+        return [_plain(item, number) for item in value]
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) and key != TENSOR_KEY for key in value):
+            raise TypeError("the keys of a checkpoint are strings")
+        return {key: _plain(item, number) for key, item in value.items()}
+    dtype = str(getattr(value, "dtype", type(value))).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise TypeError(f"a checkpoint cannot hold {dtype}")
+    return {TENSOR_KEY: [number(value), dtype, list(value.shape)]}
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, dict):
+        return TENSOR_KEY in value or any(_holds_tensor(item) for item in value.values())
+    return isinstance(value, list) and any(_holds_tensor(item) for item in value)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _record(name: str, content: Buffer) -> archive.Record:
+    view, crc = memoryview(content), 0
+    for start in range(0, view.nbytes, CHUNK):
+        crc = zlib.crc32(view[start : start + CHUNK], crc)
+    return archive.Record(f"{ROOT}/{name}", view.nbytes, crc)
+
+
+def _seal(contents: list[tuple[str, Buffer]]) -> Encoded:
+    """Place the records one after another and close the file with the digest of all but tensors."""
+    placed: list[archive.Placed] = []
+    buffers: list[Buffer] = []
+    skeleton = xxhash.xxh3_128()
+    offset = 0
+    for name, content in contents:
+        placed.append(archive.place(_record(name, content), offset))
+        offset = placed[-1].end
+        buffers += [placed[-1].header, content]
+        skeleton.update(placed[-1].header)
+        if not name.startswith("data/"):
+            skeleton.update(content)
+    end = archive.directory(placed, SEAL_PREFIX + bytes(32))[:-32]
+    skeleton.update(end)
+    return Encoded([*buffers, end, skeleton.hexdigest().encode()], offset + len(end) + 32)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def is_ours(file: BinaryIO) -> bool:
+    """Whether the file begins with the record that only our checkpoints begin with."""
+    name = f"{ROOT}/meta.json".encode()
+    head = file.read(archive.LOCAL_HEADER.size + len(name))
+    return head.startswith(b"PK") and head.endswith(name)
+
+
+def read_meta(file: BinaryIO) -> dict[str, Any]:
+    """The entries that hold no tensors, from the head of the file, without checking any digest."""
+    meta, _ = _read_json(file, 0, "meta.json", _size_of(file))
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(
+            f"its format is {meta.get('format')!r}, and this version reads {FORMAT}"
+        )
+    return meta
+
+
+def read_index(file: BinaryIO) -> Index:
+    """Check the seal and return what the file says of itself; no tensor is read.
+
+    Raises CheckpointError if a byte outside the tensors differs from what was written, or if the
+    file is incomplete.
+    """
+    size = _size_of(file)
+    seal = _read_seal(file, size)
+    meta = read_meta(file)
+    _, offset = _read(file, 0, "meta.json", size)
+    table, offset = _read_json(file, offset, "tensors.json", size)
+    _, offset = _read(file, offset, "data.pkl", size)
+    try:
+        sizes = [(int(length), str(expected)) for length, expected in table["storages"]]
+        tree = dict(table["tree"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError("tensors.json is damaged") from error
+    for name, content in CONSTANT_RECORDS:
+        offset = archive.place(archive.Record(f"{ROOT}/{name}", len(content), 0), offset).end
+    storages = []
+    for number, (length, expected) in enumerate(sizes):
+        if length < 0 or offset + length > size:
+            raise CheckpointError("tensors.json is damaged")
+        placed = archive.place(archive.Record(f"{ROOT}/data/{number}", length, 0), offset)
+        storages.append(Storage(placed.data_offset, length, expected))
+        offset = placed.end
+    if _skeleton_digest(file, storages, size) != seal:
+        raise CheckpointError("its metadata or structure is damaged (seal does not match)")
+    return Index(meta, tree, storages)
+
+
+def verify(file: BinaryIO) -> Index:
+    """Check every byte of the file in constant memory.
+
+    Raises CheckpointError naming the first tensor that is damaged.
+    """
+    index = read_index(file)
+    buffer = memoryview(bytearray(8 * CHUNK))
+    for number, storage in enumerate(index.storages):
+        state = xxhash.xxh3_128()
+        file.seek(storage.offset)
+        for part in _parts(file, storage.size, buffer):
+            state.update(part)
+        if state.hexdigest() != storage.digest:
+            raise CheckpointError(f"the tensor {_name_of(index.tree, number)} is damaged")
+    return index
+
+
+def load(file: BinaryIO) -> dict[str, Any]:
+    """The state in the file, every tensor checked against its digest in the memory returned.
+
+    No pickle is read. Raises CheckpointError if anything differs from what was written.
+    """
+    import torch
+
+    index = read_index(file)
+    storages: list[Tensor] = []
+    for number, storage in enumerate(index.storages):
+        raw = torch.empty(storage.size, dtype=torch.uint8)
+        view = raw.numpy().data
+        file.seek(storage.offset)
+        if _read_into(file, view) != storage.size or digest(view) != storage.digest:
+            raise CheckpointError(f"the tensor {_name_of(index.tree, number)} is damaged")
+        storages.append(raw)
+    tensors: dict[str, Tensor] = {}
+
+    def build(value: Any) -> Any:
+        if isinstance(value, list):
+            return [build(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if TENSOR_KEY not in value:
+            return {key: build(item) for key, item in value.items()}
+        number, dtype, shape = value[TENSOR_KEY]
+        key = f"{number} {dtype} {shape}"  # tied tensors come back as one
+        if key not in tensors:
+            if dtype not in DTYPES:
+                raise ValueError(dtype)
+            tensors[key] = storages[number].view(getattr(torch, dtype)).reshape(shape)
+        return tensors[key]
+
+    try:
+        return {**index.meta, **{key: build(value) for key, value in index.tree.items()}}
+    except (IndexError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError("tensors.json does not describe the tensors in the file") from error
+
+
+def _size_of(file: BinaryIO) -> int:
+    return file.seek(0, os.SEEK_END)
+
+
+def _read(file: BinaryIO, offset: int, name: str, size: int) -> tuple[bytes, int]:
+    try:
+        return archive.read_record(file, offset, f"{ROOT}/{name}", size)
+    except archive.ArchiveError as error:
+        raise CheckpointError(f"it is not a gpt2ckpt checkpoint, or damaged: {error}") from error
+
+
+def _read_json(file: BinaryIO, offset: int, name: str, size: int) -> tuple[dict[str, Any], int]:
+    content, end = _read(file, offset, name, size)
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name} is damaged") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{name} is damaged")
+    return value, end
+
+
+def _read_seal(file: BinaryIO, size: int) -> str:
+    file.seek(max(0, size - SEAL_SIZE))
+    comment = file.read(SEAL_SIZE)
+    if not comment.startswith(SEAL_PREFIX):
+        raise CheckpointError("it is incomplete or not a gpt2ckpt checkpoint (no seal at its end)")
+    return comment.removeprefix(SEAL_PREFIX).decode("latin-1")
+
+
+def _skeleton_digest(file: BinaryIO, storages: list[Storage], size: int) -> str:
+    state = xxhash.xxh3_128()
+    position = 0
+    for start, end in [*((s.offset, s.offset + s.size) for s in storages), (size - 32, size)]:
+        file.seek(position)
+        state.update(file.read(start - position))
+        position = end
+    return state.hexdigest()
+
+
+def _parts(file: BinaryIO, size: int, buffer: memoryview) -> Iterator[memoryview]:
+    while size > 0:
+        part = buffer[: min(size, len(buffer))]
+        count = _read_into(file, part)
+        if count != len(part):
+            raise CheckpointError("the file ends too early")
+        yield part
+        size -= count
+
+
+def _read_into(file: BinaryIO, view: memoryview) -> int:
+    """Fill `view`; one call of readinto gives at most 2 GiB on Linux."""
+    done = 0
+    while done < len(view):
+        count = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not count:
+            break
+        done += count
+    return done
+
+
+def _name_of(tree: Any, number: int, path: str = "") -> str:
+    """The dotted name of the first tensor that uses storage `number`."""
+    if isinstance(tree, dict) and TENSOR_KEY in tree:
+        return path if tree[TENSOR_KEY][0] == number else ""
+    items = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
+    names = (_name_of(item, number, f"{path}.{key}".lstrip(".")) for key, item in items)
+    return next((name for name in names if name), "")

@@ -1,0 +1,111 @@
+"""What a save does to a checkpoints/ folder, decided without touching it.
+
+`plan` turns the names that are there and the state that just came into a list of operations. They
+are ordered so that a crash after any of them leaves at least one complete valid state: first the
+new state becomes durable under a name of its own, then the names of roles move to it, and only
+then is anything deleted.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+from gpt2ckpt.checkpoint import names
+from gpt2ckpt.checkpoint.names import Role
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How many files the pools keep."""
+
+    keep_rolling: int
+    keep_emergency: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """A state that has come, and why it is saved: at least one of the reasons holds."""
+
+    step: int
+    when: datetime
+    regular: bool = False
+    emergency: bool = False
+    best: bool = False
+    epoch_ended: int | None = None
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Write the new state, in blocks of its own, as `name`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """Make `name` stand for the state that `source` stands for."""
+
+    source: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Delete:
+    name: str
+
+
+Operation = Publish | Link | Delete
+
+
+def plan(
+    present: Collection[str],
+    event: Event,
+    retention: Retention,
+    pinned: Collection[str] = (),
+) -> list[Operation]:
+    """The operations that save `event` into a folder that holds the files `present`.
+
+    `pinned` names are never deleted: the state that this process was resumed from.
+    """
+    own = _own_names(event)
+    operations: list[Operation] = []
+    if event.best and names.BEST in present:
+        operations.append(Link(names.BEST, names.BEST_PREVIOUS))
+    operations.append(Publish(own[0]))
+    operations += [Link(own[0], name) for name in own[1:]]
+    if names.LATEST in present:
+        operations.append(Link(names.LATEST, names.LATEST_BACKUP))
+    operations.append(Link(own[0], names.LATEST))
+    if event.best:
+        operations.append(Publish(names.BEST_BACKUP))
+    if event.regular:
+        operations.append(Publish(names.ROLLING_BACKUP))
+    after = {*present, *own}
+    surplus = [
+        *_surplus(after, Role.ROLLING, retention.keep_rolling),
+        *_surplus(after, Role.EMERGENCY, retention.keep_emergency),
+    ]
+    return operations + [Delete(name) for name in surplus if name not in pinned]
+
+
+def _own_names(event: Event) -> list[str]:
+    """The names that the new state has besides latest.pt; the first is the one that is written."""
+    own = []
+    if event.regular:
+        own.append(names.rolling(event.step))
+    if event.emergency:
+        own.append(names.emergency(event.step, event.when))
+    if event.epoch_ended is not None:
+        own.append(names.epoch(event.epoch_ended))
+    if event.best:
+        own.append(names.BEST)
+    if not own:
+        raise ValueError("a save needs a reason")
+    return own
+
+
+def _surplus(present: Collection[str], role: Role, keep: int) -> list[str]:
+    """The oldest files of a pool beyond `keep`, by step and then by the time in the name."""
+    pool = [name for name in present if names.role_of(name) is role]
+    pool.sort(key=lambda name: (names.number_in(name) or 0, name))
+    return pool[: max(0, len(pool) - keep)]

@@ -1,0 +1,149 @@
+"""One checkpoints/ folder: puts states in under their roles, and finds valid ones again."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gpt2ckpt.checkpoint import durable, format, names, policy
+from gpt2ckpt.checkpoint.names import Role
+from gpt2ckpt.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Found:
+    """A valid state, where it was read from, and the files that were passed over before it."""
+
+    path: Path
+    state: dict[str, Any]
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Store:
+    folder: Path
+
+    def files(self) -> list[Path]:
+        """The checkpoints in the folder, by name; other people's files are passed over."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if names.role_of(path.name))
+
+    def put(
+        self,
+        encoded: format.Encoded,
+        event: policy.Event,
+        retention: policy.Retention,
+        pinned: frozenset[str] = frozenset(),
+    ) -> Path:
+        """Save a state under every role that `event` gives it; returns its own file.
+
+        Raises OSError or CheckpointError; the roles then stand for what they stood for, or for the
+        new state where it was already durable.
+        """
+        present = {path.name for path in self.files()}
+        operations = policy.plan(present, event, retention, pinned)
+        for operation in operations:
+            match operation:
+                case policy.Publish(name):
+                    durable.publish(self.folder / name, encoded.buffers, check)
+                case policy.Link(source, name):
+                    durable.link(self.folder / source, self.folder / name, check)
+                case policy.Delete():
+                    pass
+        surplus = [self.folder / op.name for op in operations if isinstance(op, policy.Delete)]
+        durable.delete(surplus)
+        published = next(op for op in operations if isinstance(op, policy.Publish))
+        return self.folder / published.name
+
+    def find(self, role: Role) -> Found:
+        """The state of `role`, or the next best valid one: the newest for latest.
+
+        Raises CheckpointError if the folder holds no valid state at all.
+        """
+        skipped: list[tuple[Path, str]] = []
+        for path in self._candidates(role):
+            try:
+                return Found(path, load(path), skipped)
+            except CheckpointError as error:
+                skipped.append((path, str(error)))
+        if not skipped:
+            raise CheckpointError(f"there is no checkpoint in {self.folder}")
+        reasons = "; ".join(reason for _, reason in skipped)
+        raise CheckpointError(f"no valid checkpoint is left in {self.folder}: {reasons}")
+
+    def go_back_to(self, chosen: Path, step: int, when: datetime) -> Path | None:
+        """Set aside every state later than `step`, which a run resumed from `chosen` abandons.
+
+        They are moved to abandoned_YYYYMMDD_HHMMSS/ and latest.pt becomes `chosen`. Returns that
+        folder, or None if there was nothing later.
+        """
+        later = [path for path in self.files() if self._step_of(path) > step]
+        if not later:
+            return None
+        aside = self.folder / f"abandoned_{when:%Y%m%d_%H%M%S}"
+        durable.make_directory(aside)
+        for path in later:
+            durable.link(path, aside / path.name, check)
+        if chosen.parent == self.folder:
+            durable.link(chosen, self.folder / names.LATEST, check)
+            later = [path for path in later if path.name != names.LATEST]
+        durable.delete(later)
+        return aside
+
+    def _candidates(self, role: Role) -> Iterator[Path]:
+        def age(path: Path) -> tuple[int, str]:
+            return names.number_in(path.name) or 0, path.name
+
+        files = self.files()
+        first = [path for path in files if names.role_of(path.name) is role]
+        yield from sorted(first, key=age, reverse=True)
+        rest = [path for path in files if path not in first]
+        yield from sorted(rest, key=self._step_of, reverse=True)
+
+    def _step_of(self, path: Path) -> int:
+        """The step of a file by its own word; -1 if it cannot even say that."""
+        try:
+            return int(read_meta(path)["step"])
+        except (CheckpointError, KeyError, TypeError, ValueError):
+            return -1
+
+
+def check(path: Path) -> None:
+    """Raise CheckpointError unless every byte of the file is what was written."""
+    with _opened(path) as file:
+        format.verify(file)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The verified state in a file. Raises CheckpointError naming the file."""
+    with _opened(path) as file:
+        return format.load(file)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """What a file says of itself without its tensors. Raises CheckpointError naming the file."""
+    with _opened(path) as file:
+        return format.read_meta(file)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file begins like a checkpoint of this project, whole or damaged."""
+    try:
+        with path.open("rb") as file:
+            return format.is_ours(file)
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
