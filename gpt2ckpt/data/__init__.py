@@ -1,0 +1,1 @@
+"""Corpora, the tokenizer, token shards, and the loader with its global sample position."""

@@ -1,0 +1,56 @@
+"""From what a user writes in `data.train` or `data.val` to a list of files."""
+
+import glob
+from pathlib import Path
+
+from gpt2ckpt.errors import ConfigError, InputError
+
+
+def expand_files(setting: str, patterns: str) -> list[Path]:
+    """The regular files that `patterns` names, each once, sorted by path.
+
+    Args:
+        setting: the key that the user set ("data.train"), for messages.
+        patterns: a path, a glob (`**` descends into folders), or several separated by commas;
+            `~` is the home folder, relative paths start at the working directory. A path that
+            exists is taken literally, whatever brackets or commas it contains.
+
+    Raises:
+        ConfigError: nothing is given.
+        InputError: a pattern matches no file, or names a folder.
+    """
+    if patterns.strip() in ("", "???"):
+        raise ConfigError(f"{setting} is not set: give a file or a glob, {setting}=PATH")
+    parts = [patterns] if _exists(patterns) else patterns.split(",")
+    found: set[Path] = set()
+    for part in (part.strip() for part in parts):
+        if part:
+            found.update(_expand(setting, part))
+    return sorted(found)
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError):  # a name too long for the file system; a home that is unknown
+        return False
+
+
+def _expand(setting: str, part: str) -> list[Path]:
+    if _exists(part):
+        path = Path(part).expanduser()
+        if path.is_dir():
+            raise InputError(
+                f"{setting}: {part} is a folder: name its files with a glob such as "
+                f"{part.rstrip('/')}/**/*"
+            )
+        return [path]
+    try:
+        pattern = str(Path(part).expanduser())
+    except RuntimeError as error:
+        raise InputError(f"{setting}: {part}: {error}") from error
+    names = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+    files = [path for path in map(Path, names) if path.is_file()]
+    if not files:
+        raise InputError(f"{setting}: no file matches {part} (looked in {Path.cwd()})")
+    return files

@@ -1,0 +1,75 @@
+"""Batches of blocks, addressed by a global sample position.
+
+Block i of a stream is the tokens i*T .. i*T+T: the first T are the inputs, and the same shifted by
+one are the targets. Blocks share one token and no input.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from gpt2ckpt.data.order import block_of
+from gpt2ckpt.data.tokens import TokenStream, count_blocks
+
+Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+
+
+class BlockLoader:
+    """Training batches. It has no state: a position is all that a resume needs to record.
+
+    Sample positions count from 0 over all epochs, so batches of another size, or shared among
+    another number of ranks, visit the same blocks in the same order.
+    """
+
+    def __init__(self, stream: TokenStream, block_size: int, seed: int) -> None:
+        self.n_blocks = count_blocks(len(stream), block_size)
+        if self.n_blocks == 0:
+            raise ValueError(f"{len(stream)} tokens hold no block of {block_size} + 1")
+        self._stream = stream
+        self._block_size = block_size
+        self._seed = seed
+
+    def batch(self, position: int, count: int) -> Batch:
+        """Samples position .. position+count-1; they may straddle an epoch.
+
+        Returns:
+            Inputs and targets, int64 tensors on the CPU, each of shape [count, block_size].
+
+        Raises:
+            InputError: a token outside the vocabulary.
+        """
+        positions = np.arange(position, position + count, dtype=np.int64)
+        blocks = block_of(positions, self.n_blocks, self._seed)
+        return _gather(self._stream, blocks.tolist(), self._block_size)
+
+
+def validation(
+    stream: TokenStream, block_size: int, batch_size: int, limit: int | None = None
+) -> Iterator[Batch]:
+    """Every block once, in order, without overlap; the last batch may be smaller.
+
+    Args:
+        stream: the validation tokens.
+        block_size: inputs per block.
+        batch_size: blocks per batch.
+        limit: at most this many blocks, the first ones; None for all.
+
+    Yields:
+        Inputs and targets, int64 tensors on the CPU, each of shape [up to batch_size, block_size].
+    """
+    blocks = count_blocks(len(stream), block_size)
+    if limit is not None:
+        blocks = min(blocks, limit)
+    for first in range(0, blocks, batch_size):
+        yield _gather(stream, range(first, min(first + batch_size, blocks)), block_size)
+
+
+def _gather(stream: TokenStream, blocks: Sequence[int], block_size: int) -> Batch:
+    inputs = np.empty((len(blocks), block_size), dtype=np.int64)
+    targets = np.empty_like(inputs)
+    for row, block in enumerate(blocks):
+        tokens = stream.read(block * block_size, block_size + 1)
+        inputs[row], targets[row] = tokens[:-1], tokens[1:]
+    return torch.from_numpy(inputs), torch.from_numpy(targets)

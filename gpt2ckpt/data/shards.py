@@ -1,0 +1,210 @@
+"""Text to token shards in llm.c's format, train_000000.bin and val_000000.bin onwards.
+
+Everything is written in a hidden folder inside the output folder, and renamed into place at the
+end, when each shard is on the device. An interrupted run leaves that folder; the next one removes
+it. A lock on the output folder, which the system drops when its holder dies, keeps a second run
+out.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDataConfig
+from gpt2ckpt.data.sources import Source, held_out, text_sources
+from gpt2ckpt.data.tokens import HEADER_BYTES, MAGIC, VERSION, Tokens
+from gpt2ckpt.errors import ConfigError, InputError
+
+_STAGING = ".shards.partial"
+_MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in int32
+_CHUNK_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True)
+class PrepareSummary:
+    """What `prepare` wrote. Counts are tokens, end-of-text included."""
+
+    train_tokens: int
+    val_tokens: int
+    shards: tuple[Path, ...]
+
+
+def prepare(
+    data: EmbeddedDataConfig | TextDataConfig | TokensDataConfig, out: str, shard_tokens: int
+) -> PrepareSummary:
+    """Encodes the text of `data` into shards under the folder `out`, in constant memory.
+
+    The streams are those that `open_corpus` makes of the same config. While it works, the tokens
+    take their size on disk twice.
+
+    Raises:
+        ConfigError: a setting out of range, or data that is tokens already.
+        InputError: unusable text, an output folder that holds shards or cannot be written.
+    """
+    if isinstance(data, TokensDataConfig):
+        raise ConfigError("data=tokens is encoded already: prepare takes data=text or embedded")
+    if out.strip() in ("", "???"):
+        raise ConfigError("out is not set: give the folder for the shards, out=FOLDER")
+    _check_shard_tokens(shard_tokens)
+    train_sources, val_sources = text_sources(data)
+    with _staging(Path(out).expanduser()) as staging:
+        train = _spool(train_sources, staging / "train.tokens")
+        if val_sources is None:
+            cut = len(train) - held_out(len(train), data.val_fraction)
+            train, val = train[:cut], train[cut:]
+        else:
+            val = _spool(val_sources, staging / "val.tokens")
+        if not (len(train) and len(val)):
+            raise InputError(
+                f"{len(train)} training and {len(val)} validation tokens: there is too little text "
+                "to hold any out; give more, or set data.val"
+            )
+        splits = {"train": _chunks(train), "val": _chunks(val)}
+        shards = _write_and_publish(splits, staging, shard_tokens)
+    return PrepareSummary(len(train), len(val), tuple(shards))
+
+
+def write_shards(
+    splits: Mapping[str, Iterable[Tokens]], out: Path, shard_tokens: int
+) -> list[Path]:
+    """Writes each split's tokens as shards of `shard_tokens` tokens; a last one may be smaller.
+
+    Args:
+        splits: "train" and "val" to uint16 arrays of any lengths.
+        out: the folder, made if missing; it must not hold shards.
+        shard_tokens: tokens per shard, 1 to 2**31-1.
+
+    Returns:
+        The shards, complete and on the device.
+
+    Raises:
+        ConfigError: shard_tokens out of range.
+        InputError: the folder holds shards, is being written, or cannot be written.
+    """
+    _check_shard_tokens(shard_tokens)
+    with _staging(out) as staging:
+        return _write_and_publish(splits, staging, shard_tokens)
+
+
+def _check_shard_tokens(shard_tokens: int) -> None:
+    if not 1 <= shard_tokens <= _MAX_SHARD_TOKENS:
+        raise ConfigError(f"shard_tokens={shard_tokens} must lie between 1 and {_MAX_SHARD_TOKENS}")
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A hidden folder inside `out`, removed at the end; so is `out`, if it was made in vain."""
+    made = not out.exists()
+    lock = -1
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = os.open(out, os.O_RDONLY)
+        _lock_folder(lock, out)
+        _refuse_existing(out)
+        staging = out / _STAGING
+        shutil.rmtree(staging, ignore_errors=True)  # of a run that died: no live one has the lock
+        staging.mkdir()
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            if made and not any(out.iterdir()):
+                out.rmdir()
+    except OSError as error:
+        raise InputError(f"{out}: cannot write shards: {error.strerror or error}") from error
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
+def _lock_folder(descriptor: int, out: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise InputError(f"{out}: another process is writing shards there") from error
+        # A file system without locks: two runs at once stay the user's to avoid.
+
+
+def _refuse_existing(out: Path) -> None:
+    for pattern in ("train_*.bin", "val_*.bin"):
+        for path in sorted(out.glob(pattern)):
+            raise InputError(
+                f"{out} already holds shards ({path.name}): give another folder, or delete them"
+            )
+
+
+def _spool(sources: list[Source], path: Path) -> Tokens:
+    """All tokens of the sources in one file, mapped: where to cut is known only at the end."""
+    with path.open("wb") as file:
+        for source in sources:
+            for tokens in source.tokens():
+                file.write(tokens.astype("<u2", copy=False).tobytes())
+    mapped: Tokens = np.memmap(path, dtype="<u2", mode="r").view(np.ndarray)
+    return mapped
+
+
+def _chunks(tokens: Tokens) -> Iterator[Tokens]:
+    for start in range(0, len(tokens), _CHUNK_TOKENS):
+        yield tokens[start : start + _CHUNK_TOKENS]
+
+
+def _write_and_publish(
+    splits: Mapping[str, Iterable[Tokens]], staging: Path, shard_tokens: int
+) -> list[Path]:
+    written: list[Path] = []
+    for split, tokens in splits.items():
+        for number, parts in enumerate(_cut(tokens, shard_tokens)):
+            path = staging / f"{split}_{number:06d}.bin"
+            _write_shard(path, parts)
+            written.append(path)
+    out = staging.parent
+    published = [path.rename(out / path.name) for path in written]
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return published
+
+
+def _cut(tokens: Iterable[Tokens], shard_tokens: int) -> Iterator[Iterator[Tokens]]:
+    """Groups of arrays, each of `shard_tokens` but the last; use up each before the next."""
+    arrays = (array for array in tokens if len(array))
+    rest = next(arrays, None)
+
+    def one_shard() -> Iterator[Tokens]:
+        nonlocal rest
+        room = shard_tokens
+        while room and rest is not None:
+            part, rest = rest[:room], rest[room:]
+            room -= len(part)
+            yield part
+            if not len(rest):
+                rest = next(arrays, None)
+
+    while rest is not None:
+        yield one_shard()
+
+
+def _write_shard(path: Path, parts: Iterable[Tokens]) -> None:
+    """One shard, on the device when this returns; its header is filled in at the end."""
+    header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+    count = 0
+    with path.open("wb") as file:
+        file.write(header.tobytes())
+        for part in parts:
+            file.write(part.astype("<u2", copy=False).tobytes())
+            count += len(part)
+        header[:3] = MAGIC, VERSION, count
+        file.seek(0)
+        file.write(header.tobytes())
+        file.flush()
+        os.fsync(file.fileno())

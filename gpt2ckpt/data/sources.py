@@ -1,0 +1,96 @@
+"""Where text comes from: the user's files, or the reference that every Python carries."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig
+from gpt2ckpt.data.files import expand_files
+from gpt2ckpt.data.text import encode_text, end_of_text, tokenize_file
+from gpt2ckpt.data.tokenizer import VOCAB_SIZE, gpt2_encoding
+from gpt2ckpt.data.tokens import Tokens
+from gpt2ckpt.errors import ConfigError, InputError
+
+EMBEDDED_NAME = "pydoc_data.topics"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One text: its name, its size in bytes of UTF-8, and its tokens, computed when asked for."""
+
+    name: str
+    size_bytes: int
+    tokens: Callable[[], Iterator[Tokens]]
+
+
+def text_sources(
+    config: EmbeddedDataConfig | TextDataConfig,
+) -> tuple[list[Source], list[Source] | None]:
+    """Training and validation sources; None where validation is held out of the training text.
+
+    Raises:
+        ConfigError: no file is named, or val_fraction is not between 0 and 1.
+        InputError: a file or pattern that does not exist.
+    """
+    if not 0 < config.val_fraction < 1:
+        raise ConfigError(
+            f"data.val_fraction={config.val_fraction} must lie between 0 and 1, exclusive"
+        )
+    if isinstance(config, EmbeddedDataConfig):
+        return [_embedded()], None
+    train = _file_sources("data.train", config.train)
+    return train, None if config.val is None else _file_sources("data.val", config.val)
+
+
+def held_out(tokens: int, val_fraction: float) -> int:
+    """How many of `tokens` tokens, from the end, are for validation (rounded down)."""
+    return int(tokens * val_fraction)
+
+
+def check_tokenizer_fits(vocab_size: int) -> None:
+    """Raises ConfigError if text, encoded by GPT-2's tokenizer, needs a larger vocabulary."""
+    if vocab_size < VOCAB_SIZE:
+        raise ConfigError(
+            f"model.vocab_size={vocab_size} is smaller than GPT-2's tokenizer, which text is "
+            f"encoded with: it needs at least {VOCAB_SIZE}"
+        )
+
+
+def _file_sources(setting: str, patterns: str) -> list[Source]:
+    return [
+        Source(str(path), _size(path), partial(_tokens_of_file, path))
+        for path in expand_files(setting, patterns)
+    ]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _tokens_of_file(path: Path) -> Iterator[Tokens]:
+    return tokenize_file(path, gpt2_encoding())
+
+
+def _embedded() -> Source:
+    """Python's language reference: about 465,000 characters. It differs between versions."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise InputError(
+            "this Python has no pydoc_data.topics, the text of data=embedded: "
+            "install Python's full standard library, or use data=text data.train=FILES"
+        ) from error
+    documents = [topics[name] for name in sorted(topics)]
+    size = sum(len(document.encode()) for document in documents)
+    return Source(EMBEDDED_NAME, size, partial(_tokens_of_documents, documents))
+
+
+def _tokens_of_documents(documents: list[str]) -> Iterator[Tokens]:
+    for number, document in enumerate(documents):
+        if number:
+            yield end_of_text()
+        yield from encode_text(document, gpt2_encoding())

@@ -1,0 +1,117 @@
+"""Text to tokens, a piece at a time, with exactly the tokens of the whole text.
+
+GPT-2's encoding first splits text by a regular expression, and merges bytes only within the parts.
+Whitespace occurs only at the start of a part, or in a part that is nothing else. So there is always
+a cut between a non-whitespace character and the whitespace after it, and one before the last
+character of a whitespace run that is followed by something else. Nothing in the expression looks
+further than that: encoding the two sides of such a cut gives the tokens of the whole.
+
+Files are taken as they are (line ends too), but for a byte order mark at the start, which says
+"UTF-8" and is no text. What looks like a special token is ordinary text.
+"""
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpt2ckpt.data.tokenizer import END_OF_TEXT
+from gpt2ckpt.data.tokens import Tokens
+from gpt2ckpt.errors import InputError
+
+if TYPE_CHECKING:
+    import tiktoken
+
+PIECE_BYTES = 1 << 20
+# Unicode's White_Space, which is what `\s` means to tiktoken; Python's own `\s` has four more.
+_WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B)))
+_WHITESPACE += "\u2028\u2029\u202f\u205f\u3000"
+# tiktoken's expression overflows its stack in a whitespace run of some 100,000 characters.
+_LONG_RUN = re.compile(f"[{_WHITESPACE}]{{1000,}}")
+
+
+def end_of_text() -> Tokens:
+    """The token after each document, shape [1]."""
+    return np.array([END_OF_TEXT], dtype=np.uint16)
+
+
+def tokenize_file(
+    path: Path, encoding: "tiktoken.Encoding", piece_bytes: int = PIECE_BYTES
+) -> Iterator[Tokens]:
+    """The tokens of one UTF-8 file and an end-of-text, in order, as uint16 arrays.
+
+    Memory is that of a few pieces, unless the file has no whitespace to cut at.
+
+    Raises:
+        InputError: unreadable, empty, or not UTF-8 (with the offset of the first bad byte).
+    """
+    yield from encode_pieces(read_pieces(path, piece_bytes), encoding)
+    yield end_of_text()
+
+
+def read_pieces(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
+    """The text of one UTF-8 file, without its byte order mark, in pieces of about `piece_bytes`."""
+    decoder = codecs.getincrementaldecoder("utf-8")("strict")
+    offset, characters = 0, 0
+    try:
+        with path.open("rb") as file:
+            while True:
+                data = file.read(piece_bytes)
+                pending = len(decoder.getstate()[0])  # a character's bytes begun before `data`
+                text = decoder.decode(data, final=not data)
+                if offset == pending:  # nothing was decoded before
+                    text = text.removeprefix("\ufeff")
+                offset += len(data)
+                characters += len(text)
+                if text:
+                    yield text
+                if not data:
+                    break
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not UTF-8 at byte {offset - pending + error.start}: "
+            "convert the file to UTF-8 or leave it out"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not characters:
+        raise InputError(f"{path}: the file is empty")
+
+
+def encode_pieces(pieces: Iterable[str], encoding: "tiktoken.Encoding") -> Iterator[Tokens]:
+    """The tokens of the joined pieces; they are joined only as far as there is no safe cut."""
+    waiting: list[str] = []
+    for piece in pieces:
+        cut = _last_cut(piece)
+        if cut == 0:
+            waiting.append(piece)
+            continue
+        yield from encode_text("".join([*waiting, piece[:cut]]), encoding)
+        waiting = [piece[cut:]]
+    yield from encode_text("".join(waiting), encoding)
+
+
+def _last_cut(text: str) -> int:
+    """The last index at which whitespace follows something else; 0 if there is none."""
+    for index in range(len(text) - 1, 0, -1):
+        if text[index] in _WHITESPACE and text[index - 1] not in _WHITESPACE:
+            return index
+    return 0
+
+
+def encode_text(text: str, encoding: "tiktoken.Encoding") -> Iterator[Tokens]:
+    """The tokens of `text` as uint16 arrays, cut before the last character of long whitespace."""
+    start = 0
+    for run in _LONG_RUN.finditer(text):
+        if run.end() < len(text):
+            yield _encode(text[start : run.end() - 1], encoding)
+            start = run.end() - 1
+    if start < len(text):
+        yield _encode(text[start:], encoding)
+
+
+def _encode(text: str, encoding: "tiktoken.Encoding") -> Tokens:
+    return np.array(encoding.encode_ordinary(text), dtype=np.uint16)

@@ -1,0 +1,197 @@
+"""Corpora of each kind, and what is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import pytest
+
+from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDataConfig
+from gpt2ckpt.data.corpus import Corpus, open_corpus
+from gpt2ckpt.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_encoding
+from gpt2ckpt.data.tokens import TokenStream
+from gpt2ckpt.errors import ConfigError, InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def _all(stream: TokenStream) -> list[int]:
+    return stream.read(0, len(stream)).tolist()
+
+
+def _text(train: Path | str, val: Path | None = None, fraction: float = 0.1) -> TextDataConfig:
+    return TextDataConfig(
+        train=str(train), val=None if val is None else str(val), val_fraction=fraction
+    )
+
+
+def _tokens(path: Path, values: np.ndarray) -> Path:
+    values.astype("<u2").tofile(path)
+    return path
+
+
+def test_embedded_is_pythons_own_reference() -> None:
+    corpus = open_corpus(EmbeddedDataConfig(), VOCAB_SIZE, 1024)
+    total = len(corpus.train) + len(corpus.val)
+    assert total > 100_000
+    assert len(corpus.val) == int(total * 0.1)
+    text = gpt2_encoding().decode(_all(corpus.train) + _all(corpus.val))
+    assert text == "<|endoftext|>".join(topics[name] for name in sorted(topics))
+    (file,) = corpus.files
+    assert (file.name, file.tokens) == ("pydoc_data.topics", total)
+    assert f"{len(corpus.train):,} training" in corpus.description
+    assert corpus.digest == open_corpus(EmbeddedDataConfig(), VOCAB_SIZE, 64).digest
+
+
+@pytest.mark.skipif(
+    sum(map(len, topics.values())) != 464_970, reason="another Python's text than the one counted"
+)
+def test_embedded_count() -> None:
+    corpus = open_corpus(EmbeddedDataConfig(), VOCAB_SIZE, 1024)
+    assert len(corpus.train) + len(corpus.val) == 139_015
+
+
+def test_text_holds_out_the_end_of_the_last_document(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("one two three four\n" * 20)
+    (tmp_path / "a.txt").write_text("first document")
+    corpus = open_corpus(_text(tmp_path / "*.txt", fraction=0.25), VOCAB_SIZE, 4)
+    encode = gpt2_encoding().encode_ordinary
+    expected = [*encode("first document"), END_OF_TEXT]
+    expected += [*encode("one two three four\n" * 20), END_OF_TEXT]
+    assert _all(corpus.train) + _all(corpus.val) == expected
+    assert len(corpus.val) == len(expected) // 4
+    assert [(Path(file.name).name, file.size_bytes, file.tokens) for file in corpus.files] == [
+        ("a.txt", 14, 3),
+        ("b.txt", 380, len(expected) - 3),
+    ]
+
+
+def test_text_with_files_of_its_own_for_validation(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("some training text " * 9)
+    (tmp_path / "val.txt").write_text("validation text " * 3)
+    corpus = open_corpus(_text(tmp_path / "train.txt", tmp_path / "val.txt"), VOCAB_SIZE, 4)
+    encode = gpt2_encoding().encode_ordinary
+    assert _all(corpus.train) == [*encode("some training text " * 9), END_OF_TEXT]
+    assert _all(corpus.val) == [*encode("validation text " * 3), END_OF_TEXT]
+    assert len(corpus.files) == 2
+
+
+def test_tokens_are_joined_in_the_order_of_names(tmp_path: Path) -> None:
+    for name in ("t2", "t1", "v"):
+        _tokens(tmp_path / f"{name}.bin", np.arange(50) + 1000 * int("21v".index(name[-1])))
+    config = TokensDataConfig(train=str(tmp_path / "t*.bin"), val=str(tmp_path / "v.bin"))
+    corpus = open_corpus(config, VOCAB_SIZE, 16)
+    assert _all(corpus.train) == [*range(1000, 1050), *range(50)]
+    assert _all(corpus.val) == list(range(2000, 2050))
+    assert corpus.description.startswith("tokens: 3 files, 0.0 MB, 100 training and 50 validation")
+
+
+def _open_tokens(folder: Path) -> Corpus:
+    config = TokensDataConfig(train=str(folder / "t*.bin"), val=str(folder / "v.bin"))
+    return open_corpus(config, VOCAB_SIZE, 16)
+
+
+def test_the_digest_notices_what_it_says(tmp_path: Path) -> None:
+    large = np.random.default_rng(0).integers(0, VOCAB_SIZE, 600_000)
+    small = large[:1000]
+    _tokens(tmp_path / "t1.bin", large)
+    _tokens(tmp_path / "t2.bin", small)
+    _tokens(tmp_path / "v.bin", small)
+    digests = [_open_tokens(tmp_path).digest]
+    assert len(digests[0]) == 32 and _open_tokens(tmp_path).digest == digests[0]
+
+    changed = large.copy()
+    changed[-1] ^= 1
+    for values in (changed, large[:-1], large[::-1], np.roll(large, 1)):
+        _tokens(tmp_path / "t1.bin", values)
+        digests.append(_open_tokens(tmp_path).digest)
+    _tokens(tmp_path / "t1.bin", large)
+    edited = small.copy()
+    edited[500] ^= 1
+    _tokens(tmp_path / "t2.bin", edited)
+    digests.append(_open_tokens(tmp_path).digest)
+    _tokens(tmp_path / "t2.bin", large)
+    _tokens(tmp_path / "t1.bin", small)  # the two files swapped
+    digests.append(_open_tokens(tmp_path).digest)
+    (tmp_path / "t1.bin").unlink()
+    digests.append(_open_tokens(tmp_path).digest)
+    assert len(set(digests)) == len(digests)
+
+    (tmp_path / "t2.bin").rename(tmp_path / "t9.bin")  # only the name
+    assert _open_tokens(tmp_path).digest == digests[-1]
+
+
+def test_the_digest_of_text_covers_all_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("word " * 600_000 + "end")
+    first = open_corpus(_text(path), VOCAB_SIZE, 64)
+    path.write_text("word " * 300_000 + "line " + "word " * 299_999 + "end")
+    second = open_corpus(_text(path), VOCAB_SIZE, 64)
+    assert len(first.train) == len(second.train)
+    assert first.digest != second.digest
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_a_fraction_outside_its_range_is_a_config_error(fraction: float, tmp_path: Path) -> None:
+    for config in (EmbeddedDataConfig(val_fraction=fraction), _text(tmp_path, None, fraction)):
+        with pytest.raises(ConfigError, match=r"data\.val_fraction=.* between 0 and 1"):
+            open_corpus(config, VOCAB_SIZE, 64)
+
+
+def test_a_vocabulary_too_small_for_text_is_a_config_error(tmp_path: Path) -> None:
+    for config in (EmbeddedDataConfig(), _text(tmp_path)):
+        with pytest.raises(ConfigError, match=r"model\.vocab_size=50256 .* at least 50257"):
+            open_corpus(config, 50_256, 64)
+    assert open_corpus(EmbeddedDataConfig(), 50_304, 64).train.vocab_size == 50_304
+
+
+def test_tokens_outside_a_smaller_vocabulary_are_refused(tmp_path: Path) -> None:
+    path = _tokens(tmp_path / "a.bin", np.arange(100))
+    config = TokensDataConfig(train=str(path), val=str(path))
+    assert len(open_corpus(config, 100, 8).train) == 100
+    with pytest.raises(InputError, match=r"a\.bin: token 99 at index 99"):
+        open_corpus(config, 99, 8)
+
+
+def test_too_few_tokens_say_how_many_are_needed(tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("one two three")  # three tokens and an end-of-text
+    with pytest.raises(
+        InputError, match=r"training data has 2 tokens, but one block needs 9 .*model\.block_size"
+    ):
+        open_corpus(_text(path, None, 0.5), VOCAB_SIZE, 8)
+    with pytest.raises(
+        InputError, match=r"validation data has 2 tokens.* needs 3 .*larger data\.val_fraction"
+    ):
+        path.write_text("one two three four five six seven eight nine")
+        open_corpus(_text(path, None, 0.2), VOCAB_SIZE, 2)
+    with pytest.raises(InputError, match=r"validation data has 4 tokens.*more in data\.val"):
+        long, short = tmp_path / "long.txt", tmp_path / "short.txt"
+        long.write_text("word " * 99)
+        short.write_text("one two three")
+        open_corpus(_text(long, short), VOCAB_SIZE, 4)
+
+
+def test_bad_files_are_refused_by_name(tmp_path: Path) -> None:
+    good = tmp_path / "good.txt"
+    good.write_text("text " * 99)
+    (tmp_path / "bad.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(InputError, match=r"bad\.txt: not UTF-8 at byte 3"):
+        open_corpus(_text(f"{good},{tmp_path}/bad.txt"), VOCAB_SIZE, 8)
+    with pytest.raises(InputError, match=r"empty\.txt: the file is empty"):
+        open_corpus(_text(good, tmp_path / "empty.txt"), VOCAB_SIZE, 8)
+    with pytest.raises(InputError, match=r"data\.val: no file matches .*gone\.txt"):
+        open_corpus(_text(good, tmp_path / "gone.txt"), VOCAB_SIZE, 8)
+    with pytest.raises(ConfigError, match=r"data\.train is not set"):
+        open_corpus(TokensDataConfig(), VOCAB_SIZE, 8)
+
+
+def test_opening_a_corpus_needs_no_torch() -> None:
+    code = (
+        "import sys; import gpt2ckpt.data.corpus, gpt2ckpt.data.shards; "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'tiktoken', 'hydra')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

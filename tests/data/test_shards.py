@@ -1,0 +1,161 @@
+"""Shards: exact bytes, all or nothing, and the same tokens as the text they are made of."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDataConfig
+from gpt2ckpt.data.corpus import open_corpus
+from gpt2ckpt.data.shards import prepare, write_shards
+from gpt2ckpt.data.tokens import open_token_file
+from gpt2ckpt.errors import ConfigError, InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def _u16(*tokens: int) -> np.ndarray:
+    return np.array(tokens, dtype=np.uint16)
+
+
+def test_the_bytes_are_llm_c_s(tmp_path: Path) -> None:
+    splits = {"train": [_u16(1, 2), _u16(3, 50256, 5)], "val": [_u16(7)]}
+    paths = write_shards(splits, tmp_path / "deep" / "out", 3)
+    assert [path.name for path in paths] == [
+        "train_000000.bin",
+        "train_000001.bin",
+        "val_000000.bin",
+    ]
+    assert sorted(paths) == sorted((tmp_path / "deep" / "out").iterdir())
+    content = paths[0].read_bytes()
+    assert content[:12] == bytes.fromhex("88d83401 01000000 03000000")  # 20240520, 1, 3
+    assert content[12:1024] == bytes(1012)
+    assert content[1024:] == bytes.fromhex("0100 0200 0300")
+    assert paths[1].read_bytes()[1024:] == bytes.fromhex("50c4 0500")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 9), max_size=6),
+    shard_tokens=st.integers(1, 12),
+)
+def test_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], shard_tokens: int
+) -> None:
+    whole = np.arange(sum(lengths), dtype=np.uint16)
+    parts = np.split(whole, np.cumsum(lengths)[:-1]) if lengths else []
+    paths = write_shards({"train": parts}, tmp_path_factory.mktemp("shards"), shard_tokens)
+    read = [open_token_file(path, 50257).tokens for path in paths]
+    assert [token for tokens in read for token in tokens.tolist()] == whole.tolist()
+    assert all(len(tokens) == shard_tokens for tokens in read[:-1])
+
+
+def test_a_folder_with_shards_is_refused_and_left_alone(tmp_path: Path) -> None:
+    for name in ("train_000007.bin", "val_000000.bin"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_bytes(b"mine")
+        with pytest.raises(InputError, match=rf"{folder} already holds shards \({name}\)"):
+            write_shards({"train": [_u16(1)]}, folder, 10)
+        assert [path.read_bytes() for path in folder.iterdir()] == [b"mine"]
+
+
+def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    write_shards({"train": [_u16(1)]}, tmp_path, 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "train_000000.bin"]
+
+
+@pytest.mark.parametrize("shard_tokens", [0, -1, 2**31])
+def test_shards_of_an_impossible_size_are_a_config_error(tmp_path: Path, shard_tokens: int) -> None:
+    with pytest.raises(ConfigError, match=f"shard_tokens={shard_tokens} must lie between"):
+        write_shards({"train": [_u16(1)]}, tmp_path / "out", shard_tokens)
+    with pytest.raises(ConfigError, match=f"shard_tokens={shard_tokens} must lie between"):
+        prepare(EmbeddedDataConfig(), str(tmp_path / "out"), shard_tokens)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: cannot write shards: File exists"):
+        write_shards({"train": [_u16(1)]}, tmp_path / "file", 10)
+    with pytest.raises(InputError, match="cannot write shards: Not a directory"):
+        write_shards({"train": [_u16(1)]}, tmp_path / "file" / "out", 10)
+
+
+def test_an_error_half_way_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("good text " * 50)
+    (tmp_path / "b.txt").write_bytes(b"bad \xff")
+    config = TextDataConfig(train=str(tmp_path / "*.txt"))
+    with pytest.raises(InputError, match=r"b\.txt: not UTF-8 at byte 4"):
+        prepare(config, str(tmp_path / "out"), 10)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_writer_is_kept_out(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is writing shards there"):
+            write_shards({"train": [_u16(1)]}, tmp_path, 10)
+    finally:
+        os.close(descriptor)
+    assert len(write_shards({"train": [_u16(1)]}, tmp_path, 10)) == 1
+
+
+def test_a_killed_writer_leaves_no_shard_and_no_obstacle(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, numpy as np; from pathlib import Path\n"
+        "from gpt2ckpt.data.shards import write_shards\n"
+        "def tokens():\n"
+        "    for number in range(100):\n"
+        "        yield np.full(10, number, np.uint16)\n"
+        "        time.sleep(60 if number == 50 else 0)\n"
+        "write_shards({'train': tokens()}, Path(sys.argv[1]), 100)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / ".shards.partial" / "train_000005.bin").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert [path.name for path in tmp_path.iterdir()] == [".shards.partial"]
+    (path,) = write_shards({"train": [_u16(1, 2)]}, tmp_path, 100)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("own_validation", [False, True])
+def test_prepared_shards_are_the_streams_of_the_text(tmp_path: Path, own_validation: bool) -> None:
+    (tmp_path / "a.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 40)
+    (tmp_path / "b.txt").write_text("Another document, shorter.\n" * 10)
+    text = TextDataConfig(train=str(tmp_path / "*.txt"), val_fraction=0.2)
+    if own_validation:
+        text.val = str(tmp_path / "b.txt")
+    out = tmp_path / "out"
+    summary = prepare(text, str(out), 100)
+    shards = TokensDataConfig(train=str(out / "train_*.bin"), val=str(out / "val_*.bin"))
+    direct, prepared = open_corpus(text, 50257, 16), open_corpus(shards, 50257, 16)
+    for one, two in ((direct.train, prepared.train), (direct.val, prepared.val)):
+        assert one.read(0, len(one)).tolist() == two.read(0, len(two)).tolist()
+    assert (summary.train_tokens, summary.val_tokens) == (len(direct.train), len(direct.val))
+    assert sorted(out.iterdir()) == sorted(summary.shards)
+
+
+def test_prepare_refuses_what_it_cannot_use(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="data=tokens is encoded already"):
+        prepare(TokensDataConfig(train="a", val="b"), str(tmp_path), 10)
+    with pytest.raises(ConfigError, match="out is not set"):
+        prepare(EmbeddedDataConfig(), "???", 10)
+    (tmp_path / "a.txt").write_text("tiny")
+    with pytest.raises(InputError, match="2 training and 0 validation tokens"):
+        prepare(TextDataConfig(train=str(tmp_path / "a.txt")), str(tmp_path / "out"), 10)
+    assert not (tmp_path / "out").exists()
