@@ -1,0 +1,170 @@
+"""AdamW and Muon for a GPT-2, behind one small class.
+
+Sources: AdamW, Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); Muon, Keller
+Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), in the form that
+torch.optim ships.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpt2ckpt.config.schema import AdamWConfig, MuonConfig
+from gpt2ckpt.optim.limits import check_optimizer
+from gpt2ckpt.optim.state import check_states, export_group, place_state
+
+FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
+BLOCKS = "transformer.h."
+
+NamedParameters = list[tuple[str, nn.Parameter]]
+
+
+class OptimizerSet:
+    """One or two torch optimizers over the parameters of a model, which they share out.
+
+    Args:
+        torch_optimizers: built from named parameters. The first is the main one, whose learning
+            rate is reported. A gradient scaler steps each of them by itself, so with float16 check
+            the total gradient norm first: if it is not finite, skip them all, not one of them.
+    """
+
+    def __init__(self, torch_optimizers: list[torch.optim.Optimizer]) -> None:
+        self.torch_optimizers = torch_optimizers
+        self._base_lrs = [group["lr"] for group in self._groups()]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the main optimizer now."""
+        return float(self.torch_optimizers[0].param_groups[0]["lr"])
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        for optimizer in self.torch_optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients (they become None, not zeros)."""
+        for optimizer in self.torch_optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def set_lr_scale(self, scale: float) -> None:
+        """Set the learning rate of every group to its configured rate times `scale`."""
+        for group, base_lr in zip(self._groups(), self._base_lrs, strict=True):
+            group["lr"] = base_lr * scale
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Every parameter that is trained, once."""
+        for group in self._groups():
+            yield from group["params"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state by parameter name, so that no order of parameters matters.
+
+        Returns:
+            `state`: parameter name to its tensors; these are the live ones, not copies.
+            `groups`: the settings and parameter names of each group, for a reader of the file;
+            `lr` is the configured rate, before the schedule.
+        """
+        state = {
+            name: dict(optimizer.state[parameter])
+            for optimizer, name, parameter in self._named()
+            if optimizer.state.get(parameter)
+        }
+        groups = [
+            export_group(type(optimizer).__name__, group, base_lr)
+            for (optimizer, group), base_lr in zip(
+                self._groups_by_optimizer(), self._base_lrs, strict=True
+            )
+        ]
+        return {"state": state, "groups": groups}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take over the tensors of a `state_dict()`, bitwise; all of them or, on an error, none.
+
+        Learning rates, decay and the other settings stay those that this set was built with: a
+        changed setting applies. A parameter that was never stepped has no state and gets none.
+
+        Raises:
+            CheckpointError: parameter names, kinds of state or shapes that do not match.
+        """
+        targets = {name: (optimizer, param) for optimizer, name, param in self._named()}
+        check_states(saved, {name: (_state_keys(o), p.shape) for name, (o, p) in targets.items()})
+        for name, (optimizer, parameter) in targets.items():
+            optimizer.state.pop(parameter, None)
+            if name in saved["state"]:
+                step_on_device = bool(optimizer.defaults.get("fused"))
+                state = place_state(saved["state"][name], parameter.device, step_on_device)
+                optimizer.state[parameter] = state
+
+    def _groups_by_optimizer(self) -> Iterator[tuple[torch.optim.Optimizer, dict[str, Any]]]:
+        for optimizer in self.torch_optimizers:
+            for group in optimizer.param_groups:
+                yield optimizer, group
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        return (group for _, group in self._groups_by_optimizer())
+
+    def _named(self) -> Iterator[tuple[torch.optim.Optimizer, str, nn.Parameter]]:
+        for optimizer, group in self._groups_by_optimizer():
+            for name, parameter in zip(group["param_names"], group["params"], strict=True):
+                yield optimizer, name, parameter
+
+
+def build_optimizer(
+    config: AdamWConfig | MuonConfig, model: nn.Module, device_type: str
+) -> OptimizerSet:
+    """The optimizer that `config` describes, over the trainable parameters of `model`.
+
+    Weight decay applies to matrices (two dimensions or more), not to biases and norms. A tied
+    parameter is taken once, under its first name.
+
+    Args:
+        config: AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
+        model: the plain module, not a compiled or distributed wrapper: its names go into the state.
+        device_type: where the parameters are ("cpu", "cuda", "mps"); decides on the fused kernel.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
+    check_optimizer(config)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    fused = device_type in FUSED_DEVICES
+    if isinstance(config, AdamWConfig):
+        return OptimizerSet([_adamw(named, config, config.lr, fused)])
+    hidden = [(name, p) for name, p in named if name.startswith(BLOCKS) and p.ndim == 2]
+    hidden_names = {name for name, _ in hidden}
+    others = [(name, p) for name, p in named if name not in hidden_names]
+    return OptimizerSet([_muon(hidden, config), _adamw(others, config, config.adamw_lr, fused)])
+
+
+def _adamw(
+    named: NamedParameters, config: AdamWConfig | MuonConfig, lr: float, fused: bool
+) -> torch.optim.Optimizer:
+    matrices = [(name, p) for name, p in named if p.ndim >= 2]
+    vectors = [(name, p) for name, p in named if p.ndim < 2]
+    groups = [
+        {"params": members, "weight_decay": decay}
+        for members, decay in ((matrices, config.weight_decay), (vectors, 0.0))
+        if members
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def _muon(named: NamedParameters, config: MuonConfig) -> torch.optim.Optimizer:
+    return torch.optim.Muon(
+        named,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        ns_steps=config.ns_steps,
+    )
+
+
+def _state_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
+    """What the optimizer keeps for each parameter once it has stepped."""
+    if isinstance(optimizer, torch.optim.Muon):
+        return frozenset({"momentum_buffer"})
+    return frozenset({"step", "exp_avg", "exp_avg_sq"})

@@ -1,0 +1,95 @@
+"""Optimizer state as plain data keyed by parameter name: export, checks, and the way back."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from gpt2ckpt.errors import CheckpointError
+
+Expected: TypeAlias = Mapping[str, tuple[Collection[str], torch.Size]]
+"""Parameter name to the kinds of its state and to its shape."""
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def export_group(kind: str, group: Mapping[str, Any], base_lr: float) -> dict[str, Any]:
+    """A parameter group as JSON-able values: its optimizer, its parameters' names, its settings."""
+    skipped = ("params", "param_names", "lr")
+    settings = {key: _plain(value) for key, value in group.items() if key not in skipped}
+    return {
+        "optimizer": kind,
+        "params": list(group["param_names"]),
+        "lr": float(base_lr),
+        **settings,
+    }
+
+
+def check_states(saved: Mapping[str, Any], expected: Expected) -> None:
+    """Refuse a saved state that does not belong to the expected parameters.
+
+    Raises:
+        CheckpointError: one sentence that names the first parameter which does not match.
+    """
+    states = saved.get("state")
+    names = _saved_names(saved)
+    if not isinstance(states, Mapping) or names is None:
+        raise CheckpointError("the checkpoint holds no optimizer state that can be read")
+    names |= set(states)
+    for name in sorted(names ^ set(expected)):
+        where = "the checkpoint" if name in names else "this model"
+        raise CheckpointError(
+            f"the optimizer state does not fit: only {where} has the parameter '{name}'; "
+            "resume with the model that the checkpoint was trained with"
+        )
+    for name, state in states.items():
+        _check_state(name, state, *expected[name])
+
+
+def place_state(
+    saved: Mapping[str, Tensor], device: torch.device, step_on_device: bool
+) -> dict[str, Tensor]:
+    """Copies of the tensors of one parameter where its optimizer wants them, dtypes kept.
+
+    Args:
+        saved: kind of state to tensor.
+        device: where the parameter is.
+        step_on_device: the fused kernels want the step count beside the parameter, others on CPU.
+    """
+    cpu = torch.device("cpu")
+    return {
+        key: tensor.detach().to(cpu if key == "step" and not step_on_device else device, copy=True)
+        for key, tensor in saved.items()
+    }
+
+
+def _saved_names(saved: Mapping[str, Any]) -> set[str] | None:
+    """The parameters that the saved groups name, or None where there are no such groups."""
+    try:
+        return {str(name) for group in saved["groups"] for name in group["params"]}
+    except (KeyError, TypeError):
+        return None
+
+
+def _check_state(name: str, state: Any, keys: Collection[str], shape: torch.Size) -> None:
+    if not isinstance(state, Mapping) or set(state) != set(keys):
+        held = ", ".join(sorted(state)) if isinstance(state, Mapping) else type(state).__name__
+        raise CheckpointError(
+            f"the optimizer state of '{name}' holds {held} instead of {', '.join(sorted(keys))}; "
+            "resume with the optimizer that the checkpoint was trained with"
+        )
+    for key, tensor in state.items():
+        wanted = torch.Size() if key == "step" else shape
+        if not isinstance(tensor, Tensor) or tensor.shape != wanted:
+            found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise CheckpointError(
+                f"the optimizer state {key} of '{name}' has the shape {found} instead of "
+                f"{list(wanted)}; resume with the model that the checkpoint was trained with"
+            )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, _PLAIN) else str(value)

@@ -1,0 +1,283 @@
+import copy
+import io
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from gpt2ckpt.config.schema import AdamWConfig, MuonConfig
+from gpt2ckpt.errors import CheckpointError, ConfigError
+from gpt2ckpt.optim.optimizers import build_optimizer
+
+ADAMW = AdamWConfig(lr=1e-2, weight_decay=0.1)
+MUON = MuonConfig(lr=0.02, adamw_lr=1e-2)
+BOTH = pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.ln = nn.LayerNorm(8)
+        self.fc = nn.Linear(8, 12)
+        self.proj = nn.Linear(12, 8)
+
+    def forward(self, x):
+        return x + self.proj(torch.relu(self.fc(self.ln(x))))
+
+
+class Model(nn.Module):
+    """GPT-2's parameter names and tied output, small enough to step in microseconds."""
+
+    def __init__(self):
+        super().__init__()
+        self.transformer = nn.ModuleDict(
+            {"wte": nn.Embedding(11, 8), "h": nn.ModuleList([Block(), Block()])}
+        )
+        self.lm_head = nn.Linear(8, 11, bias=False)
+        self.lm_head.weight = self.transformer["wte"].weight
+
+    def forward(self, tokens):
+        x = self.transformer["wte"](tokens)
+        for block in self.transformer["h"]:
+            x = block(x)
+        return self.lm_head(x)
+
+
+def new_model():
+    torch.manual_seed(0)
+    return Model()
+
+
+def train(model, optimizer, steps):
+    for step in steps:
+        torch.manual_seed(step)
+        tokens = torch.randint(0, 11, (4, 6))
+        nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+        optimizer.set_lr_scale(1.0 / (step + 1))
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def stepped(config, steps=3):
+    model = new_model()
+    optimizer = build_optimizer(config, model, "cpu")
+    train(model, optimizer, range(steps))
+    return model, optimizer
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        if isinstance(a[name], dict):
+            assert_same(a[name], b[name])
+        else:
+            assert a[name].dtype == b[name].dtype
+            assert torch.equal(a[name], b[name]), name
+
+
+@BOTH
+@pytest.mark.parametrize("carry", [copy.deepcopy, through_a_file])
+def test_a_restored_optimizer_goes_on_bitwise(config, carry):
+    straight, straight_optimizer = stepped(config, 9)
+    model, optimizer = stepped(config, 4)
+    weights, state = carry(model.state_dict()), carry(optimizer.state_dict())
+    train(model, optimizer, range(4, 6))  # what was taken must not follow the live tensors' fate
+
+    resumed = Model()
+    resumed.load_state_dict(weights)
+    resumed_optimizer = build_optimizer(config, resumed, "cpu")
+    resumed_optimizer.load_state_dict(state)
+    train(resumed, resumed_optimizer, range(4, 9))
+
+    assert_same(resumed.state_dict(), straight.state_dict())
+    assert_same(resumed_optimizer.state_dict()["state"], straight_optimizer.state_dict()["state"])
+
+
+@BOTH
+def test_restored_state_is_a_copy(config):
+    _, optimizer = stepped(config)
+    saved = copy.deepcopy(optimizer.state_dict())
+    fresh = new_model()
+    restored = build_optimizer(config, fresh, "cpu")
+    restored.load_state_dict(saved)
+    before = copy.deepcopy(saved)
+    train(fresh, restored, range(2))
+    assert_same(saved["state"], before["state"])
+
+
+def test_adamw_is_fused_and_keeps_its_step_as_a_float32_scalar():
+    _, optimizer = stepped(ADAMW)
+    assert optimizer.torch_optimizers[0].defaults["fused"] is True
+    state = optimizer.state_dict()["state"]["transformer.wte.weight"]
+    assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
+    assert state["step"].dtype == torch.float32 and state["step"].shape == ()
+    assert state["step"] == 3
+
+
+def test_tied_parameters_are_taken_once():
+    model, optimizer = stepped(ADAMW)
+    names = [name for group in optimizer.state_dict()["groups"] for name in group["params"]]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    assert "lm_head.weight" not in names
+    assert len(list(optimizer.parameters())) == len(names)
+
+
+@BOTH
+def test_only_matrices_decay(config):
+    """Without a gradient's pull (it is zero), decay alone moves a weight."""
+    model = new_model()
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    build_optimizer(config, model, "cpu").step()
+    for name, parameter in model.named_parameters():
+        decayed = bool((parameter < 1).all())
+        assert decayed == (parameter.ndim >= 2), name
+
+
+def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest():
+    _, optimizer = stepped(MUON)
+    muon, *adamw = optimizer.state_dict()["groups"]
+    assert muon["optimizer"] == "Muon"
+    assert {group["optimizer"] for group in adamw} == {"AdamW"}
+    blocks = [f"transformer.h.{i}.{part}.weight" for i in (0, 1) for part in ("fc", "proj")]
+    assert muon["params"] == blocks
+    assert muon["lr"] == MUON.lr and {group["lr"] for group in adamw} == {MUON.adamw_lr}
+    assert optimizer.lr == pytest.approx(MUON.lr / 3)
+
+
+def test_state_dict_is_plain_tensors_strings_and_json_values():
+    _, optimizer = stepped(MUON)
+    state = optimizer.state_dict()
+    json.dumps(state["groups"], allow_nan=False)
+    assert all(isinstance(key, str) for key in state["state"])
+    assert all(torch.is_tensor(t) for kinds in state["state"].values() for t in kinds.values())
+
+
+def test_the_scale_applies_to_the_configured_rate_and_not_to_the_last():
+    optimizer = build_optimizer(MUON, new_model(), "cpu")
+    for _ in range(3):
+        optimizer.set_lr_scale(0.5)
+    rates = [group["lr"] for o in optimizer.torch_optimizers for group in o.param_groups]
+    assert rates == [MUON.lr / 2, MUON.adamw_lr / 2, MUON.adamw_lr / 2]
+    assert optimizer.lr == MUON.lr / 2
+    assert optimizer.state_dict()["groups"][0]["lr"] == MUON.lr
+
+
+def test_settings_of_the_present_config_apply_after_a_load():
+    _, optimizer = stepped(ADAMW)
+    changed = AdamWConfig(lr=5e-3, weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6)
+    resumed = build_optimizer(changed, new_model(), "cpu")
+    resumed.load_state_dict(optimizer.state_dict())
+    resumed.set_lr_scale(1.0)
+    group = resumed.torch_optimizers[0].param_groups[0]
+    wanted = {"lr": 5e-3, "weight_decay": 0.3, "betas": (0.8, 0.9), "eps": 1e-6}
+    assert {key: group[key] for key in wanted} == wanted
+
+
+def test_the_order_of_the_parameters_does_not_matter():
+    _, optimizer = stepped(ADAMW)
+    saved = optimizer.state_dict()
+    saved["state"] = dict(reversed(saved["state"].items()))
+    for group in saved["groups"]:
+        group["params"].reverse()
+    resumed = build_optimizer(ADAMW, new_model(), "cpu")
+    resumed.load_state_dict(saved)
+    assert_same(resumed.state_dict()["state"], optimizer.state_dict()["state"])
+
+
+@BOTH
+def test_a_state_without_any_step_loads_over_one_with_steps(config):
+    unstepped = build_optimizer(config, new_model(), "cpu").state_dict()
+    assert unstepped["state"] == {}
+    _, optimizer = stepped(config)
+    optimizer.load_state_dict(unstepped)
+    assert optimizer.state_dict()["state"] == {}
+
+
+def test_zero_grad_frees_every_gradient():
+    model, _ = stepped(MUON)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def _without_state(state):
+    del state["state"]
+
+
+def _without_groups(state):
+    state["groups"] = [{"lr": 1.0}]
+
+
+def _renamed(state):
+    state["groups"][0]["params"][0] = "transformer.other"
+
+
+def _foreign_state(state):
+    state["state"]["transformer.other"] = state["state"].pop("transformer.wte.weight")
+
+
+def _reshaped(state):
+    state["state"]["transformer.wte.weight"]["exp_avg"] = torch.zeros(12, 8)
+
+
+def _shaped_step(state):
+    state["state"]["transformer.wte.weight"]["step"] = torch.zeros(1)
+
+
+def _half(state):
+    del state["state"]["transformer.wte.weight"]["exp_avg_sq"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_without_state, "no optimizer state"),
+        (_without_groups, "no optimizer state"),
+        (_renamed, "only the checkpoint has the parameter 'transformer.other'"),
+        (_foreign_state, "only the checkpoint has the parameter 'transformer.other'"),
+        (_reshaped, "exp_avg of 'transformer.wte.weight' has the shape [12, 8] instead of [11, 8]"),
+        (_shaped_step, "step of 'transformer.wte.weight' has the shape [1] instead of []"),
+        (_half, "holds exp_avg, step instead of exp_avg, exp_avg_sq, step"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(damage, words):
+    _, optimizer = stepped(ADAMW)
+    saved = copy.deepcopy(optimizer.state_dict())
+    before = copy.deepcopy(saved["state"])
+    damage(saved)
+    with pytest.raises(CheckpointError) as caught:
+        optimizer.load_state_dict(saved)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert_same(optimizer.state_dict()["state"], before)
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    _, adamw = stepped(ADAMW)
+    with pytest.raises(CheckpointError, match="with the optimizer that the checkpoint was trained"):
+        build_optimizer(MUON, new_model(), "cpu").load_state_dict(adamw.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (AdamWConfig(lr=-1e-3), "optimizer.lr=-0.001"),
+        (AdamWConfig(lr=float("nan")), "optimizer.lr=nan"),
+        (AdamWConfig(weight_decay=-0.1), "optimizer.weight_decay=-0.1"),
+        (AdamWConfig(betas=(0.9, 1.0)), r"optimizer.betas=\[0.9, 1.0\]"),
+        (AdamWConfig(eps=0.0), "optimizer.eps=0.0"),
+        (MuonConfig(momentum=1.0), "optimizer.momentum=1.0"),
+        (MuonConfig(ns_steps=100), "optimizer.ns_steps=100"),
+        (MuonConfig(adamw_lr=0.0), "optimizer.adamw_lr=0.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(config, words):
+    with pytest.raises(ConfigError, match=f"{words} is out of range: it must be"):
+        build_optimizer(config, new_model(), "cpu")

@@ -1,0 +1,81 @@
+import math
+
+import pytest
+
+from gpt2ckpt.config.schema import ConstantConfig, CosineConfig, WsdConfig
+from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.optim.schedule import build_schedule
+
+ALL = [
+    CosineConfig(warmup_steps=4, min_lr_ratio=0.1),
+    WsdConfig(warmup_steps=4, decay_steps=6, min_lr_ratio=0.1),
+    ConstantConfig(warmup_steps=4),
+]
+
+
+@pytest.mark.parametrize("config", ALL)
+def test_warm_up_is_linear_and_ends_at_the_full_rate(config):
+    scale = build_schedule(config, 20)
+    assert [scale(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("config", ALL)
+def test_a_factor_between_0_and_1_that_depends_on_the_step_alone(config):
+    scale = build_schedule(config, 20)
+    forward = [scale(step) for step in range(30)]
+    backward = [scale(step) for step in reversed(range(30))]
+    assert forward == backward[::-1]
+    assert all(0.0 < factor <= 1.0 for factor in forward)
+
+
+def test_cosine_halves_half_way_and_stays_at_the_minimum():
+    scale = build_schedule(CosineConfig(warmup_steps=10, min_lr_ratio=0.2), 110)
+    assert scale(60) == pytest.approx(0.6)
+    assert scale(35) == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert scale(109) > scale(110) == scale(1000) == pytest.approx(0.2)
+
+
+def test_cosine_with_a_length_of_its_own_does_not_depend_on_the_run():
+    config = CosineConfig(warmup_steps=2, steps=50)
+    short, long = build_schedule(config, 10), build_schedule(config, 1000)
+    assert [short(step) for step in range(60)] == [long(step) for step in range(60)]
+    assert short(25) != build_schedule(CosineConfig(warmup_steps=2), 60)(25)
+
+
+def test_wsd_is_flat_and_then_falls_in_a_line():
+    scale = build_schedule(WsdConfig(warmup_steps=2, decay_steps=4), 10)
+    assert [scale(step) for step in range(2, 12)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
+    assert build_schedule(WsdConfig(), 10)(9) == 1.0
+
+
+def test_a_schedule_without_warm_up_starts_at_the_full_rate():
+    assert build_schedule(CosineConfig(), 10)(0) == 1.0
+    assert build_schedule(ConstantConfig(), 10)(10**9) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (CosineConfig(warmup_steps=11, steps=9), ["warmup_steps=11", "schedule.steps=9"]),
+        (CosineConfig(steps=0), ["schedule.steps=0", "at least 1"]),
+        (CosineConfig(min_lr_ratio=1.5), ["min_lr_ratio=1.5", "from 0 to 1"]),
+        (CosineConfig(min_lr_ratio=math.nan), ["min_lr_ratio=nan"]),
+        (WsdConfig(min_lr_ratio=-0.1), ["min_lr_ratio=-0.1"]),
+        (WsdConfig(warmup_steps=5, decay_steps=6, steps=10), ["decay_steps=11", "steps=10"]),
+        (WsdConfig(decay_steps=-1), ["decay_steps=-1", "0 or more"]),
+        (ConstantConfig(warmup_steps=-1), ["warmup_steps=-1", "0 or more"]),
+    ],
+)
+def test_contradictions_are_refused_in_one_sentence(config, words):
+    with pytest.raises(ConfigError) as caught:
+        build_schedule(config, 10)
+    assert all(word in str(caught.value) for word in words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config", [CosineConfig(warmup_steps=11), WsdConfig(warmup_steps=11, decay_steps=12)]
+)
+def test_a_run_may_end_within_its_warm_up(config):
+    scale = build_schedule(config, 10)
+    assert [scale(step) for step in range(10)] == [(step + 1) / 11 for step in range(10)]
