@@ -1,0 +1,1 @@
+"""Where logged events go: metrics.jsonl, TensorBoard, Weights & Biases."""

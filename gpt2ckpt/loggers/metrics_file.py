@@ -1,0 +1,160 @@
+"""metrics.jsonl: one JSON object per line and event, one unbroken history across resumes.
+
+Numbers are written so that they read back bitwise. JSON has no NaN or infinity: they are the
+strings "NaN", "Infinity" and "-Infinity" (as in protobuf's JSON mapping), which `float()` reads.
+"""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt2ckpt.errors import InputError
+from gpt2ckpt.loggers.event import Event
+
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class MetricsFile:
+    """Appends events to a file; each is with the operating system when `log` returns.
+
+    An event that could not be written is kept and written before the next one. Nothing is left of
+    a half-written line.
+
+    Raises:
+        InputError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            # Unbuffered, so that what `write` did not take is known and can be cut off again.
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise InputError(f"{path} cannot be opened for writing: {error.strerror}") from error
+        self._waiting = b"" if _ends_with_newline(path) else b"\n"
+
+    def log(self, event: Event) -> None:
+        """Append one line.
+
+        Raises:
+            OSError: it could not be written now; the next call tries again.
+        """
+        self._waiting += encode(event).encode() + b"\n"
+        self._write_waiting()
+
+    def text(self, step: int, text: str) -> None:
+        """Samples are not metrics: they stand in the log."""
+
+    def flush(self) -> None:
+        """Wait until everything logged so far is on the device."""
+        if self._waiting:
+            self._write_waiting()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; what still could not be written is lost."""
+        self._file.close()
+
+    def _write_waiting(self) -> None:
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            written = self._file.write(self._waiting)
+            if written != len(self._waiting):
+                raise OSError("the disk took only a part of the line")
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            raise
+        self._waiting = b""
+
+
+def encode(event: Event) -> str:
+    """An event as one line of JSON, without its newline."""
+    return json.dumps({key: _to_json(value) for key, value in event.items()}, allow_nan=False)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The events of a file in its order; lines that are no event (torn by a kill) are left out."""
+    return [event for _, event in _lines(path)]
+
+
+def rewind(path: Path, step: int) -> list[dict[str, Any]]:
+    """Take the events after `step` out of the file, in one atomic replacement.
+
+    Kept lines stay as they are, byte for byte; a line torn by a kill goes. A file that is missing
+    has no events.
+
+    Returns:
+        The removed events, in their order: what steps that are trained again are compared with.
+    """
+    if not path.exists():
+        return []
+    kept: list[bytes] = []
+    removed: list[dict[str, Any]] = []
+    for line, event in _lines(path):
+        if event["step"] > step:
+            removed.append(event)
+        else:
+            kept.append(line)
+    content = b"".join(kept)
+    if len(content) != path.stat().st_size:
+        _replace(path, content)
+    return removed
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Whole lines with their newline, and the events that they hold."""
+    for line in path.read_bytes().splitlines(keepends=True):
+        event = _decode(line)
+        if event is not None:
+            yield line, event
+
+
+def _decode(line: bytes) -> dict[str, Any] | None:
+    """The event of a line, or None if a kill, a full disk or a power cut left only a part of it."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("step"), int):
+        return None
+    return {key: _from_json(value) for key, value in event.items()}
+
+
+def _to_json(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _from_json(value: Any) -> Any:
+    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def _ends_with_newline(path: Path) -> bool:
+    """Whether a new line can follow; an empty file is fine."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write beside, sync, rename, sync the folder: at no instant is there less than one history."""
+    beside = path.with_name(f".{path.name}.tmp")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

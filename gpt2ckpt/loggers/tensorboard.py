@@ -1,0 +1,100 @@
+"""TensorBoard event files, written with tensorboard's own record writer.
+
+torch.utils.tensorboard takes half a second to import and writes from a thread, whose errors end in
+a stack trace; scalars and text need neither.
+"""
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from gpt2ckpt.loggers.event import Event, curves
+
+
+class TensorBoardLogger:
+    """Writes one event file of this process into a folder of a run.
+
+    Args:
+        folder: made if it is missing. TensorBoard reads its files in the order of their names.
+        purge_step: events of earlier files at this step and later are hidden. A run that goes on
+            from step T passes T + 1.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        # Here, not above: a run without TensorBoard does not pay for the import.
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary, self._session = (
+            event_pb2.Event,
+            summary_pb2.Summary,
+            event_pb2.SessionLog,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = RecordWriter(_new_file(folder).open("xb"))
+        # The version comes first in every file; it also makes readers heed the START below.
+        self._write(wall_time=time.time(), file_version="brain.Event:2")
+        if purge_step is not None:
+            start = self._session(status=self._session.START)
+            self._write(wall_time=time.time(), step=purge_step, session_log=start)
+        self.flush()
+
+    def log(self, event: Event) -> None:
+        """Write every value of the event as a scalar (float32), named as `curves` says."""
+        values = [
+            self._summary.Value(tag=name, simple_value=value)
+            for name, value in curves(event).items()
+        ]
+        self._write(
+            step=int(event["step"]),
+            wall_time=float(event.get("time", time.time())),
+            summary=self._summary(value=values),
+        )
+        self.flush()
+
+    def text(self, step: int, text: str) -> None:
+        """Write a sample for the text tab, verbatim (an indented block of Markdown)."""
+        from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+
+        verbatim = "\n".join(f"    {line}" for line in text.splitlines())
+        plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="text")
+        tensor = tensor_pb2.TensorProto(
+            dtype=types_pb2.DT_STRING,
+            string_val=[verbatim.encode()],
+            tensor_shape=tensor_shape_pb2.TensorShapeProto(
+                dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=1)]
+            ),
+        )
+        metadata = summary_pb2.SummaryMetadata(plugin_data=plugin)
+        value = self._summary.Value(tag="sample/text_summary", metadata=metadata, tensor=tensor)
+        self._write(step=step, wall_time=time.time(), summary=self._summary(value=[value]))
+        self.flush()
+
+    def flush(self) -> None:
+        """Hand everything to the operating system: a killed process loses nothing."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
+    def _write(self, **fields: Any) -> None:
+        self._writer.write(self._event(**fields).SerializeToString())
+
+
+def _new_file(folder: Path) -> Path:
+    """A name that no file has, later in order than those of earlier processes of the run.
+
+    TensorBoard takes every file with "tfevents" in its name. Two processes of one run may start
+    within the same second, and a clock may be set back.
+    """
+    stamps = [_stamp(path) for path in folder.glob("events.out.tfevents.*")]
+    stamp = max([int(time.time()), *(found + 1 for found in stamps)])
+    return folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"
+
+
+def _stamp(path: Path) -> int:
+    field = path.name.split(".")[3]
+    return int(field) if field.isdigit() else 0

@@ -1,0 +1,56 @@
+"""Which steps earlier processes of a run left in W&B's offline files.
+
+Offline, every process writes a file of its own and there is no server to ask. A killed process may
+have lost its last seconds, so the files themselves are read. They are logs of protobuf records in
+the format of LevelDB (https://github.com/google/leveldb/blob/main/doc/log_format.md) after a
+header of 7 bytes.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_FILE_HEADER = 7
+_BLOCK = 32 * 1024
+_CHUNK = struct.Struct("<IHB")  # checksum, length, kind
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+def recorded_steps(wandb_dir: Path, run_id: str) -> set[int]:
+    """The steps of all history records in the offline files of one run; empty without files."""
+    files = wandb_dir.glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")
+    return {step for path in files for step in _steps(path)}
+
+
+def _steps(path: Path) -> Iterator[int]:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from wandb.proto import wandb_internal_pb2
+
+    record_type: Any = vars(wandb_internal_pb2)["Record"]  # made at import: unknown to a checker
+    for data in _records(path.read_bytes()):
+        try:
+            record = record_type.FromString(data)
+        except DecodeError:
+            return
+        if record.HasField("history"):
+            yield record.history.step.num
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    """The whole records of a log; a torn end is left out."""
+    position, parts = _FILE_HEADER, b""
+    while position + _CHUNK.size <= len(content):
+        left_in_block = _BLOCK - position % _BLOCK
+        if left_in_block < _CHUNK.size:
+            position += left_in_block
+            continue
+        _, length, kind = _CHUNK.unpack_from(content, position)
+        position += _CHUNK.size
+        chunk = content[position : position + length]
+        position += length
+        if kind not in (_FULL, _FIRST, _MIDDLE, _LAST) or len(chunk) < length:
+            return
+        parts = chunk if kind in (_FULL, _FIRST) else parts + chunk
+        if kind in (_FULL, _LAST):
+            yield parts

@@ -1,0 +1,158 @@
+import json
+import math
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from gpt2ckpt.errors import InputError
+from gpt2ckpt.loggers.metrics_file import MetricsFile, encode, read, rewind
+
+
+def event(step, **values):
+    return {"step": step, "time": 1.7e9 + step, **values}
+
+
+def write(path, steps):
+    file = MetricsFile(path)
+    for step in steps:
+        file.log(event(step, train_loss=1 / (step + 3)))
+    file.close()
+
+
+def steps(path):
+    return [event["step"] for event in read(path)]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.jsonl"
+
+
+def test_numbers_come_back_bitwise(path):
+    values = [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 2.0**53 + 2, 123456789]
+    file = MetricsFile(path)
+    for value in values:
+        file.log(event(1, train_loss=value))
+    file.close()
+    assert [repr(found["train_loss"]) for found in read(path)] == [repr(v) for v in values]
+
+
+def test_what_is_not_finite_is_valid_json_and_comes_back(path):
+    logged = event(1, train_loss=math.nan, grad_norm=math.inf, lr=-math.inf)
+    MetricsFile(path).log(logged)
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    strict = json.loads(path.read_text(), parse_constant=refuse)
+    assert strict["train_loss"] == "NaN" and strict["grad_norm"] == "Infinity"
+    (found,) = read(path)
+    assert math.isnan(found["train_loss"])
+    assert (found["grad_norm"], found["lr"]) == (math.inf, -math.inf)
+
+
+def test_each_event_is_a_line_that_can_be_read_at_once(path):
+    file = MetricsFile(path)
+    for step in (1, 2, 3):
+        file.log(event(step))
+        assert path.read_text().count("\n") == step == len(read(path))
+    file.close()
+
+
+def test_appends_to_what_is_there(path):
+    write(path, [1, 2])
+    write(path, [3])
+    assert steps(path) == [1, 2, 3]
+
+
+def test_a_line_torn_by_a_kill_does_not_spoil_the_next(path):
+    write(path, [1])
+    with path.open("ab") as file:
+        file.write(encode(event(2)).encode()[:-5])
+    write(path, [3])
+    assert steps(path) == [1, 3]
+
+
+def test_rewind_keeps_earlier_lines_byte_for_byte_and_returns_the_later(path):
+    write(path, [10, 20, 30, 40])
+    lines = path.read_bytes().splitlines(keepends=True)
+    removed = rewind(path, 20)
+    assert path.read_bytes() == b"".join(lines[:2])
+    assert removed == [json.loads(line) for line in lines[2:]]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_rewind_takes_later_events_of_any_place(path):
+    write(path, [10, 30, 20])
+    assert [found["step"] for found in rewind(path, 20)] == [30]
+    assert steps(path) == [10, 20]
+
+
+def test_rewind_to_the_end_changes_nothing(path):
+    write(path, [10, 20])
+    before = path.stat()
+    assert rewind(path, 20) == []
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_rewind_without_a_file(path):
+    assert rewind(path, 5) == []
+    assert not path.exists()
+
+
+LAST = encode(event(20)).encode() + b"\n"
+
+
+@pytest.mark.parametrize("length", range(len(LAST)))
+def test_rewind_drops_a_line_torn_anywhere(path, length):
+    write(path, [10])
+    whole = path.read_bytes()
+    path.write_bytes(whole + LAST[:length])
+    assert rewind(path, 20) == []
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\0" * 40 + b"\n", b"\n", b"[1]\n", b'{"step": "x"}\n', b"\xff\n"]
+)
+def test_lines_that_are_no_events_are_dropped(path, garbage):
+    write(path, [10])
+    with path.open("ab") as file:
+        file.write(garbage)
+    write(path, [20])
+    assert steps(path) == [10, 20]
+    rewind(path, 20)
+    assert path.read_bytes().count(b"\n") == 2 and steps(path) == [10, 20]
+
+
+def test_a_full_disk_loses_no_event_and_leaves_no_torn_line(path):
+    """A limit on the file size makes the kernel take a part of a line, then nothing."""
+    script = """
+        import pathlib, resource, signal, sys
+        from gpt2ckpt.loggers.metrics_file import MetricsFile
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        path = pathlib.Path(sys.argv[1])
+        file = MetricsFile(path)
+        file.log({"step": 1})
+        before = path.read_bytes()
+        unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, unlimited[1]))
+        for step in (2, 3):
+            try:
+                file.log({"step": step})
+            except OSError:
+                print("refused", path.read_bytes() == before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        file.log({"step": 4})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "refused True\n" * 2, done.stderr
+    assert path.read_text() == "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4))
+
+
+def test_a_file_that_cannot_be_opened_is_the_users_to_mend(tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        MetricsFile(tmp_path / "nowhere" / "metrics.jsonl")

@@ -1,0 +1,90 @@
+import subprocess
+import sys
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gpt2ckpt.loggers.tensorboard import TensorBoardLogger
+
+
+def event(step, **values):
+    return {"step": step, "time": 1.7e9 + step, **values}
+
+
+def read(folder):
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return accumulator
+
+
+def steps(folder, tag="train/loss"):
+    return [scalar.step for scalar in read(folder).Scalars(tag)]
+
+
+def log_steps(folder, steps, purge_step=None):
+    logger = TensorBoardLogger(folder, purge_step)
+    for step in steps:
+        logger.log(event(step, train_loss=float(step)))
+    logger.close()
+
+
+def test_scalars_by_name_with_their_steps_and_times(tmp_path):
+    logger = TensorBoardLogger(tmp_path / "tensorboard")
+    logger.log(event(10, train_loss=4.5, lr=1e-3, grad_norm=0.5, tokens_per_s=3840))
+    logger.log(event(10, val_loss=4.25))
+    logger.close()
+    found = read(tmp_path / "tensorboard")
+    names = ["train/loss", "train/lr", "train/grad_norm", "train/tokens_per_s", "val/loss"]
+    assert sorted(found.Tags()["scalars"]) == sorted(names)
+    values = [found.Scalars(name)[0].value for name in names]
+    assert values == pytest.approx([4.5, 1e-3, 0.5, 3840, 4.25])
+    (scalar,) = found.Scalars("val/loss")
+    assert (scalar.step, scalar.wall_time) == (10, 1.7e9 + 10)
+
+
+def test_text_is_shown_verbatim(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    logger.text(20, "The *class*\n  def")
+    logger.close()
+    found = read(tmp_path)
+    (sample,) = found.Tensors("sample/text_summary")
+    assert sample.step == 20
+    assert sample.tensor_proto.string_val[0].decode() == "    The *class*\n      def"
+    assert found.SummaryMetadata("sample/text_summary").plugin_data.plugin_name == "text"
+
+
+def test_a_resumed_run_is_one_curve(tmp_path):
+    log_steps(tmp_path, [10, 20, 30, 40])
+    log_steps(tmp_path, [30, 50], purge_step=21)
+    log_steps(tmp_path, [40], purge_step=31)
+    assert steps(tmp_path) == [10, 20, 30, 40]
+
+
+def test_purging_hides_the_step_itself_and_nothing_before_it(tmp_path):
+    log_steps(tmp_path, [10, 20, 21])
+    log_steps(tmp_path, [], purge_step=21)
+    assert steps(tmp_path) == [10, 20]
+
+
+def test_files_of_one_second_are_read_in_the_order_they_were_made(tmp_path):
+    for start in range(0, 24, 2):
+        log_steps(tmp_path, [start, start + 1, start + 2], purge_step=start)
+    assert steps(tmp_path) == list(range(25))
+
+
+def test_a_killed_process_loses_nothing_that_it_logged(tmp_path):
+    script = (
+        "import os, pathlib, sys\n"
+        "from gpt2ckpt.loggers.tensorboard import TensorBoardLogger\n"
+        "logger = TensorBoardLogger(pathlib.Path(sys.argv[1]))\n"
+        "for step in range(5): logger.log({'step': step, 'train_loss': 1.0})\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)])
+    assert steps(tmp_path) == list(range(5))
+
+
+def test_importing_the_module_imports_no_tensorboard():
+    script = "import sys, gpt2ckpt.loggers.tensorboard; print('tensorboard' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "False\n"
