@@ -1,0 +1,1 @@
+"""Run directories: claimed once, locked while alive, found again to resume."""

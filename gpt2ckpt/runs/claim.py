@@ -1,0 +1,87 @@
+"""Claiming a directory for a new run, so that no two runs ever share one."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from gpt2ckpt.errors import InputError
+from gpt2ckpt.runs.lock import RunLock, is_locked
+
+CHECKPOINTS = "checkpoints"
+STAMP = "%Y%m%d_%H%M%S"
+STAMPED = re.compile(r"(?P<base>.*_(?:run|sweep))_(?P<stamp>\d{8}_\d{6})")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A directory that this process alone may train in; `notice` is for the user, if not empty."""
+
+    directory: Path
+    lock: RunLock
+    notice: str = ""
+
+
+def claim(wanted: Path, now: datetime, *, is_given: bool) -> Claim:
+    """Claim `wanted` for a new run.
+
+    A name that the user gave (`is_given`) is taken as it is unless it holds checkpoints or lives:
+    then it is left untouched and the run gets `wanted_run_YYYYMMDD_HHMMSS`. A name that ends in a
+    time stamp of ours moves on to the next free second.
+
+    Raises InputError if the directory cannot be made.
+    """
+    try:
+        if not is_given:
+            return _claim_stamped(claim_base(wanted), now)
+        if not (holds_run(wanted) or is_locked(wanted)):
+            wanted.mkdir(parents=True, exist_ok=True)
+            try:
+                return Claim(wanted, RunLock(wanted))
+            except InputError:
+                pass  # another start was faster: it is that one's now
+        made = _claim_stamped(wanted.with_name(f"{wanted.name}_run"), now)
+        return Claim(made.directory, made.lock, _protection_notice(wanted, made.directory))
+    except OSError as error:
+        raise InputError(
+            f"the run directory {wanted} cannot be made ({error.strerror}): give another with "
+            "hydra.run.dir=DIR"
+        ) from error
+
+
+def claim_base(stamped: Path) -> Path:
+    """`outputs/gpt2_run` for `outputs/gpt2_run_20251106_143022`; other names as they are."""
+    match = STAMPED.fullmatch(stamped.name)
+    return stamped.with_name(match["base"]) if match else stamped
+
+
+def claim_name(base: Path, now: datetime) -> Path:
+    """Create `base_YYYYMMDD_HHMMSS`, moving on to the next free second. Raises OSError."""
+    base.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        directory = base.with_name(f"{base.name}_{now:{STAMP}}")
+        try:
+            directory.mkdir()  # atomic: of any number of starts one gets it
+        except FileExistsError:
+            now += timedelta(seconds=1)
+        else:
+            return directory
+
+
+def holds_run(directory: Path) -> bool:
+    """Whether there is any .pt file in the directory's checkpoints/, known or unknown."""
+    return any((directory / CHECKPOINTS).glob("**/*.pt"))
+
+
+def _claim_stamped(base: Path, now: datetime) -> Claim:
+    directory = claim_name(base, now)
+    return Claim(directory, RunLock(directory))
+
+
+def _protection_notice(wanted: Path, made: Path) -> str:
+    return (
+        "CHECKPOINT DIRECTORY PROTECTION\n"
+        f"  {wanted} already holds a run; nothing in it is touched.\n"
+        f"  This run trains in {made}.\n"
+        f"  To go on with the old one instead: +resume=latest hydra.run.dir={wanted}"
+    )

@@ -1,0 +1,125 @@
+"""How a process starts: anew, as the continuation of a run, or as a fork of one."""
+
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from gpt2ckpt.checkpoint.store import Found, Store
+from gpt2ckpt.config.replay import Change, Values, freeze, replay, task_overrides
+from gpt2ckpt.errors import CheckpointError, InputError
+from gpt2ckpt.runs import resume
+from gpt2ckpt.runs.claim import CHECKPOINTS, Claim, claim
+from gpt2ckpt.runs.lock import RunLock, refuse_if_locked
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Which run a state belongs to; `parent` says what it was forked from."""
+
+    id: str
+    name: str
+    parent: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is to be trained, and from which state. Nothing is written yet.
+
+    `directory` is that of the run that goes on; None for a new run, forks included.
+    """
+
+    frozen: Values
+    overrides: list[str]
+    directory: Path | None = None
+    found: Found | None = None
+    changes: list[Change] = field(default_factory=list)
+
+    @property
+    def state(self) -> dict[str, Any] | None:
+        """The saved state to begin with, if any."""
+        return self.found.state if self.found else None
+
+    @property
+    def identity(self) -> RunIdentity:
+        """The saved run's identity, or that of a new run."""
+        name = str(self.frozen["name"])
+        if self.found is None:
+            return RunIdentity(secrets.token_hex(4), name)
+        run = self.found.state["run"]
+        if self.directory is not None:
+            return RunIdentity(run["id"], name, run["parent"])
+        parent = {"id": run["id"], "step": self.found.state["step"], "file": str(self.found.path)}
+        return RunIdentity(secrets.token_hex(4), name, parent)
+
+    def notices(self) -> list[str]:
+        """What the user has to know of the resume: files passed over, and each changed key."""
+        if self.found is None:
+            return []
+        lines = [f"skipped {path}: {reason}" for path, reason in self.found.skipped]
+        verb = "resuming" if self.directory else "forking"
+        lines.append(f"{verb} from {self.found.path}, step {self.found.state['step']}")
+        return lines + [str(change) for change in self.changes]
+
+
+def find_start(
+    values: Values,
+    overrides: list[str],
+    given: Path | None,
+    outputs: Path,
+    compose: Callable[[list[str]], Values],
+) -> Start:
+    """Decide how to start from the composed `values` and the command line's `overrides`.
+
+    `given` is hydra.run.dir where the user gave it. Raises CheckpointError if what is to be resumed
+    is not there, InputError if it is being trained right now, ConfigError for a change that a
+    resume cannot follow.
+    """
+    new = task_overrides(overrides)
+    what, fork = values["resume"], bool(values["fork"])
+    place = resume.locate(str(what), given, outputs) if what is not None else None
+    if place is None:
+        return Start(freeze(values), new)
+    fork = fork or not place.in_run
+    if not fork:
+        refuse_if_locked(place.directory)
+    found = resume.read(place)
+    try:
+        recorded = list(found.state["overrides"])
+        frozen, changes = replay(found.state["config"], recorded, new, compose)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{found.path} holds no config that can be replayed") from error
+    added = [override for override in new if override not in recorded]
+    return Start(frozen, recorded + added, None if fork else place.directory, found, changes)
+
+
+def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
+    """The directory to train in, locked: that of the run that goes on, or a new one.
+
+    A run that goes back to an older step has its later checkpoints set aside here.
+    """
+    if start.directory is None or start.found is None:
+        return claim(wanted, datetime.now(), is_given=is_given)
+    try:
+        lock = RunLock(start.directory)
+        store = Store(start.directory / CHECKPOINTS)
+        step = int(start.found.state["step"])
+        aside = store.go_back_to(start.found.path, step, datetime.now())
+    except OSError as error:
+        raise InputError(
+            f"the run directory {start.directory} cannot be written ({error.strerror})"
+        ) from error
+    notice = f"checkpoints after step {step} are set aside in {aside}" if aside else ""
+    return Claim(start.directory, lock, notice)
+
+
+def hydra_record(directory: Path) -> str:
+    """Where Hydra records this launch in `directory`: .hydra, or .hydra/resume_N for the Nth."""
+    first = directory / ".hydra"
+    if not first.exists():
+        return ".hydra"
+    numbers = [re.fullmatch(r"resume_(\d+)", path.name) for path in first.iterdir()]
+    return f".hydra/resume_{1 + max((int(match[1]) for match in numbers if match), default=0)}"
