@@ -1,0 +1,46 @@
+"""Weights that others trained: where they come from is found out, and that they fit is checked."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gpt2ckpt.config.schema import ModelConfig
+from gpt2ckpt.errors import ConfigError, InputError
+from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.model.huggingface import is_huggingface, load_huggingface
+from gpt2ckpt.model.nanogpt import load_nanogpt
+
+
+def load_pretrained(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Shape and state (float32, for `GPT2.load_state_dict`) of a Hugging Face folder or a ckpt.pt.
+
+    Checked against each other. `dropout` is not taken over. Tensors may be maps of the file: copy
+    them into a model before the file goes away. InputError names what cannot be used, and why.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a Hugging Face GPT-2 folder or a ckpt.pt.")
+    if path.is_dir() and not is_huggingface(path):
+        raise InputError(f"{path} is no Hugging Face folder: it holds no config.json.")
+    config, state = load_huggingface(path) if path.is_dir() else load_nanogpt(path)
+    try:
+        problem = check_shapes(config, state)
+    except ConfigError as error:
+        raise InputError(f"{path} cannot be used: {error}") from error
+    if problem:
+        raise InputError(f"{path} cannot be used: {problem}")
+    return config, state
+
+
+def check_shapes(config: ModelConfig, state: dict[str, Tensor]) -> str | None:
+    """None when `state` fits the model of `config`, else one sentence on the first difference."""
+    with torch.device("meta"):
+        expected = {name: tuple(t.shape) for name, t in GPT2(config).state_dict().items()}
+    for name, shape in expected.items():
+        if name not in state:
+            return f"The weights lack {name}."
+        found = tuple(state[name].shape)
+        if found != shape:
+            return f"The weights have {name} of shape {found}, but the model needs {shape}."
+    unknown = sorted(state.keys() - expected.keys())
+    return f"The weights have {unknown[0]}, which the model does not." if unknown else None

@@ -1,0 +1,215 @@
+"""GPT-2 (Radford et al. 2019), with the parameter names that nanoGPT and Hugging Face use.
+
+All weights are in torch.nn.Linear orientation, [out, in]. The output layer and the word embedding
+are one and the same parameter.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2ckpt.config.schema import ModelConfig
+from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.model.cache import KeyValueCache, LayerCache
+from gpt2ckpt.model.counts import ParameterCounts, count_flops_per_token, count_parameters
+from gpt2ckpt.model.loss import linear_cross_entropy
+
+LAYER_NORM_EPS = 1e-5
+INIT_STD = 0.02
+GELU_FORMS = ("tanh", "exact")
+
+
+class GPT2(nn.Module):
+    """The model: token ids to logits, or to the mean cross entropy against target ids.
+
+    Raises ConfigError for a shape that cannot be built.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        check_shape(config)
+        self.config = config
+        self.transformer = Transformer(config)
+        # On the meta device: the weight is the embedding's, another one need not be made.
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device="meta")
+        self.lm_head.weight = self.transformer.wte.weight
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw new weights from the global generator.
+
+        Matrices and embeddings from N(0, 0.02), biases 0, norms 1; the projections that end in the
+        residual stream from N(0, 0.02 / sqrt(2 * n_layer)), as the paper scales them by the number
+        of residual layers (section 2.3). So do Hugging Face and nanoGPT. OpenAI's released code
+        differs in the position embedding alone, N(0, 0.01), and does not show the scaling.
+        """
+        residual_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 1:
+                nn.init.ones_(parameter)
+            else:
+                std = residual_std if name.endswith("c_proj.weight") else INIT_STD
+                nn.init.normal_(parameter, mean=0.0, std=std)
+
+    def hidden(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Hidden states after the last norm, [B, T, C], for token ids [B, T] (int64).
+
+        With a cache, the tokens follow those that it holds, and are added to it. Positions beyond
+        block_size are a ValueError.
+        """
+        return self.transformer(tokens, cache)  # type: ignore[no-any-return]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [B, T, V] for token ids [B, T] (int64)."""
+        return self.lm_head(self.hidden(tokens))  # type: ignore[no-any-return]
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy in nats per token, a float32 scalar; both arguments [B, T] (int64).
+
+        Never makes the whole logits; see `gpt2ckpt.model.loss` for what that asks of a caller.
+        """
+        hidden = self.hidden(tokens).flatten(0, 1)
+        loss: Tensor = linear_cross_entropy(hidden, self.lm_head.weight, targets.flatten())
+        return loss
+
+    def parameter_count(self) -> int:
+        """Number of parameters, the tied one counted once."""
+        return self.parameter_counts().total
+
+    def parameter_counts(self) -> ParameterCounts:
+        """Number of parameters by part."""
+        return count_parameters(self.config)
+
+    def flops_per_token(self) -> int:
+        """Floating-point operations to train on one token of a full block, forward and backward."""
+        return count_flops_per_token(self.config)
+
+
+class Transformer(nn.Module):
+    """Embeddings, blocks and the last norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = layer_norm(config)
+
+    def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        start = cache.length if cache else 0
+        end, limit = start + tokens.shape[1], self.wpe.num_embeddings
+        if end > limit:
+            raise ValueError(f"{end} tokens do not fit into a block of {limit}")
+        # A slice, not a lookup: the positions are the same in every row of the batch.
+        x = self.drop(self.wte(tokens) + self.wpe.weight[start:end])
+        for index, block in enumerate(self.h):
+            x = block(x, cache.layers[index] if cache else None)
+        if cache:
+            cache.length = end
+        return self.ln_f(x)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln_1 = layer_norm(config)
+        self.attn = Attention(config)
+        self.ln_2 = layer_norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache)
+        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        batch, length, width = x.shape
+        heads = self.c_attn(x).view(batch, length, 3, self.n_head, width // self.n_head)
+        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind()  # each [B, H, T, D], views
+        if cache is not None:
+            key, value = cache.extend(key, value)
+        past = key.shape[2] - length
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=_offset_mask(length, past, x.device) if past and length > 1 else None,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=not past,
+        )
+        mixed = mixed.transpose(1, 2).reshape(batch, length, width)
+        return self.resid_dropout(self.c_proj(mixed))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """Two layers, four times as wide between them, with GELU (GPT-2: in its tanh form)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.approximate = "tanh" if gelu_form(config) == "tanh" else "none"
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.c_fc(x), approximate=self.approximate)
+        return self.dropout(self.c_proj(x))  # type: ignore[no-any-return]
+
+
+def layer_norm(config: ModelConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.bias)
+
+
+def check_shape(config: ModelConfig) -> None:
+    """Raise ConfigError, naming the key, for a shape that cannot be built."""
+    for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
+        if getattr(config, key) < 1:
+            raise ConfigError(f"model.{key} must be at least 1, not {getattr(config, key)}.")
+    if config.n_embd % config.n_head:
+        raise ConfigError(
+            f"model.n_embd ({config.n_embd}) must be a multiple of model.n_head ({config.n_head})."
+        )
+    if gelu_form(config) not in GELU_FORMS:
+        raise ConfigError(
+            f"model.gelu must be {' or '.join(GELU_FORMS)}, not '{gelu_form(config)}'."
+        )
+    if not 0.0 <= config.dropout < 1.0:
+        raise ConfigError(f"model.dropout must be at least 0 and below 1, not {config.dropout}.")
+
+
+def gelu_form(config: ModelConfig) -> str:
+    """Which GELU the model computes: GPT-2's `tanh`, or the `exact` one (by the error function)."""
+    form: str = getattr(config, "gelu", "tanh")
+    return form
+
+
+def with_gelu(config: ModelConfig, form: str) -> ModelConfig:
+    """A copy of `config` whose model computes the GELU of that form."""
+    copy = replace(config)
+    vars(copy)["gelu"] = form
+    return copy
+
+
+def _offset_mask(length: int, past: int, device: torch.device) -> Tensor:
+    """True where a new token [T] may look: all of the past, and the new ones up to itself."""
+    allowed = torch.ones(length, past + length, dtype=torch.bool, device=device)
+    return allowed.tril(diagonal=past)

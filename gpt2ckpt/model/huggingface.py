@@ -1,0 +1,161 @@
+"""Hugging Face's GPT-2 folders, both ways: config.json and the weights beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2ckpt.config.schema import ModelConfig
+from gpt2ckpt.errors import InputError
+from gpt2ckpt.model.gpt2 import INIT_STD, LAYER_NORM_EPS, gelu_form, with_gelu
+from gpt2ckpt.model.tensor_files import read_json, read_tensors
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+# Each with the index that names its parts when it is split, in the order of preference.
+WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
+GELU_FORMS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
+SHAPE_KEYS = {
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "block_size": "n_positions",
+    "vocab_size": "vocab_size",
+}
+# Options that change the logits, with the one value that this model computes. It is also the value
+# that GPT2Config gives them when they are absent.
+FIXED_OPTIONS: dict[str, Any] = {
+    "layer_norm_epsilon": LAYER_NORM_EPS,
+    "tie_word_embeddings": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
+# Conv1D keeps its weight as [in, out].
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# Causal masks that older versions saved with the weights.
+MASKS = (".attn.bias", ".attn.masked_bias")
+END_OF_TEXT = 50256
+
+
+def is_huggingface(path: Path) -> bool:
+    """Whether `path` is a folder laid out as Hugging Face does: with a config.json."""
+    return path.is_dir() and (path / CONFIG_FILE).is_file()
+
+
+def load_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Shape and float32 state of a GPT-2 folder; InputError for what this model cannot compute.
+
+    The dropout is left at its default: it belongs to the training.
+    """
+    config = _read_config(folder / CONFIG_FILE)
+    state: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        for name, tensor in read_tensors(file).items():
+            if not name.endswith(MASKS):
+                prefix = "" if name.startswith(("transformer.", "lm_head.")) else "transformer."
+                state[prefix + name] = _to_linear(name, tensor)
+    output, words = state.get("lm_head.weight"), state.get("transformer.wte.weight")
+    if output is not None and words is not None and not torch.equal(output, words):
+        raise InputError(
+            f"{folder} has an output layer of its own, but here it is the word embedding (tied)."
+        )
+    if words is not None:
+        state["lm_head.weight"] = words
+    return config, state
+
+
+def to_huggingface(
+    state: dict[str, Tensor], config: ModelConfig
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and config.json of the same model for transformers' GPT2LMHeadModel.
+
+    The tied output layer is left out, as transformers does; a model without biases gets zeros.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name == "lm_head.weight":
+            continue
+        transposed = tensor.t() if name.endswith(CONV1D) else tensor
+        tensors[name] = transposed.detach().to("cpu", torch.float32).contiguous()
+        if name.endswith("weight") and not name.endswith(("wte.weight", "wpe.weight")):
+            tensors.setdefault(name.removesuffix("weight") + "bias", torch.zeros(len(tensor)))
+    return tensors, _config_json(config)
+
+
+def save_huggingface(folder: Path, state: dict[str, Tensor], config: ModelConfig) -> None:
+    """Write config.json and model.safetensors into `folder`, which is made if need be."""
+    from safetensors.torch import save_file
+
+    tensors, described = to_huggingface(state, config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        text = json.dumps(described, indent=2, sort_keys=True) + "\n"
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+
+
+def _config_json(config: ModelConfig) -> dict[str, Any]:
+    special = END_OF_TEXT if config.vocab_size > END_OF_TEXT else None
+    shape = {name: getattr(config, key) for key, name in SHAPE_KEYS.items()}
+    return {
+        **FIXED_OPTIONS,
+        **shape,
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "activation_function": "gelu" if gelu_form(config) == "exact" else "gelu_new",
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "initializer_range": INIT_STD,
+        "bos_token_id": special,
+        "eos_token_id": special,
+    }
+
+
+def _read_config(path: Path) -> ModelConfig:
+    """The shape in a config.json, once every option that changes the logits is as needed."""
+    found = read_json(path)
+    activation = str(found.get("activation_function", "gelu_new"))
+    kind = found.get("model_type")
+    if kind != "gpt2":
+        raise InputError(f"{path} has model_type {kind!r}; only 'gpt2' can be read.")
+    if activation not in GELU_FORMS:
+        choices = ", ".join(GELU_FORMS)
+        raise InputError(f"{path} has activation_function {activation!r}; can be read: {choices}.")
+    for option, needed in FIXED_OPTIONS.items():
+        if found.get(option, needed) != needed:
+            raise InputError(f"{path} has {option} {found[option]!r}; only {needed} can be read.")
+    shape = {}
+    for key, name in SHAPE_KEYS.items():
+        if not isinstance(found.get(name), int):
+            raise InputError(f"{path} gives no whole number for {name}.")
+        shape[key] = found[name]
+    if found.get("n_inner") not in (None, 4 * shape["n_embd"]):
+        raise InputError(f"{path} has n_inner {found['n_inner']!r}; only 4 * n_embd can be read.")
+    return with_gelu(ModelConfig(**shape), GELU_FORMS[activation])
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights: one, or the parts that an index names."""
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            parts = read_json(index).get("weight_map")
+            names = set(parts.values()) if isinstance(parts, dict) else set()
+            if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
+                raise InputError(f"{index} names no files beside it in its weight_map.")
+            return [folder / part for part in sorted(names)]
+    raise InputError(f"{folder} holds no weights: neither {' nor '.join(WEIGHT_FILES)}.")
+
+
+def _to_linear(name: str, tensor: Tensor) -> Tensor:
+    """The tensor in float32, [out, in]."""
+    tensor = tensor.float()
+    return tensor.t().contiguous() if name.endswith(CONV1D) and tensor.dim() == 2 else tensor

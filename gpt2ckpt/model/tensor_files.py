@@ -1,0 +1,71 @@
+"""Reading other programs' weight files. Nothing but tensors and plain containers is unpickled."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2ckpt.errors import InputError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; InputError when there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object.")
+    return content
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """The dict in a file of torch.save, on the CPU, by torch's restricted unpickler.
+
+    In the zip format tensors are mapped, not read: what is not used (an optimizer's state) costs
+    nothing. A file that is damaged, or asks for code, is an InputError.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; give the path of a saved model.")
+    try:
+        mapped = zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # Bytes from anywhere make an unpickler fail in any way.
+        raise InputError(
+            f"{path} is no file of torch.save that can be loaded safely: it is damaged, or holds "
+            "objects other than tensors, numbers, text, lists and dicts."
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no dict of weights.")
+    return content
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The named tensors in a .safetensors file, or in a dict saved by torch.save."""
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{path} holds something other than a tensor at '{name}'.")
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise InputError(f"{path} is missing.")
+    try:
+        content: dict[str, Any] = load_file(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        raise InputError(f"{path} is no intact safetensors file: {error}.") from error
+    return content
