@@ -1,0 +1,120 @@
+"""What all commands share: Hydra's command line, and errors as one sentence with an exit code."""
+
+import argparse
+import contextlib
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from gpt2ckpt.config.compose import compose_config, conf_directory, explain
+from gpt2ckpt.config.registry import build_typed, register_schemas
+from gpt2ckpt.errors import ConfigError, UserError
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What was typed: overrides, and the flags that Hydra answers itself."""
+
+    overrides: list[str]
+    config_name: str
+    config_dir: Path | None
+    multirun: bool
+    asks_hydra: bool  # --help, --cfg, --info, shell completion: nothing is run
+
+
+def parse_command_line(config_name: str) -> CommandLine:
+    """Parse sys.argv as Hydra does. Raises ConfigError naming the nearest flag."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        word = message.rpartition(" ")[2]
+        close = difflib.get_close_matches(word, flags, n=1)
+        hint = f" Did you mean {close[0]}?" if close else " --help lists what there is."
+        raise ConfigError(f"{message}.{hint}")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    args: argparse.Namespace = parser.parse_args()
+    asks = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
+    config_dir = Path(args.config_dir) if args.config_dir else None
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir={config_dir}: there is no such directory")
+    return CommandLine(
+        overrides=list(args.overrides),
+        config_name=args.config_name or config_name,
+        config_dir=config_dir,
+        multirun=bool(args.multirun),
+        asks_hydra=bool(asks or args.experimental_rerun),
+    )
+
+
+def run_simple(name: str, task: Callable[[Any], None]) -> None:
+    """The whole of a command that makes no run directory: its typed config goes to `task`."""
+    with reported_errors():
+        line = parse_command_line(name)
+        if line.asks_hydra:
+            run_hydra(name, lambda config: None)
+            return
+        if line.multirun:
+            raise ConfigError(f"{name} has no multirun: leave -m out")
+        composed = compose_config(line.config_name, line.overrides, line.config_dir)
+        task(build_typed(name, composed.values))
+
+
+def run_hydra(config_name: str, task: Callable[[Any], Any], more: list[str] | None = None) -> None:
+    """Let Hydra run `task` with this command line, plus the overrides `more`.
+
+    What is raised in it comes out as it is: Hydra's own printing and exit code 1 are left out.
+    """
+    register_schemas()
+    arguments, full = sys.argv, os.environ.get(FULL_ERROR)
+    sys.argv = [*arguments, *(more or [])]
+    os.environ[FULL_ERROR] = "1"
+    try:
+        conf = str(conf_directory())
+        hydra.main(version_base="1.3", config_path=conf, config_name=config_name)(task)()
+    finally:
+        sys.argv = arguments
+        os.environ.pop(FULL_ERROR)
+        if full is not None:
+            os.environ[FULL_ERROR] = full
+
+
+@contextlib.contextmanager
+def reported_errors() -> Iterator[None]:
+    """End the process with one sentence and the contract's exit code on any error."""
+    wants_trace = os.environ.get(FULL_ERROR) == "1"
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted before the first step: nothing was lost", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except UserError as error:
+        _fail(str(error), error.exit_code, wants_trace)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(explain(error), ConfigError.exit_code, wants_trace)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        _fail(f"{reason} (HYDRA_FULL_ERROR=1 shows where)", 1, wants_trace)
+
+
+def _fail(sentence: str, code: int, wants_trace: bool) -> NoReturn:
+    if wants_trace:
+        traceback.print_exc()
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,48 @@
+"""`python -m gpt2ckpt.evaluate ckpt=PATH`: loss and perplexity on the whole validation split."""
+
+import json
+import math
+import sys
+from typing import Any
+
+from gpt2ckpt.application import run_simple
+from gpt2ckpt.config.checks import at_least
+from gpt2ckpt.config.registry import build_data_config
+from gpt2ckpt.config.schema import EvaluateConfig
+from gpt2ckpt.data.corpus import open_corpus
+
+
+def main() -> None:
+    """Entry point of the command."""
+    run_simple("evaluate", _evaluate)
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    """Every block of the split once, in order, without overlap, each weighted equally."""
+    at_least("batch_size", config.batch_size, 1)
+    from gpt2ckpt.data.loader import validation
+    from gpt2ckpt.training.evaluation import evaluate
+    from gpt2ckpt.training.trained import load_trained
+
+    trained = load_trained(config.ckpt, config.device, config.precision)
+    for path, reason in trained.found.skipped:
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+    data = config.data or build_data_config(trained.config["data"])
+    shape = trained.model.config
+    corpus = open_corpus(data, shape.vocab_size, shape.block_size)
+    batches = validation(corpus.val, shape.block_size, config.batch_size)
+    result = evaluate(trained.model, batches, trained.hardware, stop=lambda: False)
+    assert result is not None  # nobody asks it to stop
+    print(f"{trained.found.path}, step {trained.found.state['step']}; {corpus.description}")
+    answer: dict[str, Any] = {
+        "val_loss": result.loss,
+        "perplexity": math.exp(min(result.loss, 700.0)),
+        "tokens": result.tokens,
+        "step": trained.found.state["step"],
+        "precision": trained.hardware.precision,
+    }
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

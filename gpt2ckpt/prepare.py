@@ -1,0 +1,29 @@
+"""`python -m gpt2ckpt.prepare data=text data.train=GLOB out=DIR`: text to token shards."""
+
+from gpt2ckpt.application import run_simple
+from gpt2ckpt.config.checks import at_least
+from gpt2ckpt.config.schema import PrepareConfig
+from gpt2ckpt.data.shards import prepare
+from gpt2ckpt.errors import ConfigError
+
+
+def main() -> None:
+    """Entry point of the command."""
+    run_simple("prepare", _prepare)
+
+
+def _prepare(config: PrepareConfig) -> None:
+    if config.data is None:
+        raise ConfigError("data is missing: give data=text data.train=GLOB, or data=embedded")
+    at_least("shard_tokens", config.shard_tokens, 1)
+    summary = prepare(config.data, config.out, config.shard_tokens)
+    print(
+        f"{summary.shards} shards in {config.out}: {summary.train_tokens:,} training and "
+        f"{summary.val_tokens:,} validation tokens. Train on them with\n"
+        f"  python -m gpt2ckpt.train data=tokens data.train='{config.out}/train_*.bin' "
+        f"data.val='{config.out}/val_*.bin'"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""`python -m gpt2ckpt.sample ckpt=PATH prompt=…`: text from a trained model."""
+
+import sys
+
+from gpt2ckpt.application import run_simple
+from gpt2ckpt.config.checks import at_least
+from gpt2ckpt.config.schema import SampleConfig
+
+
+def main() -> None:
+    """Entry point of the command."""
+    run_simple("sample", _sample)
+
+
+def _sample(config: SampleConfig) -> None:
+    at_least("max_tokens", config.max_tokens, 1)
+    at_least("num_samples", config.num_samples, 1)
+    at_least("temperature", config.temperature, 0)
+    at_least("top_k", config.top_k, 1)
+    at_least("seed", config.seed, 0)
+    from gpt2ckpt.training.sampling import Sampling, sample_text
+    from gpt2ckpt.training.trained import load_trained
+
+    trained = load_trained(config.ckpt, config.device, config.precision)
+    for path, reason in trained.found.skipped:
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+    for number in range(config.num_samples):
+        sampling = Sampling(
+            *(config.prompt, config.max_tokens, config.seed + number),
+            *(config.temperature, config.top_k),
+        )
+        if number:
+            print("-" * 40)
+        print(sample_text(trained.model, sampling, trained.hardware))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""`python -m gpt2ckpt.train [overrides]`: train a GPT-2, or go on with a run."""
+
+import logging
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from gpt2ckpt.application import CommandLine, parse_command_line, reported_errors, run_hydra
+from gpt2ckpt.config.checks import check_config
+from gpt2ckpt.config.compose import Composed, compose_config, quoted, sweep_jobs
+from gpt2ckpt.config.registry import build_typed
+from gpt2ckpt.config.replay import freeze
+from gpt2ckpt.runs.claim import Claim, claim_base, claim_name
+from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
+from gpt2ckpt.training.interrupts import exit_code
+from gpt2ckpt.training.preparation import Prepared, finished_notice, prepare
+
+if TYPE_CHECKING:
+    from gpt2ckpt.training.hardware import Hardware
+    from gpt2ckpt.training.session import Outcome
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Entry point of the command; never returns normally on an error."""
+    with reported_errors():
+        line = parse_command_line("train")
+        if line.asks_hydra:
+            run_hydra("train", lambda config: None)
+        elif line.multirun:
+            _sweep(line)
+        else:
+            sys.exit(_single(line))
+
+
+def _single(line: CommandLine) -> int:
+    """Train one run; everything that can be refused is refused before Hydra makes a directory."""
+    composed = _compose(line, line.overrides)
+    wanted = Path(composed.hydra.run.dir)
+    is_given = any(override.startswith("hydra.run.dir=") for override in line.overrides)
+    start = find_start(
+        *(composed.values, line.overrides, wanted if is_given else None, wanted.parent),
+        lambda overrides: _compose(line, overrides).values,
+    )
+    prepared = prepare(start)
+    if notice := finished_notice(start, prepared):
+        print(notice)
+        return 0
+    hardware = _choose_hardware(start, prepared)
+    claim = take_directory(start, wanted, is_given=is_given)
+    outcomes = []
+
+    def task(_: DictConfig) -> None:
+        outcomes.append(_train(start, prepared, hardware, claim))
+
+    directory, record = quoted(str(claim.directory)), hydra_record(claim.directory)
+    run_hydra("train", task, [f"hydra.run.dir={directory}", f"hydra.output_subdir={record}"])
+    stopped = outcomes[0].stopped
+    return exit_code(stopped) if stopped else 0
+
+
+def _sweep(line: CommandLine) -> None:
+    """Train every job of a sweep; all of their configs are checked before the first begins."""
+    composed = None
+    for overrides in sweep_jobs(line.overrides):
+        composed = _compose(line, overrides)
+        check_config(build_typed("train", freeze(composed.values)))
+    more = []
+    if composed and not any(word.startswith("hydra.sweep.dir=") for word in line.overrides):
+        directory = claim_name(claim_base(Path(composed.hydra.sweep.dir)), datetime.now())
+        more = [f"hydra.sweep.dir={quoted(str(directory))}"]
+    run_hydra("train", _job, more)
+
+
+def _job(config: DictConfig) -> float | None:
+    """One job of a sweep, in the directory that Hydra made for it; its best validation loss."""
+    hydra = HydraConfig.get()
+    directory = Path(hydra.runtime.output_dir)
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    overrides = list(hydra.overrides.task)
+    start = find_start(
+        *(values, overrides, directory, directory.parent),
+        lambda more: compose_config("train", more).values,
+    )
+    prepared = prepare(start)
+    if notice := finished_notice(start, prepared):
+        log.info("%s", notice)
+        return start.state["best_val_loss"] if start.state else None
+    claim = take_directory(start, directory, is_given=True)
+    session = _train(start, prepared, _choose_hardware(start, prepared), claim)
+    if session.stopped:
+        sys.exit(exit_code(session.stopped))  # ends the sweep; an exception only ends this job
+    return session.best_val_loss
+
+
+def _compose(line: CommandLine, overrides: list[str]) -> Composed:
+    return compose_config(line.config_name, overrides, line.config_dir)
+
+
+def _choose_hardware(start: Start, prepared: Prepared) -> "Hardware":
+    from gpt2ckpt.training.hardware import choose_hardware
+
+    trainer = prepared.config.trainer
+    recorded = start.state["environment"] if start.state else None
+    return choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded)
+
+
+def _train(start: Start, prepared: Prepared, hardware: "Hardware", claim: Claim) -> "Outcome":
+    """Train in the claimed directory."""
+    from gpt2ckpt.training.session import Session
+
+    with claim.lock:
+        for line in [claim.notice, *start.notices()]:
+            if line:
+                log.info("%s", line)
+        return Session(claim.directory, start, prepared, hardware).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The training itself: hardware, state, step, loop."""

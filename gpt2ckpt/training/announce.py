@@ -1,0 +1,112 @@
+"""What a run tells its user at its start and at its end, in the log."""
+
+import dataclasses
+import logging
+import shutil
+import signal
+from pathlib import Path
+from statistics import median
+
+from gpt2ckpt.checkpoint.store import Store
+from gpt2ckpt.config.schema import CheckpointConfig
+from gpt2ckpt.data.corpus import Corpus
+from gpt2ckpt.runs.claim import CHECKPOINTS
+from gpt2ckpt.training import report
+from gpt2ckpt.training.hardware import Hardware
+from gpt2ckpt.training.loop import Loop
+from gpt2ckpt.training.preparation import Prepared
+from gpt2ckpt.training.state import TrainingState
+
+log = logging.getLogger(__name__)
+BYTES_PER_VALUE = 4  # float32
+SINGLE_ROLES = 5  # latest_backup, rolling_last_backup, and the three of the best model
+
+
+def start(directory: Path, prepared: Prepared, hardware: Hardware, state: TrainingState) -> None:
+    """Say what is about to be done, on what, and where it goes."""
+    config = prepared.config
+    model = report.ModelFacts(
+        **{key: getattr(config.model, key) for key in ("n_layer", "n_head", "n_embd")},
+        block_size=config.model.block_size,
+        vocab_size=config.model.vocab_size,
+        parameters_by_part=dataclasses.asdict(state.model.parameter_counts()),
+        flops_per_token=state.model.flops_per_token(),
+    )
+    machine = report.MachineFacts(
+        device=f"{hardware.device}, {hardware.name}",
+        device_reason=hardware.device_reason,
+        precision=hardware.precision,
+        precision_reason=hardware.precision_reason,
+        attention="scaled_dot_product_attention",
+        compiled=config.trainer.compile,
+        deterministic=config.trainer.deterministic,
+        threads=hardware.threads,
+    )
+    plan = report.PlanFacts(
+        total_steps=prepared.total_steps,
+        done_steps=state.counters.step,
+        batch_size=config.trainer.batch_size,
+        grad_accum=config.trainer.grad_accum,
+        block_size=config.model.block_size,
+        steps_per_epoch=prepared.blocks_per_epoch / prepared.blocks_per_step,
+        train=_files(prepared.corpus),
+        val=(),
+    )
+    saving = _saving(directory, config.checkpoint, state)
+    for line in report.start_report(machine, model, plan, saving):
+        log.info("%s", line)
+
+
+def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
+    """Say what was done, what is on disk, and how to go on."""
+    counters, files = loop.state.counters, Store(directory / CHECKPOINTS).files()
+    facts = report.SummaryFacts(
+        steps=counters.step,
+        tokens=counters.tokens_seen,
+        seconds=loop.meter.seconds,
+        tokens_per_s=median(loop.meter.speeds) if loop.meter.speeds else 0.0,
+        train_loss=counters.train_loss,
+        val_loss=counters.val_loss,
+        best_val_loss=counters.best_val_loss,
+        best_step=counters.best_step,
+        run_dir=directory,
+        checkpoints=len(files),
+        disk_bytes=_disk_bytes(files),
+        free_bytes=shutil.disk_usage(directory).free,
+        resume_command=resume_command(directory) if files and stopped else None,
+        sample_command=f"python -m gpt2ckpt.sample ckpt={directory}" if files else None,
+    )
+    for line in report.summary(facts):
+        log.info("%s", line)
+
+
+def resume_command(directory: Path) -> str:
+    """What to type to go on with the run in `directory`."""
+    return f"python -m gpt2ckpt.train +resume=latest hydra.run.dir={directory}"
+
+
+def _files(corpus: Corpus) -> tuple[report.DataFile, ...]:
+    return tuple(report.DataFile(f.name, f.size_bytes, f.tokens) for f in corpus.files)
+
+
+def _saving(
+    directory: Path, checkpoint: CheckpointConfig, state: TrainingState
+) -> report.SavingFacts:
+    values_per_parameter = 3  # the weight and at most two moments of the optimizer
+    size = sum(p.numel() for p in state.model.parameters()) * values_per_parameter * BYTES_PER_VALUE
+    return report.SavingFacts(
+        enabled=checkpoint.enabled,
+        run_dir=directory,
+        save_every=checkpoint.save_every,
+        keep_rolling=checkpoint.keep_rolling,
+        keep_emergency=checkpoint.keep_emergency,
+        checkpoint_bytes=size,
+        max_kept=checkpoint.keep_rolling + checkpoint.keep_emergency + SINGLE_ROLES,
+        free_bytes=shutil.disk_usage(directory).free,
+    )
+
+
+def _disk_bytes(files: list[Path]) -> int:
+    """What files take on disk together; names of the same blocks count once."""
+    stats = {(info.st_dev, info.st_ino): info for info in (path.stat() for path in files)}
+    return sum(info.st_blocks * 512 for info in stats.values())

@@ -1,0 +1,127 @@
+"""Choosing device, precision and threads, and saying why."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gpt2ckpt.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where a process computes, in what precision, and the reasons in a few words each."""
+
+    device: torch.device
+    device_reason: str
+    precision: str
+    precision_reason: str
+    threads: int
+
+    @property
+    def name(self) -> str:
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        if self.device.type == "mps":
+            return "Apple GPU"
+        return str(_cpu_features().get("cpu_name", "CPU"))
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which losses are computed."""
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+
+    def recorded(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: a resume is bitwise exact only where these are equal."""
+        return {
+            "device": self.device.type,
+            "device_name": self.name,
+            "precision": self.precision,
+            "threads": self.threads,
+        }
+
+
+def choose_hardware(
+    device: str, precision: str, threads: int | None, recorded: dict[str, Any] | None = None
+) -> Hardware:
+    """Resolve `auto` and null. What an earlier process of the run `recorded` is kept to.
+
+    Raises ConfigError for a device that is not there or cannot compute in `precision`.
+    """
+    chosen, device_reason = _choose_device(device)
+    recorded = recorded or {}
+    if threads is None and isinstance(recorded.get("threads"), int):
+        threads = recorded["threads"]
+    if precision == "auto" and recorded.get("device") == chosen.type:
+        precision, reason = str(recorded["precision"]), "as the run began"
+    elif precision == "auto":
+        precision, reason = _choose_precision(chosen)
+    else:
+        reason = "as configured"
+    if precision == "float16" and chosen.type != "cuda":
+        raise ConfigError(
+            "trainer.precision=float16 needs a CUDA device: take bfloat16 or float32, or auto"
+        )
+    return Hardware(chosen, device_reason, precision, reason, threads or torch.get_num_threads())
+
+
+def prepare_process(hardware: Hardware, *, deterministic: bool) -> None:
+    """Set the process-wide switches of PyTorch. Call once, before any tensor is made."""
+    torch.set_num_threads(hardware.threads)
+    torch.set_float32_matmul_precision("high")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        # Memory that nobody reads before writing need not be cleared first: that costs a pass.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def differences(now: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+    """Why a resume cannot be bitwise exact, as `threads 2 → 4`; empty if it is."""
+    keys = [key for key in now if key in recorded and now[key] != recorded[key]]
+    return [f"{key} {recorded[key]} → {now[key]}" for key in keys]
+
+
+def _choose_device(device: str) -> tuple[torch.device, str]:
+    has_mps = torch.backends.mps.is_available()
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device()), "a CUDA device is there"
+        if has_mps:
+            return torch.device("mps"), "an Apple GPU is there"
+        return torch.device("cpu"), "no GPU is there"
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"trainer.device={device}: PyTorch sees no CUDA device here; take auto")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"trainer.device={device}: there are {torch.cuda.device_count()} devices")
+    if kind == "mps" and not has_mps:
+        raise ConfigError("trainer.device=mps: PyTorch sees no Apple GPU here; take auto")
+    return torch.device(device), "as configured"
+
+
+def _choose_precision(device: torch.device) -> tuple[str, str]:
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16", "the GPU computes in it"
+        return "float16", "the GPU has no bfloat16; gradients are scaled"
+    if device.type == "cpu" and _cpu_has_bfloat16():
+        return "bfloat16", "the CPU has instructions for it, about twice as fast as float32"
+    return "float32", "there is no faster one on this device"
+
+
+def _cpu_has_bfloat16() -> bool:
+    features = _cpu_features()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def _cpu_features() -> Mapping[str, Any]:
+    """What the processor can do; nothing is known in a PyTorch that cannot tell."""
+    ask = getattr(torch.cpu, "get_capabilities", dict)
+    return dict(ask())

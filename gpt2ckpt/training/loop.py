@@ -1,0 +1,208 @@
+"""The training loop: steps, and what is due between them."""
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.policy import Event
+from gpt2ckpt.config.schema import CheckpointConfig, TrainerConfig
+from gpt2ckpt.loggers.fanout import Loggers
+from gpt2ckpt.optim.schedule import Schedule
+from gpt2ckpt.training.evaluation import Evaluation
+from gpt2ckpt.training.interrupts import Interrupts
+from gpt2ckpt.training.meter import Meter
+from gpt2ckpt.training.progress import Progress
+from gpt2ckpt.training.replay_check import ReplayCheck
+from gpt2ckpt.training.report import eval_line, step_line
+from gpt2ckpt.training.state import Provenance, TrainingState
+from gpt2ckpt.training.step import HalfApplied, Stepper, StepResult
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Loop:
+    """Trains `state` up to `total_steps` and keeps everybody informed.
+
+    `evaluate` gets a function that tells whether to stop half-way; `sample` returns a text.
+    """
+
+    state: TrainingState
+    stepper: Stepper
+    schedule: Schedule
+    total_steps: int
+    blocks_per_epoch: int
+    tokens_per_step: int
+    trainer: TrainerConfig
+    checkpoint: CheckpointConfig
+    manager: CheckpointManager | None
+    loggers: Loggers
+    provenance: Provenance
+    replay: ReplayCheck
+    meter: Meter
+    bar: Progress
+    evaluate: Callable[[Callable[[], bool]], Evaluation | None]
+    sample: Callable[[], str]
+    interrupts: Interrupts = field(default_factory=Interrupts)
+
+    def run(self) -> signal.Signals | None:
+        """Train to the end. Returns the signal that asked for a stop, or None when finished.
+
+        On an exception the last whole state is saved as an emergency checkpoint, and it is raised.
+        """
+        try:
+            with self.interrupts:
+                self._train()
+        except HalfApplied:
+            raise
+        except BaseException as error:
+            log.error("stopped after step %d: %s", self.state.counters.step, error)
+            self._save_emergency(f"{type(error).__name__}: {error}")
+            raise
+        if self.interrupts.stop:
+            self._save_emergency(self.interrupts.stop.name)
+        return self.interrupts.stop
+
+    @property
+    def epoch(self) -> int:
+        """Full passes over the data so far."""
+        return self.state.counters.position // self.blocks_per_epoch
+
+    def _train(self) -> None:
+        counters = self.state.counters
+        if counters.step > 0 and self._evaluation_is_due():
+            self._between_steps()  # an earlier process was stopped before it
+        self.meter.start(counters.step)
+        while counters.step < self.total_steps and not self.interrupts.stop:
+            self._log_step(self._step())
+            self._between_steps()
+
+    def _step(self) -> StepResult:
+        counters = self.state.counters
+        self.state.optimizer.set_lr_scale(self.schedule(counters.step))
+        position = 0 if self.trainer.overfit else counters.position
+        result = self.stepper.step(self.state, position)
+        counters.step += 1
+        counters.position += self.stepper.blocks
+        counters.tokens_seen += self.tokens_per_step
+        counters.train_loss = result.loss
+        return result
+
+    def _log_step(self, result: StepResult) -> None:
+        step = self.state.counters.step
+        self.bar.update(step)
+        if step % self.trainer.log_every and step not in (1, self.total_steps):
+            return
+        speed = self.meter.measure(step, self.total_steps)
+        lr = self.state.optimizer.lr
+        self.loggers.log(
+            {
+                "step": step,
+                "time": time.time(),
+                "train_loss": result.loss,
+                "lr": lr,
+                "grad_norm": result.grad_norm,
+                "tokens_per_s": speed.tokens_per_s,
+                "memory_bytes": speed.memory_bytes,
+                "tokens_seen": self.state.counters.tokens_seen,
+                "epoch": self.epoch,
+            }
+        )
+        line = step_line(
+            step=step,
+            total_steps=self.total_steps,
+            loss=result.loss,
+            lr=lr,
+            grad_norm=result.grad_norm,
+            tokens_per_s=speed.tokens_per_s,
+            memory_bytes=speed.memory_bytes,
+            seconds_left=speed.seconds_left,
+        )
+        log.info("%s", line)
+        if verdict := self.replay.compare(step, result.loss):
+            log.info("%s", verdict)
+
+    def _between_steps(self) -> None:
+        """Evaluate, sample and save, whichever is due after this step."""
+        with self.meter.paused():
+            step = self.state.counters.step
+            is_best = self._evaluation_is_due() and self._evaluate()
+            if self._evaluation_is_due():
+                return  # it was interrupted: the resumed run makes it, and what comes after it
+            if _is_due(step, self.trainer.sample_every) and not self.interrupts.stop:
+                self._sample()
+            is_last = step == self.total_steps
+            self._save(
+                "final" if is_last else "regular",
+                regular=_is_due(step, self.checkpoint.save_every) or is_last,
+                best=is_best and self.checkpoint.save_best,
+                epoch_ended=self._epoch_ended() if self.checkpoint.save_epochs else None,
+            )
+            if self.interrupts.take_save_request():
+                self._save_emergency("SIGUSR1")
+
+    def _epoch_ended(self) -> int | None:
+        before = (self.state.counters.position - self.stepper.blocks) // self.blocks_per_epoch
+        return self.epoch - 1 if self.epoch > before else None
+
+    def _evaluation_is_due(self) -> bool:
+        counters, every = self.state.counters, self.trainer.eval_every
+        due = _is_due(counters.step, every) or (every > 0 and counters.step == self.total_steps)
+        return due and counters.evaluated_step != counters.step
+
+    def _evaluate(self) -> bool:
+        """Evaluate; whether the loss is the best so far."""
+        counters, start = self.state.counters, time.perf_counter()
+        evaluation = self.evaluate(lambda: self.interrupts.stop is not None)
+        if evaluation is None:
+            return False
+        best = None
+        if counters.best_val_loss is not None and counters.best_step is not None:
+            best = (counters.best_val_loss, counters.best_step)
+        counters.evaluated_step, counters.val_loss = counters.step, evaluation.loss
+        is_best = math.isfinite(evaluation.loss) and (best is None or evaluation.loss < best[0])
+        if is_best:
+            counters.best_val_loss, counters.best_step = evaluation.loss, counters.step
+        event = {"step": counters.step, "time": time.time(), "val_loss": evaluation.loss}
+        self.loggers.log(event)
+        seconds = time.perf_counter() - start
+        line = eval_line(counters.step, self.total_steps, evaluation.loss, best, seconds)
+        log.info("%s", line)
+        return is_best
+
+    def _sample(self) -> None:
+        text = self.sample()
+        self.loggers.text(self.state.counters.step, text)
+        log.info("sample: %s", text)
+
+    def _save_emergency(self, reason: str) -> None:
+        self._save(reason, emergency=True)
+
+    def _save(
+        self,
+        reason: str,
+        *,
+        regular: bool = False,
+        emergency: bool = False,
+        best: bool = False,
+        epoch_ended: int | None = None,
+    ) -> None:
+        wanted = regular or emergency or best or epoch_ended is not None
+        if self.manager is None or not wanted:
+            return
+        self.loggers.flush()
+        step = self.state.counters.step
+        schedule: dict[str, Any] = {"total_steps": self.total_steps, "scale": self.schedule(step)}
+        state = self.state.capture(self.provenance, self.epoch, schedule, reason)
+        event = Event(step, datetime.now(), regular, emergency, best, epoch_ended)
+        self.manager.save(state, event)
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,90 @@
+"""Everything that can be wrong about a run, found out before anything of it is written."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpt2ckpt.config.checks import check_config
+from gpt2ckpt.config.registry import build_typed
+from gpt2ckpt.config.replay import Values
+from gpt2ckpt.config.schema import TrainConfig
+from gpt2ckpt.data.corpus import Corpus, open_corpus
+from gpt2ckpt.data.tokens import count_blocks
+from gpt2ckpt.errors import InputError
+from gpt2ckpt.optim.limits import check_optimizer
+from gpt2ckpt.optim.schedule import Schedule, build_schedule
+from gpt2ckpt.runs.start import Start
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked config, its open data, and the lengths that follow from the two."""
+
+    config: TrainConfig
+    frozen: Values
+    pretrained: "dict[str, Tensor] | None"
+    corpus: Corpus
+    blocks_per_epoch: int
+    total_steps: int
+    schedule: Schedule
+
+    @property
+    def blocks_per_step(self) -> int:
+        return self.config.trainer.batch_size * self.config.trainer.grad_accum
+
+    @property
+    def data_facts(self) -> dict[str, Any]:
+        """What a checkpoint records of the data: a resume must meet the same."""
+        return {"digest": self.corpus.digest, "blocks_per_epoch": self.blocks_per_epoch}
+
+
+def prepare(start: Start) -> Prepared:
+    """Check the config of `start`, open its data, and compare both with the saved state.
+
+    Raises ConfigError or InputError in one sentence; nothing is written.
+    """
+    config: TrainConfig = build_typed("train", start.frozen)
+    frozen, pretrained = start.frozen, None
+    if start.state is None and config.model.init_from is not None:
+        from gpt2ckpt.training.pretrained import read_pretrained
+
+        config.model, pretrained = read_pretrained(config.model, start.overrides)
+        frozen = {**frozen, "model": dataclasses.asdict(config.model)}
+    check_config(config)
+    check_optimizer(config.optimizer)
+    corpus = open_corpus(config.data, config.model.vocab_size, config.model.block_size)
+    _check_same_data(start, corpus)
+    blocks = count_blocks(len(corpus.train), config.model.block_size)
+    trainer = config.trainer
+    steps = trainer.max_steps or math.ceil(
+        (trainer.max_epochs or 0) * blocks / (trainer.batch_size * trainer.grad_accum)
+    )
+    schedule = build_schedule(config.schedule, steps)
+    return Prepared(config, frozen, pretrained, corpus, blocks, steps, schedule)
+
+
+def finished_notice(start: Start, prepared: Prepared) -> str | None:
+    """What to tell instead of training on, if the saved state has come to the end already."""
+    if start.state is None or start.state["step"] < prepared.total_steps:
+        return None
+    key = "trainer.max_steps" if prepared.config.trainer.max_steps else "trainer.max_epochs"
+    now = getattr(prepared.config.trainer, key.partition(".")[2])
+    return (
+        f"{start.directory or 'the run'} is finished: step {start.state['step']} of "
+        f"{prepared.total_steps}. To go on, raise {key} (now {now})."
+    )
+
+
+def _check_same_data(start: Start, corpus: Corpus) -> None:
+    if start.state is None or start.state["data"]["digest"] == corpus.digest:
+        return
+    if any(change.key.startswith("data.") for change in start.changes):
+        return  # other data was asked for, and the change is printed
+    raise InputError(
+        f"the data has changed since the checkpoint was saved ({corpus.description}): put the old "
+        "data back, or name the new data on the command line (data=… data.train=…) to go on with it"
+    )

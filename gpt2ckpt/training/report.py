@@ -1,0 +1,331 @@
+"""What a run tells its user, as text: pure functions from facts to lines of at most 100 columns.
+
+Paths and commands are never broken, so that they can be copied; they alone may be longer.
+"""
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+WIDTH = 100
+_LABEL = 13
+_OFF_ON = ("off", "on")
+_FILES_SHOWN = 3
+_COPIED = frozenset({"run", "go on", "sample"})
+
+_Row: TypeAlias = tuple[str, str]  # a label and what it labels
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """Where and how a run computes."""
+
+    device: str
+    device_reason: str
+    precision: str
+    precision_reason: str
+    attention: str
+    compiled: bool
+    deterministic: bool
+    threads: int
+    ranks: int = 1
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The shape of the model, its parameters by part (a tied one in one part only), and the
+    floating-point operations per token, forward and backward."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    vocab_size: int
+    parameters_by_part: Mapping[str, int]
+    flops_per_token: float
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A source of tokens and its size in bytes."""
+
+    name: str
+    bytes: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class PlanFacts:
+    """What is trained on what. Steps are optimizer steps of the whole run, `done_steps` of them
+    done before; an epoch is one pass over the blocks of the training data."""
+
+    total_steps: int
+    done_steps: int
+    batch_size: int
+    grad_accum: int
+    block_size: int
+    steps_per_epoch: float
+    train: tuple[DataFile, ...]
+    val: tuple[DataFile, ...]
+
+
+@dataclass(frozen=True)
+class SavingFacts:
+    """Where the state goes. Sizes in bytes; `max_kept` counts files that take space of their own
+    at the same time. A `save_every` of 0 saves at the end only; not `enabled`: never."""
+
+    enabled: bool
+    run_dir: Path
+    save_every: int
+    keep_rolling: int
+    keep_emergency: int
+    checkpoint_bytes: int
+    max_kept: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class SummaryFacts:
+    """What a process did until its end. Losses are None where none was computed; `tokens_per_s` is
+    the median over the logged steps; `best_step` is the step of `best_val_loss`."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_s: float
+    train_loss: float | None
+    val_loss: float | None
+    best_val_loss: float | None
+    best_step: int | None
+    run_dir: Path
+    checkpoints: int
+    disk_bytes: int
+    free_bytes: int
+    resume_command: str | None
+    sample_command: str | None
+
+
+def start_report(
+    machine: MachineFacts, model: ModelFacts, plan: PlanFacts, saving: SavingFacts
+) -> list[str]:
+    """What a run is about to do, one subject per line."""
+    parameters = sum(model.parameters_by_part.values())
+    return _layout(
+        [
+            *_machine_rows(machine),
+            *_model_rows(model, parameters),
+            *_plan_rows(plan, parameters),
+            *_data_rows("train data", plan.train),
+            *_data_rows("val data", plan.val),
+            *_saving_rows(saving),
+        ]
+    )
+
+
+def step_line(
+    *,
+    step: int,
+    total_steps: int,
+    loss: float,
+    lr: float,
+    grad_norm: float,
+    tokens_per_s: float,
+    memory_bytes: int,
+    seconds_left: float,
+) -> str:
+    """One logged step, in columns that stay where they are; loss in nats per token."""
+    rate = f"{tokens_per_s:,.0f}" if tokens_per_s < 1e6 else human_count(tokens_per_s)
+    cells = (
+        _progress(step, total_steps),
+        f"loss {_loss(loss)}",
+        f"lr {lr:.1e}",
+        f"grad {_grad_norm(grad_norm)}",
+        f"{rate:>5} tok/s",
+        f"mem {human_bytes(memory_bytes):>6}",
+        f"ETA {human_duration(seconds_left)}",
+    )
+    return " | ".join(cells)
+
+
+def eval_line(
+    step: int, total_steps: int, val_loss: float, best: tuple[float, int] | None, seconds: float
+) -> str:
+    """One evaluation: loss in nats per token, the lowest loss before it and its step (None if there
+    was none), and the seconds that it took."""
+    cells = (
+        _progress(step, total_steps),
+        f"val  {_loss(val_loss)}",
+        f"perplexity {_perplexity(val_loss)}",
+        "best so far" if best is None or val_loss < best[0] else _best(*best),
+        human_duration(seconds),
+    )
+    return " | ".join(cells)
+
+
+def summary(facts: SummaryFacts) -> list[str]:
+    """What was done, what is on disk, and how to go on."""
+    done = (
+        f"{_plural(facts.steps, 'step')}, {facts.tokens:,} tokens in "
+        f"{human_duration(facts.seconds)}, median {facts.tokens_per_s:,.0f} tok/s"
+    )
+    disk = (
+        f"{_plural(facts.checkpoints, 'checkpoint')}, {human_bytes(facts.disk_bytes)} on disk, "
+        f"{human_bytes(facts.free_bytes)} free"
+    )
+    rows = [("trained", done), ("loss", _losses(facts)), ("run", str(facts.run_dir))]
+    commands = [("go on", facts.resume_command), ("sample", facts.sample_command)]
+    rows += [("saved", disk), *((label, command) for label, command in commands if command)]
+    return _layout(rows)
+
+
+def human_bytes(count: float) -> str:
+    """Bytes in decimal units, as disks count: 999 B, 1.0 KB, 2.1 GB."""
+    return f"{human_count(count)}B".replace("k", "K")
+
+
+def human_count(count: float) -> str:
+    """A number and its decimal prefix, ready for a unit: "999 ", "1.0 k", "124.4 M"."""
+    if count < 999.5:
+        return f"{count:.0f} "
+    prefixes = iter("kMGTPE")
+    while (count := count / 1000) >= 999.95:
+        next(prefixes)
+    return f"{count:.1f} {next(prefixes)}"
+
+
+def human_duration(seconds: float) -> str:
+    """The two largest units: 42s, 1m 34s, 2h 05m, 3d 04h; a question mark if it is not known."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02d}h"
+    if hours:
+        return f"{hours}h {minute:02d}m"
+    return f"{minutes}m {second:02d}s" if minutes else f"{second}s"
+
+
+def _machine_rows(machine: MachineFacts) -> list[_Row]:
+    ranks = f", {machine.ranks} ranks" if machine.ranks > 1 else ""
+    how = (
+        f"attention {machine.attention}, compile {_OFF_ON[machine.compiled]}, "
+        f"deterministic {_OFF_ON[machine.deterministic]}, "
+        f"{_plural(machine.threads, 'thread')}{ranks}"
+    )
+    return [
+        ("device", f"{machine.device} ({machine.device_reason})"),
+        ("precision", f"{machine.precision} ({machine.precision_reason})"),
+        ("compute", how),
+    ]
+
+
+def _model_rows(model: ModelFacts, parameters: int) -> list[_Row]:
+    shape = (
+        f"GPT-2, {_plural(model.n_layer, 'layer')} x {model.n_embd}, "
+        f"{_plural(model.n_head, 'head')}, context {model.block_size:,}, "
+        f"vocabulary {model.vocab_size:,}"
+    )
+    parts = ", ".join(f"{part} {count:,}" for part, count in model.parameters_by_part.items())
+    work = f"{human_count(model.flops_per_token)}FLOP per token, forward and backward"
+    return [("model", shape), ("parameters", f"{parameters:,}: {parts}"), ("work", work)]
+
+
+def _plan_rows(plan: PlanFacts, parameters: int) -> list[_Row]:
+    blocks = plan.batch_size * plan.grad_accum
+    tokens = plan.total_steps * blocks * plan.block_size
+    step = (
+        f"{blocks:,} blocks of {plan.block_size:,} = {blocks * plan.block_size:,} tokens "
+        f"(micro-batch {plan.batch_size}, accumulation {plan.grad_accum})"
+    )
+    done = f" ({plan.done_steps:,} done)" if plan.done_steps else ""
+    whole = (
+        f"{_plural(plan.total_steps, 'step')}{done}, {tokens:,} tokens, "
+        f"{plan.total_steps / plan.steps_per_epoch:.2f} epochs, "
+        f"{tokens / parameters:.2f} tokens per parameter"
+    )
+    return [("step", step), ("training", whole)]
+
+
+def _data_rows(label: str, files: tuple[DataFile, ...]) -> list[_Row]:
+    """All files together if they are several, then the first of them by name."""
+    every = DataFile(
+        f"{len(files):,} files", sum(f.bytes for f in files), sum(f.tokens for f in files)
+    )
+    shown = [*([every] if len(files) > 1 else []), *files[:_FILES_SHOWN]]
+    entries = [f"{f.name}: {f.tokens:,} tokens, {human_bytes(f.bytes)}" for f in shown]
+    if len(files) > _FILES_SHOWN:
+        entries.append(f"and {len(files) - _FILES_SHOWN:,} more")
+    return [(label if at == 0 else "", entry) for at, entry in enumerate(entries)]
+
+
+def _saving_rows(saving: SavingFacts) -> list[_Row]:
+    run = ("run", str(saving.run_dir))
+    if not saving.enabled:
+        return [run, ("checkpoints", "none, so a crash loses this run (checkpoint.enabled=false)")]
+    every = f"every {_plural(saving.save_every, 'step')} and " if saving.save_every else ""
+    kept = f"the last {saving.keep_rolling} and {saving.keep_emergency} of emergencies are kept"
+    space = (
+        f"{human_bytes(saving.checkpoint_bytes)} a checkpoint, at most "
+        f"{human_bytes(saving.checkpoint_bytes * saving.max_kept)} for {saving.max_kept}, "
+        f"{human_bytes(saving.free_bytes)} free"
+    )
+    return [run, ("checkpoints", f"{every}at the end; {kept}"), ("disk", space)]
+
+
+def _losses(facts: SummaryFacts) -> str:
+    cells = []
+    if facts.train_loss is not None:
+        cells.append(f"train {facts.train_loss:.4f}")
+    if facts.val_loss is not None:
+        cells.append(f"val {facts.val_loss:.4f} (perplexity {_perplexity(facts.val_loss)})")
+    if facts.best_val_loss is not None and facts.best_step is not None:
+        cells.append(_best(facts.best_val_loss, facts.best_step))
+    return ", ".join(cells) or "none"
+
+
+def _layout(rows: Iterable[_Row]) -> list[str]:
+    """Labelled lines; long ones go on under their own beginning."""
+    lines: list[str] = []
+    for label, text in rows:
+        line = label.ljust(_LABEL) + text
+        lines += [line] if label in _COPIED else _wrap(line)
+    return lines
+
+
+def _wrap(line: str) -> list[str]:
+    indent = " " * _LABEL
+    return textwrap.wrap(
+        line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _progress(step: int, total_steps: int) -> str:
+    return f"step {step:>{len(str(total_steps))}}/{total_steps}"
+
+
+def _loss(loss: float) -> str:
+    """Six characters for any usual loss."""
+    return f"{loss:6.4f}" if abs(loss) < 10 else f"{loss:6.3f}"
+
+
+def _grad_norm(norm: float) -> str:
+    """Four characters for any norm below 10,000."""
+    return f"{norm:4.2f}" if norm < 10 else f"{norm:4.1f}" if norm < 100 else f"{norm:4.0f}"
+
+
+def _best(loss: float, step: int) -> str:
+    return f"best val {loss:.4f} at step {step:,}"
+
+
+def _perplexity(loss: float) -> str:
+    value = math.exp(min(loss, 700.0))  # e^710 is more than a float can hold
+    return f"{value:,.1f}" if value < 1e9 else f"{value:.1e}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,177 @@
+"""One process of a run: builds the parts from a prepared start, trains, and reports."""
+
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.policy import Retention
+from gpt2ckpt.config.schema import LoggerConfig
+from gpt2ckpt.data.loader import BlockLoader, validation
+from gpt2ckpt.loggers import metrics_file
+from gpt2ckpt.loggers.fanout import Loggers
+from gpt2ckpt.loggers.tensorboard import TensorBoardLogger
+from gpt2ckpt.loggers.wandb import WandbLogger
+from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.optim.optimizers import build_optimizer
+from gpt2ckpt.runs.claim import CHECKPOINTS
+from gpt2ckpt.runs.start import Start
+from gpt2ckpt.training import announce
+from gpt2ckpt.training.evaluation import Evaluation, evaluate
+from gpt2ckpt.training.hardware import Hardware, differences, prepare_process
+from gpt2ckpt.training.loop import Loop
+from gpt2ckpt.training.meter import Meter
+from gpt2ckpt.training.preparation import Prepared
+from gpt2ckpt.training.progress import open_progress
+from gpt2ckpt.training.replay_check import ReplayCheck
+from gpt2ckpt.training.rng import seed_everything
+from gpt2ckpt.training.sampling import Sampling, sample_text
+from gpt2ckpt.training.state import Counters, Provenance, TrainingState, versions
+from gpt2ckpt.training.step import Stepper
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process of a run ended: by a signal, or (None) because the training is finished."""
+
+    stopped: signal.Signals | None
+    best_val_loss: float | None
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where one process of a run trains, from what, and on what."""
+
+    directory: Path
+    start: Start
+    prepared: Prepared
+    hardware: Hardware
+
+    def run(self) -> Outcome:
+        """Train to the end or to a signal."""
+        config, hardware = self.prepared.config, self.hardware
+        prepare_process(hardware, deterministic=config.trainer.deterministic)
+        state = self._build_state()
+        provenance = Provenance(
+            run=self.start.identity,
+            config=self.prepared.frozen,
+            overrides=self.start.overrides,
+            data=self.prepared.data_facts,
+            environment=hardware.recorded(),
+        )
+        if self.start.state is not None:
+            state.restore(self.start.state)
+            self._say_what_is_not_exact(self.start.state)
+        removed = metrics_file.rewind(self.directory / "metrics.jsonl", state.counters.step)
+        loggers = self._open_loggers(config.logger, provenance, state.counters.step)
+        loop = self._build_loop(state, provenance, loggers, ReplayCheck(removed))
+        announce.start(self.directory, self.prepared, hardware, state)
+        try:
+            stopped = loop.run()
+        finally:
+            loop.bar.close()
+            loggers.close()
+        announce.end(self.directory, loop, stopped)
+        return Outcome(stopped, state.counters.best_val_loss)
+
+    def _build_state(self) -> TrainingState:
+        """The state of a new run: everything random follows from the seed."""
+        config, device = self.prepared.config, self.hardware.device
+        seed_everything(config.seed)
+        model = GPT2(config.model)
+        if self.prepared.pretrained is not None:
+            model.load_state_dict(self.prepared.pretrained)
+        model.to(device)
+        optimizer = build_optimizer(config.optimizer, model, device.type)
+        scaler = torch.amp.GradScaler(device.type, enabled=self.hardware.precision == "float16")
+        return TrainingState(model, optimizer, scaler, Counters())
+
+    def _build_loop(
+        self, state: TrainingState, provenance: Provenance, loggers: Loggers, replay: ReplayCheck
+    ) -> Loop:
+        config, prepared = self.prepared.config, self.prepared
+        block_size, trainer = config.model.block_size, config.trainer
+        loader = BlockLoader(prepared.corpus.train, block_size, config.seed)
+        loss = torch.compile(state.model.loss) if trainer.compile else state.model.loss
+        stepper = Stepper(
+            *(loss, loader, self.hardware),
+            *(trainer.batch_size, trainer.grad_accum, trainer.grad_clip),
+        )
+        tokens_per_step = prepared.blocks_per_step * block_size
+        return Loop(
+            state=state,
+            stepper=stepper,
+            schedule=prepared.schedule,
+            total_steps=prepared.total_steps,
+            blocks_per_epoch=prepared.blocks_per_epoch,
+            tokens_per_step=tokens_per_step,
+            trainer=trainer,
+            checkpoint=config.checkpoint,
+            manager=self._open_manager(),
+            loggers=loggers,
+            provenance=provenance,
+            replay=replay,
+            meter=Meter(tokens_per_step, self.hardware.device),
+            bar=open_progress(prepared.total_steps, state.counters.step),
+            evaluate=partial(self._evaluate, state.model),
+            sample=partial(self._sample, state.model),
+        )
+
+    def _evaluate(self, model: GPT2, stop: Callable[[], bool]) -> Evaluation | None:
+        """Validation loss over the same first blocks every time."""
+        trainer, block_size = self.prepared.config.trainer, self.prepared.config.model.block_size
+        limit = trainer.eval_steps * trainer.batch_size
+        batches = validation(self.prepared.corpus.val, block_size, trainer.batch_size, limit)
+        return evaluate(model, batches, self.hardware, stop)
+
+    def _sample(self, model: GPT2) -> str:
+        config = self.prepared.config
+        settings = Sampling(config.trainer.sample_prompt, config.trainer.sample_tokens, config.seed)
+        return sample_text(model, settings, self.hardware)
+
+    def _open_manager(self) -> CheckpointManager | None:
+        checkpoint = self.prepared.config.checkpoint
+        if not checkpoint.enabled:
+            return None
+        retention = Retention(checkpoint.keep_rolling, checkpoint.keep_emergency)
+        resumed_from = self.start.found.path if self.start.found else None
+        return CheckpointManager(self.directory / CHECKPOINTS, retention, resumed_from)
+
+    def _open_loggers(self, config: LoggerConfig, provenance: Provenance, step: int) -> Loggers:
+        resumed = self.start.directory is not None
+        path = self.directory / "metrics.jsonl"
+        loggers = Loggers(metrics_file.MetricsFile(path))
+        if config.tensorboard:
+            purge_step = step + 1 if resumed else None
+            folder = self.directory / "tensorboard"
+            loggers.add("TensorBoard", lambda: TensorBoardLogger(folder, purge_step))
+        if config.wandb:
+            loggers.add(
+                "W&B",
+                lambda: WandbLogger(
+                    run_dir=self.directory,
+                    project=config.wandb_project,
+                    entity=config.wandb_entity,
+                    tags=config.wandb_tags,
+                    run_id=provenance.run.id,
+                    name=self.directory.name,
+                    config=provenance.config,
+                    resume=resumed,
+                    history=metrics_file.read(path),
+                ),
+            )
+        return loggers
+
+    def _say_what_is_not_exact(self, saved: dict[str, Any]) -> None:
+        now = {**self.hardware.recorded(), **versions()}
+        recorded = {**saved["environment"], **saved["versions"]}
+        if changed := differences(now, recorded):
+            log.warning("not bitwise the same as without the stop: %s", ", ".join(changed))

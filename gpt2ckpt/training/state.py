@@ -1,0 +1,132 @@
+"""The training state: what a checkpoint holds, captured and brought back."""
+
+import dataclasses
+import platform
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import gpt2ckpt
+from gpt2ckpt.checkpoint.format import FORMAT
+from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.optim.optimizers import OptimizerSet
+from gpt2ckpt.runs.start import RunIdentity
+from gpt2ckpt.training.rng import capture_generators, restore_generators
+
+
+@dataclass
+class Counters:
+    """How far a run has come. `position` counts blocks over all epochs.
+
+    `evaluated_step` is the step of the last evaluation; a save may come before the one that is due.
+    """
+
+    step: int = 0
+    position: int = 0
+    tokens_seen: int = 0
+    train_loss: float | None = None
+    val_loss: float | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    evaluated_step: int = 0
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What stays the same over a process and goes into each of its checkpoints."""
+
+    run: RunIdentity
+    config: dict[str, Any]
+    overrides: list[str]
+    data: dict[str, Any]
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrainingState:
+    """Everything that a step changes."""
+
+    model: GPT2
+    optimizer: OptimizerSet
+    scaler: torch.amp.GradScaler
+    counters: Counters
+
+    def capture(
+        self, provenance: Provenance, epoch: int, schedule: dict[str, Any], reason: str
+    ) -> dict[str, Any]:
+        """The state as `gpt2ckpt.checkpoint.format` takes it.
+
+        Tensors on the CPU are the live ones, not copies: write them before the next step.
+        """
+        counters = dataclasses.asdict(self.counters)
+        return {
+            "format": FORMAT,
+            "step": counters.pop("step"),
+            "epoch": epoch,
+            "tokens_seen": counters.pop("tokens_seen"),
+            "train_loss": counters.pop("train_loss"),
+            "val_loss": counters.pop("val_loss"),
+            "best_val_loss": counters.pop("best_val_loss"),
+            "best_step": counters.pop("best_step"),
+            "reason": reason,
+            "saved_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "run": dataclasses.asdict(provenance.run),
+            "config": provenance.config,
+            "overrides": provenance.overrides,
+            "data": {**provenance.data, **counters},
+            "schedule": schedule,
+            "environment": provenance.environment,
+            "versions": versions(),
+            "scaler": self.scaler.state_dict(),
+            "model": on_cpu(self.model.state_dict()),
+            "optimizer": on_cpu(self.optimizer.state_dict()),
+            "rng": capture_generators(),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Bring back what `capture` gave. Raises CheckpointError if it is of another shape."""
+        try:
+            self.model.load_state_dict(saved["model"])
+        except (RuntimeError, TypeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise CheckpointError(
+                f"the model in the checkpoint has another shape: {reason}"
+            ) from error
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.scaler.is_enabled() and saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
+        restore_generators(saved["rng"])
+        self.counters = Counters(
+            step=saved["step"],
+            position=saved["data"]["position"],
+            tokens_seen=saved["tokens_seen"],
+            train_loss=saved["train_loss"],
+            val_loss=saved["val_loss"],
+            best_val_loss=saved["best_val_loss"],
+            best_step=saved["best_step"],
+            evaluated_step=saved["data"]["evaluated_step"],
+        )
+
+
+def versions() -> dict[str, str]:
+    """What may change the bits of a resumed training, by name."""
+    return {
+        "gpt2ckpt": gpt2ckpt.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def on_cpu(value: Any) -> Any:
+    """`value` with every tensor on the CPU and contiguous; live ones are not copied."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu").contiguous()
+    if isinstance(value, dict):
+        return {key: on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [on_cpu(item) for item in value]
+    return value

@@ -1,0 +1,105 @@
+"""One optimizer step: micro-batches, clipping, the update; or nothing at all."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt2ckpt.data.loader import BlockLoader
+from gpt2ckpt.errors import UserError
+from gpt2ckpt.training.hardware import Hardware
+from gpt2ckpt.training.rng import capture_generators, restore_generators
+from gpt2ckpt.training.state import TrainingState
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class NotFinite(UserError):
+    """A loss or gradient norm that is not a finite number; the weights have not seen it."""
+
+
+class HalfApplied(Exception):
+    """The update failed while it was being made: weights and optimizer no longer fit together."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Mean loss in nats per token over all micro-batches, and the gradient norm before clipping."""
+
+    loss: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """Makes optimizer steps of `grad_accum` micro-batches of `batch_size` blocks."""
+
+    loss: LossFunction
+    loader: BlockLoader
+    hardware: Hardware
+    batch_size: int
+    grad_accum: int
+    grad_clip: float
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in one step, the global batch."""
+        return self.batch_size * self.grad_accum
+
+    def step(self, state: TrainingState, position: int) -> StepResult:
+        """Train on the blocks from `position` on.
+
+        On an exception the state is the one before the step, random generators included, unless it
+        is HalfApplied. Raises NotFinite instead of applying a loss or gradient that is not finite.
+        """
+        generators = capture_generators()
+        try:
+            loss = self._accumulate(state, position)
+            norm = self._gradient_norm(state)
+            self._check(state, loss, norm)
+        except BaseException:
+            state.optimizer.zero_grad()
+            restore_generators(generators)
+            raise
+        try:
+            if math.isfinite(norm):
+                for optimizer in state.optimizer.torch_optimizers:
+                    state.scaler.step(optimizer)
+            state.scaler.update()
+        except BaseException as error:
+            raise HalfApplied("the update of the weights was cut off") from error
+        finally:
+            state.optimizer.zero_grad()
+        return StepResult(loss, norm)
+
+    def _accumulate(self, state: TrainingState, position: int) -> float:
+        losses = []
+        for micro in range(self.grad_accum):
+            start = position + micro * self.batch_size
+            inputs, targets = self.loader.batch(start, self.batch_size)
+            with self.hardware.autocast():
+                loss = self.loss(self._move(inputs), self._move(targets)) / self.grad_accum
+            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return float(torch.stack(losses).sum())
+
+    def _gradient_norm(self, state: TrainingState) -> float:
+        for optimizer in state.optimizer.torch_optimizers:
+            state.scaler.unscale_(optimizer)
+        limit = self.grad_clip or math.inf
+        return float(torch.nn.utils.clip_grad_norm_(state.optimizer.parameters(), limit))
+
+    def _check(self, state: TrainingState, loss: float, norm: float) -> None:
+        # With float16 an overflowing gradient is normal: the scaler skips the step and halves.
+        if not math.isfinite(loss) or not (math.isfinite(norm) or state.scaler.is_enabled()):
+            raise NotFinite(
+                f"the loss is {loss} and the gradient norm {norm}: the weights have not seen it; "
+                "go on from the emergency checkpoint with a lower optimizer.lr (+resume=emergency)"
+            )
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        if self.hardware.device.type == "cuda":
+            return tensor.pin_memory().to(self.hardware.device, non_blocking=True)
+        return tensor.to(self.hardware.device)

@@ -1,0 +1,332 @@
+import math
+import os
+import pty
+import subprocess
+import sys
+import termios
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gpt2ckpt.training.report import (
+    DataFile,
+    MachineFacts,
+    ModelFacts,
+    PlanFacts,
+    SavingFacts,
+    SummaryFacts,
+    eval_line,
+    human_bytes,
+    human_count,
+    human_duration,
+    start_report,
+    step_line,
+    summary,
+)
+
+MACHINE = MachineFacts(
+    device="cpu",
+    device_reason="no CUDA or MPS device found",
+    precision="bfloat16",
+    precision_reason="this CPU multiplies bfloat16 in hardware",
+    attention="scaled dot product",
+    compiled=False,
+    deterministic=True,
+    threads=2,
+)
+MODEL = ModelFacts(
+    n_layer=4,
+    n_head=4,
+    n_embd=128,
+    block_size=128,
+    vocab_size=50257,
+    parameters_by_part={
+        "token embedding (tied to output)": 6_432_896,
+        "positions": 16_384,
+        "blocks": 793_088,
+        "final norm": 256,
+    },
+    flops_per_token=44_000_000,
+)
+PLAN = PlanFacts(
+    total_steps=480,
+    done_steps=0,
+    batch_size=8,
+    grad_accum=1,
+    block_size=128,
+    steps_per_epoch=122.125,
+    train=(DataFile("embedded", 418_613, 125_113),),
+    val=(DataFile("embedded, the last 10%", 46_513, 13_902),),
+)
+SAVING = SavingFacts(
+    enabled=True,
+    run_dir=Path("outputs/gpt2_run_20260102_030405"),
+    save_every=250,
+    keep_rolling=10,
+    keep_emergency=10,
+    checkpoint_bytes=86_911_488,
+    max_kept=22,
+    free_bytes=35_200_000_000,
+)
+SUMMARY = SummaryFacts(
+    steps=480,
+    tokens=491_520,
+    seconds=134.2,
+    tokens_per_s=3839.6,
+    train_loss=4.2031,
+    val_loss=3.2518,
+    best_val_loss=3.2104,
+    best_step=400,
+    run_dir=Path("outputs/gpt2_run_20260102_030405"),
+    checkpoints=3,
+    disk_bytes=173_822_976,
+    free_bytes=35_000_000_000,
+    resume_command="python -m gpt2ckpt.train +resume=outputs/gpt2_run_20260102_030405",
+    sample_command="python -m gpt2ckpt.sample ckpt=outputs/gpt2_run_20260102_030405",
+)
+STEP = {
+    "step": 120,
+    "total_steps": 480,
+    "loss": 5.12341,
+    "lr": 2.9e-3,
+    "grad_norm": 0.8312,
+    "tokens_per_s": 3840.2,
+    "memory_bytes": 2_100_000_000,
+    "seconds_left": 93.7,
+}
+
+
+def test_the_start_of_a_run():
+    expected = """\
+        device       cpu (no CUDA or MPS device found)
+        precision    bfloat16 (this CPU multiplies bfloat16 in hardware)
+        compute      attention scaled dot product, compile off, deterministic on, 2 threads
+        model        GPT-2, 4 layers x 128, 4 heads, context 128, vocabulary 50,257
+        parameters   7,242,624: token embedding (tied to output) 6,432,896, positions 16,384, blocks
+                     793,088, final norm 256
+        work         44.0 MFLOP per token, forward and backward
+        step         8 blocks of 128 = 1,024 tokens (micro-batch 8, accumulation 1)
+        training     480 steps, 491,520 tokens, 3.93 epochs, 0.07 tokens per parameter
+        train data   embedded: 125,113 tokens, 418.6 KB
+        val data     embedded, the last 10%: 13,902 tokens, 46.5 KB
+        run          outputs/gpt2_run_20260102_030405
+        checkpoints  every 250 steps and at the end; the last 10 and 10 of emergencies are kept
+        disk         86.9 MB a checkpoint, at most 1.9 GB for 22, 35.2 GB free"""
+    assert start_report(MACHINE, MODEL, PLAN, SAVING) == textwrap.dedent(expected).splitlines()
+
+
+def test_several_ranks_and_a_resumed_run():
+    lines = start_report(
+        replace(MACHINE, ranks=2, threads=1), MODEL, replace(PLAN, done_steps=250), SAVING
+    )
+    assert lines[2].endswith("deterministic on, 1 thread, 2 ranks")
+    assert "training     480 steps (250 done), 491,520 tokens, 3.93 epochs, 0.07 tokens per" in (
+        "\n".join(lines)
+    )
+
+
+def test_many_data_files_are_summed_and_the_first_named():
+    files = tuple(DataFile(f"shard_{at}.bin", 2_000_000, 1_000_000) for at in range(1200))
+    lines = start_report(MACHINE, MODEL, replace(PLAN, train=files), SAVING)
+    at = next(at for at, line in enumerate(lines) if line.startswith("train data"))
+    assert lines[at : at + 5] == [
+        "train data   1,200 files: 1,200,000,000 tokens, 2.4 GB",
+        "             shard_0.bin: 1,000,000 tokens, 2.0 MB",
+        "             shard_1.bin: 1,000,000 tokens, 2.0 MB",
+        "             shard_2.bin: 1,000,000 tokens, 2.0 MB",
+        "             and 1,197 more",
+    ]
+
+
+def test_saving_at_the_end_only_and_never():
+    *_, when, _ = start_report(MACHINE, MODEL, PLAN, replace(SAVING, save_every=0))
+    assert when == "checkpoints  at the end; the last 10 and 10 of emergencies are kept"
+    last = start_report(MACHINE, MODEL, PLAN, replace(SAVING, enabled=False))[-1]
+    assert last == "checkpoints  none, so a crash loses this run (checkpoint.enabled=false)"
+
+
+def test_no_line_but_a_path_is_wider_than_100_columns():
+    big = replace(
+        MODEL,
+        n_layer=48,
+        n_embd=1600,
+        n_head=25,
+        parameters_by_part={f"part {at}": 1_557_611_200 for at in range(9)},
+    )
+    plan = replace(
+        PLAN, total_steps=19_073_000, done_steps=18_000_000, batch_size=64, grad_accum=40
+    )
+    saving = replace(SAVING, run_dir=Path("/very/long" * 15), checkpoint_bytes=18_700_000_000)
+    lines = start_report(MACHINE, big, plan, saving)
+    assert [line[:13] for line in lines if len(line) > 100] == ["run          "]
+    assert f"run          {saving.run_dir}" in lines
+
+
+def test_a_logged_step():
+    assert step_line(**STEP) == (
+        "step 120/480 | loss 5.1234 | lr 2.9e-03 | grad 0.83 | 3,840 tok/s | mem 2.1 GB"
+        " | ETA 1m 34s"
+    )
+
+
+def test_steps_stand_in_columns():
+    first = {"step": 1, "loss": 10.8254, "lr": 1e-4, "grad_norm": 12.34, "tokens_per_s": 812.0}
+    line = step_line(**{**STEP, **first, "seconds_left": math.nan})
+    assert line == (
+        "step   1/480 | loss 10.825 | lr 1.0e-04 | grad 12.3 |   812 tok/s | mem 2.1 GB | ETA ?"
+    )
+    bars = [at for at, char in enumerate(line) if char == "|"]
+    assert bars == [at for at, char in enumerate(step_line(**STEP)) if char == "|"]
+
+
+def test_a_step_of_a_big_run_fits_100_columns():
+    big = {"step": 599_999, "total_steps": 600_000, "tokens_per_s": 1.2e6, "memory_bytes": 75.1e9}
+    line = step_line(**{**STEP, **big, "grad_norm": 1234.5, "seconds_left": 1.1e6})
+    assert line == (
+        "step 599999/600000 | loss 5.1234 | lr 2.9e-03 | grad 1234 | 1.2 M tok/s | mem 75.1 GB"
+        " | ETA 12d 17h"
+    )
+    assert len(line) <= 100
+
+
+def test_a_loss_that_is_not_finite_is_shown():
+    line = step_line(**{**STEP, "loss": math.nan, "grad_norm": math.inf})
+    assert "| loss    nan |" in line and "| grad  inf |" in line
+
+
+@pytest.mark.parametrize(
+    ("best", "words"),
+    [
+        (None, "best so far"),
+        ((5.3, 50), "best so far"),
+        ((5.1, 50), "best val 5.1000 at step 50"),
+        ((5.2345, 50), "best val 5.2345 at step 50"),
+    ],
+)
+def test_an_evaluation(best, words):
+    line = eval_line(100, 480, 5.2345, best, 3.2)
+    assert line == f"step 100/480 | val  5.2345 | perplexity 187.6 | {words} | 3s"
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [(0.0, "1.0"), (10.8, "49,020.8"), (25.0, "7.2e+10"), (1e6, "1.0e+304"), (math.nan, "nan")],
+)
+def test_perplexity_of_any_loss(loss, words):
+    assert f"| perplexity {words} |" in eval_line(1, 2, loss, None, 0.0)
+
+
+def test_the_summary():
+    assert "\n".join(summary(SUMMARY)) == textwrap.dedent("""\
+        trained      480 steps, 491,520 tokens in 2m 14s, median 3,840 tok/s
+        loss         train 4.2031, val 3.2518 (perplexity 25.8), best val 3.2104 at step 400
+        run          outputs/gpt2_run_20260102_030405
+        saved        3 checkpoints, 173.8 MB on disk, 35.0 GB free
+        go on        python -m gpt2ckpt.train +resume=outputs/gpt2_run_20260102_030405
+        sample       python -m gpt2ckpt.sample ckpt=outputs/gpt2_run_20260102_030405""")
+
+
+def test_the_summary_of_a_run_without_losses_or_checkpoints():
+    nothing = {"train_loss": None, "val_loss": None, "best_val_loss": None, "best_step": None}
+    bare = replace(SUMMARY, **nothing, checkpoints=1, resume_command=None, sample_command=None)
+    lines = summary(bare)
+    assert lines[1] == "loss         none"
+    assert lines[3:] == ["saved        1 checkpoint, 173.8 MB on disk, 35.0 GB free"]
+
+
+def test_commands_are_never_broken():
+    command = "python -m gpt2ckpt.train " + "optimizer.lr=3e-4 " * 20 + "+resume=latest"
+    assert f"go on        {command}" in summary(replace(SUMMARY, resume_command=command))
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 KB"),
+        (999_949, "999.9 KB"),
+        (999_950, "1.0 MB"),
+        (2_147_483_648, "2.1 GB"),
+        (1.5e12, "1.5 TB"),
+    ],
+)
+def test_bytes(count, text):
+    assert human_bytes(count) == text
+
+
+def test_counts():
+    counts = (7, 999.6, 1234, 124_439_808, 8.5e11)
+    assert [human_count(count) for count in counts] == [
+        "7 ",
+        "1.0 k",
+        "1.2 k",
+        "124.4 M",
+        "850.0 G",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (59.4, "59s"),
+        (59.6, "1m 00s"),
+        (3599, "59m 59s"),
+        (3600, "1h 00m"),
+        (86_400 * 3 + 3600 * 4.5, "3d 04h"),
+        (math.inf, "?"),
+        (math.nan, "?"),
+    ],
+)
+def test_durations(seconds, text):
+    assert human_duration(seconds) == text
+
+
+TRAINING = """
+import logging, sys
+from gpt2ckpt.training.progress import open_progress
+logging.basicConfig(stream=sys.stdout, level="INFO", format="%(message)s")
+bar = open_progress(10, done_steps=4)
+for step in range(5, 11):
+    bar.update(step)
+    logging.info("line %d", step)
+bar.close()
+logging.info("end")
+"""
+LINES = [*(f"line {step}" for step in range(5, 11)), "end"]
+
+
+def test_in_a_pipe_there_is_no_bar():
+    done = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True)
+    assert (done.stdout.splitlines(), done.stderr) == (LINES, "")
+
+
+def on_a_terminal(capture_stdout):
+    """Run TRAINING on a terminal of 80 columns: what came through the pipe, what was drawn."""
+    main, side = pty.openpty()
+    termios.tcsetwinsize(side, (24, 80))
+    stdout = subprocess.PIPE if capture_stdout else side
+    command = [sys.executable, "-c", TRAINING]
+    done = subprocess.run(command, stdout=stdout, stderr=side, text=True)
+    drawn = os.read(main, 100_000).decode()
+    os.close(side)
+    os.close(main)
+    return done.stdout, drawn
+
+
+def test_a_bar_on_the_terminal_leaves_piped_lines_plain():
+    piped, drawn = on_a_terminal(capture_stdout=True)
+    assert piped.splitlines() == LINES
+    assert "4/10" in drawn  # the bar starts where the resumed run does
+
+
+def test_on_a_terminal_log_lines_stand_whole_above_the_bar():
+    _, drawn = on_a_terminal(capture_stdout=False)
+    assert "4/10" in drawn
+    # What a terminal shows of a line is what was written since the last carriage return.
+    shown = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in drawn.split("\n")]
+    assert shown[:-1] == LINES
+    assert shown[-1].strip() == ""  # and nothing of the bar remains
