@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gpt2ckpt.config.compose import compose_config, conf_directory, explain
 from gpt2ckpt.config.registry import build_typed, register_schemas
 from gpt2ckpt.errors import ConfigError, UserError
+from gpt2ckpt.training.interrupts import exit_at_once
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -96,10 +98,11 @@ def run_hydra(config_name: str, task: Callable[[Any], Any], more: list[str] | No
 def reported_errors() -> Iterator[None]:
     """End the process with one sentence and the contract's exit code on any error."""
     wants_trace = os.environ.get(FULL_ERROR) == "1"
+    signal.signal(signal.SIGTERM, exit_at_once)
     try:
         yield
     except KeyboardInterrupt:
-        print("interrupted before the first step: nothing was lost", file=sys.stderr)
+        print("interrupted: there was nothing to save", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,19 +8,21 @@ Sources: rename(2), fsync(2); Pillai et al., "All File Systems Are Not Created E
 
 import contextlib
 import errno
+import filecmp
 import os
 import re
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
+CHUNK = 8 << 20  # bytes copied at a time
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
 
 
 def publish(
-    target: Path, buffers: Sequence[bytes | memoryview], check: Callable[[Path], None]
+    target: Path, buffers: Iterable[bytes | memoryview], check: Callable[[Path], None]
 ) -> None:
     """Make `target` a durable file that holds exactly `buffers`.
 
@@ -36,7 +38,8 @@ def publish(
             for buffer in buffers:
                 _write_all(descriptor, memoryview(buffer).cast("B"))
             os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # read back from the device
+            if hasattr(os, "posix_fadvise"):  # so that the check reads from the device
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
         check(temporary)
@@ -48,15 +51,18 @@ def publish(
     sync_directory(target.parent)
 
 
-def link(source: Path, name: Path, check: Callable[[Path], None]) -> None:
-    """Make `name` another durable name of `source`; a copy where there are no hard links."""
+def link(source: Path, name: Path) -> None:
+    """Make `name` another durable name of `source`; a copy where there are no hard links.
+
+    Either has the bytes of `source`, whatever they are. Raises OSError; `name` is then as it was.
+    """
     temporary = temporary_name(name)
     try:
         os.link(source, temporary)
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        publish(name, [source.read_bytes()], check)
+        _copy(source, name)
         return
     try:
         temporary.replace(name)
@@ -101,12 +107,16 @@ def temporary_name(target: Path) -> Path:
 
 
 def clean_temporaries(folder: Path) -> list[Path]:
-    """Delete the temporary files that dead processes of this host left in `folder`."""
-    owned = re.compile(rf"\..+\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}\.tmp")
+    """Delete the temporary files that dead processes of this host left in `folder`.
+
+    Call it before this process writes there: files with its own number are left by a dead process
+    that had the same one, as a container's first process always has.
+    """
+    owned = re.compile(rf"\..+\.{re.escape(socket.gethostname())}-(\d{{1,9}})-[0-9a-f]{{8}}\.tmp")
     removed = []
     for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         match = owned.fullmatch(path.name)
-        if match and not process_is_alive(int(match[1])):
+        if match and (int(match[1]) == os.getpid() or not process_is_alive(int(match[1]))):
             path.unlink(missing_ok=True)
             removed.append(path)
     return removed
@@ -121,6 +131,20 @@ def process_is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _copy(source: Path, name: Path) -> None:
+    def compare(copy: Path) -> None:
+        if not filecmp.cmp(source, copy, shallow=False):
+            raise OSError(errno.EIO, "a copy differs from its source", str(source))
+
+    publish(name, _chunks(source), compare)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
 
 
 def _write_all(descriptor: int, view: memoryview) -> None:

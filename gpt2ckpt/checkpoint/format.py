@@ -11,6 +11,7 @@ before anything is written.
 """
 
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -32,12 +33,13 @@ SEAL_SIZE = len(SEAL_PREFIX) + 32
 CHUNK = 1 << 20  # bytes digested at a time: small enough to stay in the processor's cache
 TENSOR_KEY = "$tensor"
 CONSTANT_RECORDS = (("byteorder", b"little"), ("version", b"3\n"))  # for torch.load
-DTYPES = (
-    *("float32", "float64", "float16", "bfloat16"),
-    *("int64", "int32", "int16", "int8", "uint8", "bool"),
-)
+ITEM_SIZES = {  # bytes of one element of each type that a tensor may have
+    **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2},
+    **{"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1},
+}
 
 Buffer = bytes | memoryview
+_Path = tuple[Any, str | int] | None  # the path of the container, and the key in it
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,13 @@ def encode(state: dict[str, Any]) -> Encoded:
     """Lay out `state` (str keys; None, bool, int, float, str, list, dict, CPU tensors) as a file.
 
     The tensors must be contiguous and must not change until the buffers have been written.
+    Raises TypeError for anything else, ValueError for a tensor that cannot be taken as it is.
     """
     from gpt2ckpt.checkpoint.torch_pickle import pickle_state
 
     storages = _Storages()
-    tree = {key: _plain(value, storages.add) for key, value in state.items()}
+    state = _plain(state, lambda tensor: tensor)
+    tree = _plain(state, storages.describe)
     with_tensors = {key for key in tree if _holds_tensor(tree[key])}
     meta = {key: value for key, value in tree.items() if key not in with_tensors}
     pickled = pickle_state(state, storages.add)
@@ -105,7 +109,7 @@ class _Storages:
 
     def __init__(self) -> None:
         self.views: list[memoryview] = []
-        self._numbers: dict[tuple[int, int], int] = {}
+        self._numbers: dict[tuple[int, int, str], int] = {}
         self._alive: list[Tensor] = []
 
     def add(self, tensor: "Tensor") -> int:
@@ -114,7 +118,8 @@ class _Storages:
         if not tensor.is_contiguous() or tensor.device.type != "cpu":
             raise ValueError("a tensor of a checkpoint must be contiguous and on the CPU")
         size = tensor.numel() * tensor.element_size()
-        key = (tensor.data_ptr() if size else id(tensor), size)
+        # torch.load gives a record one type: the same bytes as another type are another record.
+        key = (tensor.data_ptr() if size else id(tensor), size, _dtype_of(tensor))
         if key not in self._numbers:
             self._numbers[key] = len(self.views)
             flat = tensor.detach().reshape(-1).view(torch.uint8)
@@ -122,20 +127,42 @@ class _Storages:
             self._alive.append(tensor)
         return self._numbers[key]
 
+    def describe(self, tensor: "Tensor") -> dict[str, Any]:
+        return {TENSOR_KEY: [self.add(tensor), _dtype_of(tensor), list(tensor.shape)]}
 
-def _plain(value: Any, number: Callable[["Tensor"], int]) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
+
+def _plain(value: Any, leaf: Callable[["Tensor"], Any]) -> Any:
+    """A copy of `value` with `leaf` of each tensor, all else of the exact built-in types.
+
+    torch.load refuses their subclasses: torch.__version__ is one, and so is a NumPy float.
+    """
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
+    if isinstance(value, str):
+        return str.__str__(value)
     if isinstance(value, list):
-        return [_plain(item, number) for item in value]
+        return [_plain(item, leaf) for item in value]
     if isinstance(value, dict):
         if not all(isinstance(key, str) and key != TENSOR_KEY for key in value):
-            raise TypeError("the keys of a checkpoint are strings")
-        return {key: _plain(item, number) for key, item in value.items()}
-    dtype = str(getattr(value, "dtype", type(value))).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise TypeError(f"a checkpoint cannot hold {dtype}")
-    return {TENSOR_KEY: [number(value), dtype, list(value.shape)]}
+            raise TypeError(f"the keys of a checkpoint are strings other than {TENSOR_KEY}")
+        return {str.__str__(key): _plain(item, leaf) for key, item in value.items()}
+    _refuse_unless_tensor(value)
+    return leaf(value)
+
+
+def _refuse_unless_tensor(value: Any) -> None:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"a checkpoint cannot hold {type(value).__name__}")
+    if _dtype_of(value) not in ITEM_SIZES or value.layout is not torch.strided:
+        raise TypeError(f"a checkpoint cannot hold a tensor of {value.dtype}, {value.layout}")
+
+
+def _dtype_of(tensor: "Tensor") -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _holds_tensor(value: Any) -> bool:
@@ -145,7 +172,7 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _record(name: str, content: Buffer) -> archive.Record:
@@ -208,19 +235,22 @@ def read_index(file: BinaryIO) -> Index:
     try:
         sizes = [(int(length), str(expected)) for length, expected in table["storages"]]
         tree = dict(table["tree"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError("tensors.json is damaged") from error
     for name, content in CONSTANT_RECORDS:
         offset = archive.place(archive.Record(f"{ROOT}/{name}", len(content), 0), offset).end
-    storages = []
+    storages, end = [], size - SEAL_SIZE
     for number, (length, expected) in enumerate(sizes):
-        if length < 0 or offset + length > size:
+        if not 0 <= length <= end - offset:
             raise CheckpointError("tensors.json is damaged")
         placed = archive.place(archive.Record(f"{ROOT}/data/{number}", length, 0), offset)
+        if placed.end > end:
+            raise CheckpointError("tensors.json is damaged")
         storages.append(Storage(placed.data_offset, length, expected))
         offset = placed.end
     if _skeleton_digest(file, storages, size) != seal:
         raise CheckpointError("its metadata or structure is damaged (seal does not match)")
+    _check_tree(tree, storages)
     return Index(meta, tree, storages)
 
 
@@ -269,14 +299,12 @@ def load(file: BinaryIO) -> dict[str, Any]:
         number, dtype, shape = value[TENSOR_KEY]
         key = f"{number} {dtype} {shape}"  # tied tensors come back as one
         if key not in tensors:
-            if dtype not in DTYPES:
-                raise ValueError(dtype)
             tensors[key] = storages[number].view(getattr(torch, dtype)).reshape(shape)
         return tensors[key]
 
     try:
         return {**index.meta, **{key: build(value) for key, value in index.tree.items()}}
-    except (IndexError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+    except (RecursionError, RuntimeError) as error:
         raise CheckpointError("tensors.json does not describe the tensors in the file") from error
 
 
@@ -341,16 +369,42 @@ def _read_into(file: BinaryIO, view: memoryview) -> int:
     return done
 
 
-def _name_of(tree: Any, number: int, path: str = "") -> str:
+def _tensors(tree: dict[str, Any]) -> Iterator[tuple[_Path, Any]]:
+    """Each tensor's path and description. No recursion: a file may nest deeply."""
+    stack: list[tuple[_Path, Any]] = [(None, tree)]
+    while stack:
+        path, value = stack.pop()
+        if isinstance(value, dict) and TENSOR_KEY in value:
+            yield path, value[TENSOR_KEY]
+            continue
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        nested = [((path, key), item) for key, item in items if isinstance(item, dict | list)]
+        stack += reversed(nested)
+
+
+def _dotted(path: _Path) -> str:
+    parts = []
+    while path is not None:
+        path, key = path
+        parts.append(str(key))
+    return ".".join(reversed(parts))
+
+
+def _check_tree(tree: dict[str, Any], storages: list[Storage]) -> None:
+    """Raise CheckpointError unless each tensor's type and shape fit the bytes of its storage."""
+    for path, description in _tensors(tree):
+        try:
+            number, dtype, shape = description
+            fits = all(type(extent) is int and 0 <= extent < 1 << 63 for extent in shape)
+            fits = fits and type(number) is int and 0 <= number < len(storages)
+            fits = fits and math.prod(shape) * ITEM_SIZES[dtype] == storages[number].size
+        except (KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise CheckpointError(f"tensors.json does not describe the tensor {_dotted(path)}")
+
+
+def _name_of(tree: dict[str, Any], number: int) -> str:
     """The dotted name of the first tensor that uses storage `number`."""
-    if isinstance(tree, dict) and TENSOR_KEY in tree:
-        return path if tree[TENSOR_KEY][0] == number else ""
-    items = (
-        tree.items()
-        if isinstance(tree, dict)
-        else enumerate(tree)
-        if isinstance(tree, list)
-        else ()
-    )
-    names = (_name_of(item, number, f"{path}.{key}".lstrip(".")) for key, item in items)
-    return next((name for name in names if name), "")
+    users = (path for path, description in _tensors(tree) if description[0] == number)
+    return _dotted(next(users, (None, f"data/{number}")))

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint import durable, format
-from gpt2ckpt.checkpoint.policy import Event, Retention
+from gpt2ckpt.checkpoint.policy import Event, Retention, copies
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 
 log = logging.getLogger(__name__)
-COPIES_PER_SAVE = 2  # the file and its independent copy
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class CheckpointManager:
     def __init__(self, folder: Path, retention: Retention, resumed_from: Path | None) -> None:
         self._store = Store(folder)
         self._retention = retention
-        self._pinned = frozenset({resumed_from.name} if resumed_from else ())
+        in_folder = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
+        self._pinned = frozenset({resumed_from.name} if resumed_from and in_folder else ())
         durable.make_directory(folder)
         for path in durable.clean_temporaries(folder):
             log.info("removed %s, left by a process that died", path.name)
@@ -41,7 +41,7 @@ class CheckpointManager:
         start = time.perf_counter()
         try:
             encoded = format.encode(state)
-            self._check_space(encoded.size)
+            self._check_space(copies(event) * encoded.size)
             path = self._store.put(encoded, event, self._retention, self._pinned)
         except (OSError, CheckpointError) as error:
             log.warning(
@@ -57,9 +57,7 @@ class CheckpointManager:
         )
         return saved
 
-    def _check_space(self, size: int) -> None:
+    def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self._store.folder).free
-        if free < COPIES_PER_SAVE * size:
-            raise OSError(
-                f"it needs {COPIES_PER_SAVE * size / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
-            )
+        if free < needed:
+            raise OSError(f"it needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free")

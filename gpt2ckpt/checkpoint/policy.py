@@ -67,29 +67,36 @@ def plan(
 
     `pinned` names are never deleted: the state that this process was resumed from.
     """
-    own = _own_names(event)
+    own = own_names(event)
+    keep_best = [Link(names.BEST, names.BEST_PREVIOUS)] if names.BEST in present else []
     operations: list[Operation] = []
-    if event.best and names.BEST in present:
-        operations.append(Link(names.BEST, names.BEST_PREVIOUS))
+    if own[0] == names.BEST:  # its copy first: no role moves before the new state is durable
+        operations += [Publish(names.BEST_BACKUP), *keep_best]
     operations.append(Publish(own[0]))
+    if names.BEST in own[1:]:
+        operations += keep_best
     operations += [Link(own[0], name) for name in own[1:]]
     if names.LATEST in present:
         operations.append(Link(names.LATEST, names.LATEST_BACKUP))
     operations.append(Link(own[0], names.LATEST))
-    if event.best:
+    if names.BEST in own[1:]:
         operations.append(Publish(names.BEST_BACKUP))
     if event.regular:
         operations.append(Publish(names.ROLLING_BACKUP))
-    after = {*present, *own}
     surplus = [
-        *_surplus(after, Role.ROLLING, retention.keep_rolling),
-        *_surplus(after, Role.EMERGENCY, retention.keep_emergency),
+        *_surplus(present, own, Role.ROLLING, retention.keep_rolling),
+        *_surplus(present, own, Role.EMERGENCY, retention.keep_emergency),
     ]
     return operations + [Delete(name) for name in surplus if name not in pinned]
 
 
-def _own_names(event: Event) -> list[str]:
-    """The names that the new state has besides latest.pt; the first is the one that is written."""
+def copies(event: Event) -> int:
+    """How many times a save writes the bytes of the state: its file and the independent copies."""
+    return 1 + event.regular + event.best
+
+
+def own_names(event: Event) -> list[str]:
+    """The names that the new state has besides latest.pt; the others are links of the first."""
     own = []
     if event.regular:
         own.append(names.rolling(event.step))
@@ -104,8 +111,11 @@ def _own_names(event: Event) -> list[str]:
     return own
 
 
-def _surplus(present: Collection[str], role: Role, keep: int) -> list[str]:
-    """The oldest files of a pool beyond `keep`, by step and then by the time in the name."""
-    pool = [name for name in present if names.role_of(name) is role]
-    pool.sort(key=lambda name: (names.number_in(name) or 0, name))
+def _surplus(present: Collection[str], own: Collection[str], role: Role, keep: int) -> list[str]:
+    """The oldest files of a pool beyond `keep`, by step and then by the time in the name.
+
+    What was just saved is the newest, even beside a stray file of a later step.
+    """
+    pool = [name for name in {*present, *own} if names.role_of(name) is role]
+    pool.sort(key=lambda name: (name in own, names.number_in(name) or 0, name))
     return pool[: max(0, len(pool) - keep)]

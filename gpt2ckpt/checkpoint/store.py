@@ -3,13 +3,18 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gpt2ckpt.checkpoint import durable, format, names, policy
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.errors import CheckpointError
+
+NEXT_BEST = {  # where to look when no file of a role is valid, before the newest of all
+    Role.BEST: (Role.BEST_BACKUP, Role.BEST_PREVIOUS),
+    Role.BEST_PREVIOUS: (Role.BEST, Role.BEST_BACKUP),
+}
 
 
 @dataclass(frozen=True)
@@ -50,27 +55,29 @@ class Store:
                 case policy.Publish(name):
                     durable.publish(self.folder / name, encoded.buffers, check)
                 case policy.Link(source, name):
-                    durable.link(self.folder / source, self.folder / name, check)
+                    durable.link(self.folder / source, self.folder / name)
                 case policy.Delete():
                     pass
         surplus = [self.folder / op.name for op in operations if isinstance(op, policy.Delete)]
         durable.delete(surplus)
-        published = next(op for op in operations if isinstance(op, policy.Publish))
-        return self.folder / published.name
+        return self.folder / policy.own_names(event)[0]
 
     def find(self, role: Role) -> Found:
-        """The state of `role`, or the next best valid one: the newest for latest.
+        """The state of `role`, or the next best valid one: a best for best, else the newest.
 
         Raises CheckpointError if the folder holds no valid state at all.
         """
         skipped: list[tuple[Path, str]] = []
+        files = self.files()
+        if not files:
+            raise CheckpointError(f"there is no checkpoint in {self.folder}")
+        if not any(names.role_of(path.name) is role for path in files):
+            skipped.append((self.folder, f"it holds no {role} checkpoint"))
         for path in self._candidates(role):
             try:
                 return Found(path, load(path), skipped)
             except CheckpointError as error:
                 skipped.append((path, str(error)))
-        if not skipped:
-            raise CheckpointError(f"there is no checkpoint in {self.folder}")
         reasons = "; ".join(reason for _, reason in skipped)
         raise CheckpointError(f"no valid checkpoint is left in {self.folder}: {reasons}")
 
@@ -83,14 +90,13 @@ class Store:
         later = [path for path in self.files() if self._step_of(path) > step]
         if not later:
             return None
-        aside = self.folder / f"abandoned_{when:%Y%m%d_%H%M%S}"
+        while (aside := self.folder / f"abandoned_{when:%Y%m%d_%H%M%S}").exists():
+            when += timedelta(seconds=1)
         durable.make_directory(aside)
         for path in later:
-            durable.link(path, aside / path.name, check)
-        if chosen.parent == self.folder:
-            durable.link(chosen, self.folder / names.LATEST, check)
-            later = [path for path in later if path.name != names.LATEST]
-        durable.delete(later)
+            durable.link(path, aside / path.name)
+        durable.link(chosen, self.folder / names.LATEST)
+        durable.delete([path for path in later if path.name != names.LATEST])
         return aside
 
     def _candidates(self, role: Role) -> Iterator[Path]:
@@ -98,17 +104,20 @@ class Store:
             return names.number_in(path.name) or 0, path.name
 
         files = self.files()
-        first = [path for path in files if names.role_of(path.name) is role]
-        yield from sorted(first, key=age, reverse=True)
-        rest = [path for path in files if path not in first]
+        preferred = (role, *NEXT_BEST.get(role, ()))
+        for wanted in preferred:
+            pool = [path for path in files if names.role_of(path.name) is wanted]
+            yield from sorted(pool, key=age, reverse=True)
+        rest = [path for path in files if names.role_of(path.name) not in preferred]
         yield from sorted(rest, key=self._step_of, reverse=True)
 
     def _step_of(self, path: Path) -> int:
-        """The step of a file by its own word; -1 if it cannot even say that."""
+        """The step of a file by its own word, else by its name; -1 if neither says one."""
         try:
             return int(read_meta(path)["step"])
-        except (CheckpointError, KeyError, TypeError, ValueError):
-            return -1
+        except (CheckpointError, KeyError, OverflowError, TypeError, ValueError):
+            named = names.role_of(path.name) in (Role.ROLLING, Role.EMERGENCY)
+            return names.number_in(path.name) or -1 if named else -1
 
 
 def check(path: Path) -> None:

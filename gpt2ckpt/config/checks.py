@@ -28,6 +28,10 @@ def check_config(config: TrainConfig) -> None:
     for group in ("data", "optimizer", "schedule"):
         if getattr(config, group) is None:
             raise ConfigError(f"there is no {group}: give {group}=NAME or leave ~{group} out")
+    if len(config.optimizer.betas) != 2:
+        raise ConfigError(
+            f"optimizer.betas is {list(config.optimizer.betas)}; it must be two numbers"
+        )
     check_model(config.model)
     _check_trainer(config.trainer)
     _check_checkpoint(config.checkpoint)
@@ -65,6 +69,7 @@ def check_model(model: ModelConfig) -> None:
             f"model.n_embd={model.n_embd} is not divisible by model.n_head={model.n_head}: "
             "every head gets the same share"
         )
+    one_of("model.gelu", model.gelu, ("tanh", "exact"))
     _in_unit_interval("model.dropout", model.dropout)
 
 

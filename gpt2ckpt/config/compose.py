@@ -42,6 +42,7 @@ def compose_config(name: str, overrides: list[str], extra_dir: Path | None = Non
     `extra_dir` is a config folder of the user's (--config-dir). Raises ConfigError.
     """
     register_schemas()
+    _refuse_non_choices(overrides)
     if extra_dir is not None:
         overrides = [*overrides, f"hydra.searchpath=[{quoted(f'file://{extra_dir.resolve()}')}]"]
     GlobalHydra.instance().clear()
@@ -120,5 +121,21 @@ def _explain_missing(error: MissingConfigException) -> str:
 
 def parse_overrides(overrides: list[str]) -> Any:
     """Hydra's parsed overrides. Raises ConfigError for a word that is none."""
-    with explained():
-        return OverridesParser.create().parse_overrides(overrides)
+    parser, parsed = OverridesParser.create(), []
+    for word in overrides:
+        try:
+            parsed.append(parser.parse_override(word))
+        except (HydraException, ValueError) as error:
+            raise ConfigError(f"{word!r} is no override of the form key=value") from error
+    return parsed
+
+
+def _refuse_non_choices(overrides: list[str]) -> None:
+    """Name the group where Hydra only says that something must be a string."""
+    groups = {path.name for path in conf_directory().iterdir() if path.is_dir()}
+    for override in parse_overrides(overrides):
+        group, value = override.key_or_group, override.value()
+        if group in groups and not override.is_delete() and isinstance(value, int | float | None):
+            raise ConfigError(
+                f"{override.input_line} names no choice: give {group}=NAME or leave it out"
+            )

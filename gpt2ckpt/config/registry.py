@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -76,8 +77,7 @@ def _kind(group: str, content: Any) -> type:
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
     try:
         node = OmegaConf.structured(cls)
-        # A frozen config is data: what looks like an interpolation in it is never evaluated.
-        return OmegaConf.to_object(OmegaConf.merge(node, values))
+        return OmegaConf.to_object(OmegaConf.merge(node, _literal(values)))
     except MissingMandatoryValue as error:
         missing = next(key for key in OmegaConf.missing_keys(OmegaConf.merge(node, values)))
         raise ConfigError(f"{prefix}{missing} is missing: give {prefix}{missing}=VALUE") from error
@@ -86,6 +86,17 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         reason = str(error).splitlines()[0]
         unknown = "not in '" in reason
         raise ConfigError(no_such_key(key) if unknown else f"{key}: {reason}") from error
+
+
+def _literal(value: Any) -> Any:
+    """A frozen config is data: what looks like an interpolation in it is escaped, not evaluated."""
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_literal(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
 
 
 def all_keys() -> list[str]:
@@ -103,8 +114,16 @@ def all_keys() -> list[str]:
 
 def no_such_key(key: str) -> str:
     """A sentence that names the known key most like `key`, if any is."""
+    group, _, leaf = key.partition(".")
+    offering = [f"{group}={kind}" for kind, cls in KINDS.get(group, {}).items() if _has(cls, leaf)]
+    if offering:
+        return f"{key} goes with {' or '.join(offering)}, not with the {group} that is chosen."
     keys = all_keys()
     matches = [name for name in keys if name.rpartition(".")[2] == key]
     matches += difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     hint = f" Did you mean {matches[0]}?" if matches and matches[0] != key else ""
     return f"there is no config key or group {key}.{hint}"
+
+
+def _has(cls: type, leaf: str) -> bool:
+    return any(field.name == leaf for field in dataclasses.fields(cls))

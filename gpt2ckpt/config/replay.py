@@ -17,7 +17,7 @@ from gpt2ckpt.errors import ConfigError
 
 Values = dict[str, Any]
 NOT_FROZEN = ("resume", "fork")
-SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
+SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "gelu")
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,36 @@ def replay(
         # A group that is given again, as in the first start's command, asks for no change.
         if "." in named or named in after:
             asked |= {key for key in after if key == named or key.startswith(f"{named}.")}
+        if named in KINDS:
+            asked.add(f"{named}.kind")
     current = flatten(frozen)
     result = dict(current)
     for group in KINDS:
-        if f"{group}.kind" in asked and current[f"{group}.kind"] != after[f"{group}.kind"]:
+        kind = f"{group}.kind"
+        if kind in asked and current.get(kind) != after.get(kind):
             result = {k: v for k, v in result.items() if not k.startswith(f"{group}.")}
             asked |= {key for key in after if key.startswith(f"{group}.")}
     result |= {key: after[key] for key in asked if key in after}
     changes = difference(current, result)
-    _refuse_other_shapes(changes)
+    _refuse_other_states(changes)
     return unflatten(result), changes
+
+
+def still_meant(
+    frozen: Values, recorded: list[str], new: list[str], compose: Callable[[list[str]], Values]
+) -> list[str]:
+    """`recorded` without the settings of what `new` replaces by another kind.
+
+    Words for Hydra itself go too: the list comes out of a file.
+    """
+    recorded = task_overrides(recorded)
+    groups = [o for o in parse_overrides(new) if o.key_or_group in KINDS]
+    if not groups:
+        return recorded
+    before, after = flatten(frozen), flatten(compose([group.input_line for group in groups]))
+    kinds = (f"{group.key_or_group}.kind" for group in groups)
+    gone = tuple(kind.removesuffix("kind") for kind in kinds if before.get(kind) != after.get(kind))
+    return [o.input_line for o in parse_overrides(recorded) if not o.key_or_group.startswith(gone)]
 
 
 def difference(old: Values, new: Values) -> list[Change]:
@@ -104,8 +124,13 @@ def unflatten(flat: Values) -> Values:
     return nested
 
 
-def _refuse_other_shapes(changes: list[Change]) -> None:
+def _refuse_other_states(changes: list[Change]) -> None:
     for change in changes:
+        if change.key == "optimizer.kind":
+            raise ConfigError(
+                f"a resume cannot change the optimizer ({change}), whose state is saved: leave it "
+                "out, or start a new run from the weights with model.init_from=FILE"
+            )
         group, _, leaf = change.key.partition(".")
         if group == "model" and leaf in SHAPE:
             raise ConfigError(

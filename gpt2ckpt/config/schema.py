@@ -12,7 +12,9 @@ from omegaconf import MISSING
 
 @dataclass
 class ModelConfig:
-    """The shape of a GPT-2. `init_from` names pretrained weights to start from."""
+    """The shape of a GPT-2. `gelu` is tanh, as OpenAI's, or exact, as later nanoGPT's;
+    `init_from` names pretrained weights to start from, which then set the shape.
+    """
 
     n_layer: int = 12
     n_head: int = 12
@@ -21,6 +23,7 @@ class ModelConfig:
     vocab_size: int = 50257
     dropout: float = 0.0
     bias: bool = True
+    gelu: str = "tanh"
     init_from: str | None = None
 
 

@@ -5,21 +5,19 @@ are one and the same parameter.
 """
 
 import math
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2ckpt.config.checks import check_model
 from gpt2ckpt.config.schema import ModelConfig
-from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.model.cache import KeyValueCache, LayerCache
 from gpt2ckpt.model.counts import ParameterCounts, count_flops_per_token, count_parameters
 from gpt2ckpt.model.loss import linear_cross_entropy
 
 LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
-GELU_FORMS = ("tanh", "exact")
 
 
 class GPT2(nn.Module):
@@ -30,7 +28,7 @@ class GPT2(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        check_shape(config)
+        check_model(config)
         self.config = config
         self.transformer = Transformer(config)
         # On the meta device: the weight is the embedding's, another one need not be made.
@@ -165,7 +163,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.approximate = "tanh" if gelu_form(config) == "tanh" else "none"
+        self.approximate = "tanh" if config.gelu == "tanh" else "none"
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
@@ -177,36 +175,6 @@ class MLP(nn.Module):
 
 def layer_norm(config: ModelConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.bias)
-
-
-def check_shape(config: ModelConfig) -> None:
-    """Raise ConfigError, naming the key, for a shape that cannot be built."""
-    for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
-        if getattr(config, key) < 1:
-            raise ConfigError(f"model.{key} must be at least 1, not {getattr(config, key)}.")
-    if config.n_embd % config.n_head:
-        raise ConfigError(
-            f"model.n_embd ({config.n_embd}) must be a multiple of model.n_head ({config.n_head})."
-        )
-    if gelu_form(config) not in GELU_FORMS:
-        raise ConfigError(
-            f"model.gelu must be {' or '.join(GELU_FORMS)}, not '{gelu_form(config)}'."
-        )
-    if not 0.0 <= config.dropout < 1.0:
-        raise ConfigError(f"model.dropout must be at least 0 and below 1, not {config.dropout}.")
-
-
-def gelu_form(config: ModelConfig) -> str:
-    """Which GELU the model computes: GPT-2's `tanh`, or the `exact` one (by the error function)."""
-    form: str = getattr(config, "gelu", "tanh")
-    return form
-
-
-def with_gelu(config: ModelConfig, form: str) -> ModelConfig:
-    """A copy of `config` whose model computes the GELU of that form."""
-    copy = replace(config)
-    vars(copy)["gelu"] = form
-    return copy
 
 
 def _offset_mask(length: int, past: int, device: torch.device) -> Tensor:

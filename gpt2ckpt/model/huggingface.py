@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import InputError
-from gpt2ckpt.model.gpt2 import INIT_STD, LAYER_NORM_EPS, gelu_form, with_gelu
+from gpt2ckpt.model.gpt2 import INIT_STD, LAYER_NORM_EPS
 from gpt2ckpt.model.tensor_files import read_json, read_tensors
 
 CONFIG_FILE = "config.json"
@@ -107,7 +107,7 @@ def _config_json(config: ModelConfig) -> dict[str, Any]:
         **shape,
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
-        "activation_function": "gelu" if gelu_form(config) == "exact" else "gelu_new",
+        "activation_function": "gelu" if config.gelu == "exact" else "gelu_new",
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
@@ -137,7 +137,7 @@ def _read_config(path: Path) -> ModelConfig:
         shape[key] = found[name]
     if found.get("n_inner") not in (None, 4 * shape["n_embd"]):
         raise InputError(f"{path} has n_inner {found['n_inner']!r}; only 4 * n_embd can be read.")
-    return with_gelu(ModelConfig(**shape), GELU_FORMS[activation])
+    return ModelConfig(**shape, gelu=GELU_FORMS[activation])
 
 
 def _weight_files(folder: Path) -> list[Path]:

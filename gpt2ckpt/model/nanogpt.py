@@ -1,5 +1,6 @@
 """nanoGPT's ckpt.pt: a dict of torch.save with `model`, `model_args` and the training's state."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ from torch import Tensor
 
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import InputError
-from gpt2ckpt.model.gpt2 import with_gelu
 from gpt2ckpt.model.tensor_files import read_pickle
 
 # What torch.compile puts before every name.
@@ -46,4 +46,4 @@ def _read_shape(path: Path, arguments: dict[str, Any]) -> ModelConfig:
             raise InputError(f"{path} gives no whole number for model_args['{key}'].")
     bias = bool(arguments.get("bias", True))
     config = ModelConfig(**{key: arguments[key] for key in SHAPE_KEYS}, bias=bias)
-    return with_gelu(config, "exact")
+    return replace(config, gelu="exact")

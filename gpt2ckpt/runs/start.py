@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint.store import Found, Store
-from gpt2ckpt.config.replay import Change, Values, freeze, replay, task_overrides
+from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, task_overrides
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.runs import resume
 from gpt2ckpt.runs.claim import CHECKPOINTS, Claim, claim
@@ -88,12 +88,13 @@ def find_start(
         refuse_if_locked(place.directory)
     found = resume.read(place)
     try:
-        recorded = list(found.state["overrides"])
-        frozen, changes = replay(found.state["config"], recorded, new, compose)
+        saved: Values = found.state["config"]
+        recorded = still_meant(saved, list(found.state["overrides"]), new, compose)
+        frozen, changes = replay(saved, recorded, new, compose)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{found.path} holds no config that can be replayed") from error
-    added = [override for override in new if override not in recorded]
-    return Start(frozen, recorded + added, None if fork else place.directory, found, changes)
+    kept = [override for override in recorded if override not in new]  # the last one counts
+    return Start(frozen, kept + new, None if fork else place.directory, found, changes)
 
 
 def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:

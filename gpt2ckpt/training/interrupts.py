@@ -48,8 +48,15 @@ class Interrupts:
         else:
             self.stop = received
         before = self._before.get(number)
-        if callable(before) and before is not signal.default_int_handler:
-            before(number, frame)
+        if callable(before) and before not in (signal.default_int_handler, exit_at_once):
+            before(
+                number, frame
+            )  # a launcher's own, which may have to put the job back in its queue
+
+
+def exit_at_once(number: int, frame: FrameType | None) -> None:
+    """The handler for SIGTERM while there is nothing to save: before a training and after it."""
+    raise SystemExit(128 + number)
 
 
 def exit_code(received: signal.Signals) -> int:

@@ -56,17 +56,19 @@ class Loop:
 
         On an exception the last whole state is saved as an emergency checkpoint, and it is raised.
         """
-        try:
-            with self.interrupts:
+        with self.interrupts:
+            try:
                 self._train()
-        except HalfApplied:
-            raise
-        except BaseException as error:
-            log.error("stopped after step %d: %s", self.state.counters.step, error)
-            self._save_emergency(f"{type(error).__name__}: {error}")
-            raise
-        if self.interrupts.stop:
-            self._save_emergency(self.interrupts.stop.name)
+            except HalfApplied:
+                raise
+            except BaseException as error:
+                log.error("stopped after step %d: %s", self.state.counters.step, error)
+                self._save_emergency(f"{type(error).__name__}: {error}")
+                raise
+            if self.interrupts.stop:
+                signal_name = self.interrupts.stop.name
+                log.info("%s: stopped after step %d", signal_name, self.state.counters.step)
+                self._save_emergency(signal_name)
         return self.interrupts.stop
 
     @property

@@ -33,8 +33,9 @@ def read_pretrained(
     }
     for key in asked & set(SHAPE):
         wanted, there = getattr(config, key), getattr(shape, key)
-        cut = key == "block_size" and wanted < there
-        if cut:
+        if key == "gelu":  # nanoGPT's files do not say which form they were trained with
+            shape = dataclasses.replace(shape, gelu=wanted)
+        elif key == "block_size" and wanted < there:
             shape = dataclasses.replace(shape, block_size=wanted)
             weights = {**weights, POSITIONS: weights[POSITIONS][:wanted]}
         elif wanted != there:

@@ -1,0 +1,101 @@
+"""Generation: the cache changes nothing but the time; the random state of others is left alone."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpt2ckpt.config.schema import ModelConfig
+from gpt2ckpt.model.cache import KeyValueCache
+from gpt2ckpt.model.generate import generate
+from gpt2ckpt.model.gpt2 import GPT2
+
+CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=60)
+
+
+@pytest.fixture
+def model() -> GPT2:
+    torch.manual_seed(3)
+    model = GPT2(CONFIG)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)  # sharp enough that greedy text is not one word over and over
+    return model
+
+
+def prompt(batch: int, length: int) -> Tensor:
+    return torch.randint(60, (batch, length), generator=torch.Generator().manual_seed(5))
+
+
+def greedy_without_cache(model: GPT2, tokens: Tensor, count: int) -> list[list[int]]:
+    """The same windows as documented, every token computed anew."""
+    text, start, block = tokens, max(tokens.shape[1] - CONFIG.block_size, 0), CONFIG.block_size
+    for _ in range(count):
+        if text.shape[1] - start > block:
+            start = text.shape[1] - block // 2
+        text = torch.cat((text, model(text[:, start:])[:, -1].argmax(-1, keepdim=True)), dim=1)
+    return text[:, tokens.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("length", [1, 5, 12, 20])
+def test_cache_gives_the_same_tokens(model: GPT2, length: int) -> None:
+    tokens = prompt(3, length)
+    expected = greedy_without_cache(model.eval(), tokens, 30)
+    assert generate(model, tokens, 30, temperature=0, stop_token=None) == expected
+    assert len({token for row in expected for token in row}) > 10
+
+
+def test_cache_takes_several_tokens_at_a_time(model: GPT2) -> None:
+    tokens = prompt(2, 12)
+    cache = KeyValueCache(CONFIG.n_layer, CONFIG.block_size)
+    parts = [model.hidden(part, cache) for part in tokens.split([4, 1, 5, 2], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model.hidden(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_same_seed_same_text(model: GPT2) -> None:
+    def text(seed: int, **options: float) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(seed)
+        return generate(model, prompt(2, 4), 20, generator=generator, **options)
+
+    assert text(1) == text(1) != text(2)
+    assert text(1, temperature=0.5, top_k=5) == text(1, temperature=0.5, top_k=5)
+
+
+def test_the_global_random_state_and_the_mode_stay(model: GPT2) -> None:
+    before = torch.get_rng_state()
+    for training in (True, False):
+        model.train(training)
+        generate(model, prompt(1, 4), 8)
+        assert model.training == training
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_top_k_and_temperature(model: GPT2) -> None:
+    tokens = prompt(4, 4)
+    greedy = generate(model, tokens, 6, temperature=0)
+    assert generate(model, tokens, 6, temperature=2.0, top_k=1) == greedy
+    assert generate(model, tokens, 6, temperature=1e-42) == greedy
+
+
+def test_each_row_ends_before_its_stop_token(model: GPT2) -> None:
+    tokens = prompt(3, 4)
+    whole = generate(model, tokens, 20, temperature=0, stop_token=None)
+    stop = whole[0][2]
+    rows = generate(model, tokens, 20, temperature=0, stop_token=stop)
+    for row, full in zip(rows, whole, strict=True):
+        assert row == (full[: full.index(stop)] if stop in full else full)
+    assert len(rows[0]) < 20
+
+
+def test_padding_of_the_vocabulary_is_never_drawn() -> None:
+    model = GPT2(ModelConfig(1, 1, 4, 4, vocab_size=50_304))
+    with torch.no_grad():
+        model.transformer.ln_f.bias.fill_(1)
+        model.transformer.wte.weight[50_257:] = 5
+    (row,) = generate(model, torch.zeros(1, 1, dtype=torch.int64), 5, temperature=0)
+    assert len(row) == 5 and max(row) < 50_257
+
+
+def test_under_autocast(model: GPT2) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        (row,) = generate(model, prompt(1, 4), 20, temperature=0, stop_token=None)
+    assert len(row) == 20
