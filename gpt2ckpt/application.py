@@ -3,11 +3,12 @@
 import argparse
 import contextlib
 import difflib
+import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +30,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 class CommandLine:
     """What was typed: overrides, and the flags that Hydra answers itself."""
 
+    flags: list[str]
     overrides: list[str]
     config_name: str
     config_dir: Path | None
@@ -48,12 +50,15 @@ def parse_command_line(config_name: str) -> CommandLine:
         raise ConfigError(f"{message}.{hint}")
 
     parser.error = refuse  # type: ignore[method-assign]
-    args: argparse.Namespace = parser.parse_args()
+    # Intermixed: flags may stand anywhere among the overrides.
+    args: argparse.Namespace = parser.parse_intermixed_args()
+    flags = [word for word in sys.argv[1:] if word not in args.overrides]
     asks = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
     config_dir = Path(args.config_dir) if args.config_dir else None
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError(f"--config-dir={config_dir}: there is no such directory")
     return CommandLine(
+        flags=flags,
         overrides=list(args.overrides),
         config_name=args.config_name or config_name,
         config_dir=config_dir,
@@ -67,7 +72,7 @@ def run_simple(name: str, task: Callable[[Any], None]) -> None:
     with reported_errors():
         line = parse_command_line(name)
         if line.asks_hydra:
-            run_hydra(name, lambda config: None)
+            run_hydra(line, lambda config: None)
             return
         if line.multirun:
             raise ConfigError(f"{name} has no multirun: leave -m out")
@@ -75,18 +80,18 @@ def run_simple(name: str, task: Callable[[Any], None]) -> None:
         task(build_typed(name, composed.values))
 
 
-def run_hydra(config_name: str, task: Callable[[Any], Any], more: list[str] | None = None) -> None:
+def run_hydra(line: CommandLine, task: Callable[[Any], Any], more: Sequence[str] = ()) -> None:
     """Let Hydra run `task` with this command line, plus the overrides `more`.
 
     What is raised in it comes out as it is: Hydra's own printing and exit code 1 are left out.
     """
     register_schemas()
     arguments, full = sys.argv, os.environ.get(FULL_ERROR)
-    sys.argv = [*arguments, *(more or [])]
+    sys.argv = [arguments[0], *line.flags, *line.overrides, *more]
     os.environ[FULL_ERROR] = "1"
     try:
         conf = str(conf_directory())
-        hydra.main(version_base="1.3", config_path=conf, config_name=config_name)(task)()
+        hydra.main(version_base="1.3", config_path=conf, config_name=line.config_name)(task)()
     finally:
         sys.argv = arguments
         os.environ.pop(FULL_ERROR)
@@ -99,6 +104,7 @@ def reported_errors() -> Iterator[None]:
     """End the process with one sentence and the contract's exit code on any error."""
     wants_trace = os.environ.get(FULL_ERROR) == "1"
     signal.signal(signal.SIGTERM, exit_at_once)
+    logging.raiseExceptions = False  # a closed terminal or pipe costs lines, never the training
     try:
         yield
     except KeyboardInterrupt:

@@ -10,14 +10,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from gpt2ckpt.application import CommandLine, parse_command_line, reported_errors, run_hydra
-from gpt2ckpt.config.checks import check_config
 from gpt2ckpt.config.compose import Composed, compose_config, quoted, sweep_jobs
 from gpt2ckpt.config.registry import build_typed
 from gpt2ckpt.config.replay import freeze
 from gpt2ckpt.runs.claim import Claim, claim_base, claim_name
 from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
 from gpt2ckpt.training.interrupts import exit_code
-from gpt2ckpt.training.preparation import Prepared, finished_notice, prepare
+from gpt2ckpt.training.preparation import Prepared, check_settings, finished_notice, prepare
 
 if TYPE_CHECKING:
     from gpt2ckpt.training.hardware import Hardware
@@ -31,7 +30,7 @@ def main() -> None:
     with reported_errors():
         line = parse_command_line("train")
         if line.asks_hydra:
-            run_hydra("train", lambda config: None)
+            run_hydra(line, lambda config: None)
         elif line.multirun:
             _sweep(line)
         else:
@@ -42,7 +41,7 @@ def _single(line: CommandLine) -> int:
     """Train one run; everything that can be refused is refused before Hydra makes a directory."""
     composed = _compose(line, line.overrides)
     wanted = Path(composed.hydra.run.dir)
-    is_given = any(override.startswith("hydra.run.dir=") for override in line.overrides)
+    is_given = any(word.lstrip("+").startswith("hydra.run.dir=") for word in line.overrides)
     start = find_start(
         *(composed.values, line.overrides, wanted if is_given else None, wanted.parent),
         lambda overrides: _compose(line, overrides).values,
@@ -59,7 +58,7 @@ def _single(line: CommandLine) -> int:
         outcomes.append(_train(start, prepared, hardware, claim))
 
     directory, record = quoted(str(claim.directory)), hydra_record(claim.directory)
-    run_hydra("train", task, [f"hydra.run.dir={directory}", f"hydra.output_subdir={record}"])
+    run_hydra(line, task, [f"hydra.run.dir={directory}", f"hydra.output_subdir={record}"])
     stopped = outcomes[0].stopped
     return exit_code(stopped) if stopped else 0
 
@@ -69,12 +68,14 @@ def _sweep(line: CommandLine) -> None:
     composed = None
     for overrides in sweep_jobs(line.overrides):
         composed = _compose(line, overrides)
-        check_config(build_typed("train", freeze(composed.values)))
+        check_settings(build_typed("train", freeze(composed.values)))
     more = []
-    if composed and not any(word.startswith("hydra.sweep.dir=") for word in line.overrides):
+    if composed and not any(
+        word.lstrip("+").startswith("hydra.sweep.dir=") for word in line.overrides
+    ):
         directory = claim_name(claim_base(Path(composed.hydra.sweep.dir)), datetime.now())
         more = [f"hydra.sweep.dir={quoted(str(directory))}"]
-    run_hydra("train", _job, more)
+    run_hydra(line, _job, more)
 
 
 def _job(config: DictConfig) -> float | None:

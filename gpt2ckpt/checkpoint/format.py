@@ -260,7 +260,8 @@ def verify(file: BinaryIO) -> Index:
     Raises CheckpointError naming the first tensor that is damaged.
     """
     index = read_index(file)
-    buffer = memoryview(bytearray(8 * CHUNK))
+    largest = max((storage.size for storage in index.storages), default=0)
+    buffer = memoryview(bytearray(min(largest, 8 * CHUNK)))
     for number, storage in enumerate(index.storages):
         state = xxhash.xxh3_128()
         file.seek(storage.offset)

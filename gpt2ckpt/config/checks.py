@@ -74,11 +74,6 @@ def check_model(model: ModelConfig) -> None:
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:
-    if (trainer.max_steps is None) == (trainer.max_epochs is None):
-        raise ConfigError(
-            "exactly one of trainer.max_steps and trainer.max_epochs ends a run: give one of them "
-            "and set the other to null, as in trainer.max_steps=null trainer.max_epochs=2"
-        )
     for key in ("max_steps", "max_epochs", "batch_size", "grad_accum", "eval_steps", "log_every"):
         at_least(f"trainer.{key}", getattr(trainer, key), 1)
     for key in ("grad_clip", "eval_every", "sample_every", "sample_tokens"):

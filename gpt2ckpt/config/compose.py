@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import gpt2ckpt
-from gpt2ckpt.config.registry import no_such_key, register_schemas
+from gpt2ckpt.config.registry import ROOTS, no_such_key, register_schemas, without_interpolation
 from gpt2ckpt.errors import ConfigError
 
 
@@ -46,7 +47,7 @@ def compose_config(name: str, overrides: list[str], extra_dir: Path | None = Non
     if extra_dir is not None:
         overrides = [*overrides, f"hydra.searchpath=[{quoted(f'file://{extra_dir.resolve()}')}]"]
     GlobalHydra.instance().clear()
-    with explained(), initialize_config_dir(str(conf_directory()), version_base="1.3"):
+    with explained(name), initialize_config_dir(str(conf_directory()), version_base="1.3"):
         config = compose(name, overrides, return_hydra_config=True)
         hydra = config.hydra
         with open_dict(config):
@@ -64,21 +65,29 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
 
 def quoted(text: str) -> str:
     """`text` as a quoted string of Hydra's override grammar."""
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", without_interpolation(text))
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return f"'{escaped}{chr(92) * trailing}'"
 
 
+def as_typed(key: str, value: str) -> str:
+    """The override that gives `key` the string `value`, to be typed in a shell."""
+    is_plain = re.fullmatch(r"[\w./][\w./-]*", value, re.ASCII) is not None
+    if is_plain and parse_overrides([f"{key}={value}"])[0].value() == value:  # 1e3 is a number
+        return f"{key}={value}"
+    return shlex.quote(f"{key}={quoted(value)}")
+
+
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
+def explained(root: str) -> Iterator[None]:
     """Turn what Hydra and OmegaConf raise into ConfigErrors of one sentence."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(explain(error)) from error
+        raise ConfigError(explain(error, root)) from error
 
 
-def explain(error: BaseException) -> str:
+def explain(error: BaseException, root: str = "train") -> str:
     """One sentence that says which override or key is wrong, and the nearest valid one."""
     if isinstance(error, MissingConfigException):
         return _explain_missing(error)
@@ -94,7 +103,7 @@ def explain(error: BaseException) -> str:
     elif isinstance(error, OmegaConfBaseException) and error.full_key:
         key = override = str(error.full_key)
     if key and "not in '" in reason:
-        return no_such_key(key)
+        return no_such_key(key, root if root in ROOTS else "train")
     return f"{override} is not possible: {reason}" if key else _explain_syntax(text)
 
 
@@ -104,7 +113,11 @@ def _explain_syntax(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip() and "https:" not in line]
     if lines[0].startswith("Error parsing override"):
         word = lines[0].removeprefix("Error parsing override ")
-        return f"{word} is no override of the form key=value"
+        hint = (
+            "" if "=" not in word else ": quote a value that has blanks, commas or = in it, twice"
+        )
+        hint += """, as in "key='a=b, c'\"""" if hint else ""
+        return f"{word} is no override of the form key=value{hint}"
     return " ".join(lines)
 
 

@@ -95,30 +95,38 @@ def _literal(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_literal(item) for item in value]
     if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        return without_interpolation(value)
     return value
 
 
-def all_keys() -> list[str]:
-    """Every key and group that some choice of groups for a training offers, dotted."""
-    keys = set(KINDS)
-    for field in dataclasses.fields(schema.TrainConfig):
+def without_interpolation(text: str) -> str:
+    """What OmegaConf reads as `text`, letter by letter."""
+    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    return escaped
+
+
+def all_keys(root: str) -> list[str]:
+    """Every key and group that some choice of groups for the command `root` offers, dotted."""
+    fields = dataclasses.fields(ROOTS[root])
+    groups = KINDS.keys() & {field.name for field in fields}
+    keys = set(groups)
+    for field in fields:
         keys.add(field.name)
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             keys |= {f"{field.name}.{inner.name}" for inner in dataclasses.fields(field.type)}
-    for group, kinds in KINDS.items():
-        for cls in kinds.values():
+    for group in groups:
+        for cls in KINDS[group].values():
             keys |= {f"{group}.{field.name}" for field in dataclasses.fields(cls)}
     return sorted(keys)
 
 
-def no_such_key(key: str) -> str:
-    """A sentence that names the known key most like `key`, if any is."""
+def no_such_key(key: str, root: str = "train") -> str:
+    """A sentence that names the key of the command `root` most like `key`, if any is."""
     group, _, leaf = key.partition(".")
     offering = [f"{group}={kind}" for kind, cls in KINDS.get(group, {}).items() if _has(cls, leaf)]
-    if offering:
+    if offering and hasattr(ROOTS[root], group):
         return f"{key} goes with {' or '.join(offering)}, not with the {group} that is chosen."
-    keys = all_keys()
+    keys = all_keys(root)
     matches = [name for name in keys if name.rpartition(".")[2] == key]
     matches += difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     hint = f" Did you mean {matches[0]}?" if matches and matches[0] != key else ""

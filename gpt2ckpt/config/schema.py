@@ -110,7 +110,10 @@ class ConstantConfig:
 
 @dataclass
 class TrainerConfig:
-    """The loop. One step trains `batch_size * grad_accum` blocks; `overfit` repeats the first."""
+    """The loop. One step trains `batch_size * grad_accum` blocks; `overfit` repeats the first.
+
+    The run ends at `max_steps` or `max_epochs`, whichever comes first; with neither, after 480.
+    """
 
     max_steps: int | None = None
     max_epochs: int | None = None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from gpt2ckpt.config.compose import as_typed
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.runs.lock import RunLock, is_locked
 
@@ -79,9 +80,10 @@ def _claim_stamped(base: Path, now: datetime) -> Claim:
 
 
 def _protection_notice(wanted: Path, made: Path) -> str:
+    given = as_typed("hydra.run.dir", str(wanted))
     return (
         "CHECKPOINT DIRECTORY PROTECTION\n"
         f"  {wanted} already holds a run; nothing in it is touched.\n"
         f"  This run trains in {made}.\n"
-        f"  To go on with the old one instead: +resume=latest hydra.run.dir={wanted}"
+        f"  To go on with the old one instead: +resume=latest {given}"
     )

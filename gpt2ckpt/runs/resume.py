@@ -52,6 +52,8 @@ def locate(what: str, given: Path | None, outputs: Path, key: str = "resume") ->
             f"there is no checkpoint in {where}: name a run directory or a checkpoint file with "
             f"{key}=PATH" + (", or leave resume out to start anew" if key == "resume" else "")
         )
+    if not what.strip():
+        raise ConfigError(f"{key} is empty: it takes {', '.join(SELECTORS)} or a path")
     path = Path(what).expanduser()
     if path.is_dir():
         directory = path.parent if path.name == CHECKPOINTS else path

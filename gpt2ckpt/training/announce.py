@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from gpt2ckpt.checkpoint.store import Store
+from gpt2ckpt.config.compose import as_typed
 from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.data.corpus import Corpus
 from gpt2ckpt.runs.claim import CHECKPOINTS
@@ -74,7 +75,9 @@ def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
         disk_bytes=_disk_bytes(files),
         free_bytes=shutil.disk_usage(directory).free,
         resume_command=resume_command(directory) if files and stopped else None,
-        sample_command=f"python -m gpt2ckpt.sample ckpt={directory}" if files else None,
+        sample_command=f"python -m gpt2ckpt.sample {as_typed('ckpt', str(directory))}"
+        if files
+        else None,
     )
     for line in report.summary(facts):
         log.info("%s", line)
@@ -82,7 +85,7 @@ def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
 
 def resume_command(directory: Path) -> str:
     """What to type to go on with the run in `directory`."""
-    return f"python -m gpt2ckpt.train +resume=latest hydra.run.dir={directory}"
+    return f"python -m gpt2ckpt.train +resume=latest {as_typed('hydra.run.dir', str(directory))}"
 
 
 def _files(corpus: Corpus) -> tuple[report.DataFile, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2ckpt.config.checks import check_config
 from gpt2ckpt.config.registry import build_typed
 from gpt2ckpt.config.replay import Values
-from gpt2ckpt.config.schema import TrainConfig
+from gpt2ckpt.config.schema import TrainConfig, TrainerConfig
 from gpt2ckpt.data.corpus import Corpus, open_corpus
 from gpt2ckpt.data.tokens import count_blocks
 from gpt2ckpt.errors import InputError
@@ -18,6 +18,9 @@ from gpt2ckpt.runs.start import Start
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+DEFAULT_STEPS = 480  # two minutes of the default model on two CPU cores
 
 
 @dataclass(frozen=True)
@@ -54,29 +57,42 @@ def prepare(start: Start) -> Prepared:
 
         config.model, pretrained = read_pretrained(config.model, start.overrides)
         frozen = {**frozen, "model": dataclasses.asdict(config.model)}
-    check_config(config)
-    check_optimizer(config.optimizer)
+    check_settings(config)
     corpus = open_corpus(config.data, config.model.vocab_size, config.model.block_size)
     _check_same_data(start, corpus)
     blocks = count_blocks(len(corpus.train), config.model.block_size)
-    trainer = config.trainer
-    steps = trainer.max_steps or math.ceil(
-        (trainer.max_epochs or 0) * blocks / (trainer.batch_size * trainer.grad_accum)
-    )
+    steps = _total_steps(config.trainer, blocks)
     schedule = build_schedule(config.schedule, steps)
     return Prepared(config, frozen, pretrained, corpus, blocks, steps, schedule)
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Raise ConfigError for the first setting that no training can be made with."""
+    check_config(config)
+    check_optimizer(config.optimizer)
+    build_schedule(config.schedule, config.trainer.max_steps or 1)
 
 
 def finished_notice(start: Start, prepared: Prepared) -> str | None:
     """What to tell instead of training on, if the saved state has come to the end already."""
     if start.state is None or start.state["step"] < prepared.total_steps:
         return None
-    key = "trainer.max_steps" if prepared.config.trainer.max_steps else "trainer.max_epochs"
-    now = getattr(prepared.config.trainer, key.partition(".")[2])
+    trainer = prepared.config.trainer
+    key = "trainer.max_epochs" if trainer.max_epochs else "trainer.max_steps"
+    now = trainer.max_epochs or prepared.total_steps
     return (
         f"{start.directory or 'the run'} is finished: step {start.state['step']} of "
         f"{prepared.total_steps}. To go on, raise {key} (now {now})."
     )
+
+
+def _total_steps(trainer: TrainerConfig, blocks_per_epoch: int) -> int:
+    """The end that comes first of those that are set."""
+    ends = [trainer.max_steps] if trainer.max_steps else []
+    if trainer.max_epochs:
+        blocks_per_step = trainer.batch_size * trainer.grad_accum
+        ends.append(math.ceil(trainer.max_epochs * blocks_per_epoch / blocks_per_step))
+    return min(ends, default=DEFAULT_STEPS)
 
 
 def _check_same_data(start: Start, corpus: Corpus) -> None:
