@@ -1,0 +1,163 @@
+"""A run that is killed at random moments ends as the one that was left alone, bit by bit."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+STEPS = 240
+SEED = random.randrange(1 << 30)  # printed by the assertion that fails
+SETTINGS = [
+    "data=tokens",
+    "data.train=train.bin",
+    "data.val=val.bin",
+    "model.vocab_size=64",
+    "model.n_layer=2",
+    "model.n_head=2",
+    "model.n_embd=32",
+    "model.block_size=16",
+    "model.dropout=0.1",
+    "trainer.batch_size=3",
+    "trainer.grad_accum=2",
+    f"trainer.max_steps={STEPS}",
+    "trainer.log_every=1",
+    "trainer.eval_every=25",
+    "trainer.eval_steps=2",
+    "trainer.sample_every=0",
+    "trainer.threads=1",
+    "checkpoint.save_every=9",
+    "checkpoint.keep_rolling=3",
+    "logger=none",
+]
+
+
+def start(folder: Path, *more: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "gpt2ckpt.train", *SETTINGS, *more]
+    pipe, merged = subprocess.PIPE, subprocess.STDOUT
+    return subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=merged, text=True)
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
+
+
+def steps_done(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    try:
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+    except ValueError:
+        return 0  # read in the middle of a line
+
+
+def kill_in_the_middle(process: "subprocess.Popen[str]", run: Path, dice: random.Random) -> None:
+    """SIGKILL once some more steps are done, and a little later: between steps, in a save, …"""
+    target = steps_done(run) + dice.randrange(1, 50)
+    while steps_done(run) < target and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(dice.random() * 0.03)
+    process.kill()
+    process.communicate(timeout=30)
+
+
+def train_losses(run: Path) -> list[tuple[int, float]]:
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(event["step"], event["train_loss"]) for event in events if "train_loss" in event]
+
+
+def state_of(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints/latest.pt", weights_only=True)
+
+
+def assert_same(one: Any, other: Any, path: str = "") -> None:
+    """Equal structure and bits."""
+    assert type(one) is type(other), path
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), path
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            assert_same(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), path
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{path}[{number}]")
+    else:
+        assert one == other, path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Token files of random walks over 64 words: an epoch is 62 steps and two thirds."""
+    folder = tmp_path_factory.mktemp("kills")
+    walk = np.cumsum(np.random.default_rng(0).integers(-2, 3, 8000)) % 64
+    walk[: 376 * 16 + 1].astype("<u2").tofile(folder / "train.bin")
+    walk[7000:].astype("<u2").tofile(folder / "val.bin")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> Path:
+    finish(start(folder, "hydra.run.dir=undisturbed"))
+    return folder / "undisturbed"
+
+
+def test_a_run_killed_five_times_ends_bitwise_as_one_never_killed(
+    folder: Path, undisturbed: Path
+) -> None:
+    run, dice = folder / "killed", random.Random(SEED)
+    for _ in range(5):
+        process = start(folder, "hydra.run.dir=killed", "+resume=auto")
+        kill_in_the_middle(process, run, dice)
+    output = finish(start(folder, "hydra.run.dir=killed", "+resume=auto"))
+    expected, found = state_of(undisturbed), state_of(run)
+    for key in ("model", "optimizer", "rng", "data", "step", "epoch", "tokens_seen", "scaler"):
+        assert_same(found[key], expected[key], f"seed {SEED}: {key}")
+    assert found["val_loss"] == expected["val_loss"]
+    assert found["best_val_loss"] == expected["best_val_loss"]
+    assert train_losses(run) == train_losses(undisturbed), f"seed {SEED}"
+    assert [step for step, _ in train_losses(run)] == list(range(1, STEPS + 1))
+    assert "differs" not in output
+
+
+def test_ctrl_c_saves_and_the_printed_command_goes_on_bitwise(
+    folder: Path, undisturbed: Path
+) -> None:
+    run = folder / "stopped"
+    process = start(folder, "hydra.run.dir=stopped")
+    while steps_done(run) < 20 and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    [emergency] = (run / "checkpoints").glob("emergency_step_*.pt")
+    assert torch.load(emergency, weights_only=True)["reason"] == "SIGINT"
+    command = next(line for line in output.splitlines() if line.startswith("go on")).split()
+    assert command[2:5] == ["python", "-m", "gpt2ckpt.train"]
+    resumed = subprocess.run(
+        [sys.executable, *command[3:]], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    for key in ("model", "optimizer", "rng", "data"):
+        assert_same(state_of(run)[key], state_of(undisturbed)[key], key)
+    assert train_losses(run) == train_losses(undisturbed)
+
+
+def test_going_on_from_any_kind_of_checkpoint_is_exact(folder: Path, undisturbed: Path) -> None:
+    """Each in a fork, so that the undisturbed run stays as it is."""
+    for name in ("best_model_previous.pt", "epoch_00000.pt", "rolling_step_000225.pt"):
+        source = undisturbed / "checkpoints" / name
+        run = f"from_{name}"
+        finish(start(folder, f"+resume={source}", "+fork=true", f"hydra.run.dir={run}"))
+        for key in ("model", "optimizer", "rng", "data"):
+            assert_same(state_of(folder / run)[key], state_of(undisturbed)[key], f"{name}: {key}")
