@@ -112,7 +112,9 @@ def clean_temporaries(folder: Path) -> list[Path]:
     Call it before this process writes there: files with its own number are left by a dead process
     that had the same one, as a container's first process always has.
     """
-    owned = re.compile(rf"\..+\.{re.escape(socket.gethostname())}-(\d{{1,9}})-[0-9a-f]{{8}}\.tmp")
+    owned = re.compile(
+        rf"\..+\.{re.escape(socket.gethostname())}-([0-9]{{1,9}})-[0-9a-f]{{8}}\.tmp"
+    )
     removed = []
     for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         match = owned.fullmatch(path.name)

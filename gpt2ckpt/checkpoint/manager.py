@@ -1,23 +1,25 @@
 """What the trainer talks to: saves that never end a training, and a tally of what they cost."""
 
 import logging
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint import durable, format
+from gpt2ckpt.checkpoint import durable, format, space
 from gpt2ckpt.checkpoint.policy import Event, Retention, copies
+from gpt2ckpt.checkpoint.snapshot import Staging, on_host
 from gpt2ckpt.checkpoint.store import Store
+from gpt2ckpt.checkpoint.writer import Writer
 from gpt2ckpt.errors import CheckpointError
 
 log = logging.getLogger(__name__)
+REPORT_EVERY = 10  # saves
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A durable, verified save: its file, bytes, and the seconds that it took."""
+    """A durable, verified save: its file, bytes, and the seconds that it took to write."""
 
     path: Path
     size: int
@@ -25,19 +27,49 @@ class Saved:
 
 
 class CheckpointManager:
-    """Saves states into one folder under a retention policy."""
+    """Saves states into one folder under a retention policy.
 
-    def __init__(self, folder: Path, retention: Retention, resumed_from: Path | None) -> None:
+    With `in_background` the caller waits for a copy in memory only; one save is written at a time,
+    and a save that comes sooner waits for it, so that none is ever dropped.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        retention: Retention,
+        resumed_from: Path | None,
+        *,
+        in_background: bool = False,
+    ) -> None:
         self._store = Store(folder)
         self._retention = retention
         in_folder = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
         self._pinned = frozenset({resumed_from.name} if resumed_from and in_folder else ())
+        self._staging = Staging() if in_background else None
+        self._writer = Writer()
+        self._begun = time.monotonic()
+        self.saves = 0
         durable.make_directory(folder)
         for path in durable.clean_temporaries(folder):
             log.info("removed %s, left by a process that died", path.name)
 
     def save(self, state: dict[str, Any], event: Event) -> Saved | None:
-        """Save `state`; None if that failed, with a warning and every older file kept."""
+        """Save `state`. A save that fails is a warning, and every older file is kept.
+
+        Returns what is durable by now: an emergency save always, others in the background later.
+        """
+        self._writer.wait()
+        if self._staging is None or event.emergency:
+            return self._write(on_host(state), event)
+        snapshot = self._staging.take(state)
+        self._writer.start(lambda: self._write(snapshot, event))
+        return None
+
+    def close(self) -> None:
+        """Wait for the last save."""
+        self._writer.close()
+
+    def _write(self, state: dict[str, Any], event: Event) -> Saved | None:
         start = time.perf_counter()
         try:
             encoded = format.encode(state)
@@ -51,13 +83,22 @@ class CheckpointManager:
             )
             return None
         saved = Saved(path, encoded.size, time.perf_counter() - start)
+        self.saves += 1
         log.info(
             "saved %s (step %d, %.1f MB in %.2f s)",
             *(path.name, event.step, saved.size / 1e6, saved.seconds),
         )
+        if self.saves % REPORT_EVERY == 0:
+            self._report_space(copies(event) * encoded.size)
         return saved
 
+    def _report_space(self, bytes_per_save: int) -> None:
+        now = space.measure(self._store.folder.parent)
+        pace = (time.monotonic() - self._begun) / self.saves
+        sentence, is_scarce = space.outlook(now, bytes_per_save, pace)
+        log.log(logging.WARNING if is_scarce else logging.INFO, "disk: %s", sentence)
+
     def _check_space(self, needed: int) -> None:
-        free = shutil.disk_usage(self._store.folder).free
+        free = space.measure_free(self._store.folder)
         if free < needed:
             raise OSError(f"it needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free")

@@ -35,9 +35,9 @@ _FIXED = {
     BEST_PREVIOUS: Role.BEST_PREVIOUS,
 }
 _NUMBERED = {
-    Role.ROLLING: re.compile(r"rolling_step_(\d{6,})\.pt"),
-    Role.EMERGENCY: re.compile(r"emergency_step_(\d{6,})_\d{8}_\d{6}\.pt"),
-    Role.EPOCH: re.compile(r"epoch_(\d{5,})\.pt"),
+    Role.ROLLING: re.compile(r"rolling_step_([0-9]{6,})\.pt"),
+    Role.EMERGENCY: re.compile(r"emergency_step_([0-9]{6,})_[0-9]{8}_[0-9]{6}\.pt"),
+    Role.EPOCH: re.compile(r"epoch_([0-9]{5,})\.pt"),
 }
 
 

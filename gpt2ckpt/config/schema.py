@@ -144,6 +144,7 @@ class CheckpointConfig:
     keep_emergency: int = 10
     save_epochs: bool = True
     save_best: bool = True
+    async_save: bool = True
 
 
 @dataclass

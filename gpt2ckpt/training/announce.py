@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from statistics import median
 
+from gpt2ckpt.checkpoint.space import disk_bytes
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import as_typed
 from gpt2ckpt.config.schema import CheckpointConfig
@@ -72,7 +73,7 @@ def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
         best_step=counters.best_step,
         run_dir=directory,
         checkpoints=len(files),
-        disk_bytes=_disk_bytes(files),
+        disk_bytes=disk_bytes(files),
         free_bytes=shutil.disk_usage(directory).free,
         resume_command=resume_command(directory) if files and stopped else None,
         sample_command=f"python -m gpt2ckpt.sample {as_typed('ckpt', str(directory))}"
@@ -107,9 +108,3 @@ def _saving(
         max_kept=checkpoint.keep_rolling + checkpoint.keep_emergency + SINGLE_ROLES,
         free_bytes=shutil.disk_usage(directory).free,
     )
-
-
-def _disk_bytes(files: list[Path]) -> int:
-    """What files take on disk together; names of the same blocks count once."""
-    stats = {(info.st_dev, info.st_ino): info for info in (path.stat() for path in files)}
-    return sum(info.st_blocks * 512 for info in stats.values())

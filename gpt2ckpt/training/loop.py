@@ -59,16 +59,19 @@ class Loop:
         with self.interrupts:
             try:
                 self._train()
+                if self.interrupts.stop:
+                    name, step = self.interrupts.stop.name, self.state.counters.step
+                    log.info("%s: stopped after step %d", name, step)
+                    self._save_emergency(name)
             except HalfApplied:
                 raise
             except BaseException as error:
                 log.error("stopped after step %d: %s", self.state.counters.step, error)
                 self._save_emergency(f"{type(error).__name__}: {error}")
                 raise
-            if self.interrupts.stop:
-                signal_name = self.interrupts.stop.name
-                log.info("%s: stopped after step %d", signal_name, self.state.counters.step)
-                self._save_emergency(signal_name)
+            finally:
+                if self.manager is not None:
+                    self.manager.close()
         return self.interrupts.stop
 
     @property

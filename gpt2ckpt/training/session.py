@@ -70,6 +70,8 @@ class Session:
         if self.start.state is not None:
             state.restore(self.start.state)
             self._say_what_is_not_exact(self.start.state)
+            for key in ("model", "optimizer"):
+                del self.start.state[key]  # copied: held, they would double the memory
         removed = metrics_file.rewind(self.directory / "metrics.jsonl", state.counters.step)
         loggers = self._open_loggers(config.logger, provenance, state.counters.step)
         loop = self._build_loop(state, provenance, loggers, ReplayCheck(removed))
@@ -143,7 +145,10 @@ class Session:
             return None
         retention = Retention(checkpoint.keep_rolling, checkpoint.keep_emergency)
         resumed_from = self.start.found.path if self.start.found else None
-        return CheckpointManager(self.directory / CHECKPOINTS, retention, resumed_from)
+        return CheckpointManager(
+            *(self.directory / CHECKPOINTS, retention, resumed_from),
+            in_background=checkpoint.async_save,
+        )
 
     def _open_loggers(self, config: LoggerConfig, provenance: Provenance, step: int) -> Loggers:
         resumed = self.start.directory is not None

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import gpt2ckpt
 from gpt2ckpt.checkpoint.format import FORMAT
@@ -58,10 +57,7 @@ class TrainingState:
     def capture(
         self, provenance: Provenance, epoch: int, schedule: dict[str, Any], reason: str
     ) -> dict[str, Any]:
-        """The state as `gpt2ckpt.checkpoint.format` takes it.
-
-        Tensors on the CPU are the live ones, not copies: write them before the next step.
-        """
+        """Everything as plain values and tensors. The tensors are the live ones, not copies."""
         counters = dataclasses.asdict(self.counters)
         return {
             "format": FORMAT,
@@ -82,8 +78,8 @@ class TrainingState:
             "environment": provenance.environment,
             "versions": versions(),
             "scaler": self.scaler.state_dict(),
-            "model": on_cpu(self.model.state_dict()),
-            "optimizer": on_cpu(self.optimizer.state_dict()),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "rng": capture_generators(),
         }
 
@@ -119,14 +115,3 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def on_cpu(value: Any) -> Any:
-    """`value` with every tensor on the CPU and contiguous; live ones are not copied."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu").contiguous()
-    if isinstance(value, dict):
-        return {key: on_cpu(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [on_cpu(item) for item in value]
-    return value

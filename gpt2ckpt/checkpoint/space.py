@@ -1,0 +1,61 @@
+"""How much disk a run takes, how much is free, and for how long that is enough."""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK = 512  # bytes; the unit of st_blocks (stat(2))
+FEW_SAVES = 10
+
+
+@dataclass(frozen=True)
+class Space:
+    """Bytes on one file system: what a run takes there, and what is free."""
+
+    used: int
+    free: int
+
+    def saves_left(self, bytes_per_save: int) -> int:
+        """How many more saves of that size fit."""
+        return self.free // max(bytes_per_save, 1)
+
+
+def measure(run: Path) -> Space:
+    """The space of a run directory, all that is in it counted."""
+    return Space(disk_bytes(run.rglob("*")), measure_free(run))
+
+
+def measure_free(folder: Path) -> int:
+    """Free bytes of the file system that `folder` is on, for this user."""
+    return shutil.disk_usage(folder).free
+
+
+def disk_bytes(paths: Iterable[Path]) -> int:
+    """What files take on disk together; names of the same blocks (hard links) count once."""
+    blocks: dict[tuple[int, int], int] = {}
+    for path in paths:
+        try:
+            info = path.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue  # deleted while we looked, by a run that is alive
+        blocks[info.st_dev, info.st_ino] = info.st_blocks
+    return sum(blocks.values()) * BLOCK
+
+
+def outlook(space: Space, bytes_per_save: int, seconds_per_save: float | None) -> tuple[str, bool]:
+    """A sentence on how long the disk lasts, and whether that is a reason to warn.
+
+    `seconds_per_save` is the time from one save to the next; None if it is not known yet.
+    """
+    left = space.saves_left(bytes_per_save)
+    sentence = (
+        f"the run takes {_gb(space.used)}, {_gb(space.free)} are free: {left:,} more saves fit"
+    )
+    if seconds_per_save is not None:
+        sentence += f", {left * seconds_per_save / 3600:,.1f} hours at this rate"
+    return sentence, left < FEW_SAVES
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
