@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from gpt2ckpt.application import CommandLine, parse_command_line, reported_errors, run_hydra
 from gpt2ckpt.config.compose import Composed, compose_config, quoted, sweep_jobs
 from gpt2ckpt.config.registry import build_typed
-from gpt2ckpt.config.replay import freeze
-from gpt2ckpt.runs.claim import Claim, claim_base, claim_name
+from gpt2ckpt.config.replay import freeze, task_overrides
+from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.runs.claim import Claim, claim_sweep, protection_notice
 from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
 from gpt2ckpt.training.interrupts import exit_code
 from gpt2ckpt.training.preparation import Prepared, check_settings, finished_notice, prepare
@@ -39,7 +40,7 @@ def main() -> None:
 
 def _single(line: CommandLine) -> int:
     """Train one run; everything that can be refused is refused before Hydra makes a directory."""
-    composed = _compose(line, line.overrides)
+    composed = _compose_launch(line)
     wanted = Path(composed.hydra.run.dir)
     is_given = any(word.lstrip("+").startswith("hydra.run.dir=") for word in line.overrides)
     start = find_start(
@@ -51,6 +52,9 @@ def _single(line: CommandLine) -> int:
         print(notice)
         return 0
     hardware = _choose_hardware(start, prepared)
+    line = _with_recorded_overrides(line, start)
+    if not is_given:
+        wanted = Path(_compose(line, line.overrides).hydra.run.dir)
     claim = take_directory(start, wanted, is_given=is_given)
     outcomes = []
 
@@ -69,16 +73,26 @@ def _sweep(line: CommandLine) -> None:
     for overrides in sweep_jobs(line.overrides):
         composed = _compose(line, overrides)
         check_settings(build_typed("train", freeze(composed.values)))
-    more = []
-    if composed and not any(
-        word.lstrip("+").startswith("hydra.sweep.dir=") for word in line.overrides
-    ):
-        directory = claim_name(claim_base(Path(composed.hydra.sweep.dir)), datetime.now())
-        more = [f"hydra.sweep.dir={quoted(str(directory))}"]
-    run_hydra(line, _job, more)
+    if composed is None:
+        raise ConfigError("this sweep has no jobs: give a key several values, as in seed=1,2")
+    wanted, resumed = Path(composed.hydra.sweep.dir), composed.values["resume"] is not None
+    is_given = any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in line.overrides)
+    directory = wanted if is_given and resumed else claim_sweep(wanted, is_given=is_given)
+    if is_given and directory != wanted:
+        print(protection_notice(wanted, directory, "hydra.sweep.dir"))
+    records = [hydra_record(job) for job in (directory.iterdir() if directory.is_dir() else ())]
+    more = [f"hydra.sweep.dir={quoted(str(directory))}"]
+    run_hydra(
+        *(line, lambda config: _job(line, config)),
+        [*more, f"hydra.output_subdir={max(records, key=_age, default='.hydra')}"],
+    )
 
 
-def _job(config: DictConfig) -> float | None:
+def _age(record: str) -> tuple[int, str]:
+    return len(record), record  # resume_10 comes after resume_9
+
+
+def _job(line: CommandLine, config: DictConfig) -> float | None:
     """One job of a sweep, in the directory that Hydra made for it; its best validation loss."""
     hydra = HydraConfig.get()
     directory = Path(hydra.runtime.output_dir)
@@ -86,21 +100,55 @@ def _job(config: DictConfig) -> float | None:
     overrides = list(hydra.overrides.task)
     start = find_start(
         *(values, overrides, directory, directory.parent),
-        lambda more: compose_config("train", more).values,
+        lambda more: _compose(line, more).values,
     )
     prepared = prepare(start)
     if notice := finished_notice(start, prepared):
         log.info("%s", notice)
         return start.state["best_val_loss"] if start.state else None
+    hardware = _choose_hardware(start, prepared)
     claim = take_directory(start, directory, is_given=True)
-    session = _train(start, prepared, _choose_hardware(start, prepared), claim)
-    if session.stopped:
-        sys.exit(exit_code(session.stopped))  # ends the sweep; an exception only ends this job
-    return session.best_val_loss
+    outcome = _train(start, prepared, hardware, claim)
+    if outcome.stopped:
+        sys.exit(exit_code(outcome.stopped))  # ends the sweep; an exception only ends this job
+    return outcome.best_val_loss
 
 
 def _compose(line: CommandLine, overrides: list[str]) -> Composed:
     return compose_config(line.config_name, overrides, line.config_dir)
+
+
+def _compose_launch(line: CommandLine) -> Composed:
+    """The config of the command line, or if it makes none alone, the words that say what to resume.
+
+    A resume may name a key that only the groups of its run have: optimizer.momentum, say.
+    """
+    try:
+        return _compose(line, line.overrides)
+    except ConfigError:
+        composed = _compose(line, _launch_words(line))
+        if composed.values["resume"] is None:
+            raise
+        return composed
+
+
+def _with_recorded_overrides(line: CommandLine, start: Start) -> CommandLine:
+    """The line with all overrides of the run that goes on, for Hydra to record.
+
+    Without any where conf/ no longer knows them: the frozen config has what is needed.
+    """
+    if start.found is None:
+        return line
+    complete = replace(line, overrides=[*start.overrides, *_launch_words(line)])
+    try:
+        _compose(complete, complete.overrides)
+    except ConfigError:
+        return replace(line, overrides=_launch_words(line))
+    return complete
+
+
+def _launch_words(line: CommandLine) -> list[str]:
+    return [word for word in line.overrides if not task_overrides([word])]
 
 
 def _choose_hardware(start: Start, prepared: Prepared) -> "Hardware":

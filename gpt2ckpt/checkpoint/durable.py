@@ -140,10 +140,11 @@ def _copy(source: Path, name: Path) -> None:
         if not filecmp.cmp(source, copy, shallow=False):
             raise OSError(errno.EIO, "a copy differs from its source", str(source))
 
-    publish(name, _chunks(source), compare)
+    publish(name, chunks(source), compare)
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, some megabytes at a time."""
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             yield chunk

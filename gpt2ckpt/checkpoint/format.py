@@ -309,6 +309,12 @@ def load(file: BinaryIO) -> dict[str, Any]:
         raise CheckpointError("tensors.json does not describe the tensors in the file") from error
 
 
+def tensors(index: Index) -> dict[str, tuple[str, list[int], Storage]]:
+    """The type, shape and storage of each tensor by its dotted name."""
+    found = ((_dotted(path), description) for path, description in _tensors(index.tree))
+    return {name: (dtype, shape, index.storages[n]) for name, (n, dtype, shape) in found}
+
+
 def _size_of(file: BinaryIO) -> int:
     return file.seek(0, os.SEEK_END)
 

@@ -19,11 +19,13 @@ REPORT_EVERY = 10  # saves
 
 @dataclass(frozen=True)
 class Saved:
-    """A durable, verified save: its file, bytes, and the seconds that it took to write."""
+    """A durable, verified save: its file and bytes, the seconds until it was durable, and those
+    that the training waited."""
 
     path: Path
     size: int
     seconds: float
+    waited: float
 
 
 class CheckpointManager:
@@ -49,6 +51,7 @@ class CheckpointManager:
         self._writer = Writer()
         self._begun = time.monotonic()
         self.saves = 0
+        self.lost_best = False  # a save of the best model failed: the best on disk is an older one
         durable.make_directory(folder)
         for path in durable.clean_temporaries(folder):
             log.info("removed %s, left by a process that died", path.name)
@@ -58,35 +61,46 @@ class CheckpointManager:
 
         Returns what is durable by now: an emergency save always, others in the background later.
         """
+        start = time.perf_counter()
         self._writer.wait()
-        if self._staging is None or event.emergency:
-            return self._write(on_host(state), event)
-        snapshot = self._staging.take(state)
-        self._writer.start(lambda: self._write(snapshot, event))
+        snapshot = None
+        if self._staging is not None and not event.emergency:
+            try:
+                snapshot = self._staging.take(state)
+            except (MemoryError, RuntimeError) as error:  # PyTorch's word for no memory
+                log.warning("no memory for a copy of the state, the training waits: %s", error)
+                self._staging = None
+        if snapshot is None:
+            return self._write(on_host(state), event, start)
+        waited = time.perf_counter() - start
+        self._writer.start(lambda: self._write(snapshot, event, start, waited))
         return None
 
     def close(self) -> None:
         """Wait for the last save."""
         self._writer.close()
 
-    def _write(self, state: dict[str, Any], event: Event) -> Saved | None:
-        start = time.perf_counter()
+    def _write(
+        self, state: dict[str, Any], event: Event, start: float, waited: float | None = None
+    ) -> Saved | None:
         try:
             encoded = format.encode(state)
             self._check_space(copies(event) * encoded.size)
             path = self._store.put(encoded, event, self._retention, self._pinned)
         except (OSError, CheckpointError) as error:
             log.warning(
-                "SAVE FAILED at step %d: %s. Every older checkpoint is kept, training goes on and "
-                "the next save tries again; free space in or repair %s.",
+                "SAVE FAILED at step %d: %s. Every older checkpoint is kept, and the next save "
+                "tries again; free space in or repair %s.",
                 *(event.step, error, self._store.folder),
             )
+            self.lost_best = self.lost_best or event.best
             return None
-        saved = Saved(path, encoded.size, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        saved = Saved(path, encoded.size, seconds, seconds if waited is None else waited)
         self.saves += 1
         log.info(
-            "saved %s (step %d, %.1f MB in %.2f s)",
-            *(path.name, event.step, saved.size / 1e6, saved.seconds),
+            "saved %s (step %d, %.1f MB in %.2f s, training waited %.2f s)",
+            *(path.name, event.step, saved.size / 1e6, saved.seconds, saved.waited),
         )
         if self.saves % REPORT_EVERY == 0:
             self._report_space(copies(event) * encoded.size)

@@ -15,6 +15,7 @@ class Staging:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._devices: set[torch.device] = set()  # GPUs that tensors were copied from
 
     def take(self, state: dict[str, Any]) -> dict[str, Any]:
         """A copy of `state` whose tensors are contiguous, on the CPU, and nobody else's.
@@ -24,8 +25,8 @@ class Staging:
         """
         staged: dict[Any, Tensor] = {}
         copy = self._copy(state, "", staged)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        for device in self._devices:
+            torch.cuda.synchronize(device)
         assert isinstance(copy, dict)
         return copy
 
@@ -43,6 +44,8 @@ class Staging:
         return value
 
     def _stage(self, tensor: Tensor, path: str) -> Tensor:
+        if tensor.device.type == "cuda":
+            self._devices.add(tensor.device)
         buffer = self._buffers.get(path)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             pinned = tensor.device.type == "cuda"  # so that the copy need not be waited for

@@ -71,9 +71,12 @@ class Store:
         files = self.files()
         if not files:
             raise CheckpointError(f"there is no checkpoint in {self.folder}")
+        wanted = (role, *NEXT_BEST.get(role, ()))
+        if role is not Role.LATEST and not any(names.role_of(p.name) in wanted for p in files):
+            raise CheckpointError(f"there is no {role} checkpoint in {self.folder}")
         if not any(names.role_of(path.name) is role for path in files):
             skipped.append((self.folder, f"it holds no {role} checkpoint"))
-        for path in self._candidates(role):
+        for path in self.candidates(role):
             try:
                 return Found(path, load(path), skipped)
             except CheckpointError as error:
@@ -99,7 +102,9 @@ class Store:
         durable.delete([path for path in later if path.name != names.LATEST])
         return aside
 
-    def _candidates(self, role: Role) -> Iterator[Path]:
+    def candidates(self, role: Role) -> Iterator[Path]:
+        """Every file of the folder, in the order in which `find` tries them for `role`."""
+
         def age(path: Path) -> tuple[int, str]:
             return names.number_in(path.name) or 0, path.name
 

@@ -51,13 +51,16 @@ def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"{key} is {value!r}; it must be one of {', '.join(choices)}.{hint}")
 
 
-def check_hardware(device: str, precision: str) -> None:
-    """Raise ConfigError for a word that names no device or precision that could exist."""
+def check_hardware(device: str, precision: str, prefix: str = "") -> None:
+    """Raise ConfigError for a word that names no device or precision that could exist.
+
+    `prefix` is what the two keys begin with, for the message.
+    """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise ConfigError(
-            f"trainer.device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps"
+            f"{prefix}device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps"
         )
-    one_of("trainer.precision", precision, PRECISIONS)
+    one_of(f"{prefix}precision", precision, PRECISIONS)
 
 
 def check_model(model: ModelConfig) -> None:
@@ -79,7 +82,7 @@ def _check_trainer(trainer: TrainerConfig) -> None:
     for key in ("grad_clip", "eval_every", "sample_every", "sample_tokens"):
         at_least(f"trainer.{key}", getattr(trainer, key), 0)
     at_least("trainer.threads", trainer.threads, 1)
-    check_hardware(trainer.device, trainer.precision)
+    check_hardware(trainer.device, trainer.precision, "trainer.")
 
 
 def _check_checkpoint(checkpoint: CheckpointConfig) -> None:

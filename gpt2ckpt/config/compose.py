@@ -70,12 +70,25 @@ def quoted(text: str) -> str:
     return f"'{escaped}{chr(92) * trailing}'"
 
 
-def as_typed(key: str, value: str) -> str:
-    """The override that gives `key` the string `value`, to be typed in a shell."""
+def spelled(value: Any) -> str:
+    """A string, number, boolean, None, or list or dict of them, in Hydra's override grammar."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(spelled, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{spelled(item)}' for key, item in value.items())}}}"
+    if not isinstance(value, str):
+        return repr(value)
     is_plain = re.fullmatch(r"[\w./][\w./-]*", value, re.ASCII) is not None
-    if is_plain and parse_overrides([f"{key}={value}"])[0].value() == value:  # 1e3 is a number
-        return f"{key}={value}"
-    return shlex.quote(f"{key}={quoted(value)}")
+    if is_plain and parse_overrides([f"x={value}"])[0].value() == value:  # 1e3 is a number
+        return value
+    return quoted(value)
+
+
+def as_typed(key: str, value: Any) -> str:
+    """The override that gives `key` this value, to be typed in a shell."""
+    return shlex.quote(f"{key}={spelled(value)}")
 
 
 @contextlib.contextmanager

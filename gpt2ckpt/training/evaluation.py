@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gpt2ckpt.data.loader import Batch
+from gpt2ckpt.model.generate import evaluating
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.training.hardware import Hardware
 
@@ -26,19 +27,14 @@ def evaluate(
 
     Draws no random number, so a training is the same with and without it.
     """
-    was_training = model.training
-    model.eval()
     losses: list[Tensor] = []
     blocks = tokens = 0
-    try:
-        with torch.no_grad(), hardware.autocast():
-            for inputs, targets in batches:
-                if stop():
-                    return None
-                loss = model.loss(inputs.to(hardware.device), targets.to(hardware.device))
-                losses.append(loss.double() * len(inputs))
-                blocks += len(inputs)
-                tokens += targets.numel()
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad(), hardware.autocast():
+        for inputs, targets in batches:
+            if stop():
+                return None
+            loss = model.loss(inputs.to(hardware.device), targets.to(hardware.device))
+            losses.append(loss.double() * len(inputs))
+            blocks += len(inputs)
+            tokens += targets.numel()
     return Evaluation(float(torch.stack(losses).sum() / blocks), tokens)

@@ -56,9 +56,10 @@ def choose_hardware(
     """
     chosen, device_reason = _choose_device(device)
     recorded = recorded or {}
-    if threads is None and isinstance(recorded.get("threads"), int):
-        threads = recorded["threads"]
-    if precision == "auto" and recorded.get("device") == chosen.type:
+    is_same_device = recorded.get("device") == chosen.type
+    if threads is None and is_same_device:
+        threads = recorded.get("threads")
+    if precision == "auto" and is_same_device:
         precision, reason = str(recorded["precision"]), "as the run began"
     elif precision == "auto":
         precision, reason = _choose_precision(chosen)
@@ -66,7 +67,7 @@ def choose_hardware(
         reason = "as configured"
     if precision == "float16" and chosen.type != "cuda":
         raise ConfigError(
-            "trainer.precision=float16 needs a CUDA device: take bfloat16 or float32, or auto"
+            "precision=float16 needs a CUDA device: take bfloat16 or float32, or auto"
         )
     return Hardware(chosen, device_reason, precision, reason, threads or torch.get_num_threads())
 
@@ -74,12 +75,14 @@ def choose_hardware(
 def prepare_process(hardware: Hardware, *, deterministic: bool) -> None:
     """Set the process-wide switches of PyTorch. Call once, before any tensor is made."""
     torch.set_num_threads(hardware.threads)
+    if hardware.device.type == "cuda":
+        torch.cuda.set_device(hardware.device)
     torch.set_float32_matmul_precision("high")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        # Memory that nobody reads before writing need not be cleared first: that costs a pass.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(deterministic)
+    # Memory that nobody reads before writing need not be cleared first: that costs a pass.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def differences(now: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
@@ -98,11 +101,11 @@ def _choose_device(device: str) -> tuple[torch.device, str]:
         return torch.device("cpu"), "no GPU is there"
     kind, _, index = device.partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"trainer.device={device}: PyTorch sees no CUDA device here; take auto")
+        raise ConfigError(f"device={device}: PyTorch sees no CUDA device here; take auto")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"trainer.device={device}: there are {torch.cuda.device_count()} devices")
+        raise ConfigError(f"device={device}: there are {torch.cuda.device_count()} devices")
     if kind == "mps" and not has_mps:
-        raise ConfigError("trainer.device=mps: PyTorch sees no Apple GPU here; take auto")
+        raise ConfigError("device=mps: PyTorch sees no Apple GPU here; take auto")
     return torch.device(device), "as configured"
 
 

@@ -102,6 +102,8 @@ class Loop:
     def _log_step(self, result: StepResult) -> None:
         step = self.state.counters.step
         self.bar.update(step)
+        if verdict := self.replay.compare(step, result.loss):
+            log.info("%s", verdict)
         if step % self.trainer.log_every and step not in (1, self.total_steps):
             return
         speed = self.meter.measure(step, self.total_steps)
@@ -130,8 +132,6 @@ class Loop:
             seconds_left=speed.seconds_left,
         )
         log.info("%s", line)
-        if verdict := self.replay.compare(step, result.loss):
-            log.info("%s", verdict)
 
     def _between_steps(self) -> None:
         """Evaluate, sample and save, whichever is due after this step."""
@@ -167,6 +167,9 @@ class Loop:
         evaluation = self.evaluate(lambda: self.interrupts.stop is not None)
         if evaluation is None:
             return False
+        if self.manager is not None and self.manager.lost_best:
+            counters.best_val_loss = counters.best_step = None  # any valid best is better than none
+            self.manager.lost_best = False
         best = None
         if counters.best_val_loss is not None and counters.best_step is not None:
             best = (counters.best_val_loss, counters.best_step)
@@ -203,6 +206,9 @@ class Loop:
             return
         self.loggers.flush()
         step = self.state.counters.step
+        if not self.state.is_finite():
+            log.error("step %d is not saved: its weights are not finite; older files stay", step)
+            return
         schedule: dict[str, Any] = {"total_steps": self.total_steps, "scale": self.schedule(step)}
         state = self.state.capture(self.provenance, self.epoch, schedule, reason)
         event = Event(step, datetime.now(), regular, emergency, best, epoch_ended)

@@ -33,7 +33,7 @@ class Meter:
     def start(self, step: int) -> None:
         """Begin to measure: `step` steps are done."""
         self._begun = self._since = time.perf_counter()
-        self._step = self._first_step = step
+        self._paused, self._step, self._first_step = 0.0, step, step
 
     def measure(self, step: int, total_steps: int) -> Speed:
         """The speed since the last call; the time left at the pace of this process so far."""

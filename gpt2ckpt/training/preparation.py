@@ -61,7 +61,7 @@ def prepare(start: Start) -> Prepared:
     corpus = open_corpus(config.data, config.model.vocab_size, config.model.block_size)
     _check_same_data(start, corpus)
     blocks = count_blocks(len(corpus.train), config.model.block_size)
-    steps = _total_steps(config.trainer, blocks)
+    steps = _total_steps(config.trainer, blocks, start.state)
     schedule = build_schedule(config.schedule, steps)
     return Prepared(config, frozen, pretrained, corpus, blocks, steps, schedule)
 
@@ -78,20 +78,24 @@ def finished_notice(start: Start, prepared: Prepared) -> str | None:
     if start.state is None or start.state["step"] < prepared.total_steps:
         return None
     trainer = prepared.config.trainer
-    key = "trainer.max_epochs" if trainer.max_epochs else "trainer.max_steps"
-    now = trainer.max_epochs or prepared.total_steps
+    by_epochs = trainer.max_epochs and trainer.max_steps != prepared.total_steps
+    key = "trainer.max_epochs" if by_epochs else "trainer.max_steps"
+    now = trainer.max_epochs if by_epochs else prepared.total_steps
     return (
         f"{start.directory or 'the run'} is finished: step {start.state['step']} of "
         f"{prepared.total_steps}. To go on, raise {key} (now {now})."
     )
 
 
-def _total_steps(trainer: TrainerConfig, blocks_per_epoch: int) -> int:
-    """The end that comes first of those that are set."""
+def _total_steps(
+    trainer: TrainerConfig, blocks_per_epoch: int, state: dict[str, Any] | None
+) -> int:
+    """The end that comes first of those that are set, counted on from the saved `state`."""
     ends = [trainer.max_steps] if trainer.max_steps else []
     if trainer.max_epochs:
-        blocks_per_step = trainer.batch_size * trainer.grad_accum
-        ends.append(math.ceil(trainer.max_epochs * blocks_per_epoch / blocks_per_step))
+        done, position = (state["step"], state["data"]["position"]) if state else (0, 0)
+        left = trainer.max_epochs * blocks_per_epoch - position
+        ends.append(done + math.ceil(max(left, 0) / (trainer.batch_size * trainer.grad_accum)))
     return min(ends, default=DEFAULT_STEPS)
 
 

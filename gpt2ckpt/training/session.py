@@ -155,9 +155,8 @@ class Session:
         path = self.directory / "metrics.jsonl"
         loggers = Loggers(metrics_file.MetricsFile(path))
         if config.tensorboard:
-            purge_step = step + 1 if resumed else None
             folder = self.directory / "tensorboard"
-            loggers.add("TensorBoard", lambda: TensorBoardLogger(folder, purge_step))
+            loggers.add("TensorBoard", lambda: TensorBoardLogger(folder, purge_step=step + 1))
         if config.wandb:
             loggers.add(
                 "W&B",

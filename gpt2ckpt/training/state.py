@@ -83,6 +83,10 @@ class TrainingState:
             "rng": capture_generators(),
         }
 
+    def is_finite(self) -> bool:
+        """Whether every weight is a finite number."""
+        return all(bool(weight.isfinite().all()) for weight in self.model.parameters())
+
     def restore(self, saved: dict[str, Any]) -> None:
         """Bring back what `capture` gave. Raises CheckpointError if it is of another shape."""
         try:

@@ -96,7 +96,7 @@ class Stepper:
         if not math.isfinite(loss) or not (math.isfinite(norm) or state.scaler.is_enabled()):
             raise NotFinite(
                 f"the loss is {loss} and the gradient norm {norm}: the weights have not seen it; "
-                "go on from the emergency checkpoint with a lower optimizer.lr (+resume=emergency)"
+                "go on from the last checkpoint with a lower optimizer.lr (+resume=latest)"
             )
 
     def _move(self, tensor: Tensor) -> Tensor:

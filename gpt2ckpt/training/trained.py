@@ -43,5 +43,7 @@ def load_trained(
     prepare_process(hardware, deterministic=True)
     model = GPT2(config)
     model.load_state_dict(found.state["model"])
+    for key in ("model", "optimizer"):
+        del found.state[key]  # copied or not needed: held, they would take most of the memory
     model.to(hardware.device).eval()
     return Trained(model, hardware, found.state["config"], found)

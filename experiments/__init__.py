@@ -1,0 +1,1 @@
+"""Studies that anyone can run again: a folder each, with its README, script and results."""

@@ -1,0 +1,73 @@
+"""Files of every version of the format stay readable, and docs/format.md lists what is in them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_helpers import small_state, to_bytes
+
+from gpt2ckpt.checkpoint import format, store
+from gpt2ckpt.config.schema import AdamWConfig, ModelConfig, MuonConfig
+from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.optim.optimizers import build_optimizer
+from gpt2ckpt.runs.start import RunIdentity
+from gpt2ckpt.training.state import Counters, Provenance, TrainingState
+
+FIXTURES = Path(__file__).parent / "fixtures"
+MANUAL = Path(__file__).parents[2] / "docs" / "format.md"
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.pt")), ids=lambda path: path.stem)
+def test_files_of_every_version_stay_readable(path: Path) -> None:
+    store.check(path)
+    state, wanted = store.load(path), small_state(7)
+    assert state["step"] == 7
+    assert torch.equal(state["model"]["wte"], wanted["model"]["wte"])
+    assert state["model"]["head"] is state["model"]["wte"]
+    assert torch.load(path, weights_only=True)["loss"] == wanted["loss"]
+
+
+def test_there_is_a_file_of_the_present_version() -> None:
+    written = (FIXTURES / f"{format.FORMAT.replace('/', '_')}.pt").read_bytes()
+    assert written == to_bytes(small_state(7)), "other bytes for the same state: a new version?"
+
+
+def captured(optimizer: AdamWConfig | MuonConfig) -> dict[str, Any]:
+    """What a training saves, after one step."""
+    model = GPT2(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=16))
+    parts = TrainingState(
+        model,
+        build_optimizer(optimizer, model, "cpu"),
+        torch.amp.GradScaler("cpu", enabled=False),
+        Counters(),
+    )
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    model.loss(tokens, tokens).backward()
+    parts.optimizer.step()
+    provenance = Provenance(RunIdentity("0123abcd", "gpt2"), {}, [], {"digest": "", "n": 1})
+    return parts.capture(provenance, 0, {"total_steps": 1, "scale": 1.0}, "regular")
+
+
+@pytest.mark.parametrize("optimizer", [AdamWConfig(), MuonConfig()], ids=lambda c: c.kind)
+def test_a_training_state_opens_with_plain_torch_load(
+    tmp_path: Path, optimizer: AdamWConfig | MuonConfig
+) -> None:
+    state, path = captured(optimizer), tmp_path / "latest.pt"
+    path.write_bytes(to_bytes(state))
+    ours = store.load(path)
+    for mmap in (False, True):
+        loaded = torch.load(path, weights_only=True, mmap=mmap)
+        assert set(loaded) == set(ours) == set(state)
+        for name, tensor in state["model"].items():
+            assert torch.equal(loaded["model"][name], tensor)
+        for entry in ("config", "versions", "run", "schedule", "data", "saved_at"):
+            assert loaded[entry] == ours[entry] == state[entry]
+
+
+def test_the_manual_lists_every_key() -> None:
+    rows = MANUAL.read_text().partition("## Keys")[2].partition("## Versions")[0]
+    first_cells = re.findall(r"^\| (.+?) \|", rows, flags=re.MULTILINE)
+    listed = {key for cell in first_cells for key in re.findall(r"`(\w+)`", cell)}
+    assert listed == set(captured(AdamWConfig()))

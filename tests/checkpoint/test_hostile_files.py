@@ -1,0 +1,184 @@
+"""Files made to do harm: refused in one sentence, nothing run, no memory taken for promises."""
+
+import json
+import os
+import pickle
+import tracemalloc
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_helpers import forged, is_detected, records_of, sealed, small_state, to_bytes
+
+from gpt2ckpt.checkpoint import format, store
+from gpt2ckpt.errors import CheckpointError
+
+SMALL = to_bytes(small_state())
+DIGEST = "0" * 32
+
+
+class Bomb:
+    """Unpickling it makes a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_bomb_in_data_pkl_is_never_unpickled(tmp_path: Path) -> None:
+    crater = tmp_path / "crater"
+    bomb = pickle.dumps(Bomb(crater), protocol=2)
+    data = sealed({**records_of(SMALL), "data.pkl": bomb})
+    assert format.load(BytesIO(data))["step"] == 7
+    format.verify(BytesIO(data))
+    format.read_meta(BytesIO(data))
+    assert not crater.exists()
+    pickle.loads(bomb)
+    assert crater.exists(), "the bomb was a dud: the test proves nothing"
+
+
+def test_a_torch_file_with_a_bomb_is_refused(tmp_path: Path) -> None:
+    path, crater = tmp_path / "latest.pt", tmp_path / "crater"
+    torch.save({"format": format.FORMAT, "step": 1, "model": Bomb(crater)}, path)
+    for read in (store.load, store.check, store.read_meta):
+        with pytest.raises(CheckpointError, match=r"latest\.pt cannot be used: it is"):
+            read(path)
+    assert not crater.exists()
+
+
+def test_a_bomb_as_json_is_only_text(tmp_path: Path) -> None:
+    text = pickle.dumps(Bomb(tmp_path / "crater"), protocol=0).decode("latin-1")
+    meta = json.dumps({"format": format.FORMAT, "step": 7, "config": text}).encode()
+    assert format.load(BytesIO(sealed({**records_of(SMALL), "meta.json": meta})))["config"] == text
+    assert not (tmp_path / "crater").exists()
+
+
+def test_what_is_no_file_of_ours(tmp_path: Path) -> None:
+    plain_zip = tmp_path / "plain.zip"
+    with zipfile.ZipFile(plain_zip, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "text.pt").write_text("PK is not enough")
+    (tmp_path / "folder.pt").mkdir()
+    torch.save({"a": torch.ones(2)}, tmp_path / "torch.pt")
+    names = ("plain.zip", "empty.pt", "text.pt", "folder.pt", "torch.pt", "missing.pt")
+    for path in [tmp_path / name for name in names]:
+        assert not store.is_checkpoint(path)
+        for read in (store.load, store.check, store.read_meta):
+            with pytest.raises(CheckpointError, match=path.name) as caught:
+                read(path)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["meta.json", "tensors.json", "data.pkl", "data/0"])
+def test_a_sealed_file_without_a_record_is_refused(missing: str) -> None:
+    records = records_of(SMALL)
+    del records[missing]
+    assert is_detected(sealed(records))
+
+
+@pytest.mark.parametrize(
+    "size",
+    [-1, -(2**63), 2**31, 2**40, 2**63, 2**64, 2**70, 1e308, float("inf"), float("nan"), None],
+    ids=str,
+)
+def test_sizes_that_lie_are_refused_before_memory_is_taken(
+    size: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = forged(SMALL, storages=[[size, DIGEST]] * 4)
+    taken = []
+    real_empty = torch.empty
+
+    def recording_empty(count: int, **options: Any) -> torch.Tensor:
+        taken.append(count)
+        return real_empty(count, **options)
+
+    monkeypatch.setattr(torch, "empty", recording_empty)
+    tracemalloc.start()
+    try:
+        assert is_detected(data)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert taken == []
+
+
+def test_a_tensor_that_would_cover_the_end_of_the_file_is_refused() -> None:
+    for reach in range(1, 400, 7):
+        storages = json.loads(records_of(SMALL)["tensors.json"])["storages"]
+        storages[-1][0] += reach
+        assert is_detected(forged(SMALL, storages=storages))
+
+
+def test_memory_taken_is_that_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    real_empty = torch.empty
+
+    def recording_empty(count: int, **options: Any) -> torch.Tensor:
+        taken.append(count)
+        return real_empty(count, **options)
+
+    monkeypatch.setattr(torch, "empty", recording_empty)
+    format.load(BytesIO(SMALL))
+    assert 0 < sum(taken) < len(SMALL)
+
+
+@pytest.mark.parametrize(
+    "storages", [None, 1, "x", {}, [1], [[1]], [["x", "y"]], [[1, 2, 3]], [None]], ids=str
+)
+def test_a_table_of_another_form_is_refused(storages: Any) -> None:
+    assert is_detected(forged(SMALL, storages=storages))
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        *([0, "float32", [2, 4]], [0, "float32", [6, 2]], [0, "float64", [2, 3]]),
+        *([0, "float31", [2, 3]], [0, "Tensor", [6]], [0, "__class__", [6]], [0, None, [6]]),
+        *([0, "float32", [-1]], [0, "float32", [-2, -3]], [0, "float32", [2**63, 0]]),
+        *([0, "float32", [6.0]], [0, "float32", [True, 6]], [0, "float32", "6"]),
+        *([0, "float32", 6], [0, "float32", None], [0, ["float32"], [6]]),
+        *([-1, "float32", [0]], [99, "float32", [6]], ["0", "float32", [6]], [None] * 3),
+        *([True, "float32", [3]], [0.0, "float32", [6]], [], [0], 7, None, "abc", {"a": 1}),
+    ],
+    ids=str,
+)
+def test_descriptions_that_do_not_fit_are_refused(description: Any) -> None:
+    data = forged(SMALL, tree={"model": {"wte": {"$tensor": description}}})
+    assert is_detected(data)
+    with pytest.raises(CheckpointError, match=r"does not describe the tensor model\.wte"):
+        format.verify(BytesIO(data))
+
+
+@pytest.mark.parametrize("depth", [400, 5_000, 200_000])
+def test_deep_nesting_is_loaded_or_refused(depth: int) -> None:
+    records = records_of(SMALL)
+    deep = "[" * depth + "]" * depth
+    meta = f'{{"format":"{format.FORMAT}","step":7,"deep":{deep}}}'.encode()
+    table = records["tensors.json"].replace(b'"tree":{', f'"tree":{{"deep":{deep},'.encode())
+    for name, content in (("meta.json", meta), ("tensors.json", table)):
+        data = BytesIO(sealed({**records, name: content}))
+        try:
+            format.load(data)
+        except CheckpointError:
+            assert depth > 400, "a state may well nest this deeply"
+
+
+def test_a_damaged_tensor_in_a_forged_tree_still_has_a_message() -> None:
+    """The message names the tensor; that must not fail on what else is in the tree."""
+    tree = {"odd": [[], {}, "x", None, [1, {"$tensor": [0, "float32", [6]]}]]}
+    data = forged(SMALL, tree=tree, storages=[[24, DIGEST]])
+    for read in (format.load, format.verify):
+        with pytest.raises(CheckpointError):
+            read(BytesIO(data))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"1", b"{", b"\xff\xfe", b'{"a":' + b"9" * 5000])
+def test_records_that_are_no_json_object_are_refused(content: bytes) -> None:
+    for name in ("meta.json", "tensors.json"):
+        assert is_detected(sealed({**records_of(SMALL), name: content}))

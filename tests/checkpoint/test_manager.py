@@ -1,0 +1,168 @@
+"""A save that fails never ends a training and never costs an older file."""
+
+import errno
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoint_helpers import (
+    event,
+    flip_random_byte,
+    largest_file,
+    names_in,
+    put,
+    small_state,
+    step_of,
+    tensors_state,
+)
+
+from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.names import Role
+from gpt2ckpt.checkpoint.policy import Retention
+from gpt2ckpt.checkpoint.store import Store
+
+KEEP = Retention(2, 2)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_save_reports_its_file_and_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "run" / "checkpoints"
+    saved = CheckpointManager(folder, KEEP, None).save(small_state(250), event(250))
+    assert saved is not None
+    assert saved.path == folder / "rolling_step_000250.pt"
+    assert saved.size == saved.path.stat().st_size
+    assert step_of(saved.path) == 250
+    assert "saved rolling_step_000250.pt (step 250" in caplog.text
+
+
+def fail_with_eio(*arguments: Any, **options: Any) -> None:
+    raise OSError(errno.EIO, "the device failed")
+
+
+@pytest.mark.parametrize("call", ["fsync", "write", "replace", "open"])
+def test_a_failed_save_warns_once_and_keeps_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    manager = CheckpointManager(tmp_path, KEEP, None)
+    manager.save(small_state(100), event(100))
+    before = snapshot(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail_with_eio)
+        assert manager.save(small_state(200), event(200)) is None
+    assert snapshot(tmp_path) == before
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "SAVE FAILED at step 200" in warnings[0]
+    assert "the device failed" in warnings[0]
+    assert str(tmp_path) in warnings[0]
+    assert manager.save(small_state(300), event(300)) is not None
+    assert step_of(tmp_path / "latest.pt") == 300
+
+
+def test_a_save_that_reads_back_wrong_is_a_failed_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = CheckpointManager(tmp_path, KEEP, None)
+    manager.save(small_state(100), event(100))
+    before = snapshot(tmp_path)
+    real_fsync = os.fsync
+
+    def lossy(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_file():
+            flip_random_byte(path, seed=4)
+        real_fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lossy)
+        assert manager.save(small_state(200), event(200)) is None
+    assert snapshot(tmp_path) == before
+    assert "SAVE FAILED at step 200" in caplog.text
+
+
+def test_a_folder_that_vanished_is_a_failed_save(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = CheckpointManager(tmp_path / "checkpoints", KEEP, None)
+    (tmp_path / "checkpoints").rmdir()
+    assert manager.save(small_state(100), event(100)) is None
+    assert "SAVE FAILED at step 100" in caplog.text
+
+
+def test_a_save_cut_off_by_a_limit_keeps_the_older_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = CheckpointManager(tmp_path, KEEP, None)
+    manager.save(tensors_state(100, kilobytes=10), event(100))
+    before = snapshot(tmp_path)
+    with largest_file(100_000):
+        assert manager.save(tensors_state(200, kilobytes=400), event(200)) is None
+    assert snapshot(tmp_path) == before
+    assert "File too large" in caplog.text
+
+
+def test_a_disk_that_fills_up_keeps_the_older_saves(
+    tiny_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = CheckpointManager(tiny_disk, Retention(9, 9), None)
+    saved = [manager.save(tensors_state(step, 150), event(step)) for step in range(1, 9)]
+    assert [bool(save) for save in saved] == [True] * 4 + [False] * 4
+    assert "SAVE FAILED at step 5: it needs" in caplog.text
+    assert Store(tiny_disk).find(Role.LATEST).state["step"] == 4
+    assert all(step_of(path) for path in Store(tiny_disk).files())
+    (tiny_disk / "rolling_step_000001.pt").unlink()
+    (tiny_disk / "rolling_step_000002.pt").unlink()
+    assert manager.save(tensors_state(9, 150), event(9)) is not None
+    assert Store(tiny_disk).find(Role.LATEST).state["step"] == 9
+
+
+def test_space_for_every_copy_is_asked_for(
+    tiny_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A regular save that is also a best one writes three files: with room for two, none."""
+    manager = CheckpointManager(tiny_disk, KEEP, None)
+    state = tensors_state(1, kilobytes=400)
+    assert manager.save(state, event(1, regular=True, best=True)) is None
+    assert names_in(tiny_disk) == set()
+    assert "it needs 1 MB and 1 MB are free" in caplog.text
+    assert manager.save(state, event(1)) is not None
+
+
+def test_the_file_that_was_resumed_from_is_kept(tmp_path: Path) -> None:
+    put(tmp_path, 100)
+    manager = CheckpointManager(tmp_path, KEEP, tmp_path / "rolling_step_000100.pt")
+    for step in range(101, 106):
+        manager.save(small_state(step), event(step))
+    pool = {name for name in names_in(tmp_path) if name.startswith("rolling_step")}
+    assert pool == {f"rolling_step_{step:06d}.pt" for step in (100, 104, 105)}
+
+
+def test_a_file_elsewhere_does_not_pin_its_namesake(tmp_path: Path) -> None:
+    aside = tmp_path / "abandoned_20251106_120000"
+    aside.mkdir()
+    chosen = put(aside, 100)
+    manager = CheckpointManager(tmp_path, KEEP, chosen)
+    for step in range(100, 104):
+        manager.save(small_state(step), event(step))
+    assert not (tmp_path / chosen.name).exists()
+    assert chosen.exists()
+
+
+def test_a_start_cleans_up_after_dead_processes(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    left = tmp_path / f".latest.pt.{socket.gethostname()}-{process.pid}-0123abcd.tmp"
+    alive = tmp_path / f".latest.pt.{socket.gethostname()}-{os.getppid()}-0123abcd.tmp"
+    for path in (left, alive, tmp_path / "notes.tmp"):
+        path.touch()
+    CheckpointManager(tmp_path, KEEP, None)
+    assert names_in(tmp_path) == {alive.name, "notes.tmp"}

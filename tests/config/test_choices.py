@@ -1,0 +1,129 @@
+"""Every file in conf/ can be used, and becomes the typed config that it describes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gpt2ckpt.config import schema
+from gpt2ckpt.config.compose import compose_config, conf_directory, sweep_jobs
+from gpt2ckpt.config.registry import KINDS, ROOTS, build_typed
+from gpt2ckpt.config.replay import freeze
+from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.training.preparation import check_settings
+
+GIVEN = {  # what a choice leaves to the user
+    "data=text": ["data.train=a.txt"],
+    "data=tokens": ["data.train=a.bin", "data.val=b.bin"],
+}
+CHOICES = sorted(f"{path.parent.name}={path.stem}" for path in conf_directory().glob("*/*.yaml"))
+
+
+def typed(*overrides: str) -> schema.TrainConfig:
+    config: schema.TrainConfig = build_typed("train", compose_config("train", [*overrides]).values)
+    return config
+
+
+def test_the_groups_of_the_contract_have_their_choices() -> None:
+    promised = """model=gpt2_nano model=gpt2_small model=gpt2_medium model=gpt2_large model=gpt2_xl
+        data=embedded data=text data=tokens optimizer=adamw schedule=cosine schedule=wsd
+        schedule=constant checkpoint=safe checkpoint=light checkpoint=off logger=tensorboard
+        logger=wandb logger=all logger=none"""
+    assert set(promised.split()) <= set(CHOICES)
+    assert {choice.partition("=")[0] for choice in CHOICES} >= {"experiment", "debug", "trainer"}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_builds_and_passes_the_checks(choice: str) -> None:
+    group, _, name = choice.partition("=")
+    config = typed(choice, *GIVEN.get(choice, []))
+    check_settings(config)
+    if group in KINDS:
+        assert type(getattr(config, group)) is KINDS[group][name]
+        assert getattr(config, group).kind == name
+    written = yaml.safe_load((conf_directory() / group / f"{name}.yaml").read_text())
+    written.pop("defaults", None)
+    _assert_arrived(written, config if group in ("experiment", "debug") else getattr(config, group))
+
+
+def _assert_arrived(written: dict[str, Any], target: Any) -> None:
+    for key, value in written.items():
+        there = getattr(target, key)
+        if value == "???":
+            continue
+        if isinstance(value, dict):
+            _assert_arrived(value, there)
+        elif isinstance(there, float):
+            assert there == float(value), key
+        elif isinstance(there, tuple):
+            assert list(there) == value, key
+        else:
+            assert there == value, key
+
+
+@pytest.mark.parametrize("name", sorted(ROOTS))
+def test_every_root_config_has_a_schema_and_a_file(name: str) -> None:
+    needed = {
+        "train": [],
+        "sample": ["ckpt=a.pt"],
+        "evaluate": ["ckpt=a.pt", "data=embedded"],
+        "prepare": ["data.train=a.txt", "out=shards"],
+    }[name]
+    config = build_typed(name, compose_config(name, needed).values)
+    assert type(config) is ROOTS[name]
+    assert (conf_directory() / f"{name}.yaml").is_file()
+
+
+def test_what_conf_leaves_out_comes_from_the_schema() -> None:
+    """The values of conf/ are the defaults: where a key is in both, they must not disagree."""
+    config = typed()
+    assert config.logger.wandb_project == schema.LoggerConfig().wandb_project
+    assert config.checkpoint == schema.CheckpointConfig(True, 250, 10, 10, True, True)
+
+
+def test_the_shapes_are_those_of_the_published_models() -> None:
+    shapes = {
+        name: (c.n_layer, c.n_head, c.n_embd, c.block_size, c.vocab_size)
+        for name in ("small", "medium", "large", "xl")
+        for c in [typed(f"model=gpt2_{name}").model]
+    }
+    assert shapes == {  # Radford et al., 2019, table 2; heads of 64 as in the released weights
+        "small": (12, 12, 768, 1024, 50257),
+        "medium": (24, 16, 1024, 1024, 50257),
+        "large": (36, 20, 1280, 1024, 50257),
+        "xl": (48, 25, 1600, 1024, 50257),
+    }
+
+
+def test_a_missing_value_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"data\.train is missing: give data\.train=VALUE"):
+        typed("data=text")
+    with pytest.raises(ConfigError, match=r"ckpt is missing: give ckpt=VALUE"):
+        build_typed("sample", compose_config("sample", []).values)
+
+
+def test_a_folder_of_the_users_adds_choices(tmp_path: Path) -> None:
+    folder = tmp_path / "my conf, of=mine"
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ntrainer:\n  max_steps: 77\n"
+    )
+    composed = compose_config("train", ["experiment=mine"], extra_dir=folder)
+    assert composed.values["trainer"]["max_steps"] == 77
+
+
+def test_a_sweep_has_a_job_for_every_combination() -> None:
+    jobs = sweep_jobs(["optimizer.lr=1e-3,2e-3", "seed=choice(1,2)", "name=x"])
+    assert jobs == [
+        [f"optimizer.lr={lr}", f"seed={seed}", "name=x"]
+        for lr in ("0.001", "0.002")
+        for seed in (1, 2)
+    ]
+
+
+def test_what_is_frozen_names_no_run_to_resume() -> None:
+    values = compose_config("train", ["resume=latest", "fork=true"]).values
+    frozen = freeze(values)
+    assert set(values) - set(frozen) == {"resume", "fork"}
+    assert build_typed("train", frozen).resume is None

@@ -1,0 +1,126 @@
+"""A frozen config comes out of a file: it is data, and can build this project's classes only."""
+
+import copy
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2ckpt.config import schema
+from gpt2ckpt.config.compose import compose_config
+from gpt2ckpt.config.registry import KINDS, build_data_config, build_model_config, build_typed
+from gpt2ckpt.config.replay import freeze, replay, still_meant
+from gpt2ckpt.errors import ConfigError
+
+FROZEN = freeze(compose_config("train", []).values)
+STRINGS = [  # every place of a frozen config that holds a free text
+    ("name",),
+    ("trainer", "sample_prompt"),
+    ("trainer", "device"),
+    ("model", "init_from"),
+    ("logger", "wandb_project"),
+    ("logger", "wandb_entity"),
+]
+EVALUATED = ["${oc.env:HOME}", "${seed}", "${oc.env:NO_SUCH,x}", "a\\${seed}", "${now:%Y}", "${"]
+
+
+def changed(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    values = copy.deepcopy(FROZEN)
+    node = values
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return values
+
+
+def read(config: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        config = getattr(config, key)
+    return config
+
+
+@pytest.mark.parametrize("text", EVALUATED)
+@pytest.mark.parametrize("path", STRINGS, ids=".".join)
+def test_what_looks_like_an_interpolation_is_never_evaluated(
+    path: tuple[str, ...], text: str
+) -> None:
+    assert read(build_typed("train", changed(path, text)), path) == text
+
+
+def test_nor_is_it_in_a_list_a_number_or_the_data() -> None:
+    config = build_typed("train", changed(("logger", "wandb_tags"), ["${oc.env:HOME}"]))
+    assert config.logger.wandb_tags == ["${oc.env:HOME}"]
+    data = {"kind": "text", "train": "${oc.env:HOME}", "val": None, "val_fraction": 0.1}
+    assert build_data_config(data).train == "${oc.env:HOME}"
+    assert build_typed("train", changed(("data",), data)).data.train == "${oc.env:HOME}"
+    with pytest.raises(ConfigError):
+        build_model_config({**FROZEN["model"], "n_layer": "${oc.decode:2}"})
+    with pytest.raises(ConfigError):
+        build_typed("train", changed(("seed",), "${trainer.batch_size}"))
+
+
+@settings(max_examples=40)
+@given(st.text(st.sampled_from("${}\\a:.'\" ~"), max_size=9))
+def test_every_text_arrives_letter_by_letter(text: str) -> None:
+    values = changed(("trainer", "sample_prompt"), text)
+    assert build_typed("train", values).trainer.sample_prompt == text
+
+
+@pytest.mark.parametrize("group", sorted(KINDS))
+@pytest.mark.parametrize(
+    "kind",
+    ["os.system", "subprocess.Popen", "torch.optim.SGD", "__import__", "", None, 3, ["adamw"], {}],
+    ids=repr,
+)
+def test_a_kind_is_a_name_of_ours_and_nothing_else(group: str, kind: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"{group}\.kind is .*; it must be one of "):
+        build_typed("train", changed((group, "kind"), kind))
+
+
+@pytest.mark.parametrize("group", sorted(KINDS))
+@pytest.mark.parametrize("content", ["os.system", 3, ["adamw"], True])
+def test_a_group_is_a_mapping(group: str, content: Any) -> None:
+    with pytest.raises(ConfigError):
+        build_typed("train", changed((group,), content))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("_target_",),
+        ("optimizer", "_target_"),
+        ("model", "_target_"),
+        ("trainer", "_partial_"),
+        ("data", "_recursive_"),
+        ("hydra",),
+    ],
+    ids=".".join,
+)
+def test_hydras_keys_for_building_objects_are_unknown(path: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"there is no config key"):
+        build_typed("train", changed(path, "os.system"))
+
+
+def test_a_kind_that_names_another_class_is_checked_against_that_one() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.momentum"):
+        build_typed("train", changed(("optimizer", "momentum"), 0.9))
+    muon = build_typed("train", changed(("optimizer", "kind"), "muon")).optimizer
+    assert type(muon) is schema.MuonConfig
+
+
+@pytest.mark.parametrize("word", ["hydra.searchpath=[pkg://this]", "hydra/launcher=this"])
+def test_recorded_overrides_cannot_speak_to_hydra(word: str) -> None:
+    """A search path of the form pkg://MODULE would import the module."""
+    composed = []
+
+    def compose(overrides: list[str]) -> dict[str, Any]:
+        composed.append(overrides)
+        return compose_config("train", overrides).values
+
+    recorded = still_meant(FROZEN, [word, "seed=1337"], ["seed=3"], compose)
+    values, _ = replay(FROZEN, recorded, ["seed=3"], compose)
+    assert values == {**FROZEN, "seed": 3}
+    assert not [words for words in composed if word in words]
+    assert "this" not in sys.modules

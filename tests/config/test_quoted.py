@@ -1,0 +1,53 @@
+"""Words for Hydra's command line mean what was written, whatever characters a path has."""
+
+import shlex
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from gpt2ckpt.config.compose import as_typed, parse_overrides, quoted
+
+AWKWARD = " =,'\"\\${}[]():*~+@|;#%&\t!<>"
+TEXTS = st.text(
+    st.one_of(
+        st.sampled_from(AWKWARD),
+        st.characters(exclude_categories=["Cs"], exclude_characters="\0"),
+    ),
+    max_size=12,
+).filter(
+    lambda text: text != "???"
+)  # means "missing" to OmegaConf, and there is no way to quote it
+
+
+def meaning(override: str) -> object:
+    """The value that a config has in the end."""
+    return OmegaConf.create({"key": parse_overrides([override])[0].value()}).key
+
+
+@given(TEXTS)
+@example("")
+@example("runs of mine/lr=3e-4, 'best' \"of\" all\\")
+@example("\\'")
+@example("Läufe/試験")
+@example("a\\${x}\\")
+@example("${oc.env:HOME}")
+@example("null")
+@example("1e3")
+def test_a_quoted_text_survives_hydras_grammar(text: str) -> None:
+    assert meaning(f"key={quoted(text)}") == text
+
+
+@given(TEXTS)
+@example("outputs/gpt2_run_20251106_143022")
+@example("007")
+@example("true")
+def test_what_is_shown_to_be_typed_survives_the_shell_too(text: str) -> None:
+    [word] = shlex.split(as_typed("key", text))
+    assert meaning(word) == text
+
+
+def test_an_ordinary_path_is_shown_without_quotes() -> None:
+    assert as_typed("ckpt", "outputs/gpt2_run_20251106_143022") == (
+        "ckpt=outputs/gpt2_run_20251106_143022"
+    )

@@ -1,0 +1,219 @@
+"""A resume keeps the frozen config and changes exactly what its command line asks for."""
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2ckpt.config.compose import compose_config
+from gpt2ckpt.config.registry import build_typed
+from gpt2ckpt.config.replay import (
+    flatten,
+    freeze,
+    replay,
+    still_meant,
+    task_overrides,
+    unflatten,
+)
+from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.training.preparation import check_settings
+
+Values = dict[str, Any]
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> Values:
+    return compose_config("train", [*overrides]).values
+
+
+def compose(overrides: list[str]) -> Values:
+    return copy.deepcopy(_composed(tuple(overrides)))
+
+
+def resume(
+    first: list[str], new: list[str], frozen: Values | None = None
+) -> tuple[Values, list[str]]:
+    """What a run that began with `first` is resumed with, and the changes as they are printed."""
+    frozen = frozen or freeze(compose(first))
+    recorded = still_meant(frozen, first, new, compose)
+    values, changes = replay(frozen, recorded, new, compose)
+    return values, [str(change) for change in changes]
+
+
+FIRST_STARTS = [
+    [],
+    ["optimizer.lr=1e-3", "trainer.max_steps=20"],
+    ["experiment=quick", "model=gpt2_nano", "seed=7"],
+    ["optimizer=muon", "optimizer.momentum=0.9", "schedule=wsd", "schedule.decay_steps=3"],
+    ["checkpoint=light", "checkpoint.save_every=3", "logger=none", "++trainer.grad_accum=2"],
+    ["data=text", "data.train='a b,c.txt'", "data.val='d=e.txt'", "trainer.sample_prompt='x, y'"],
+    ["debug=steps", "trainer={batch_size:4,log_every:2}", "logger.wandb_tags=[a,b]"],
+    ["optimizer.betas=[0.9,0.99]", "model.dropout=0.1", "name=${seed}"],
+]
+
+
+@pytest.mark.parametrize("command", FIRST_STARTS, ids=" ".join)
+def test_the_command_of_the_first_start_changes_nothing(command: list[str]) -> None:
+    frozen = freeze(compose(command))
+    assert resume(command, command) == (frozen, [])
+    assert resume(command, []) == (frozen, [])
+
+
+def test_nor_does_any_part_of_it_alone() -> None:
+    command = ["optimizer=muon", "optimizer.momentum=0.9", "checkpoint=light", "seed=7"]
+    frozen = freeze(compose(command))
+    for word in command:
+        assert resume(command, [word]) == (frozen, [])
+
+
+def test_a_changed_key_is_changed_alone_and_printed() -> None:
+    values, changes = resume(["optimizer.lr=1e-3"], ["optimizer.lr=5e-4"])
+    assert changes == ["optimizer.lr: 0.001 → 0.0005"]
+    assert values == freeze(compose(["optimizer.lr=5e-4"]))
+
+
+def test_several_changes_are_all_applied() -> None:
+    new = ["trainer.max_steps=9", "schedule.warmup_steps=1", "logger=none", "trainer.threads=2"]
+    values, changes = resume([], new)
+    assert values == freeze(compose(new))
+    assert sorted(changes) == [
+        "logger.tensorboard: true → false",
+        "schedule.warmup_steps: 40 → 1",
+        "trainer.max_steps: null → 9",
+        "trainer.threads: null → 2",
+    ]
+
+
+def test_a_key_set_back_to_its_default_is_changed() -> None:
+    values, changes = resume(["checkpoint.save_every=3"], ["checkpoint.save_every=250"])
+    assert changes == ["checkpoint.save_every: 3 → 250"]
+    assert values["checkpoint"]["save_every"] == 250
+
+
+def test_an_experiment_given_on_resume_is_applied() -> None:
+    values, changes = resume(["optimizer.lr=1e-3"], ["experiment=quick"])
+    assert "name: gpt2 → quick" in changes
+    assert "checkpoint.save_every: 250 → 50" in changes
+    assert values == freeze(compose(["optimizer.lr=1e-3", "experiment=quick"]))
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("model.n_layer=5", "model.n_head=2", "model.n_embd=64", "model.block_size=64"),
+        *("model.vocab_size=60000", "model.bias=false", "model=gpt2_small"),
+    ],
+)
+def test_another_shape_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"a resume cannot change the shape of the model \(model"):
+        resume([], [word])
+
+
+def test_another_optimizer_is_refused_before_anything_is_written() -> None:
+    with pytest.raises(
+        ConfigError, match=r"cannot change the optimizer \(optimizer.kind: adamw → "
+    ):
+        resume(["optimizer.lr=1e-3"], ["optimizer=muon"])
+    assert resume(["optimizer.lr=1e-3"], ["optimizer=adamw"])[1] == []
+
+
+def test_another_schedule_replaces_the_group_as_a_whole() -> None:
+    values, changes = resume(
+        ["schedule=wsd", "schedule.decay_steps=10", "schedule.warmup_steps=7"], ["schedule=cosine"]
+    )
+    assert values["schedule"] == freeze(compose([]))["schedule"]
+    assert "schedule.kind: wsd → cosine" in changes
+    assert "schedule.decay_steps: 10 → null" in changes
+
+
+def test_the_settings_of_a_schedule_that_was_left_do_not_come_back() -> None:
+    """Hydra would refuse schedule.decay_steps beside schedule=cosine in every later resume."""
+    frozen, _ = resume(["schedule=wsd", "schedule.decay_steps=10"], ["schedule=cosine"])
+    recorded = still_meant(
+        frozen, ["schedule=wsd", "schedule=cosine"], ["schedule.min_lr_ratio=0.2"], compose
+    )
+    values, changes = replay(frozen, recorded, ["schedule.min_lr_ratio=0.2"], compose)
+    assert [str(change) for change in changes] == ["schedule.min_lr_ratio: 0.1 → 0.2"]
+    assert values["schedule"]["kind"] == "cosine"
+
+
+def test_back_and_forth_between_schedules_follows_every_command() -> None:
+    frozen, recorded = freeze(compose([])), []
+    for word in ["schedule=wsd", "schedule=cosine", "schedule=wsd", "schedule=constant"]:
+        recorded = still_meant(frozen, recorded, [word], compose)
+        frozen, changes = replay(frozen, recorded, [word], compose)
+        recorded = [old for old in recorded if old != word] + [word]
+        assert frozen["schedule"]["kind"] == word.partition("=")[2]
+        assert changes
+
+
+def test_a_group_that_the_frozen_config_has_not_is_asked_for_whatever_is_recorded() -> None:
+    frozen = freeze(compose([]))
+    values, changes = replay(frozen, ["schedule=cosine", "schedule=wsd"], ["schedule=wsd"], compose)
+    assert values["schedule"]["kind"] == "wsd"
+    assert changes
+
+
+def test_other_data_replaces_the_group() -> None:
+    values, changes = resume([], ["data=tokens", "data.train=a.bin", "data.val=b.bin"])
+    assert values["data"] == {"kind": "tokens", "train": "a.bin", "val": "b.bin"}
+    assert "data.kind: embedded → tokens" in changes
+
+
+def test_a_group_taken_away_is_refused() -> None:
+    values, _ = resume([], ["~schedule"])
+    with pytest.raises(ConfigError, match="there is no schedule: give schedule=NAME"):
+        check_settings(build_typed("train", values))
+
+
+def test_what_has_become_of_conf_since_changes_nothing() -> None:
+    """The frozen values win over today's defaults, in every key that nobody names."""
+    frozen = freeze(compose([]))
+    frozen["optimizer"]["lr"] = 0.123
+    frozen["checkpoint"]["save_every"] = 17
+    frozen["trainer"]["eval_every"] = 5
+    first = copy.deepcopy(frozen)
+    for new in (["optimizer=adamw"], ["checkpoint=safe", "model=gpt2_nano"], ["seed=1337"]):
+        assert resume([], new, frozen) == (first, [])
+    values, changes = resume([], ["optimizer.weight_decay=0.2"], frozen)
+    assert changes == ["optimizer.weight_decay: 0.1 → 0.2"]
+    assert values["optimizer"]["lr"] == 0.123
+    values, changes = resume([], ["optimizer.lr=3e-3"], frozen)  # today's default, but named
+    assert changes == ["optimizer.lr: 0.123 → 0.003"]
+
+
+def test_a_key_that_is_new_in_the_schema_gets_its_default() -> None:
+    frozen = freeze(compose([]))
+    del frozen["trainer"]["grad_clip"]
+    values, changes = resume([], ["seed=3"], frozen)
+    assert changes == ["seed: 1337 → 3"]
+    assert build_typed("train", values).trainer.grad_clip == 1.0
+
+
+def test_which_overrides_are_recorded() -> None:
+    given_ = ["optimizer.lr=1e-3", "+resume=latest", "resume=best", "+fork=true", "seed=2"]
+    hydra = ["hydra.run.dir=x", "hydra/job_logging=none", "++hydra.sweep.dir=y"]
+    assert task_overrides([*given_, *hydra]) == ["optimizer.lr=1e-3", "seed=2"]
+
+
+def test_a_resume_word_changes_nothing() -> None:
+    values, changes = resume([], task_overrides(["+resume=latest", "fork=true"]))
+    assert not changes
+    assert "resume" not in values
+
+
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.text(max_size=3), st.lists(st.none())
+)
+KEYS = st.text("abc_", min_size=1, max_size=3)
+NESTED = st.recursive(
+    LEAVES, lambda inner: st.dictionaries(KEYS, inner, min_size=1, max_size=3), max_leaves=12
+)
+
+
+@given(st.dictionaries(KEYS, NESTED))
+def test_flat_and_nested_are_the_same(values: Values) -> None:
+    assert unflatten(flatten(values)) == values

@@ -1,0 +1,105 @@
+"""What cannot be meant is refused in one sentence that names the key and the nearest right one."""
+
+import pytest
+
+from gpt2ckpt.config.compose import compose_config
+from gpt2ckpt.config.registry import all_keys, build_typed, no_such_key
+from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.training.preparation import check_settings
+
+WRONG = {
+    # misspelt keys
+    "optimizer.lrr=1e-3": "there is no config key or group optimizer.lrr. "
+    "Did you mean optimizer.lr?",
+    "trainer.max_step=10": "Did you mean trainer.max_steps?",
+    "lr=1e-3": "Did you mean optimizer.lr?",
+    "max_steps=10": "Did you mean trainer.max_steps?",
+    "model.n_layers=3": "Did you mean model.n_layer?",
+    "checkpoint.save_evry=3": "Did you mean checkpoint.save_every?",
+    "++trainer.batchsize=4": "Did you mean trainer.batch_size?",
+    "resme=latest": "Did you mean resume?",
+    "modle=gpt2_nano": "Did you mean model?",
+    "data.train=x": "data.train goes with data=text or data=tokens",
+    "optimizer.momentum=0.9": "optimizer.momentum goes with optimizer=muon",
+    # misspelt choices
+    "model=gpt2_nanoo": "Did you mean model=gpt2_nano?",
+    "data=embeded": "Did you mean data=embedded?",
+    "optimizer=adam": "Did you mean optimizer=adamw?",
+    "schedule=cosin": "the options are constant, cosine, wsd. Did you mean schedule=cosine?",
+    "checkpoint=save": "Did you mean checkpoint=safe?",
+    "logger=tensorbord": "Did you mean logger=tensorboard?",
+    "experiment=quik": "Did you mean experiment=quick?",
+    "trainer=null": "trainer=null names no choice: give trainer=NAME",
+    "data=3": "data=3 names no choice: give data=NAME",
+    # wrong types
+    "trainer.max_steps=ten": "trainer.max_steps=ten is not possible: Value 'ten'",
+    "trainer.max_steps=1.5": "Value '1.5' of type 'float'",
+    "optimizer.lr=fast": "optimizer.lr=fast is not possible",
+    "optimizer.betas=[0.9]": "optimizer.betas is [0.9]; it must be two numbers",
+    "model.bias=maybe": "Value 'maybe' is not a valid bool",
+    "model.n_layer=null": "model.n_layer=null is not possible",
+    "fork=maybe": "fork=maybe is not possible",
+    # out of range
+    "seed=-1": "seed is -1; it must be at least 0",
+    "name=a/b": "name='a/b' becomes part of a directory name",
+    "model.n_layer=0": "model.n_layer is 0; it must be at least 1",
+    "model.dropout=1.0": "model.dropout is 1.0; it must be at least 0 and below 1",
+    "trainer.max_steps=0": "trainer.max_steps is 0",
+    "trainer.max_epochs=0": "trainer.max_epochs is 0; it must be at least 1",
+    "trainer.grad_clip=nan": "trainer.grad_clip is nan",
+    "trainer.threads=0": "trainer.threads is 0",
+    "trainer.device=gpu": "trainer.device is 'gpu'; it must be auto, cpu, cuda, cuda:N or mps",
+    "trainer.precision=bf16": "Did you mean bfloat16?",
+    "checkpoint.keep_rolling=0": "checkpoint.keep_rolling is 0",
+    "optimizer.lr=-1": "optimizer.lr=-1.0 is out of range",
+    "optimizer.betas=[0.9,1.0]": "optimizer.betas=[0.9, 1.0] is out of range",
+    "schedule.min_lr_ratio=2": "schedule.min_lr_ratio=2.0 is out of range",
+    # contradictions
+    "model.n_embd=100 model.n_head=3": "model.n_embd=100 is not divisible by model.n_head=3",
+    "schedule.steps=10": "schedule.warmup_steps=40 is more than schedule.steps=10",
+    "~optimizer": "there is no optimizer: give optimizer=NAME",
+    # the grammar
+    "foo": "'foo' is no override of the form key=value",
+    "optimizer.lr==3": "'optimizer.lr==3' is no override",
+    "optimizer.betas=[1": "'optimizer.betas=[1' is no override",
+    "+optimizer.lr=3": "optimizer.lr has a value already: write optimizer.lr=VALUE without",
+    "trainer.max_steps=1,2": "add --multirun",
+    "name=${nothing}": "name is not possible: Interpolation key 'nothing' not found",
+    # foreign code
+    "optimizer.kind=os.system": "optimizer.kind is 'os.system'; it must be one of adamw, muon",
+    "+optimizer._target_=os.system": "there is no config key or group optimizer._target_",
+}
+
+
+@pytest.mark.parametrize("words", sorted(WRONG))
+def test_a_wrong_override_is_refused_in_one_sentence(words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check_settings(build_typed("train", compose_config("train", words.split()).values))
+    sentence = str(raised.value)
+    assert WRONG[words] in sentence
+    assert "\n" not in sentence
+    assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("root", "word", "expected"),
+    [
+        ("sample", "temprature=1", "Did you mean temperature?"),
+        ("sample", "model.n_layer=3", "there is no config key or group model.n_layer."),
+        ("evaluate", "ckp=a.pt", "Did you mean ckpt?"),
+        ("evaluate", "data=tokenz", "Did you mean data=tokens?"),
+        ("prepare", "shard_token=3", "Did you mean shard_tokens?"),
+        ("prepare", "optimizer.lr=3", "there is no config key or group optimizer.lr."),
+    ],
+)
+def test_the_other_commands_name_keys_of_their_own(root: str, word: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        compose_config(root, [word])
+    assert str(raised.value).endswith(expected)
+
+
+@pytest.mark.parametrize("key", [key for key in all_keys("train") if key.count(".") == 1])
+def test_a_slip_in_any_key_finds_that_key(key: str) -> None:
+    slip = f"{key[:-2]}{key[-1]}{key[-2]}" if key[-1] != key[-2] else key[:-1]
+    if slip not in all_keys("train"):
+        assert f"Did you mean {key}?" in no_such_key(slip)

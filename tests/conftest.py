@@ -1,0 +1,72 @@
+"""What several packages' tests share: a small data set of tokens, one thread, no time limits."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("patient", deadline=None)  # a busy machine is no bug
+settings.load_profile("patient")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-golden",
+        action="store_true",
+        help="write the golden losses anew, after an intended change of the numbers",
+    )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models of this size are ten times slower where several threads wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+VOCABULARY = 64
+BLOCK = 32
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """Token files of 64 words: 62 training blocks of 32, and 21 for validation."""
+
+    train: Path
+    val: Path
+
+    @property
+    def overrides(self) -> list[str]:
+        """A training of a very small model on it, on one thread, repeatable and quiet."""
+        return [
+            *("data=tokens", f"data.train={self.train}", f"data.val={self.val}"),
+            *("model.n_layer=2", "model.n_embd=32", "model.n_head=2"),
+            *(f"model.block_size={BLOCK}", f"model.vocab_size={VOCABULARY}"),
+            *("trainer.batch_size=2", "trainer.eval_every=0", "trainer.sample_every=0"),
+            *("trainer.device=cpu", "trainer.precision=float32", "trainer.threads=1"),
+            *("trainer.log_every=1", "schedule.warmup_steps=5", "logger=none"),
+        ]
+
+
+@pytest.fixture(scope="session")
+def token_data(tmp_path_factory: pytest.TempPathFactory) -> TokenData:
+    """Tokens that follow from their predecessor most of the time, so that there is a loss to win.
+
+    Made by plain arithmetic: the same on every machine and with every version of NumPy.
+    """
+    folder = tmp_path_factory.mktemp("tokens")
+    tokens, state = [0], 12345
+    for _ in range(2000 + 700):
+        state = (state * 1103515245 + 12345) % 2**31
+        noise = (state >> 16) % VOCABULARY
+        tokens.append(noise if noise < 12 else (tokens[-1] * 5 + 7) % VOCABULARY)
+    data = TokenData(folder / "train.bin", folder / "val.bin")
+    np.array(tokens[:2000], dtype="<u2").tofile(data.train)
+    np.array(tokens[2000:], dtype="<u2").tofile(data.val)
+    return data

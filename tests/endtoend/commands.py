@@ -1,0 +1,124 @@
+"""Running the real commands, and reading what they leave behind."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gpt2ckpt
+
+ROOT = Path(gpt2ckpt.__file__).resolve().parents[1]
+PATIENCE = 120  # seconds that a command may take on a busy machine
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def sentence(self) -> str:
+        """The one line of an error, which is all that a user gets to read."""
+        [line] = self.err.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+
+def environment() -> dict[str, str]:
+    """This interpreter first in PATH, this package found from anywhere, no full traces."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    python_path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+    kept = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    return {**kept, "PATH": path, "PYTHONPATH": python_path}
+
+
+def start(name: str, words: Sequence[str], cwd: Path) -> "subprocess.Popen[str]":
+    """`python -m gpt2ckpt.NAME WORDS` in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"gpt2ckpt.{name}", *words],
+        **{"cwd": cwd, "env": environment(), "text": True},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> Done:
+    out, err = process.communicate(timeout=PATIENCE)
+    return Done(process.returncode, out, err)
+
+
+def run(name: str, words: Sequence[str], cwd: Path) -> Done:
+    return finish(start(name, words, cwd))
+
+
+def side_by_side(cwd: Path, commands: dict[str, tuple[str, Sequence[str]]]) -> dict[str, Done]:
+    """Independent commands, two at a time: most of each is a single thread that imports torch."""
+    with ThreadPoolExecutor(2) as pool:
+        jobs = {key: pool.submit(run, *command, cwd) for key, command in commands.items()}
+        return {key: job.result() for key, job in jobs.items()}
+
+
+def succeed(done: Done) -> Done:
+    assert done.code == 0, done.err + done.out
+    return done
+
+
+def wait_until(process: "subprocess.Popen[str]", holds: Callable[[], bool]) -> None:
+    """Until something has been done by a process that must not end before."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert process.poll() is None and time.monotonic() < end, finish(process)
+        time.sleep(0.002)
+
+
+def events(run_directory: Path, key: str = "train_loss") -> list[tuple[int, float]]:
+    """Step and value of each event of metrics.jsonl that has `key`."""
+    path = run_directory / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [(event["step"], event[key]) for event in whole if key in event]
+
+
+def steps_done(run_directory: Path) -> int:
+    return max((step for step, _ in events(run_directory)), default=0)
+
+
+def opened(path: Path) -> dict[str, Any]:
+    """A checkpoint as anybody opens it."""
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    return state
+
+
+def latest(run_directory: Path) -> dict[str, Any]:
+    return opened(run_directory / "checkpoints" / "latest.pt")
+
+
+def same_bits(first: Any, second: Any) -> bool:
+    """Whether two states are equal in structure and in every bit of their tensors."""
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same_bits(first[k], second[k]) for k in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(same_bits, first, second))
+    return type(first) is type(second) and bool(first == second)
+
+
+def tree(folder: Path) -> dict[str, tuple[str, int]]:
+    """Every path below `folder`: what it holds, and when that changed."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        found[str(path.relative_to(folder))] = (content, path.stat().st_mtime_ns)
+    return found

@@ -1,0 +1,143 @@
+"""The other commands, on what the first one trained."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import Done, latest, side_by_side, succeed
+from transformers import GPT2Config, GPT2LMHeadModel
+
+PROSE = "The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40
+TINY = ["model.n_layer=1", "model.n_embd=16", "model.n_head=2", "model.block_size=16"]
+QUICK = [
+    *("trainer.max_steps=4", "trainer.batch_size=1", "trainer.eval_every=0", "logger=none"),
+    *("trainer.sample_every=2", "trainer.sample_tokens=4", "trainer.threads=1"),
+    "schedule.warmup_steps=0",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "prose one.txt").write_text(PROSE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(reference: Any, folder: Path) -> dict[str, Done]:
+    shards = ["data=tokens", "data.train=shards/train_*.bin", "data.val=shards/val_*.bin"]
+    text = ["data=text", "data.train='prose *.txt'", "data.val_fraction=0.2"]
+    weights = f"model.init_from={reference.directory}/checkpoints/best_model.pt"
+    init = [weights, *reference.words[:3], *QUICK, "trainer.sample_every=0"]
+    ckpt = f"ckpt={reference.directory}"
+    prepared = side_by_side(
+        folder,
+        {
+            "prepare": ("prepare", [*text, "out=shards", "shard_tokens=200"]),
+            "evaluate": ("evaluate", [ckpt, "batch_size=7"]),
+        },
+    )
+    words = [*shards, *TINY, *QUICK, "hydra.run.dir=on_shards"]
+    return prepared | side_by_side(
+        folder,
+        {
+            "train": ("train", words),
+            "again": ("prepare", [*text, "out=shards"]),
+            "init": ("train", [*init, "hydra.run.dir=from_weights"]),
+        },
+    )
+
+
+def loss_of_transformers(reference: Any, tokens: Path) -> tuple[float, int]:
+    """Mean over all whole blocks of 32 of the loss that transformers gives the trained weights."""
+    state = latest(reference.directory)
+    shape = {key: state["config"]["model"][key] for key in ("n_layer", "n_head", "n_embd")}
+    config = GPT2Config(vocab_size=64, n_positions=32, bos_token_id=0, eos_token_id=0, **shape)
+    model = GPT2LMHeadModel(config).eval()
+    transposed = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    model.load_state_dict(
+        {
+            name: weight.t() if name.endswith(transposed) else weight
+            for name, weight in state["model"].items()
+        },
+        strict=False,
+    )
+    stream = torch.from_numpy(np.fromfile(tokens, dtype="<u2").astype(np.int64))
+    starts = range(0, len(stream) - 32, 32)
+    with torch.no_grad():
+        losses = [
+            torch.nn.functional.cross_entropy(
+                model(stream[i : i + 32][None]).logits[0], stream[i + 1 : i + 33]
+            )
+            for i in starts
+        ]
+    return float(torch.stack(losses).double().mean()), 32 * len(losses)
+
+
+def test_evaluate_equals_transformers_for_a_trained_checkpoint(
+    reference: Any, done: dict[str, Done], token_data: Any
+) -> None:
+    answer = json.loads(succeed(done["evaluate"]).out.splitlines()[-1])
+    loss, tokens = loss_of_transformers(reference, token_data.val)
+    assert loss < math.log(64) - 1  # it is trained
+    assert answer["val_loss"] == pytest.approx(loss, abs=1e-4)
+    assert answer["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+    assert answer["tokens"] == tokens
+    assert (answer["step"], answer["precision"]) == (120, "float32")
+
+
+def test_prepare_makes_shards_that_training_reads(folder: Path, done: dict[str, Done]) -> None:
+    out = succeed(done["prepare"]).out
+    shards = sorted(path.name for path in (folder / "shards").iterdir())
+    assert shards[0] == "train_000000.bin" and shards[-1].startswith("val_")
+    assert "python -m gpt2ckpt.train data=tokens data.train='shards/train_*.bin'" in out
+    counts = [np.fromfile(folder / "shards" / name, dtype="<i4", count=3)[2] for name in shards]
+    total = sum(counts)
+    assert f"{sum(c for c, n in zip(counts, shards, strict=True) if 'train' in n)} training" in out
+    assert f"{len(shards)} shards in shards" in out
+    trained = succeed(done["train"]).out
+    assert f"{total} tokens" in trained.replace(",", "")
+    assert latest(folder / "on_shards")["step"] == 4
+
+
+def test_samples_appear_while_training(done: dict[str, Done]) -> None:
+    assert done["train"].out.count("sample: The ") == 2
+
+
+def test_prepare_never_overwrites_shards(folder: Path, done: dict[str, Done]) -> None:
+    assert done["again"].code == 1
+    assert done["again"].sentence.startswith("shards already holds shards (train_000000.bin)")
+
+
+def test_a_run_begins_from_the_weights_of_another(
+    reference: Any, folder: Path, done: dict[str, Done]
+) -> None:
+    """The checkpoint sets the shape; the losses go on where the trained model was."""
+    out = succeed(done["init"]).out
+    losses = [
+        float(line.split("loss ")[1].split()[0]) for line in out.splitlines() if "| loss" in line
+    ]
+    best = latest(reference.directory)["best_val_loss"]
+    assert abs(losses[0] - best) < 0.6 < math.log(64) - best
+    state = latest(folder / "from_weights")
+    assert state["config"]["model"]["n_embd"] == 32
+    assert state["run"]["parent"] is None
+
+
+def test_sample_writes_text_that_its_seed_settles(folder: Path, done: dict[str, Done]) -> None:
+    succeed(done["train"])
+    words = ["ckpt=on_shards", "prompt='The quick, brown'", "max_tokens=8"]
+    results = side_by_side(
+        folder,
+        {
+            "twice": ("sample", [*words, "num_samples=2", "seed=5"]),
+            "second": ("sample", [*words, "seed=6"]),
+        },
+    )
+    first, second = succeed(results["twice"]).out.split("-" * 40 + "\n")
+    assert first.startswith("The quick, brown") and len(first) > len("The quick, brown") + 3
+    assert second == succeed(results["second"]).out != first

@@ -1,0 +1,183 @@
+"""Resuming, forking and protecting a run on the real command line, from a finished one."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commands import Done, events, latest, opened, same_bits, side_by_side, succeed, tree
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+
+
+def flip(share: float) -> Callable[[Path], None]:
+    """Flip one bit at that share of the file, in place, so that hard links are damaged too."""
+
+    def damage(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[int(share * len(content))] ^= 16
+        with path.open("r+b") as file:
+            file.write(content)
+
+    return damage
+
+
+DAMAGES = {"head": flip(0.0), "tensor": flip(0.6), "end": flip(0.9999), "cut": cut}
+
+
+@pytest.fixture(scope="module")
+def folder(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the finished run for every command."""
+    folder = tmp_path_factory.mktemp("going_on")
+    for name in ("finished", "protected", "forked_from", "extended", *DAMAGES):
+        shutil.copytree(reference.directory, folder / name, copy_function=shutil.copy2)
+    for name, damage in DAMAGES.items():
+        damage(folder / name / "checkpoints" / "latest.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def before(folder: Path) -> dict[str, Any]:
+    return {path.name: tree(path) for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def done(reference: Any, folder: Path, before: dict[str, Any]) -> dict[str, Done]:
+    """Each command works in a directory of its own, so that they can run side by side."""
+
+    def resume(name: str, *words: str) -> tuple[str, list[str]]:
+        return "train", ["+resume=latest", f"hydra.run.dir={name}", *words]
+
+    source = folder / "forked_from" / "checkpoints" / "rolling_step_000100.pt"
+    longer = "trainer.max_steps=123"
+    return side_by_side(
+        folder,
+        {
+            "finished": resume("finished"),
+            "protected": ("train", [*reference.words, longer, "hydra.run.dir=protected"]),
+            "fork": ("train", [f"+resume={source}", "+fork=true", "trainer.max_steps=102"]),
+            "extended": resume("extended", longer, reference.words[2]),
+            **{name: resume(name, longer) for name in DAMAGES},
+        },
+    )
+
+
+def test_a_finished_run_says_what_to_raise_and_changes_nothing(
+    done: dict[str, Done], folder: Path, before: dict[str, Any]
+) -> None:
+    result = succeed(done["finished"])
+    assert "finished is finished: step 120 of 120" in result.out
+    assert "raise trainer.max_steps (now 120)" in result.out
+    assert tree(folder / "finished") == before["finished"]
+
+
+def test_a_new_run_in_an_old_directory_trains_elsewhere(
+    done: dict[str, Done], folder: Path, before: dict[str, Any]
+) -> None:
+    result = succeed(done["protected"])
+    assert "CHECKPOINT DIRECTORY PROTECTION" in result.out
+    assert "+resume=latest hydra.run.dir=protected" in result.out
+    assert tree(folder / "protected") == before["protected"]
+    [made] = folder.glob("protected_run_*")
+    assert latest(made)["step"] == 123
+    assert {"checkpoints", "metrics.jsonl", "train.log", ".hydra"} <= {
+        p.name for p in made.iterdir()
+    }
+
+
+def test_a_fork_is_a_run_of_its_own_with_its_parent_recorded(
+    done: dict[str, Done], folder: Path, before: dict[str, Any]
+) -> None:
+    result = succeed(done["fork"])
+    assert "forking from " in result.out
+    assert tree(folder / "forked_from") == before["forked_from"]
+    [made] = (folder / "outputs").glob("reference_run_*")  # the name comes with the config
+    state, parent = latest(made), latest(folder / "forked_from")
+    assert state["run"]["id"] != parent["run"]["id"]
+    assert (state["run"]["parent"]["id"], state["run"]["parent"]["step"]) == (
+        *(parent["run"]["id"],),
+        100,
+    )
+    assert [step for step, _ in events(made)] == [101, 102]
+
+
+def test_a_resume_applies_and_prints_what_changes_and_nothing_else(
+    done: dict[str, Done], folder: Path
+) -> None:
+    """The command repeats data.val=FILE: a key of data=tokens, which it does not repeat."""
+    result = succeed(done["extended"])
+    assert "resuming from extended/checkpoints/latest.pt, step 120" in result.out
+    changes = [line for line in result.out.splitlines() if " → " in line]
+    assert changes == ["trainer.max_steps: 120 → 123"]
+    assert [step for step, _ in events(folder / "extended")] == list(range(1, 124))
+    state = latest(folder / "extended")
+    assert state["config"]["trainer"]["max_steps"] == 123
+    assert state["overrides"].index("trainer.max_steps=123") > state["overrides"].index(
+        "trainer.max_steps=120"
+    )
+
+
+def test_every_launch_has_a_record_of_its_own_with_all_that_it_trains_with(
+    done: dict[str, Done], folder: Path, before: dict[str, Any]
+) -> None:
+    hydra = folder / "extended" / ".hydra"
+    old = {name: entry for name, entry in before["extended"].items() if name.startswith(".hydra/")}
+    now = tree(folder / "extended")
+    assert old and all(now[name] == entry for name, entry in old.items())
+    assert yaml.safe_load((hydra / "config.yaml").read_text())["trainer"]["max_steps"] == 120
+    record = yaml.safe_load((hydra / "resume_1" / "config.yaml").read_text())
+    assert record["trainer"]["max_steps"] == 123
+    assert (record["name"], record["model"]["dropout"], record["resume"]) == (
+        *("reference", 0.1),
+        "latest",
+    )
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_latest_is_passed_over_by_name(
+    done: dict[str, Done], folder: Path, name: str
+) -> None:
+    result = succeed(done[name])
+    assert f"skipped {name}/checkpoints/latest.pt: " in result.out
+    used = result.out.partition("resuming from ")[2].splitlines()[0]
+    assert used.endswith(", step 120") and "latest.pt" not in used
+    whole, mended = latest(folder / "extended"), latest(folder / name)
+    assert same_bits(whole["model"], mended["model"])
+    assert same_bits(whole["optimizer"], mended["optimizer"])
+
+
+def test_all_files_of_the_finished_run_open_as_anybody_opens_them(reference: Any) -> None:
+    promised = {
+        *("format", "step", "epoch", "tokens_seen", "model", "optimizer", "schedule", "rng"),
+        *("data", "config", "overrides", "train_loss", "val_loss", "best_val_loss", "run"),
+        *("reason", "saved_at", "versions"),
+    }
+    paths = list((reference.directory / "checkpoints").glob("*.pt"))
+    assert len(paths) >= 12
+    for path in paths:
+        state = opened(path)
+        assert promised <= set(state), path.name
+        assert "transformer.h.0.attn.c_attn.weight" in state["model"]
+
+
+def test_the_output_tells_the_start_each_step_and_the_end(reference: Any) -> None:
+    lines = reference.output.splitlines()
+    for expected in (
+        "device ",
+        "precision ",
+        "parameters ",
+        "train data ",
+        "checkpoints ",
+        "disk ",
+    ):
+        assert any(line.startswith(expected) for line in lines), expected
+    steps = [line for line in lines if line.startswith("step ") and " loss " in line]
+    assert len(steps) == 120
+    assert all(" lr " in line and " tok/s " in line for line in steps)
+    assert any("gpt2ckpt.sample ckpt=run" in line for line in lines)
+    log = (reference.directory / "train.log").read_text()
+    assert all(line in log for line in steps)

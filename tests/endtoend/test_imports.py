@@ -1,0 +1,46 @@
+"""Help and mistakes are answered without the seconds that importing torch takes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import environment
+
+RUN = """
+import runpy, sys
+name, sys.argv, code = sys.argv[1], sys.argv[1:], 0
+try:
+    runpy.run_module(f"gpt2ckpt.{name}", run_name="__main__")
+except SystemExit as ended:
+    code = ended.code or 0
+slow = sorted({"torch", "transformers", "wandb", "tensorboard"} & set(sys.modules))
+print(code, *slow, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("train --help", 0),
+        ("train --cfg job", 0),
+        ("train optimizer.lrr=1", 2),
+        ("train trainer.batch_size=0", 2),
+        ("train data=text data.train=gone.txt", 1),
+        ("sample --help", 0),
+        ("evaluate batch_size=0 ckpt=a.pt", 2),
+        ("prepare --help", 0),
+    ],
+)
+def test_nothing_slow_is_imported(tmp_path: Path, command: str, code: int) -> None:
+    words = [sys.executable, "-c", RUN, *command.split()]
+    done = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == str(code)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_the_groups_and_how_to_go_on(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "gpt2ckpt.train", "--help"]
+    out = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    for expected in ("+resume=latest", "optimizer: adamw, muon", "checkpoint: light, off, safe"):
+        assert expected in out.stdout

@@ -1,0 +1,103 @@
+"""What cannot work ends in one sentence and an exit code, before anything is written."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Done, environment, run, side_by_side, tree
+
+from gpt2ckpt.runs.lock import RunLock
+
+WRONG = {
+    # words after the command: exit code, and what the sentence must say
+    "optimizer.lrr=1e-3": (2, "Did you mean optimizer.lr?"),
+    "model=gpt2_nanoo": (2, "Did you mean model=gpt2_nano?"),
+    "trainer.max_steps=ten": (2, "trainer.max_steps=ten is not possible"),
+    "optimizer.kind=os.system": (2, "it must be one of adamw, muon"),
+    "no_override": (2, "'no_override' is no override of the form key=value"),
+    "--multirn": (2, "Did you mean --multirun?"),
+    "--config-name=trian": (2, "there is no config trian"),
+    "--config-dir=nowhere": (2, "there is no such directory"),
+    "resume=lates": (2, "Did you mean latest?"),
+    "-m optimizer.lr=1e-3,-1": (2, "optimizer.lr=-1.0 is out of range"),
+    "data=text data.train=gone.txt": (1, "gone.txt"),
+    "data=tokens data.train='gone/*.bin' data.val=gone.bin": (1, "gone"),
+    "model.init_from=gone.pt": (1, "gone.pt"),
+    "+resume=latest": (1, "there is no checkpoint in outputs"),
+    "+resume=gone.pt": (1, "resume=gone.pt: there is no such file or directory"),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """All of them in one directory, which must stay empty."""
+    cwd = tmp_path_factory.mktemp("empty")
+    done = side_by_side(cwd, {words: ("train", shlex.split(words)) for words in WRONG})
+    assert tree(cwd) == {}
+    return done
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_command_is_refused_and_writes_nothing(
+    refused: dict[str, Done], words: str
+) -> None:
+    code, expected = WRONG[words]
+    done = refused[words]
+    assert expected in done.sentence
+    assert done.code == code
+    assert done.out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "code", "expected"),
+    [
+        ("evaluate", "", 2, "ckpt is missing: give ckpt=VALUE"),
+        ("evaluate", "ckpt=gone.pt", 1, "ckpt=gone.pt: there is no such file or directory"),
+        ("sample", "ckpt=latest", 1, "there is no checkpoint in outputs"),
+        ("sample", "ckpt=a.pt temprature=1", 2, "Did you mean temperature?"),
+        ("sample", "ckpt=a.pt temperature=-1", 2, "temperature is -1.0; it must be at least 0"),
+        ("prepare", "data.train=gone.txt out=shards", 1, "gone.txt"),
+        ("prepare", "-m data.train=a.txt out=b,c", 2, "prepare has no multirun"),
+    ],
+)
+def test_the_other_commands_refuse_in_the_same_way(
+    tmp_path: Path, name: str, words: str, code: int, expected: str
+) -> None:
+    done = run(name, words.split(), tmp_path)
+    assert expected in done.sentence
+    assert (done.code, done.out, tree(tmp_path)) == (code, "", {})
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path, token_data: Any) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    if os.access(closed, os.W_OK):
+        closed = Path("/proc/gpt2ckpt")  # nobody, not even root, makes a directory there
+    words = [*token_data.overrides, f"hydra.run.dir={closed}/run"]
+    done = run("train", words, tmp_path)
+    assert done.code == 1
+    assert f"the run directory {closed}/run cannot be made" in done.sentence
+    assert "hydra.run.dir=DIR" in done.sentence
+
+
+def test_a_run_that_is_being_trained_is_not_resumed(reference: Any, tmp_path: Path) -> None:
+    before = tree(reference.directory)
+    with RunLock(reference.directory):
+        words = ["+resume=latest", f"hydra.run.dir={reference.directory}"]
+        done = run("train", words, tmp_path)
+    assert done.code == 1
+    assert f"{reference.directory} is being trained by process {os.getpid()} on " in done.sentence
+    assert {**tree(reference.directory), "run.lock": None} == {**before, "run.lock": None}
+
+
+def test_the_whole_trace_is_there_for_those_who_ask(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gpt2ckpt.train", "seed=-1"]
+    env = {**environment(), "HYDRA_FULL_ERROR": "1"}
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: seed is -1; it must be at least 0"
+    assert done.returncode == 2

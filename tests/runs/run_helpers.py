@@ -1,0 +1,64 @@
+"""Run directories with real, small checkpoints in them, and trees compared byte for byte."""
+
+import functools
+import hashlib
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2ckpt.checkpoint import format
+from gpt2ckpt.checkpoint.policy import Event, Retention
+from gpt2ckpt.checkpoint.store import Store
+from gpt2ckpt.config.compose import compose_config
+from gpt2ckpt.config.replay import freeze
+
+NOON = datetime(2025, 11, 6, 12, 0, 0)
+
+
+@functools.cache
+def frozen_of(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The config that a run began with; not to be changed."""
+    return freeze(compose_config("train", [*overrides]).values)
+
+
+def state_of(step: int, overrides: list[str] | None = None) -> dict[str, Any]:
+    """As much of a training state as finding and replaying need."""
+    overrides = overrides or []
+    return {
+        "format": format.FORMAT,
+        "step": step,
+        "config": frozen_of(tuple(overrides)),
+        "overrides": overrides,
+        "run": {"id": "1a2b3c4d", "name": "gpt2", "parent": None},
+        "model": {"weight": torch.full((64, 64), float(step))},
+    }
+
+
+def save(run: Path, step: int, overrides: list[str] | None = None, **reasons: Any) -> Path:
+    """Save a state of `step` as a training does; returns its own file."""
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    event = Event(step, NOON, **(reasons or {"regular": True}))
+    return Store(folder).put(format.encode(state_of(step, overrides)), event, Retention(10, 10))
+
+
+def damage(path: Path) -> None:
+    """Flip one bit in the middle of a file, in place: every hard link of it is damaged."""
+    with path.open("r+b") as file:
+        middle = path.stat().st_size // 2
+        file.seek(middle)
+        byte = file.read(1)[0]
+        file.seek(middle)
+        file.write(bytes([byte ^ 1]))
+
+
+def tree(folder: Path) -> dict[str, tuple[str, int, int]]:
+    """Every path below `folder`: what it holds, when that changed, and its mode."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        info = path.stat()
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        found[str(path.relative_to(folder))] = (content, info.st_mtime_ns, info.st_mode)
+    return found

@@ -1,0 +1,99 @@
+"""A lock lives and dies with its process, and names it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from run_helpers import tree
+
+from gpt2ckpt.errors import InputError
+from gpt2ckpt.runs.lock import LOCK_NAME, RunLock, is_locked, refuse_if_locked
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from gpt2ckpt.runs.lock import RunLock
+lock = RunLock(Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def live_run(directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock until it is killed."""
+    command = [sys.executable, "-c", HOLD, str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "locked\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_live_run_is_named_by_process_and_host(tmp_path: Path) -> None:
+    with live_run(tmp_path) as process:
+        before = tree(tmp_path)
+        assert is_locked(tmp_path)
+        for attempt in (RunLock, refuse_if_locked):
+            with pytest.raises(InputError) as raised:
+                attempt(tmp_path)
+            for word in (str(tmp_path), f"process {process.pid} ", socket.gethostname()):
+                assert word in str(raised.value)
+        assert tree(tmp_path) == before
+
+
+def test_the_lock_of_a_killed_run_is_taken_over(tmp_path: Path) -> None:
+    with live_run(tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert (tmp_path / LOCK_NAME).exists()
+        assert not is_locked(tmp_path)
+        refuse_if_locked(tmp_path)
+        with RunLock(tmp_path):
+            assert f'"pid": {os.getpid()}' in (tmp_path / LOCK_NAME).read_text()
+            assert is_locked(tmp_path)
+
+
+def test_a_shorter_owner_leaves_nothing_of_a_longer_one(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).write_text('{"pid": 1, "host": "' + "x" * 500)
+    with RunLock(tmp_path), pytest.raises(InputError, match=f"process {os.getpid()} on "):
+        RunLock(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 3}', "\udcff"])
+def test_an_owner_that_cannot_be_read_still_keeps_others_out(tmp_path: Path, content: str) -> None:
+    with RunLock(tmp_path):
+        (tmp_path / LOCK_NAME).write_bytes(content.encode(errors="surrogateescape"))
+        with pytest.raises(InputError, match="is being trained by another process"):
+            RunLock(tmp_path)
+
+
+def test_asking_writes_nothing(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    assert not is_locked(tmp_path / "missing")
+    refuse_if_locked(tmp_path)
+    assert tree(tmp_path) == {}
+
+
+def test_a_child_of_the_run_does_not_hold_its_lock(tmp_path: Path) -> None:
+    """W&B starts processes that may outlive a killed training."""
+    lock = RunLock(tmp_path)
+    with subprocess.Popen(["sleep", "600"], close_fds=False) as child:
+        lock.release()
+        assert not is_locked(tmp_path)
+        child.kill()
+
+
+def test_the_lock_is_given_back_at_the_end_of_its_block(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), RunLock(tmp_path):
+        assert is_locked(tmp_path)
+        _ = 1 / 0
+    assert not is_locked(tmp_path)

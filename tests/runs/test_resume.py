@@ -1,0 +1,207 @@
+"""What `resume=WHAT` finds, in folders of real checkpoints, whole and damaged."""
+
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from run_helpers import NOON, damage, save, tree
+
+from gpt2ckpt.checkpoint.store import Found
+from gpt2ckpt.errors import CheckpointError, ConfigError
+from gpt2ckpt.runs.resume import SELECTORS, Place, locate, newest_run, read
+
+
+def find(what: str, given: Path | None = None, outputs: Path = Path("nowhere")) -> Found:
+    place = locate(what, given, outputs)
+    assert place is not None
+    return read(place)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run with every role: best at 2 and at 4, an emergency at 5, the newest at 6."""
+    run = tmp_path / "gpt2_run_20251106_120000"
+    save(run, 2, regular=True, best=True)
+    save(run, 3, regular=True, epoch_ended=0)
+    save(run, 4, best=True)
+    save(run, 5, emergency=True)
+    save(run, 6, regular=True)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("what", "step"),
+    [
+        *(("latest", 6), ("auto", 6), ("latest_backup", 5)),
+        *(("best", 4), ("best_previous", 2), ("emergency", 5)),
+    ],
+)
+def test_each_selector_finds_its_state(run: Path, what: str, step: int) -> None:
+    for found in (find(what, given=run), find(what, outputs=run.parent)):
+        assert found.state["step"] == step
+        assert found.skipped == []
+        assert found.path.parent == run / "checkpoints"
+
+
+def test_all_selectors_of_the_contract_are_known() -> None:
+    promised = {"latest", "best", "best_previous", "emergency", "latest_backup", "auto"}
+    assert set(SELECTORS) == promised
+
+
+def test_the_newest_emergency_is_the_one_of_the_highest_step(run: Path) -> None:
+    save(run, 9, emergency=True)
+    save(run, 7, emergency=True)
+    assert find("emergency", given=run).state["step"] == 9
+
+
+@pytest.mark.parametrize("inside", ["", "checkpoints"])
+def test_a_run_directory_means_its_latest(run: Path, inside: str) -> None:
+    assert find(str(run / inside)).state["step"] == 6
+
+
+def test_a_file_means_itself_and_its_run(run: Path) -> None:
+    path = run / "checkpoints" / "epoch_00000.pt"
+    place = locate(str(path), None, run.parent)
+    assert place == Place(run, file=path, in_run=True)
+    assert read(place).state["step"] == 3
+
+
+def test_a_file_that_was_set_aside_belongs_to_its_run(run: Path) -> None:
+    aside = run / "checkpoints" / "abandoned_20251106_120000"
+    aside.mkdir()
+    shutil.copy(run / "checkpoints" / "best_model.pt", aside)
+    place = locate(str(aside / "best_model.pt"), None, run.parent)
+    assert place is not None
+    assert (place.directory, place.in_run) == (run, True)
+
+
+def test_a_file_outside_of_any_run_can_only_start_a_new_one(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(run / "checkpoints" / "latest.pt", tmp_path / "kept.pt"))
+    place = locate(str(copy), None, tmp_path)
+    assert place is not None
+    assert not place.in_run
+    assert read(place).state["step"] == 6
+    damage(copy)
+    with pytest.raises(CheckpointError, match=r"kept\.pt cannot be used: the tensor model\.weight"):
+        read(place)
+
+
+def test_the_home_directory_is_understood(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert find(f"~/{run.name}").state["step"] == 6
+
+
+def test_a_damaged_latest_gives_way_to_the_newest_valid_state_and_is_named(run: Path) -> None:
+    latest = run / "checkpoints" / "latest.pt"  # its blocks are those of rolling_step_000006.pt
+    damage(latest)
+    before = tree(run)
+    found = find("latest", given=run)
+    assert found.state["step"] == 6  # the independent copy
+    assert found.path.name == "rolling_last_backup.pt"
+    skipped = {path.name: reason for path, reason in found.skipped}
+    assert "the tensor model.weight is damaged" in skipped["latest.pt"]
+    damage(run / "checkpoints" / "rolling_last_backup.pt")
+    assert find("latest", given=run).state["step"] == 5
+    assert before.keys() == tree(run).keys()
+
+
+def test_a_damaged_best_gives_way_to_its_copy_and_then_to_the_best_before(run: Path) -> None:
+    folder = run / "checkpoints"
+    damage(folder / "best_model.pt")
+    found = find("best", given=run)
+    assert (found.path.name, found.state["step"]) == ("best_model_backup.pt", 4)
+    damage(folder / "best_model_backup.pt")
+    assert find("best", given=run).path.name == "best_model_previous.pt"
+
+
+def test_a_damaged_file_that_was_named_gives_way_to_the_newest(run: Path) -> None:
+    path = run / "checkpoints" / "epoch_00000.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    found = find(str(path))
+    assert found.state["step"] == 6
+    assert [skipped for skipped, _ in found.skipped] == [path]
+
+
+def test_what_is_half_written_or_not_ours_is_passed_over(run: Path) -> None:
+    folder = run / "checkpoints"
+    (folder / ".latest.pt.host-1-00000000.tmp").write_bytes(b"half")
+    (folder / "notes.pt").write_bytes(b"the user's")
+    (folder / "latest.pt").write_bytes(b"")
+    found = find("latest", given=run)
+    assert found.state["step"] == 6
+    assert [path.name for path, _ in found.skipped] == ["latest.pt"]
+
+
+def test_when_nothing_valid_is_left_every_file_is_named_and_kept(tmp_path: Path) -> None:
+    run = tmp_path / "gpt2_run_20251106_120000"
+    save(run, 3, emergency=True)
+    for path in (run / "checkpoints").iterdir():
+        path.write_bytes(b"PK" + b"\0" * 100)
+    before = tree(run)
+    with pytest.raises(CheckpointError, match="no valid checkpoint is left") as raised:
+        find("latest", given=run)
+    for path in (run / "checkpoints").iterdir():
+        assert str(path) in str(raised.value)
+    assert tree(run) == before
+
+
+def test_names_are_looked_for_in_the_newest_run(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    for name in [
+        "gpt2_run_20251106_120000",
+        "other_run_20251107_000000",
+        "a_run_20251106_130000",
+        "gpt2_sweep_20261231_000000",
+        "mine",
+    ]:
+        save(outputs / name, 1)
+    (outputs / "zzz_run_99999999").mkdir()
+    assert newest_run(outputs) == outputs / "other_run_20251107_000000"
+    save(outputs / f"mine_run_{NOON + timedelta(days=9):%Y%m%d_%H%M%S}", 4)
+    assert find("latest", outputs=outputs).state["step"] == 4
+
+
+def test_auto_starts_anew_only_where_there_is_no_checkpoint(tmp_path: Path) -> None:
+    empty = tmp_path / "gpt2_run_20251106_120000"
+    for outputs in (tmp_path / "missing", tmp_path):
+        assert locate("auto", None, outputs) is None
+    (empty / "checkpoints").mkdir(parents=True)
+    assert locate("auto", empty, tmp_path) is None
+    (empty / "checkpoints" / "latest.pt").write_bytes(b"damaged")
+    place = locate("auto", empty, tmp_path)
+    assert place is not None
+    with pytest.raises(CheckpointError):  # never silently from step 0 over a damaged run
+        read(place)
+
+
+def test_what_is_not_there_is_said_with_what_to_type(tmp_path: Path) -> None:
+    for given in (None, tmp_path):
+        with pytest.raises(CheckpointError) as raised:
+            locate("latest", given, tmp_path)
+        assert f"there is no checkpoint in {tmp_path}" in str(raised.value)
+        assert "resume=PATH, or leave resume out" in str(raised.value)
+    with pytest.raises(CheckpointError, match=r"ckpt=PATH$"):
+        locate("best", None, tmp_path, key="ckpt")
+    with pytest.raises(CheckpointError, match="there is no such file or directory"):
+        locate(str(tmp_path / "gone.pt"), None, tmp_path)
+    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+        find(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [("lates", "Did you mean latest?"), ("bst", "Did you mean best?"), ("newest", "none of")],
+)
+def test_a_misspelt_selector_is_refused_with_the_nearest(
+    tmp_path: Path, word: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        locate(word, None, tmp_path)
+    assert hint in str(raised.value)
+    assert f"resume={word}" in str(raised.value)
+
+
+def test_a_word_for_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="resume is empty"):
+        locate(" ", None, tmp_path)

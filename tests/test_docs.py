@@ -1,0 +1,41 @@
+"""The documentation's links lead somewhere, and its commands are ones that would run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from gpt2ckpt.config.compose import compose_config
+from gpt2ckpt.config.registry import ROOTS
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/*/*.md")])
+COMMAND = re.compile(r"^(?:\$ )?python -m gpt2ckpt\.(\w+)(.*)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def hydra_commands() -> list[tuple[str, list[str]]]:
+    found = []
+    for page in PAGES:
+        for module, rest in COMMAND.findall(page.read_text()):
+            words = shlex.split(rest.replace("…", ""), comments=True)
+            if module in ROOTS:
+                found.append((module, [word for word in words if "=" in word]))
+    return found
+
+
+@pytest.mark.parametrize(("module", "overrides"), hydra_commands(), ids=str)
+def test_commands_compose(module: str, overrides: list[str]) -> None:
+    single = [override.split(",")[0] if "[" not in override else override for override in overrides]
+    compose_config(module, [override for override in single if "WHAT" not in override])
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(hydra_commands()) > 10

@@ -1,0 +1,97 @@
+"""What is chosen, why, and what is said when it cannot be."""
+
+import pytest
+import torch
+from training_helpers import process_switches_restored
+
+from gpt2ckpt.config.checks import check_hardware
+from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.training.hardware import choose_hardware, differences, prepare_process
+
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
+
+def test_what_is_asked_for_is_taken() -> None:
+    hardware = choose_hardware("cpu", "bfloat16", 3)
+    assert (hardware.device, hardware.precision, hardware.threads) == (
+        *(torch.device("cpu"), "bfloat16"),
+        3,
+    )
+    assert hardware.device_reason == hardware.precision_reason == "as configured"
+
+
+@NO_CUDA
+def test_auto_says_why() -> None:
+    hardware = choose_hardware("auto", "auto", None)
+    if not torch.backends.mps.is_available():
+        assert (hardware.device.type, hardware.device_reason) == ("cpu", "no GPU is there")
+    assert hardware.precision in ("float32", "bfloat16")
+    expected = {"float32": "there is no faster one", "bfloat16": "the CPU has instructions for it"}
+    assert hardware.precision_reason.startswith(expected[hardware.precision])
+    assert hardware.threads == torch.get_num_threads()
+
+
+@NO_CUDA
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_missing_gpu_is_named(device: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        choose_hardware(device, "auto", None)
+    assert str(raised.value) == (
+        f"trainer.device={device}: PyTorch sees no CUDA device here; take auto"
+    )
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an Apple GPU")
+def test_a_missing_apple_gpu_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.device=mps: PyTorch sees no Apple GPU here"):
+        choose_hardware("mps", "auto", None)
+
+
+def test_float16_is_refused_on_a_cpu() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.precision=float16 needs a CUDA device: take"):
+        choose_hardware("cpu", "float16", None)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"])
+def test_words_for_devices(device: str) -> None:
+    check_hardware(device, "auto")
+
+
+@pytest.mark.parametrize("device", ["gpu", "CPU", "cuda:", "cuda:x", "cpu:0", "", "cuda 0"])
+def test_words_for_no_device(device: str) -> None:
+    with pytest.raises(ConfigError, match=r"it must be auto, cpu, cuda, cuda:N or mps"):
+        check_hardware(device, "auto")
+
+
+def test_a_resume_keeps_to_what_the_run_began_with() -> None:
+    recorded = {"device": "cpu", "device_name": "x", "precision": "float32", "threads": 3}
+    hardware = choose_hardware("cpu", "auto", None, recorded)
+    assert (hardware.precision, hardware.precision_reason) == ("float32", "as the run began")
+    assert hardware.threads == 3
+    changed = choose_hardware("cpu", "bfloat16", 1, recorded)  # unless something else is asked for
+    assert (changed.precision, changed.threads) == ("bfloat16", 1)
+    moved = choose_hardware("cpu", "auto", None, {**recorded, "device": "cuda"})
+    assert moved.precision_reason != "as the run began"
+
+
+def test_what_makes_a_resume_inexact_is_told() -> None:
+    recorded = choose_hardware("cpu", "float32", 2).recorded()
+    assert differences(recorded, recorded) == []
+    now = choose_hardware("cpu", "bfloat16", 4).recorded()
+    assert differences(now, recorded) == ["precision float32 → bfloat16", "threads 2 → 4"]
+    assert differences({**recorded, "new": 1}, recorded) == []
+
+
+def test_autocast_is_the_precision() -> None:
+    a = torch.ones(2, 2)
+    for precision, dtype in [("float32", torch.float32), ("bfloat16", torch.bfloat16)]:
+        with choose_hardware("cpu", precision, 1).autocast():
+            assert (a @ a).dtype is dtype
+
+
+def test_the_switches_of_the_process_are_set() -> None:
+    hardware = choose_hardware("cpu", "float32", 2)
+    with process_switches_restored():
+        prepare_process(hardware, deterministic=True)
+        assert torch.get_num_threads() == 2
+        assert torch.are_deterministic_algorithms_enabled()

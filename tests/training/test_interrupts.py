@@ -1,0 +1,74 @@
+"""Signals set flags; what follows from them is decided between two steps."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gpt2ckpt.training.interrupts import Interrupts, exit_code
+
+TWICE = """
+import os, signal, sys
+from gpt2ckpt.training.interrupts import Interrupts
+number = getattr(signal, sys.argv[1])
+with Interrupts() as interrupts:
+    os.kill(os.getpid(), number)
+    print("stopping", interrupts.stop is number, flush=True)
+    os.kill(os.getpid(), number)
+    print("still here")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_asked_for_and_raises_nothing(number: signal.Signals) -> None:
+    before = signal.signal(number, lambda *_: None)
+    try:
+        with Interrupts() as interrupts:
+            assert interrupts.stop is None
+            os.kill(os.getpid(), number)
+            assert interrupts.stop is number
+            assert not interrupts.take_save_request()
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_save_is_asked_for_once_and_stops_nothing() -> None:
+    with Interrupts() as interrupts:
+        for _ in range(2):  # two requests before a save are one
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert interrupts.take_save_request()
+        assert not interrupts.take_save_request()
+        assert interrupts.stop is None
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_the_same_signal_again_stops_at_once(name: str, code: int) -> None:
+    command = [sys.executable, "-c", TWICE, name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert done.stdout == "stopping True\n"
+
+
+def test_the_handlers_before_it_are_called_and_come_back() -> None:
+    """A launcher's own handler puts the job back into its queue."""
+    received: list[int] = []
+
+    def launchers(number: int, frame: object) -> None:
+        received.append(number)
+
+    before = signal.signal(signal.SIGTERM, launchers)
+    try:
+        with Interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupts.stop is signal.SIGTERM
+            assert received == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is launchers
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_exit_codes_are_those_of_a_shell() -> None:
+    assert [exit_code(number) for number in (signal.SIGINT, signal.SIGTERM)] == [130, 143]

@@ -1,0 +1,251 @@
+"""Whole runs in this process: going on is exact, and a failure never costs what was whole."""
+
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_helpers import differing, events, start_of, train
+
+from gpt2ckpt.checkpoint.store import load
+from gpt2ckpt.errors import ConfigError, InputError
+from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.training import session
+from gpt2ckpt.training.preparation import finished_notice, prepare
+from gpt2ckpt.training.step import HalfApplied, NotFinite
+
+KINDS = {
+    "adamw": ["optimizer.lr=1e-2", "trainer.max_steps=36"],
+    "muon": ["optimizer=muon", "schedule=wsd", "schedule.decay_steps=9", "trainer.max_steps=36"],
+    "bfloat16": ["trainer.precision=bfloat16", "trainer.max_steps=36"],
+    "epochs": ["trainer.max_epochs=2", "trainer.grad_accum=3", "seed=5"],  # 62 / 6 steps each
+    "overfit": ["trainer.overfit=true", "trainer.max_steps=36", "schedule=constant"],
+}
+RANDOM = ["model.dropout=0.1", "trainer.eval_every=8", "trainer.eval_steps=2"]
+SAVING = ["checkpoint.save_every=5", "checkpoint.keep_rolling=99"]
+
+
+def final(run: Path) -> dict[str, Any]:
+    """What must be the same at the end, however a run got there."""
+    state = load(run / "checkpoints" / "latest.pt")
+    kept = ("step", "epoch", "tokens_seen", "train_loss", "val_loss", "best_val_loss", "best_step")
+    return {key: state[key] for key in (*kept, "data", "model", "optimizer", "rng")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_going_on_from_every_checkpoint_ends_in_the_same_bits(
+    token_data: Any, tmp_path: Path, kind: str
+) -> None:
+    words = [*token_data.overrides, *RANDOM, *SAVING, *KINDS[kind]]
+    whole = tmp_path / "whole"
+    train(words, whole)
+    losses = {event["step"]: event["train_loss"] for event in events(whole)}
+    expected = final(whole)
+    assert expected["data"]["position"] > 62  # past the first epoch: in the middle of another
+    sources = sorted((whole / "checkpoints").glob("*.pt"))
+    assert {path.name for path in sources} >= {"epoch_00000.pt", "best_model.pt"}
+    for source in [path for path in sources if load(path)["step"] < expected["step"]][::3]:
+        run = tmp_path / source.stem
+        train([f"+resume={source}", "+fork=true"], run)
+        assert differing(expected, final(run)) == [], source.name
+        assert all(losses[event["step"]] == event["train_loss"] for event in events(run))
+
+
+def test_a_run_in_many_pieces_is_the_run_in_one(token_data: Any, tmp_path: Path) -> None:
+    """Extended again and again, each time in another place of an epoch."""
+    words = [*token_data.overrides, *RANDOM, "schedule=constant", "trainer.grad_accum=2"]
+    train([*words, "trainer.max_steps=24"], tmp_path / "whole")
+    for steps in (3, 4, 11, 17, 24):  # an evaluation at the end of a piece would be one more
+        more = ["+resume=auto", f"trainer.max_steps={steps}", "trainer.eval_every=0"]
+        train([*words, *more], tmp_path / "pieces")
+    train([*words, "trainer.eval_every=0", "trainer.max_steps=24"], tmp_path / "without")
+    assert differing(final(tmp_path / "without"), final(tmp_path / "pieces")) == []
+    weights = [final(tmp_path / name)["model"] for name in ("whole", "pieces")]
+    assert differing(*weights) == []  # an evaluation moves no weight
+    steps = [event["step"] for event in events(tmp_path / "pieces")]
+    assert steps == list(range(1, 25))
+
+
+def test_an_evaluation_that_a_signal_cut_off_is_made_after_the_resume(
+    token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*token_data.overrides, *RANDOM, "checkpoint.save_every=8", "trainer.max_steps=20"]
+    train(words, tmp_path / "whole")
+    real, calls = session.evaluate, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(os.kill(os.getpid(), signal.SIGTERM))
+        return real(*arguments)
+
+    monkeypatch.setattr(session, "evaluate", interrupted)
+    assert train(words, tmp_path / "cut").stopped is signal.SIGTERM
+    monkeypatch.undo()
+    assert len(calls) == 1
+    assert events(tmp_path / "cut", "val_loss") == []
+    assert [event["step"] for event in events(tmp_path / "cut")] == list(range(1, 9))
+    [emergency] = (tmp_path / "cut" / "checkpoints").glob("emergency_*.pt")
+    assert load(emergency)["reason"] == "SIGTERM"
+    train([*words, "+resume=latest"], tmp_path / "cut")
+    assert differing(final(tmp_path / "whole"), final(tmp_path / "cut")) == []
+    for name in ("best_model.pt", "rolling_step_000008.pt"):
+        states = [load(tmp_path / run / "checkpoints" / name) for run in ("whole", "cut")]
+        assert differing(*[state["model"] for state in states]) == []
+    for key in ("val_loss", "train_loss"):
+        curves = [
+            [(event["step"], event[key]) for event in events(tmp_path / run, key)]
+            for run in ("whole", "cut")
+        ]
+        assert curves[0] == curves[1]
+
+
+def fail_in_step(monkeypatch: pytest.MonkeyPatch, at: int, then: Any) -> None:
+    """Let the model's loss be `then(loss)` from the forward pass number `at` on."""
+    real, calls = GPT2.loss, []
+
+    def loss(self: GPT2, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        value = real(self, inputs, targets)
+        result: torch.Tensor = then(value) if len(calls) >= at else value
+        return result
+
+    monkeypatch.setattr(GPT2, "loss", loss)
+
+
+def out_of_memory(_: torch.Tensor) -> torch.Tensor:
+    raise torch.OutOfMemoryError("no memory is left")
+
+
+@pytest.mark.parametrize(
+    ("then", "error"),
+    [(lambda loss: loss * float("nan"), NotFinite), (out_of_memory, torch.OutOfMemoryError)],
+    ids=["nan", "memory"],
+)
+def test_a_step_that_fails_leaves_an_emergency_checkpoint_that_goes_on_exactly(
+    token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: Any, error: type
+) -> None:
+    words = [*token_data.overrides, "model.dropout=0.1", "trainer.max_steps=12"]
+    words += ["trainer.grad_accum=2"]
+    train(words, tmp_path / "whole")
+    fail_in_step(monkeypatch, 14, then)  # in the second micro-batch of step 7
+    with pytest.raises(error):
+        train(words, tmp_path / "failed")
+    monkeypatch.undo()
+    [emergency] = (tmp_path / "failed" / "checkpoints").glob("emergency_*.pt")
+    state = load(emergency)
+    assert state["step"] == 6
+    assert state["reason"].startswith(error.__name__)
+    assert all(weight.isfinite().all() for weight in state["model"].values())
+    train([*words, "+resume=latest"], tmp_path / "failed")
+    assert differing(final(tmp_path / "whole"), final(tmp_path / "failed")) == []
+
+
+def test_a_half_applied_step_is_never_saved(
+    token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*token_data.overrides, "optimizer=muon", "trainer.max_steps=12", *SAVING]
+    real, calls = torch.optim.AdamW.step, []
+
+    def step(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 8:
+            raise MemoryError("in the middle of the update")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(HalfApplied):
+        train(words, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    assert not list(folder.glob("emergency_*"))
+    assert load(folder / "latest.pt")["step"] == 5
+
+
+def test_weights_that_are_not_finite_never_become_a_checkpoint(
+    token_data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loss of the step that spoils the weights is still a number; the next one is none."""
+    words = [*token_data.overrides, "schedule=constant", "schedule.warmup_steps=0"]
+    train([*words, "trainer.max_steps=3"], tmp_path / "run")
+    before = (tmp_path / "run" / "checkpoints" / "latest.pt").read_bytes()
+    more = ["+resume=latest", "optimizer.lr=1e39", "trainer.max_steps=9", "checkpoint.save_every=1"]
+    with caplog.at_level(logging.ERROR), pytest.raises(NotFinite):
+        train(more, tmp_path / "run")
+    assert "step 4 is not saved: its weights are not finite" in caplog.text
+    assert (tmp_path / "run" / "checkpoints" / "latest.pt").read_bytes() == before
+    assert not list((tmp_path / "run" / "checkpoints").glob("emergency_*"))
+
+
+def test_other_data_under_the_same_name_is_noticed(token_data: Any, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.bin"
+    mine.write_bytes(token_data.train.read_bytes())
+    words = [*token_data.overrides, f"data.train={mine}", "trainer.max_steps=2"]
+    run = tmp_path / "run"
+    train(words, run)
+    mine.write_bytes(mine.read_bytes()[:-2])
+    with pytest.raises(InputError, match="the data has changed since the checkpoint was saved"):
+        prepare(start_of(["+resume=latest", "trainer.max_steps=4"], run))
+    other = tmp_path / "other.bin"
+    mine.rename(other)
+    train(["+resume=latest", "trainer.max_steps=4", f"data.train={other}"], run)
+    assert final(run)["step"] == 4
+
+
+def test_a_finished_run_says_what_to_raise(token_data: Any, tmp_path: Path) -> None:
+    for end, key in (("max_steps=3", "trainer.max_steps"), ("max_epochs=1", "trainer.max_epochs")):
+        run = tmp_path / end.partition("=")[0]
+        words = [*token_data.overrides, f"trainer.{end}", "trainer.batch_size=31"]
+        fresh = start_of(words, run)
+        assert finished_notice(fresh, prepare(fresh)) is None
+        train(words, run)
+        again = start_of(["+resume=latest"], run)
+        notice = finished_notice(again, prepare(again))
+        assert notice is not None
+        assert f"raise {key} (now {end.partition('=')[2]})" in notice
+        more = start_of(["+resume=latest", f"{key}=5"], run)
+        assert finished_notice(more, prepare(more)) is None
+
+
+def test_of_two_ends_the_one_that_was_reached_is_to_be_raised(
+    token_data: Any, tmp_path: Path
+) -> None:
+    words = [*token_data.overrides, "trainer.max_steps=3", "trainer.max_epochs=9"]
+    train(words, tmp_path / "run")
+    again = start_of(["+resume=latest"], tmp_path / "run")
+    notice = finished_notice(again, prepare(again))
+    assert notice is not None and "raise trainer.max_steps (now 3)" in notice
+
+
+def test_steps_that_are_made_again_are_compared(
+    token_data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [*token_data.overrides, "trainer.max_steps=9", *SAVING]
+    train(words, tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    back = [f"+resume={tmp_path / 'run' / 'checkpoints' / 'rolling_step_000005.pt'}"]
+    with caplog.at_level(logging.INFO):
+        train(back, tmp_path / "run")
+        assert "replay: 4 steps identical" in caplog.text
+        events_ = [json.loads(line) for line in metrics.read_text().splitlines()]
+        events_[6]["train_loss"] += 1e-9
+        metrics.write_text("".join(json.dumps(event) + "\n" for event in events_))
+        train(back, tmp_path / "run")
+    assert "replay: step 7 differs: loss " in caplog.text
+    assert [event["step"] for event in events(tmp_path / "run")] == list(range(1, 10))
+
+
+def test_without_checkpoints_there_is_no_folder_for_them(token_data: Any, tmp_path: Path) -> None:
+    words = [*token_data.overrides, "trainer.max_steps=2", "checkpoint=off"]
+    train(words, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_vocabulary_that_is_too_small_names_the_file(token_data: Any, tmp_path: Path) -> None:
+    words = [*token_data.overrides, "model.vocab_size=20"]
+    with pytest.raises(InputError, match=r"train\.bin: token \d+ .*model\.vocab_size=20"):
+        prepare(start_of(words, tmp_path / "run"))
+    with pytest.raises(ConfigError, match="smaller than GPT-2's tokenizer"):
+        prepare(start_of(["model.vocab_size=20"], tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,75 @@
+"""A training in this process, from the words of a command line; and states compared bitwise."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2ckpt.config.compose import compose_config
+from gpt2ckpt.runs.start import Start, find_start, take_directory
+from gpt2ckpt.training.hardware import choose_hardware
+from gpt2ckpt.training.preparation import Prepared, prepare
+from gpt2ckpt.training.session import Outcome, Session
+
+
+def start_of(overrides: list[str], directory: Path) -> Start:
+    launch = [word for word in overrides if word.lstrip("+").startswith(("resume=", "fork="))]
+    return find_start(
+        *(compose_config("train", launch or overrides).values, overrides),
+        *(directory, directory.parent),
+        lambda words: compose_config("train", words).values,
+    )
+
+
+def train(overrides: list[str], directory: Path) -> Outcome:
+    """What the command does between its command line and its exit code."""
+    start = start_of(overrides, directory)
+    prepared: Prepared = prepare(start)
+    trainer = prepared.config.trainer
+    recorded = start.state["environment"] if start.state else None
+    hardware = choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded)
+    claim = take_directory(start, directory, is_given=True)
+    with process_switches_restored(), claim.lock:
+        return Session(claim.directory, start, prepared, hardware).run()
+
+
+@contextlib.contextmanager
+def process_switches_restored() -> Iterator[None]:
+    """Give the other tests their threads and their algorithms back."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    precision = torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_float32_matmul_precision(precision)
+
+
+def events(directory: Path, key: str = "train_loss") -> list[dict[str, Any]]:
+    """The events of metrics.jsonl that have `key`."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if key in event]
+
+
+def differing(first: Any, second: Any, path: str = "") -> list[str]:
+    """Where two states differ in any bit, as dotted names."""
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        same = first.dtype == second.dtype and first.shape == second.shape
+        same = same and first.numpy().tobytes() == second.numpy().tobytes()
+        return [] if same else [path]
+    if isinstance(first, dict) and isinstance(second, dict):
+        if first.keys() != second.keys():
+            return [f"{path} (keys)"]
+        pairs = [(key, first[key], second[key]) for key in first]
+    elif isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        if len(first) != len(second):
+            return [f"{path} (length)"]
+        pairs = [(str(i), *pair) for i, pair in enumerate(zip(first, second, strict=True))]
+    else:
+        return [] if type(first) is type(second) and first == second else [path]
+    return [name for key, a, b in pairs for name in differing(a, b, f"{path}.{key}".lstrip("."))]
