@@ -18,7 +18,7 @@ def _prepare(config: PrepareConfig) -> None:
     at_least("shard_tokens", config.shard_tokens, 1)
     summary = prepare(config.data, config.out, config.shard_tokens)
     print(
-        f"{summary.shards} shards in {config.out}: {summary.train_tokens:,} training and "
+        f"{len(summary.shards)} shards in {config.out}: {summary.train_tokens:,} training and "
         f"{summary.val_tokens:,} validation tokens. Train on them with\n"
         f"  python -m gpt2ckpt.train data=tokens data.train='{config.out}/train_*.bin' "
         f"data.val='{config.out}/val_*.bin'"

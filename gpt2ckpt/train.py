@@ -42,6 +42,8 @@ def _single(line: CommandLine) -> int:
     """Train one run; everything that can be refused is refused before Hydra makes a directory."""
     composed = _compose_launch(line)
     wanted = Path(composed.hydra.run.dir)
+    if composed.hydra.job.chdir:
+        raise ConfigError("hydra.job.chdir=true would move the relative paths: leave it out")
     is_given = any(word.lstrip("+").startswith("hydra.run.dir=") for word in line.overrides)
     start = find_start(
         *(composed.values, line.overrides, wanted if is_given else None, wanted.parent),
@@ -56,13 +58,18 @@ def _single(line: CommandLine) -> int:
     if not is_given:
         wanted = Path(_compose(line, line.overrides).hydra.run.dir)
     claim = take_directory(start, wanted, is_given=is_given)
-    outcomes = []
+    outcomes: list[Outcome | Exception] = []
 
     def task(_: DictConfig) -> None:
-        outcomes.append(_train(start, prepared, hardware, claim))
+        try:
+            outcomes.append(_train(start, prepared, hardware, claim))
+        except Exception as error:
+            outcomes.append(error)  # Hydra would print about it, too
 
     directory, record = quoted(str(claim.directory)), hydra_record(claim.directory)
     run_hydra(line, task, [f"hydra.run.dir={directory}", f"hydra.output_subdir={record}"])
+    if isinstance(outcomes[0], Exception):
+        raise outcomes[0]
     stopped = outcomes[0].stopped
     return exit_code(stopped) if stopped else 0
 

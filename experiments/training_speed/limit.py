@@ -1,45 +1,101 @@
-"""The matrix products of a training step and nothing else: no step can be faster."""
+"""The matrix products of a training step and nothing else: no step can be faster.
+
+Each is timed by itself in the layout that training has it in, with operands in memory that was
+touched before, and the fastest of several times counts.
+"""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from experiments.training_speed import own
 from experiments.training_speed.shapes import Shape
+from gpt2ckpt.training.hardware import DTYPES, prepare_process
 
-Product = tuple[int, int, int, int]  # times, rows, inner, columns
-
-
-def products(shape: Shape) -> Iterator[Product]:
-    """Every product of the forward pass; the backward pass makes two of each, as large."""
-    model, tokens = shape.model, shape.tokens
-    width, layers = model.n_embd, model.n_layer
-    for inner, columns in (
-        (width, 3 * width),
-        (width, width),
-        (width, 4 * width),
-        (4 * width, width),
-    ):
-        yield layers, tokens, inner, columns
-    yield 1, tokens, width, model.vocab_size
-    heads, length = layers * shape.batch_size * model.n_head, model.block_size
-    yield heads, length, width // model.n_head, length  # attention: scores
-    yield heads, length, length, width // model.n_head  # attention: mixing
+VOCABULARY = 50257
+PADDED_VOCABULARY = 50304  # a multiple of 64: faster in 16 bits
+TRIALS = 7
 
 
-def limit_seconds(shape: Shape, dtype: torch.dtype) -> float:
-    """Seconds that the products of one step take, with memory that was touched before."""
-    total = 0.0
-    for times, rows, inner, columns in products(shape):
-        a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
-        out, grad = torch.empty(rows, columns, dtype=dtype), torch.randn(rows, columns).to(dtype)
-        grad_a, grad_b = torch.empty_like(a), torch.empty_like(b)
-        best = float("inf")
-        for _ in range(3):
-            start = time.perf_counter()
-            torch.mm(a, b, out=out)
-            torch.mm(grad, b.t(), out=grad_a)
-            torch.mm(a.t(), grad, out=grad_b)
-            best = min(best, time.perf_counter() - start)
-        total += times * best
-    return total
+@dataclass(frozen=True)
+class Product:
+    """Y = X W^T: `count` of them in a step, `batch` at a time; X [rows, inner], W [columns, inner].
+
+    Its backward pass has two products of the same size: dX = dY W and dW = dY^T X.
+    """
+
+    name: str
+    count: int
+    rows: int
+    inner: int
+    columns: int
+    batch: int = 1
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations, forward and backward."""
+        return 3 * 2 * self.count * self.batch * self.rows * self.inner * self.columns
+
+
+def products(shape: Shape, vocabulary: int) -> Iterator[Product]:
+    """Every product of the forward pass. Attention is counted without the causal mask."""
+    tokens, width, layers = shape.tokens, shape.n_embd, shape.n_layer
+    heads, head_width = shape.batch * shape.n_head, shape.n_embd // shape.n_head
+    yield Product("queries, keys, values", layers, tokens, width, 3 * width)
+    yield Product("attention scores", layers, shape.context, head_width, shape.context, heads)
+    yield Product("attention mixing", layers, shape.context, shape.context, head_width, heads)
+    yield Product("attention output", layers, tokens, width, width)
+    yield Product("MLP up", layers, tokens, width, 4 * width)
+    yield Product("MLP down", layers, tokens, 4 * width, width)
+    yield Product("output layer", 1, tokens, width, vocabulary)
+
+
+def measure(shape: Shape) -> dict[str, object]:
+    """Seconds by product, and in all, of one step in the precision that gpt2ckpt takes here."""
+    config = own.read_config(shape)
+    hardware = own.choose(config)
+    prepare_process(hardware, deterministic=config.trainer.deterministic)
+    dtype = DTYPES[hardware.precision]
+    vocabulary = VOCABULARY if dtype == torch.float32 else PADDED_VOCABULARY
+    rows = [(product, _seconds(product, dtype)) for product in products(shape, vocabulary)]
+    return {
+        "seconds": [sum(seconds for _, seconds in rows)],
+        "precision": hardware.precision,
+        "products": {
+            product.name: {
+                "forward": [product.count, product.batch, product.rows, product.inner]
+                + [product.columns],
+                "seconds": seconds,
+                "gflop_per_s": product.flops / seconds / 1e9,
+            }
+            for product, seconds in rows
+        },
+    }
+
+
+def _seconds(product: Product, dtype: torch.dtype) -> float:
+    def new(*size: int) -> Tensor:
+        whole = size if product.batch == 1 else (product.batch, *size)
+        return torch.randn(whole).to(dtype)
+
+    x, w = new(product.rows, product.inner), new(product.columns, product.inner)
+    y, dx, dw = new(product.rows, product.columns), torch.empty_like(x), torch.empty_like(w)
+    multiply = torch.mm if product.batch == 1 else torch.bmm
+    parts: list[Callable[[], Tensor]] = [
+        lambda: multiply(x, w.mT, out=y),
+        lambda: multiply(y, w, out=dx),
+        lambda: multiply(y.mT, x, out=dw),
+    ]
+    return product.count * sum(_fastest(part) for part in parts)
+
+
+def _fastest(work: Callable[[], Tensor]) -> float:
+    times = []
+    for _ in range(TRIALS):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)

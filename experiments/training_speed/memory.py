@@ -1,25 +1,39 @@
-"""What a training step of gpt2ckpt must hold at its peak, added up from the shapes."""
+"""What a training step of gpt2ckpt holds, added up from the shapes."""
 
+from experiments.training_speed import own
 from experiments.training_speed.shapes import Shape
+from gpt2ckpt.model.attention import MAX_KEPT_LENGTH
 from gpt2ckpt.model.counts import count_parameters
-from gpt2ckpt.model.loss import CHUNK_ROWS_CPU
+from gpt2ckpt.model.loss import CHUNK_ROWS_CPU, SOFTMAX_ROWS_CPU
 
-FLOAT, HALF, INDEX = 4, 2, 8  # bytes
+FLOAT, HALF = 4, 2  # bytes
 
 
-def accounted_bytes(shape: Shape) -> int:
-    """Weights, gradients, Adam's two moments, activations kept for the backward pass, one chunk
-    of logits, and the output layer's second gradient (it is added to that of the embedding).
+def accounted_bytes(shape: Shape) -> dict[str, int]:
+    """Bytes by part, under bfloat16 autocast as on a CPU that computes in it (float32 otherwise).
 
-    Under bfloat16 autocast a block keeps, per token: its residual stream twice, the inputs of its
-    two norms in float32 (4 C), and in bfloat16 the norms' outputs (2 C), queries, keys and values
-    (3 C), what attention mixed (C), the hidden layer before and after GELU (8 C), and the copies
-    in bfloat16 of its weights.
+    A block keeps for its backward pass, per token and in units of its width C: in float32 the
+    inputs of its two norms (2 C); in the dtype of the products the outputs of the norms (2 C),
+    queries, keys and values (3 C), what attention mixed (C), and the hidden layer before and after
+    GELU (8 C); and of short blocks the attention weights. Autocast's copies of the weights are kept
+    too. Of the logits there is one chunk, with a few rows in float32.
     """
-    model, tokens = shape.model, shape.tokens
-    counts, width = count_parameters(model), model.n_embd
-    state = counts.total * 4 * FLOAT
-    per_token = model.n_layer * width * (4 * FLOAT + (2 + 3 + 1 + 8) * HALF)
-    casts = (counts.attention + counts.mlp + counts.embedding) * HALF
-    logits = min(tokens, CHUNK_ROWS_CPU) * model.vocab_size * HALF
-    return state + tokens * per_token + casts + logits + counts.embedding * FLOAT
+    config = own.read_config(shape)
+    counts, tokens, width = count_parameters(config.model), shape.tokens, shape.n_embd
+    is_bfloat16 = own.choose(config).precision == "bfloat16"
+    size = HALF if is_bfloat16 else FLOAT
+    per_token = width * (2 * FLOAT + (2 + 3 + 1 + 8) * size)
+    if is_bfloat16 and shape.context <= MAX_KEPT_LENGTH:
+        per_token += shape.n_head * shape.context * size
+    ends = 3 * width * FLOAT  # around the blocks: the last norm, and the loss's own gradient
+    rows = min(tokens, CHUNK_ROWS_CPU)
+    softmax = min(rows, SOFTMAX_ROWS_CPU) * FLOAT if is_bfloat16 else 0
+    copies = counts.attention + counts.mlp + counts.embedding if is_bfloat16 else 0
+    return {
+        "weights": counts.total * FLOAT,
+        "gradients": counts.total * FLOAT,
+        "Adam's two moments": 2 * counts.total * FLOAT,
+        "activations": tokens * (shape.n_layer * per_token + ends),
+        "copies of the weights in 16 bits": copies * HALF,
+        "one chunk of logits": config.model.vocab_size * (rows * size + softmax),
+    }

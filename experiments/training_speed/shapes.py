@@ -2,30 +2,39 @@
 
 from dataclasses import dataclass
 
-from gpt2ckpt.config.schema import ModelConfig
+THREADS = 2
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and a micro-batch; `steps` are timed after `warmup` others."""
+    """A model and its batch; `steps` are timed after `warm_up` others."""
 
-    model: ModelConfig
-    batch_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    context: int
+    batch: int
     steps: int
-    warmup: int = 2
+    warm_up: int = 2
 
     @property
     def tokens(self) -> int:
         """Tokens in one step."""
-        return self.batch_size * self.model.block_size
+        return self.batch * self.context
 
-
-def _model(n_layer: int, n_head: int, n_embd: int, block_size: int) -> ModelConfig:
-    return ModelConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size)
+    @property
+    def overrides(self) -> list[str]:
+        """What to type after `python -m gpt2ckpt.train` to train this on a CPU."""
+        return [
+            *(f"model.n_layer={self.n_layer}", f"model.n_head={self.n_head}"),
+            *(f"model.n_embd={self.n_embd}", f"model.block_size={self.context}"),
+            *(f"trainer.batch_size={self.batch}", f"trainer.threads={THREADS}"),
+            "trainer.device=cpu",
+        ]
 
 
 SHAPES = {
-    "nano": Shape(_model(4, 4, 128, 128), batch_size=8, steps=12),
-    "6x384": Shape(_model(6, 6, 384, 256), batch_size=8, steps=4),
-    "124M": Shape(_model(12, 12, 768, 256), batch_size=2, steps=4),
+    "nano": Shape(4, 4, 128, context=128, batch=8, steps=15, warm_up=3),
+    "6x384": Shape(6, 6, 384, context=256, batch=8, steps=5),
+    "124M": Shape(12, 12, 768, context=256, batch=2, steps=5),
 }

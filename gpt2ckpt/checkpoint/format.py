@@ -31,6 +31,7 @@ ROOT = "gpt2ckpt"
 SEAL_PREFIX = b"gpt2ckpt seal xxh3_128 "
 SEAL_SIZE = len(SEAL_PREFIX) + 32
 CHUNK = 1 << 20  # bytes digested at a time: small enough to stay in the processor's cache
+LARGEST_GAP = 1 << 28  # bytes between tensors: more is no file of ours, and would be read at once
 TENSOR_KEY = "$tensor"
 CONSTANT_RECORDS = (("byteorder", b"little"), ("version", b"3\n"))  # for torch.load
 ITEM_SIZES = {  # bytes of one element of each type that a tensor may have
@@ -349,6 +350,8 @@ def _skeleton_digest(file: BinaryIO, storages: list[Storage], size: int) -> str:
     state = xxhash.xxh3_128()
     position = 0
     for start, end in [*((s.offset, s.offset + s.size) for s in storages), (size - 32, size)]:
+        if start - position > LARGEST_GAP:
+            raise CheckpointError("it is not a gpt2ckpt checkpoint, or damaged: a gap in it")
         file.seek(position)
         state.update(file.read(start - position))
         position = end

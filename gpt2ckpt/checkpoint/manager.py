@@ -51,6 +51,7 @@ class CheckpointManager:
         self._writer = Writer()
         self._begun = time.monotonic()
         self.saves = 0
+        self.failed_step: int | None = None  # of the newest save, if it failed
         self.lost_best = False  # a save of the best model failed: the best on disk is an older one
         durable.make_directory(folder)
         for path in durable.clean_temporaries(folder):
@@ -94,7 +95,9 @@ class CheckpointManager:
                 *(event.step, error, self._store.folder),
             )
             self.lost_best = self.lost_best or event.best
+            self.failed_step = event.step
             return None
+        self.failed_step = None
         seconds = time.perf_counter() - start
         saved = Saved(path, encoded.size, seconds, seconds if waited is None else waited)
         self.saves += 1

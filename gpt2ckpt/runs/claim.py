@@ -10,6 +10,7 @@ from gpt2ckpt.errors import InputError
 from gpt2ckpt.runs.lock import RunLock, is_locked
 
 CHECKPOINTS = "checkpoints"
+HISTORY = "metrics.jsonl"
 STAMP = "%Y%m%d_%H%M%S"
 STAMPED = re.compile(r"(?P<base>.*_(?:run|sweep))_(?P<stamp>\d{8}_\d{6})")
 
@@ -45,6 +46,18 @@ def claim(wanted: Path, now: datetime, *, is_given: bool) -> Claim:
         return Claim(
             made.directory, made.lock, protection_notice(wanted, made.directory, "hydra.run.dir")
         )
+    except OSError as error:
+        raise InputError(
+            f"the run directory {wanted} cannot be made ({error.strerror}): give another with "
+            "hydra.run.dir=DIR"
+        ) from error
+
+
+def claim_again(wanted: Path) -> Claim:
+    """Claim `wanted` itself. Raises InputError if it lives or cannot be made."""
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+        return Claim(wanted, RunLock(wanted))
     except OSError as error:
         raise InputError(
             f"the run directory {wanted} cannot be made ({error.strerror}): give another with "
@@ -90,8 +103,10 @@ def claim_name(base: Path, now: datetime) -> Path:
 
 
 def holds_run(directory: Path) -> bool:
-    """Whether there is any .pt file in the directory's checkpoints/, known or unknown."""
-    return any((directory / CHECKPOINTS).glob("**/*.pt"))
+    """Whether there is any .pt file in the directory's checkpoints/, or a history of steps."""
+    history = directory / HISTORY
+    has_history = history.is_file() and history.stat().st_size > 0
+    return has_history or any((directory / CHECKPOINTS).glob("**/*.pt"))
 
 
 def _claim_stamped(base: Path, now: datetime) -> Claim:

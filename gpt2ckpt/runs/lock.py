@@ -14,28 +14,26 @@ LOCK_NAME = "run.lock"
 
 
 class RunLock:
-    """An exclusive flock(2) on run.lock in a run directory, with its owner's name inside.
+    """An exclusive flock(2) on a run directory itself; run.lock in it names the owner.
 
-    The file stays when the process ends: only a held lock means that a run is alive.
+    The file is a label: it stays when the process ends, and deleting it frees nothing.
     """
 
     def __init__(self, directory: Path) -> None:
         """Take the lock. Raises InputError naming the living owner; nothing is changed then."""
-        self._descriptor = os.open(
-            directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
-        )
+        self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            owner = _named(os.read(self._descriptor, 4096))
-            os.close(self._descriptor)
-            raise InputError(
-                f"{directory} is being trained by {owner}: wait for it or stop it"
-            ) from error
+            self.release()
+            raise InputError(_refusal(directory)) from error
         started = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
-        fields = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(fields).encode(), 0)
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+        try:
+            (directory / LOCK_NAME).write_text(json.dumps(owner))
+        except OSError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Give the lock back; more than once is no error."""
@@ -57,33 +55,29 @@ class RunLock:
 
 def is_locked(directory: Path) -> bool:
     """Whether a living process trains in `directory`; changes nothing there."""
-    return _owner_of(directory) is not None
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def refuse_if_locked(directory: Path) -> None:
     """Raise InputError naming the living process that trains in `directory`, if one does."""
-    owner = _owner_of(directory)
-    if owner is not None:
-        raise InputError(f"{directory} is being trained by {owner}: wait for it or stop it")
+    if is_locked(directory):
+        raise InputError(_refusal(directory))
 
 
-def _owner_of(directory: Path) -> str | None:
+def _refusal(directory: Path) -> str:
     try:
-        descriptor = os.open(directory / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return _named(os.read(descriptor, 4096))
-    finally:
-        os.close(descriptor)
-    return None
-
-
-def _named(owner: bytes) -> str:
-    try:
-        fields = json.loads(owner)
-        return f"process {fields['pid']} on {fields['host']} since {fields['started']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
+        fields = json.loads((directory / LOCK_NAME).read_text())
+        owner = f"process {fields['pid']} on {fields['host']} since {fields['started']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        owner = "another process"
+    return f"{directory} is being trained by {owner}: wait for it or stop it"

@@ -93,7 +93,7 @@ def newest_run(outputs: Path) -> Path | None:
 
 
 def _place_of(file: Path) -> Place:
-    folder = file.resolve().parent
+    folder = file.absolute().parent  # links are kept: checkpoints/ may be one
     while folder.name.startswith("abandoned_"):
         folder = folder.parent
     if folder.name != CHECKPOINTS:

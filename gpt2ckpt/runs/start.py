@@ -13,7 +13,7 @@ from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, task_overrides
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.runs import resume
-from gpt2ckpt.runs.claim import CHECKPOINTS, Claim, claim
+from gpt2ckpt.runs.claim import CHECKPOINTS, Claim, claim, claim_again
 from gpt2ckpt.runs.lock import RunLock, refuse_if_locked
 
 
@@ -30,7 +30,8 @@ class RunIdentity:
 class Start:
     """What is to be trained, and from which state. Nothing is written yet.
 
-    `directory` is that of the run that goes on; None for a new run, forks included.
+    `directory` is that of the run that goes on; None for a new run, forks included. With
+    `begins_again`, a run that never came to its first save begins anew in its own directory.
     """
 
     frozen: Values
@@ -38,6 +39,7 @@ class Start:
     directory: Path | None = None
     found: Found | None = None
     changes: list[Change] = field(default_factory=list)
+    begins_again: bool = False
 
     @property
     def state(self) -> dict[str, Any] | None:
@@ -88,7 +90,7 @@ def find_start(
     if place is None:
         if given is not None:
             refuse_if_locked(given)  # it lives, and has not come to its first save
-        return Start(freeze(compose(overrides)), new)
+        return Start(freeze(compose(overrides)), new, begins_again=given is not None)
     fork = fork or not place.in_run
     if not fork:
         refuse_if_locked(place.directory)
@@ -108,6 +110,8 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
 
     A run that goes back to an older step has its later checkpoints set aside here.
     """
+    if start.begins_again:
+        return claim_again(wanted)
     if start.directory is None or start.found is None:
         return claim(wanted, datetime.now(), is_given=is_given)
     try:

@@ -75,9 +75,11 @@ def check_settings(config: TrainConfig) -> None:
 
 def finished_notice(start: Start, prepared: Prepared) -> str | None:
     """What to tell instead of training on, if the saved state has come to the end already."""
+    trainer = prepared.config.trainer
     if start.state is None or start.state["step"] < prepared.total_steps:
         return None
-    trainer = prepared.config.trainer
+    if trainer.eval_every and start.state["data"]["evaluated_step"] != start.state["step"]:
+        return None  # stopped before its last evaluation, and what comes after it
     by_epochs = trainer.max_epochs and trainer.max_steps != prepared.total_steps
     key = "trainer.max_epochs" if by_epochs else "trainer.max_steps"
     now = trainer.max_epochs if by_epochs else prepared.total_steps

@@ -14,13 +14,14 @@ from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.config.schema import LoggerConfig
 from gpt2ckpt.data.loader import BlockLoader, validation
+from gpt2ckpt.errors import InputError
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.loggers.tensorboard import TensorBoardLogger
 from gpt2ckpt.loggers.wandb import WandbLogger
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
-from gpt2ckpt.runs.claim import CHECKPOINTS
+from gpt2ckpt.runs.claim import CHECKPOINTS, HISTORY
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training import announce
 from gpt2ckpt.training.evaluation import Evaluation, evaluate
@@ -72,7 +73,7 @@ class Session:
             self._say_what_is_not_exact(self.start.state)
             for key in ("model", "optimizer"):
                 del self.start.state[key]  # copied: held, they would double the memory
-        removed = metrics_file.rewind(self.directory / "metrics.jsonl", state.counters.step)
+        removed = metrics_file.rewind(self.directory / HISTORY, state.counters.step)
         loggers = self._open_loggers(config.logger, provenance, state.counters.step)
         loop = self._build_loop(state, provenance, loggers, ReplayCheck(removed))
         announce.start(self.directory, self.prepared, hardware, state)
@@ -82,6 +83,8 @@ class Session:
             loop.bar.close()
             loggers.close()
         announce.end(self.directory, loop, stopped)
+        if loop.manager is not None and loop.manager.failed_step is not None:
+            self._say_what_was_not_saved(loop.manager.failed_step, stopped)
         return Outcome(stopped, state.counters.best_val_loss)
 
     def _build_state(self) -> TrainingState:
@@ -152,7 +155,7 @@ class Session:
 
     def _open_loggers(self, config: LoggerConfig, provenance: Provenance, step: int) -> Loggers:
         resumed = self.start.directory is not None
-        path = self.directory / "metrics.jsonl"
+        path = self.directory / HISTORY
         loggers = Loggers(metrics_file.MetricsFile(path))
         if config.tensorboard:
             folder = self.directory / "tensorboard"
@@ -179,3 +182,13 @@ class Session:
         recorded = {**saved["environment"], **saved["versions"]}
         if changed := differences(now, recorded):
             log.warning("not bitwise the same as without the stop: %s", ", ".join(changed))
+
+    def _say_what_was_not_saved(self, step: int, stopped: signal.Signals | None) -> None:
+        """The last save failed: to go on means to go back. A finished run is not finished then."""
+        sentence = (
+            f"the last save, at step {step}, failed, and an older one is the newest: free space "
+            f"or mend {self.directory}, then {announce.resume_command(self.directory)}"
+        )
+        if not stopped:
+            raise InputError(sentence)
+        log.warning("%s", sentence)

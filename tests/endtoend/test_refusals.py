@@ -57,7 +57,6 @@ def test_a_wrong_command_is_refused_and_writes_nothing(
     [
         ("evaluate", "", 2, "ckpt is missing: give ckpt=VALUE"),
         ("evaluate", "ckpt=gone.pt", 1, "ckpt=gone.pt: there is no such file or directory"),
-        ("sample", "ckpt=latest", 1, "there is no checkpoint in outputs"),
         ("sample", "ckpt=a.pt temprature=1", 2, "Did you mean temperature?"),
         ("sample", "ckpt=a.pt temperature=-1", 2, "temperature is -1.0; it must be at least 0"),
         ("prepare", "data.train=gone.txt out=shards", 1, "gone.txt"),

@@ -44,13 +44,13 @@ def save(run: Path, step: int, overrides: list[str] | None = None, **reasons: An
     return Store(folder).put(format.encode(state_of(step, overrides)), event, Retention(10, 10))
 
 
-def damage(path: Path) -> None:
-    """Flip one bit in the middle of a file, in place: every hard link of it is damaged."""
+def damage(path: Path, share: float = 0.5) -> None:
+    """Flip one bit at that share of a file, in place: every hard link of it is damaged."""
     with path.open("r+b") as file:
-        middle = path.stat().st_size // 2
-        file.seek(middle)
+        position = int(share * path.stat().st_size)
+        file.seek(position)
         byte = file.read(1)[0]
-        file.seek(middle)
+        file.seek(position)
         file.write(bytes([byte ^ 1]))
 
 

@@ -76,6 +76,14 @@ def test_an_owner_that_cannot_be_read_still_keeps_others_out(tmp_path: Path, con
             RunLock(tmp_path)
 
 
+def test_deleting_its_file_does_not_free_a_live_run(tmp_path: Path) -> None:
+    with RunLock(tmp_path):
+        (tmp_path / LOCK_NAME).unlink()
+        assert is_locked(tmp_path)
+        with pytest.raises(InputError, match="is being trained by another process"):
+            RunLock(tmp_path)
+
+
 def test_asking_writes_nothing(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
     assert not is_locked(tmp_path / "missing")

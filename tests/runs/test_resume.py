@@ -106,6 +106,15 @@ def test_a_damaged_latest_gives_way_to_the_newest_valid_state_and_is_named(run: 
     assert before.keys() == tree(run).keys()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.05, 0.2, 0.8, 0.95, 0.99, 0.9999])
+def test_a_flipped_bit_anywhere_is_passed_over(run: Path, share: float) -> None:
+    damage(run / "checkpoints" / "latest.pt", share)
+    found = find("latest", given=run)
+    assert found.state["step"] == 6
+    assert found.path.name == "rolling_last_backup.pt"
+    assert "latest.pt" in {path.name for path, _ in found.skipped}
+
+
 def test_a_damaged_best_gives_way_to_its_copy_and_then_to_the_best_before(run: Path) -> None:
     folder = run / "checkpoints"
     damage(folder / "best_model.pt")

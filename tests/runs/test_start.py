@@ -147,3 +147,20 @@ def test_hydra_records_every_launch_in_a_folder_of_its_own(tmp_path: Path) -> No
         (tmp_path / expected).mkdir()
     (tmp_path / ".hydra" / "resume_10").mkdir()
     assert hydra_record(tmp_path) == ".hydra/resume_11"
+
+
+def test_a_run_that_never_came_to_its_first_save_begins_again_only_when_asked_to_resume(
+    tmp_path: Path,
+) -> None:
+    """A job script gives hydra.run.dir=DIR +resume=auto; a plain start must not mix two runs."""
+    begun = tmp_path / "mine"
+    begun.mkdir()
+    (begun / "metrics.jsonl").write_text('{"step": 1, "train_loss": 4.0}\n')
+    plain = take_directory(start(["seed=3"], begun), begun, is_given=True)
+    assert plain.directory.name.startswith("mine_run_")
+    again = take_directory(start(["seed=3", "+resume=auto"], begun), begun, is_given=True)
+    assert again.directory == begun
+    with pytest.raises(InputError, match="is being trained by"):
+        start(["+resume=auto"], begun)
+    plain.lock.release()
+    again.lock.release()

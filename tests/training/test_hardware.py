@@ -36,19 +36,17 @@ def test_auto_says_why() -> None:
 def test_a_missing_gpu_is_named(device: str) -> None:
     with pytest.raises(ConfigError) as raised:
         choose_hardware(device, "auto", None)
-    assert str(raised.value) == (
-        f"trainer.device={device}: PyTorch sees no CUDA device here; take auto"
-    )
+    assert str(raised.value) == f"device={device}: PyTorch sees no CUDA device here; take auto"
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an Apple GPU")
 def test_a_missing_apple_gpu_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.device=mps: PyTorch sees no Apple GPU here"):
+    with pytest.raises(ConfigError, match=r"device=mps: PyTorch sees no Apple GPU here"):
         choose_hardware("mps", "auto", None)
 
 
 def test_float16_is_refused_on_a_cpu() -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.precision=float16 needs a CUDA device: take"):
+    with pytest.raises(ConfigError, match=r"precision=float16 needs a CUDA device: take"):
         choose_hardware("cpu", "float16", None)
 
 
@@ -61,6 +59,8 @@ def test_words_for_devices(device: str) -> None:
 def test_words_for_no_device(device: str) -> None:
     with pytest.raises(ConfigError, match=r"it must be auto, cpu, cuda, cuda:N or mps"):
         check_hardware(device, "auto")
+    with pytest.raises(ConfigError, match=r"^trainer\.device is "):
+        check_hardware(device, "auto", prefix="trainer.")
 
 
 def test_a_resume_keeps_to_what_the_run_began_with() -> None:

@@ -21,9 +21,7 @@ from gpt2ckpt.training.step import HalfApplied, NotFinite
 KINDS = {
     "adamw": ["optimizer.lr=1e-2", "trainer.max_steps=36"],
     "muon": ["optimizer=muon", "schedule=wsd", "schedule.decay_steps=9", "trainer.max_steps=36"],
-    "bfloat16": ["trainer.precision=bfloat16", "trainer.max_steps=36"],
-    "epochs": ["trainer.max_epochs=2", "trainer.grad_accum=3", "seed=5"],  # 62 / 6 steps each
-    "overfit": ["trainer.overfit=true", "trainer.max_steps=36", "schedule=constant"],
+    "bfloat16": ["trainer.precision=bfloat16", "trainer.max_epochs=2", "trainer.grad_accum=3"],
 }
 RANDOM = ["model.dropout=0.1", "trainer.eval_every=8", "trainer.eval_steps=2"]
 SAVING = ["checkpoint.save_every=5", "checkpoint.keep_rolling=99"]
@@ -48,7 +46,7 @@ def test_going_on_from_every_checkpoint_ends_in_the_same_bits(
     assert expected["data"]["position"] > 62  # past the first epoch: in the middle of another
     sources = sorted((whole / "checkpoints").glob("*.pt"))
     assert {path.name for path in sources} >= {"epoch_00000.pt", "best_model.pt"}
-    for source in [path for path in sources if load(path)["step"] < expected["step"]][::3]:
+    for source in [path for path in sources if load(path)["step"] < expected["step"]][1::4]:
         run = tmp_path / source.stem
         train([f"+resume={source}", "+fork=true"], run)
         assert differing(expected, final(run)) == [], source.name
@@ -60,8 +58,9 @@ def test_a_run_in_many_pieces_is_the_run_in_one(token_data: Any, tmp_path: Path)
     words = [*token_data.overrides, *RANDOM, "schedule=constant", "trainer.grad_accum=2"]
     train([*words, "trainer.max_steps=24"], tmp_path / "whole")
     for steps in (3, 4, 11, 17, 24):  # an evaluation at the end of a piece would be one more
-        more = ["+resume=auto", f"trainer.max_steps={steps}", "trainer.eval_every=0"]
-        train([*words, *more], tmp_path / "pieces")
+        more = ["+resume=auto", f"trainer.max_steps={steps}"]
+        first = [] if (tmp_path / "pieces").exists() else [*words, "trainer.eval_every=0"]
+        train([*first, *more], tmp_path / "pieces")
     train([*words, "trainer.eval_every=0", "trainer.max_steps=24"], tmp_path / "without")
     assert differing(final(tmp_path / "without"), final(tmp_path / "pieces")) == []
     weights = [final(tmp_path / name)["model"] for name in ("whole", "pieces")]

@@ -1,0 +1,71 @@
+"""gpt2ckpt as it trains by default: its own config, loader, step and optimizer."""
+
+from collections.abc import Callable
+
+import torch
+
+from experiments.training_speed.shapes import Shape
+from gpt2ckpt.config.compose import compose_config
+from gpt2ckpt.config.registry import build_typed
+from gpt2ckpt.config.replay import freeze
+from gpt2ckpt.config.schema import TrainConfig
+from gpt2ckpt.data.corpus import open_corpus
+from gpt2ckpt.data.loader import BlockLoader
+from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.optim.optimizers import build_optimizer
+from gpt2ckpt.optim.schedule import build_schedule
+from gpt2ckpt.training.hardware import Hardware, choose_hardware, prepare_process
+from gpt2ckpt.training.rng import seed_everything
+from gpt2ckpt.training.state import Counters, TrainingState
+from gpt2ckpt.training.step import Stepper
+
+
+def read_config(shape: Shape) -> TrainConfig:
+    """The config of `python -m gpt2ckpt.train` with the shape's overrides."""
+    values = compose_config("train", shape.overrides).values
+    config: TrainConfig = build_typed("train", freeze(values))
+    return config
+
+
+def open_loader(config: TrainConfig) -> BlockLoader:
+    """The training blocks in their order: the same for every variant."""
+    size = config.model.block_size
+    corpus = open_corpus(config.data, config.model.vocab_size, size)
+    return BlockLoader(corpus.train, size, config.seed)
+
+
+def new_model(config: TrainConfig) -> GPT2:
+    """The model with its first weights: the same for every variant."""
+    seed_everything(config.seed)
+    return GPT2(config.model)
+
+
+def choose(config: TrainConfig) -> Hardware:
+    """What `auto` comes to on this machine."""
+    return choose_hardware(config.trainer.device, config.trainer.precision, config.trainer.threads)
+
+
+def build_step(shape: Shape) -> Callable[[], float]:
+    """A function that makes the next step of a training with the defaults; it returns the loss."""
+    config = read_config(shape)
+    hardware = choose(config)
+    prepare_process(hardware, deterministic=config.trainer.deterministic)
+    model = new_model(config)
+    optimizer = build_optimizer(config.optimizer, model, "cpu")
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state = TrainingState(model, optimizer, scaler, Counters())
+    trainer = config.trainer
+    stepper = Stepper(
+        *(model.loss, open_loader(config), hardware),
+        *(trainer.batch_size, trainer.grad_accum, trainer.grad_clip),
+    )
+    schedule = build_schedule(config.schedule, total_steps=480)
+
+    def step() -> float:
+        optimizer.set_lr_scale(schedule(state.counters.step))
+        loss = stepper.step(state, state.counters.position).loss
+        state.counters.step += 1
+        state.counters.position += stepper.blocks
+        return loss
+
+    return step

@@ -1,0 +1,147 @@
+"""`export`: the model of a checkpoint for other programs."""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2ckpt.checkpoint import durable
+from gpt2ckpt.checkpoint.store import load
+from gpt2ckpt.config.registry import build_model_config
+from gpt2ckpt.config.schema import ModelConfig
+from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
+from gpt2ckpt.tools import text
+from gpt2ckpt.tools.command_line import Verb
+from gpt2ckpt.tools.places import PATH_HELP, checkpoint_named
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TIED = "lm_head.weight"  # is transformer.wte.weight
+SAFETENSORS = ".safetensors"
+WEIGHTS_FILE = "model.safetensors"
+# Hugging Face's names of OpenAI's two files.
+TOKENIZER_FILES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
+END_OF_TEXT = "<|endoftext|>"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The words of `export`."""
+    parser.add_argument("path", metavar="PATH", help=PATH_HELP)
+    parser.add_argument(
+        "--to",
+        choices=("hf", "weights"),
+        required=True,
+        help="hf: a folder for Hugging Face transformers; weights: the model alone as safetensors",
+    )
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        type=Path,
+        help=f"a new folder; for weights also a file *{SAFETENSORS}",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; nothing that is there already is overwritten."""
+    out = args.out.expanduser()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out} exists already: give a new name, nothing is overwritten")
+    path = checkpoint_named(args.path)
+    state = load(path)
+    config, weights = _model_of(path, state)
+    if args.to == "hf":
+        _publish(out, lambda folder: _write_huggingface(folder, weights, config))
+    else:
+        metadata = {"step": str(state["step"]), "config": json.dumps(state["config"]["model"])}
+        inner = WEIGHTS_FILE if out.suffix == SAFETENSORS else ""
+        _publish(out, lambda folder: _write_weights(folder, weights, metadata), inner)
+    print(f"exported step {state['step']} of {path}")
+    for file in sorted(out.iterdir()) if out.is_dir() else [out]:
+        print(f"  {file} ({text.long_bytes(file.stat().st_size)})")
+    return 0
+
+
+def _model_of(path: Path, state: dict[str, Any]) -> "tuple[ModelConfig, dict[str, Tensor]]":
+    """Shape and weights, checked against each other. Raises CheckpointError."""
+    from gpt2ckpt.model.convert import check_shapes
+
+    try:
+        config, weights = build_model_config(state["config"]["model"]), state["model"]
+        problem = check_shapes(config, weights)
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} holds no model that can be exported: {error}") from error
+    if problem:
+        raise CheckpointError(f"{path} cannot be exported: {problem}")
+    return config, weights
+
+
+def _write_huggingface(folder: Path, weights: "dict[str, Tensor]", config: ModelConfig) -> None:
+    """config.json and weights, and the tokenizer unless the vocabulary is another one."""
+    from gpt2ckpt.data.tokenizer import VOCAB_SIZE, vocabulary_files
+    from gpt2ckpt.model.huggingface import save_huggingface
+
+    save_huggingface(folder, weights, config)
+    if config.vocab_size < VOCAB_SIZE:
+        print(f"no tokenizer is written: the model has {config.vocab_size} tokens, not GPT-2's")
+        return
+    for name, source in vocabulary_files().items():
+        shutil.copyfile(source, folder / TOKENIZER_FILES[name])
+    described = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "model_max_length": config.block_size,
+        "add_prefix_space": False,
+        **{f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "unk")},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+def _write_weights(folder: Path, weights: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
+    """The state dict under its own names, the tied weight once."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor for name, tensor in weights.items() if name != TIED}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt", **metadata})
+
+
+def _publish(out: Path, write: Callable[[Path], None], inner: str = "") -> None:
+    """Let `write` fill a temporary folder, and give it, or the file `inner` in it, the name `out`.
+
+    Raises InputError; nothing is left then.
+    """
+    temporary = durable.temporary_name(out)
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for path in temporary.iterdir():
+            path.chmod(temporary.stat().st_mode & 0o666)  # safetensors' own files are private
+            _sync(path)
+        durable.sync_directory(temporary)
+        (temporary / inner).rename(out)
+        durable.sync_directory(out.absolute().parent)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+VERB = Verb(
+    "write the model for Hugging Face transformers, or as safetensors",
+    (
+        "best --to hf exported",
+        "outputs/gpt2_run_20251106_143022 --to weights model.safetensors",
+    ),
+    add_arguments,
+    run,
+)

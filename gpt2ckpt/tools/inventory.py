@@ -1,0 +1,135 @@
+"""Which checkpoints a run has, by what they say of themselves: only the head of a file is read."""
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from gpt2ckpt.checkpoint import names, space
+from gpt2ckpt.checkpoint.names import Role
+from gpt2ckpt.checkpoint.repair import ABANDONED, CORRUPT
+from gpt2ckpt.checkpoint.store import Store, read_meta
+from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.tools.places import Run
+
+
+class Group(StrEnum):
+    """The headings under which checkpoints are listed."""
+
+    LATEST = "latest"
+    BEST = "best"
+    ROLLING = "rolling"
+    EMERGENCY = "emergency"
+    EPOCH = "epoch"
+    ABANDONED = "abandoned"
+    CORRUPT = "corrupt"
+
+
+GROUPS = {
+    Role.LATEST: Group.LATEST,
+    Role.LATEST_BACKUP: Group.LATEST,
+    Role.ROLLING: Group.ROLLING,
+    Role.ROLLING_BACKUP: Group.ROLLING,
+    Role.EMERGENCY: Group.EMERGENCY,
+    Role.BEST: Group.BEST,
+    Role.BEST_BACKUP: Group.BEST,
+    Role.BEST_PREVIOUS: Group.BEST,
+    Role.EPOCH: Group.EPOCH,
+}
+
+
+@dataclass(frozen=True)
+class Inode:
+    """What the file system knows of a file: its number of names, its bytes, those on disk."""
+
+    key: tuple[int, int]
+    links: int
+    size: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name of a checkpoint. `meta` is empty where the head is damaged, and `error` says how."""
+
+    path: Path
+    run: Run
+    group: Group
+    role: str
+    inode: Inode
+    meta: dict[str, Any]
+    error: str | None = None
+
+    @property
+    def step(self) -> int | None:
+        value = self.meta.get("step")
+        return value if type(value) is int else None
+
+    @property
+    def epoch(self) -> int | None:
+        value = self.meta.get("epoch")
+        return value if type(value) is int else None
+
+    @property
+    def val_loss(self) -> float | None:
+        """May be not finite."""
+        value = self.meta.get("val_loss")
+        return value if isinstance(value, float) else None
+
+    @property
+    def saved_at(self) -> datetime | None:
+        """With its time zone."""
+        try:
+            moment = datetime.fromisoformat(self.meta["saved_at"])
+        except (KeyError, TypeError, ValueError):
+            return None
+        return moment if moment.tzinfo else moment.astimezone()
+
+
+def scan(run: Run) -> list[Entry]:
+    """Every checkpoint of a run: group by group, a pool from its oldest, what is set aside last.
+
+    A file that a live run deletes meanwhile is left out.
+    """
+    entries = [_entry(path, run, None) for path in Store(run.folder).files()]
+    for group, prefix in ((Group.ABANDONED, ABANDONED), (Group.CORRUPT, CORRUPT)):
+        for folder in sorted(run.folder.glob(f"{prefix}*")):
+            paths = (path for path in folder.rglob("*.pt") if names.role_of(path.name))
+            entries += [_entry(path, run, group) for path in sorted(paths)]
+    found = [entry for entry in entries if entry is not None]
+    return sorted(found, key=_place)
+
+
+def all_roles(entry: Entry, entries: list[Entry]) -> list[str]:
+    """The role of a name, then those of the other names of the same file."""
+    shared = [other.role for other in entries if other.inode.key == entry.inode.key]
+    return list(dict.fromkeys([entry.role, *shared]))
+
+
+def _entry(path: Path, run: Run, aside: Group | None) -> Entry | None:
+    role = names.role_of(path.name)
+    assert role is not None
+    try:
+        info = path.stat()
+        meta, error = read_meta(path), None
+    except FileNotFoundError:
+        return None
+    except CheckpointError as reason:
+        if not path.exists():
+            return None
+        meta, error = {}, str(reason)
+    inode = Inode(
+        (info.st_dev, info.st_ino), info.st_nlink, info.st_size, info.st_blocks * space.BLOCK
+    )
+    return Entry(path, run, aside or GROUPS[role], str(aside or role), inode, meta, error)
+
+
+def _place(entry: Entry) -> tuple[int, Path, float, str]:
+    """Where an entry stands in the list."""
+    number = names.number_in(entry.path.name)
+    aside = entry.group in (Group.ABANDONED, Group.CORRUPT)
+    folder = entry.path.parent if aside else entry.run.folder
+    pooled = math.inf if number is None and entry.group is Group.ROLLING else number or 0
+    return list(Group).index(entry.group), folder, pooled, entry.path.name

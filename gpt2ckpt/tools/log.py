@@ -1,0 +1,138 @@
+"""`log`: the family tree of runs: how they began, were resumed, rolled back and forked."""
+
+import argparse
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from gpt2ckpt.tools import text
+from gpt2ckpt.tools.command_line import Verb
+from gpt2ckpt.tools.inventory import Entry, Group, scan
+from gpt2ckpt.tools.places import DIR_HELP, Run, find_runs, no_runs
+
+LOG_NAME = "train.log"
+# As training writes it; the date is of the form that conf/train.yaml gives the log.
+RESUMED = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+\] resuming from .*, step (\d+)\n?")
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A run, what happened to it in the order of time, and the runs that were forked from it."""
+
+    run: Run
+    id: str
+    parent: dict[str, Any]
+    title: str
+    events: list[str]
+    forks: list["Lineage"] = field(default_factory=list)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The words of `log`."""
+    parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tree."""
+    lineages = [_lineage(run, scan(run)) for run in find_runs(args.dir)]
+    for root in family(lineages):
+        print("\n".join([*tree(root), ""]))
+    if not lineages:
+        print(no_runs(args.dir))
+    return 0
+
+
+def family(lineages: list[Lineage]) -> list[Lineage]:
+    """Hang every fork under its parent; returns those whose parent is not among them."""
+    roots: list[Lineage] = []
+    for child in lineages:
+        parents = [other for other in lineages if _is_parent(other, child)]
+        # Of a run and its copy it is the one that the fork names.
+        named = str(child.parent.get("file"))
+        parents.sort(key=lambda other: other.run.directory.name not in Path(named).parts)
+        (parents[0].forks if parents else roots).append(child)
+    return roots
+
+
+def tree(node: Lineage) -> list[str]:
+    """The lines of a run and its forks, indented."""
+    lines = [node.title]
+    branches = [[event] for event in node.events] + [tree(fork) for fork in node.forks]
+    for number, branch in enumerate(branches):
+        is_last = number == len(branches) - 1
+        lines.append(("└─ " if is_last else "├─ ") + branch[0])
+        lines += [("   " if is_last else "│  ") + line for line in branch[1:]]
+    return lines
+
+
+def _is_parent(other: Lineage, child: Lineage) -> bool:
+    """Whether `child` says so; a file that says that a run is its own ancestor is not believed."""
+    return other.id == child.parent.get("id") and not _descends(other, child)
+
+
+def _descends(node: Lineage, ancestor: Lineage) -> bool:
+    return node is ancestor or any(_descends(node, fork) for fork in ancestor.forks)
+
+
+def _lineage(run: Run, entries: list[Entry]) -> Lineage:
+    readable = [entry for entry in entries if not entry.error]
+    current = [entry for entry in readable if entry.group is not Group.ABANDONED]
+    newest = max(current or readable, key=lambda entry: entry.step or 0, default=None)
+    facts = newest.meta.get("run") if newest else None
+    facts = facts if isinstance(facts, dict) else {}
+    parent = facts.get("parent")
+    parent = parent if isinstance(parent, dict) else {}
+    title = str(run.directory)
+    if newest is None:
+        title += ": no readable checkpoint"
+    else:
+        best = newest.meta.get("best_val_loss")
+        title += f" ({facts.get('id', '?')}): step {newest.step}"
+        title += f", best val {text.loss(best)}" if isinstance(best, float) else ""
+    events = [f"forked from run {parent.get('id')} at step {parent.get('step')}"] if parent else []
+    return Lineage(run, str(facts.get("id")), parent, title, events + _events(run, entries))
+
+
+def _events(run: Run, entries: list[Entry]) -> list[str]:
+    """Resumes out of the log, and what they abandoned, each with its time."""
+    events = [
+        (when, f"resumed from step {step}") for when, step in _resumes(run.directory / LOG_NAME)
+    ]
+    folders: dict[Path, list[int]] = {}
+    for entry in entries:
+        if entry.group is Group.ABANDONED:
+            folders.setdefault(entry.path.parent, []).append(entry.step or 0)
+    for folder, steps in folders.items():
+        moment = _moment_of(folder.name)
+        first, last = min(steps), max(steps)
+        span = f"steps {first} to {last}" if first < last else f"step {first}"
+        events.append((moment, f"rolled back: {span} set aside in {folder.name}"))
+    return [f"{when} {what}" for when, what in sorted(events, key=lambda event: event[0])]
+
+
+def _resumes(path: Path) -> Iterable[tuple[str, str]]:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return [(match[1], match[2]) for match in map(RESUMED.fullmatch, file) if match]
+    except OSError:
+        return []
+
+
+def _moment_of(name: str) -> str:
+    """The time in the name of an abandoned folder, as the log writes times."""
+    stamp = "_".join(name.split("_")[1:3])
+    try:
+        return f"{datetime.strptime(stamp, '%Y%m%d_%H%M%S'):%Y-%m-%d %H:%M:%S}"
+    except ValueError:
+        return "?"
+
+
+VERB = Verb(
+    "show the family tree: runs, resumes, roll-backs and forks",
+    ("", "outputs/gpt2_run_20251106_143022"),
+    add_arguments,
+    run,
+)

@@ -1,0 +1,111 @@
+"""What DIR and PATH on the command line stand for. Nothing here reads a tensor."""
+
+import difflib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2ckpt.checkpoint import names
+from gpt2ckpt.checkpoint.names import Role
+from gpt2ckpt.checkpoint.repair import ABANDONED, CORRUPT
+from gpt2ckpt.checkpoint.store import Store, read_meta
+from gpt2ckpt.errors import CheckpointError, InputError
+from gpt2ckpt.runs.claim import CHECKPOINTS
+from gpt2ckpt.runs.resume import SELECTORS, newest_run
+
+OUTPUTS = Path("outputs")
+
+DIR_HELP = "a run, its checkpoints folder, or a folder with runs in it (default: outputs)"
+PATH_HELP = (
+    f"a file, a run directory (its latest), or {', '.join(SELECTORS)} of the newest run in outputs"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory and its checkpoints folder."""
+
+    directory: Path
+    folder: Path
+
+
+def find_runs(where: Path | None) -> list[Run]:
+    """The run in `where`, or every run below it, by name; without `where`, those in outputs.
+
+    Raises InputError if there is no such directory.
+    """
+    if where is None:
+        return _below(OUTPUTS)
+    if not where.is_dir():
+        problem = "is a file, and a directory is needed" if where.exists() else "does not exist"
+        raise InputError(f"{where} {problem}: give {DIR_HELP}")
+    if where.name.startswith((ABANDONED, CORRUPT)) and where.parent.name == CHECKPOINTS:
+        where = where.parent
+    if where.name == CHECKPOINTS:
+        return [Run(where.parent, where)]
+    if (where / CHECKPOINTS).is_dir():
+        return [Run(where, where / CHECKPOINTS)]
+    if Store(where).files():  # a checkpoints folder that was copied under another name
+        return [Run(where, where)]
+    return _below(where)
+
+
+def no_runs(where: Path | None) -> str:
+    """The sentence for an empty result of `find_runs`."""
+    return f"there are no checkpoints in {where or OUTPUTS}"
+
+
+def checkpoint_named(what: str) -> Path:
+    """The checkpoint that PATH stands for; where one of a role is damaged, the next best.
+
+    What is passed over is said on stderr. Raises CheckpointError if there is none.
+    """
+    path = Path(what).expanduser()
+    if what in SELECTORS:
+        directory = newest_run(OUTPUTS)
+        if directory is None:
+            raise CheckpointError(f"there is no run in {OUTPUTS}: give a run directory or a file")
+        return _of_role(Run(directory, directory / CHECKPOINTS), SELECTORS[what])
+    if path.is_dir():
+        runs = find_runs(path)
+        if len(runs) == 1:
+            return _of_role(runs[0], Role.LATEST)
+        found = f"{len(runs)} runs: name one of them" if runs else "no checkpoints"
+        raise CheckpointError(f"{path} holds {found}")
+    if not path.exists():
+        close = difflib.get_close_matches(what, SELECTORS, n=1)
+        hint = f". Did you mean {close[0]}?" if close else ""
+        raise CheckpointError(f"there is no file or directory {what}{hint}")
+    return path
+
+
+def _of_role(run: Run, role: Role) -> Path:
+    store = Store(run.folder)
+    if not any(names.role_of(path.name) is role for path in store.files()):
+        raise CheckpointError(f"there is no {role} checkpoint in {run.folder}")
+    reasons = []
+    for path in store.candidates(role):
+        try:
+            read_meta(path)
+        except CheckpointError as error:
+            print(f"skipped {error}", file=sys.stderr)
+            reasons.append(str(error))
+        else:
+            return path
+    raise CheckpointError(f"no readable checkpoint is left in {run.folder}: {'; '.join(reasons)}")
+
+
+def _below(root: Path) -> list[Run]:
+    """Every directory below `root` with a checkpoints folder; linked ones too, each once."""
+    found: dict[Path, Run] = {}
+    for parent, inner, _ in os.walk(root):
+        directory = Path(parent)
+        if (directory / CHECKPOINTS).is_dir():
+            found[directory.resolve()] = Run(directory, directory / CHECKPOINTS)
+        for name in inner:
+            linked = directory / name
+            if linked.is_symlink() and (linked / CHECKPOINTS).is_dir():
+                found.setdefault(linked.resolve(), Run(linked, linked / CHECKPOINTS))
+        inner[:] = [name for name in inner if name not in (CHECKPOINTS, "wandb", "tensorboard")]
+    return sorted(found.values(), key=lambda run: run.directory)

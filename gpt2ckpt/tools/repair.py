@@ -1,0 +1,62 @@
+"""`repair`: replace corrupt files by verified copies of the same state."""
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+
+from gpt2ckpt.checkpoint.repair import Mended, diagnose
+from gpt2ckpt.checkpoint.repair import repair as mend
+from gpt2ckpt.errors import UserError
+from gpt2ckpt.runs.lock import RunLock
+from gpt2ckpt.tools.command_line import Verb
+from gpt2ckpt.tools.places import DIR_HELP, Run, find_runs, no_runs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The words of `repair`."""
+    parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Repair every run that needs it; 1 if something corrupt is left."""
+    runs = find_runs(args.dir)
+    if not runs:
+        print(no_runs(args.dir))
+    return max([_repair_run(run) for run in runs], default=0)
+
+
+def _repair_run(run: Run) -> int:
+    """Repair a run. It is locked only if something is corrupt, so that it can start meanwhile."""
+    found = diagnose(run.folder)
+    if not found.corrupt:
+        print(f"{run.folder}: nothing is corrupt")
+        return 0
+    try:
+        with RunLock(run.directory):
+            mended = mend(run.folder, diagnose(run.folder), datetime.now())
+    except UserError as error:
+        print(f"{run.folder}: not repaired: {error}")
+        return 1
+    except OSError as error:
+        print(f"{run.folder}: not repaired: {error.strerror}: {error.filename or ''}".rstrip(": "))
+        return 1
+    for line in (line for item in mended for line in _lines(item)):
+        print(line)
+    return 1 if any(item.source is None for item in mended) else 0
+
+
+def _lines(item: Mended) -> list[str]:
+    """What was done about one corrupt file, under each of its names."""
+    if item.source is None:
+        reason = "NOT REPAIRED: no valid copy of its state is left; it stays where it is"
+        return [f"{name} {reason}" for name in item.corrupt.names]
+    lines = [f"{name} repaired from {item.source.name}" for name in item.corrupt.names]
+    return [*lines, f"  the corrupt file is kept in {item.aside} until prune --corrupt"]
+
+
+VERB = Verb(
+    "replace corrupt files by verified copies of the same state",
+    ("", "outputs/gpt2_run_20251106_143022"),
+    add_arguments,
+    run,
+)

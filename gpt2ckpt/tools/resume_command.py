@@ -1,0 +1,68 @@
+"""`resume-command`: the command that goes on from a checkpoint, its settings spelled out."""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from gpt2ckpt.checkpoint.store import read_meta
+from gpt2ckpt.config.compose import spelled
+from gpt2ckpt.config.registry import KINDS
+from gpt2ckpt.config.replay import flatten
+from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.tools.command_line import Verb
+from gpt2ckpt.tools.places import PATH_HELP, checkpoint_named
+
+GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "checkpoint")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+SPECIAL = re.compile(r"[\"$`\\!]")  # has a meaning between a shell's double quotes
+NOT_SPELLABLE = "???"  # to Hydra and OmegaConf a missing value, however it is quoted
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The words of `resume-command`."""
+    parser.add_argument("path", metavar="PATH", help=PATH_HELP)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the command."""
+    path = checkpoint_named(args.path)
+    config = read_meta(path).get("config")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds no config")
+    print(resume_command(path, config))
+    return 0
+
+
+def resume_command(path: Path, config: dict[str, Any]) -> str:
+    """One line for a shell that goes on from `path`, which was saved with the frozen `config`."""
+    words = [f"+resume={spelled(str(path.resolve()))}", *overrides(config)]
+    return " ".join(["python -m gpt2ckpt.train", *map(in_shell, words)])
+
+
+def overrides(config: dict[str, Any]) -> list[str]:
+    """The words that give a config its hyperparameters: first the choices, then each key."""
+    keys = flatten({group: config[group] for group in (*GROUPS, "seed") if group in config})
+    choices = [f"{group}={keys.pop(f'{group}.kind')}" for group in KINDS if f"{group}.kind" in keys]
+    return choices + [
+        f"{key}={spelled(value)}" for key, value in keys.items() if value != NOT_SPELLABLE
+    ]
+
+
+def in_shell(word: str) -> str:
+    """`word` quoted for a shell, on one line whatever is in it."""
+    if not CONTROL.search(word):
+        # What Hydra reads has single quotes in it: double ones around it are easier on the eye.
+        plain = "'" not in word or SPECIAL.search(word)
+        return shlex.quote(word) if plain else f'"{word}"'
+    escaped = re.sub(r"[\\']", r"\\\g<0>", word)
+    return f"$'{CONTROL.sub(lambda match: f'{chr(92)}x{ord(match[0]):02x}', escaped)}'"
+
+
+VERB = Verb(
+    "print the command that goes on from a checkpoint, with its settings spelled out",
+    ("latest", "outputs/gpt2_run_20251106_143022/checkpoints/best_model.pt"),
+    add_arguments,
+    run,
+)

@@ -1,0 +1,44 @@
+"""`show`: what a checkpoint says of itself, without its tensors."""
+
+import argparse
+from typing import Any
+
+import yaml
+
+from gpt2ckpt.checkpoint.store import read_meta
+from gpt2ckpt.tools import text
+from gpt2ckpt.tools.command_line import Verb, add_json
+from gpt2ckpt.tools.places import PATH_HELP, checkpoint_named
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The words of `show`."""
+    parser.add_argument("path", metavar="PATH", help=PATH_HELP)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print metadata and frozen config, as one document of YAML or one object of JSON."""
+    path = checkpoint_named(args.path)
+    meta = read_meta(path)
+    if args.json:
+        print(text.to_json({"path": str(path), **meta}))
+        return 0
+    config = meta.pop("config", {})
+    size = path.stat().st_size
+    facts: dict[str, Any] = {"path": str(path), "size": text.long_bytes(size), **meta}
+    print(_yaml(facts) + "\n# the frozen config\n" + _yaml({"config": config}), end="")
+    return 0
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    dumped = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=text.WIDTH)
+    return str(dumped)
+
+
+VERB = Verb(
+    "show the metadata and the frozen config of a checkpoint",
+    ("latest", "outputs/gpt2_run_20251106_143022", "best --json | jq .config.optimizer"),
+    add_arguments,
+    run,
+)

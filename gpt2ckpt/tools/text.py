@@ -1,0 +1,62 @@
+"""Numbers, times and JSON as they are printed."""
+
+import json
+import math
+from datetime import datetime, timedelta
+from typing import Any
+
+WIDTH = 80  # columns; a table is no wider
+HALF_A_YEAR = timedelta(days=182)
+
+
+def short_bytes(count: float) -> str:
+    """Bytes in at most five characters, in decimal units: 999B, 9.7M, 149M, 1.5G."""
+    for unit in ("B", "K", "M", "G", "T"):
+        if count < 999.5 or unit == "T":
+            break
+        count /= 1000
+    return f"{count:.0f}{unit}" if count >= 99.5 or unit == "B" else f"{count:.1f}{unit}"
+
+
+def long_bytes(count: float) -> str:
+    """Bytes as they stand in a sentence: 9.7 MB."""
+    short = short_bytes(count)
+    return f"{short[:-1]} {short[-1]}{'' if short.endswith('B') else 'B'}"
+
+
+def short_time(moment: datetime | None, now: datetime) -> str:
+    """A local time as `ls -l` gives it: day and minute, or the year once that is half a year ago.
+
+    Both have a time zone.
+    """
+    if moment is None:
+        return "-"
+    recent = abs(now - moment) < HALF_A_YEAR
+    return f"{moment.astimezone():{'%m-%d %H:%M' if recent else '%Y-%m-%d'}}"
+
+
+def loss(value: float | None) -> str:
+    """A loss in six characters, or a dash."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if 0 <= value < 10 else f"{value:.3f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def to_json(value: Any) -> str:
+    """`value` as JSON on one line; a number that is not finite becomes a string, as in metrics."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

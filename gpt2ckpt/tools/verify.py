@@ -1,0 +1,147 @@
+"""`verify`: check every byte of files, runs or roots, in constant memory."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2ckpt.checkpoint import durable, names
+from gpt2ckpt.checkpoint.names import Role
+from gpt2ckpt.checkpoint.repair import CORRUPT
+from gpt2ckpt.checkpoint.store import check, is_checkpoint, read_meta
+from gpt2ckpt.errors import CheckpointError, InputError
+from gpt2ckpt.runs.resume import SELECTORS
+from gpt2ckpt.tools import text
+from gpt2ckpt.tools.command_line import Verb, add_json
+from gpt2ckpt.tools.places import checkpoint_named, find_runs, no_runs
+
+FOREIGN = "it is no checkpoint of gpt2ckpt"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file and whether every byte of it is right; None for a file that is not ours."""
+
+    path: Path
+    valid: bool | None
+    step: int | None = None
+    error: str | None = None
+
+    def __str__(self) -> str:
+        if self.valid:
+            return f"valid    {self.path} (step {self.step})"
+        error = self.error or ""
+        sentence = error if error.startswith(str(self.path)) else f"{self.path}: {error}"
+        return f"{'foreign' if self.valid is None else 'CORRUPT':8} {sentence}"
+
+
+class Checker:
+    """Checks files; one that was found valid under another name is not read again."""
+
+    def __init__(self) -> None:
+        self._valid: dict[tuple[int, ...], int | None] = {}
+
+    def __call__(self, path: Path, *, is_given: bool = False) -> Checked:
+        """Check one file. A file that is not ours is wrong only if the user named it (`is_given`).
+
+        Raises FileNotFoundError if it is not there.
+        """
+        info = path.stat()
+        role = names.role_of(path.name)
+        if role is None and not is_checkpoint(path):
+            return Checked(path, False if is_given else None, error=FOREIGN)
+        # The time of the last change is that of the names, too: a new link is read again.
+        key = (info.st_dev, info.st_ino, info.st_size, info.st_ctime_ns)
+        if key not in self._valid:
+            try:
+                check(path)
+                self._valid[key] = _step(path)
+            except CheckpointError as error:
+                path.stat()  # deleted meanwhile by a live run?
+                return Checked(path, False, error=str(error))
+        step = self._valid[key]
+        if role in (Role.ROLLING, Role.EMERGENCY) and names.number_in(path.name) != step:
+            return Checked(path, False, step, f"it holds step {step}: another file in its place")
+        return Checked(path, True, step)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The words of `verify`."""
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="*",
+        help=f"files, runs, folders of runs, or {', '.join(SELECTORS)} (default: outputs)",
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a line for each file; 1 if any is corrupt."""
+    results = []
+    for checked in _check_all(args.paths):
+        results.append(checked)
+        if not args.json:
+            print(checked, flush=True)
+    corrupt = sum(checked.valid is False for checked in results)
+    if args.json:
+        print(
+            text.to_json(
+                [
+                    {"path": str(c.path), "valid": c.valid, "step": c.step, "error": c.error}
+                    for c in results
+                ]
+            )
+        )
+    elif results:
+        print(f"{text.plural(len(results), 'file')}, {corrupt} corrupt")
+    else:
+        print(no_runs(Path(args.paths[0]) if args.paths else None))
+    return 1 if corrupt else 0
+
+
+def _check_all(words: list[str]) -> Iterator[Checked]:
+    checker = Checker()
+    for path, is_given in _targets(words):
+        try:
+            yield checker(path, is_given=is_given)
+        except FileNotFoundError:
+            if is_given:
+                raise InputError(f"{path} does not exist") from None
+
+
+def _targets(words: list[str]) -> list[tuple[Path, bool]]:
+    """The files to check, and whether the user named each of them. Raises InputError."""
+    targets: list[tuple[Path, bool]] = []
+    folders = [] if words else [run.folder for run in find_runs(None)]
+    for word in words:
+        path = Path(word).expanduser()
+        if path.is_file() or word in SELECTORS:
+            targets.append((path if path.is_file() else checkpoint_named(word), True))
+        else:
+            folders += [run.folder for run in find_runs(path)]
+    return targets + [(file, False) for folder in folders for file in _files(folder)]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files of a checkpoints folder but those being written and those known to be corrupt."""
+    for parent, inner, files in os.walk(folder):
+        inner[:] = sorted(name for name in inner if not name.startswith(CORRUPT))
+        for name in sorted(files):
+            path = Path(parent) / name
+            if path.is_file() and not name.endswith(durable.TEMPORARY_SUFFIX):
+                yield path
+
+
+def _step(path: Path) -> int | None:
+    step = read_meta(path).get("step")
+    return step if type(step) is int else None
+
+
+VERB = Verb(
+    "check every byte of checkpoints; exit code 1 if anything is corrupt",
+    ("", "outputs/gpt2_run_20251106_143022", "latest /backup/best_model.pt --json"),
+    add_arguments,
+    run,
+)

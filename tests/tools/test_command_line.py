@@ -1,0 +1,140 @@
+"""Help, wrong words, exit codes, pipes, and that nothing slow is imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tools_helpers import REPOSITORY, command
+
+from gpt2ckpt.checkpoints import VERBS
+from gpt2ckpt.tools.command_line import PROGRAM
+
+WITHOUT_TORCH = """
+import sys
+from gpt2ckpt.checkpoints import VERBS
+from gpt2ckpt.tools.command_line import call
+run = sys.argv[1]
+for words in (
+    ["list", run], ["list", run, "--json"], ["show", run], ["log", run], ["resume-command", run],
+    ["verify", run], ["diff", run, run + "/checkpoints/best_model_previous.pt", "--tensors"],
+    ["repair", run], ["prune", run, "--keep-rolling", "1", "--yes"],
+):
+    call(VERBS, words)
+    assert "torch" not in sys.modules, words
+    assert "numpy" not in sys.modules, words
+"""
+
+
+def test_no_verb_but_export_imports_torch(run: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(run)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_examples(verb, checkpoints, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        checkpoints(verb, "--help")
+    assert ended.value.code == 0
+    help_text = capsys.readouterr().out
+    assert f"{PROGRAM} {verb}" in help_text.partition("examples:")[2]
+
+
+def test_help_lists_every_verb(checkpoints, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        checkpoints("--help")
+    assert ended.value.code == 0
+    help_text = capsys.readouterr().out
+    assert all(f"\n  {verb} " in help_text for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("lst", "there is no verb lst: list, verify, .* Did you mean list?"),
+        ("resume_command x", "Did you mean resume-command?"),
+        ("", "say what to do"),
+        ("list --jsn", "unrecognized arguments: --jsn. Did you mean --json?"),
+        ("prune --keep-roling=3", "Did you mean --keep-rolling?"),
+        ("prune --keep-rolling -1", "'-1' is no whole number of at least 0"),
+        ("prune --keep-rolling=x", "'x' is no whole number of at least 0"),
+        ("prune --keep-runs 0", "'0' is no whole number of at least 1"),
+        ("show", "the following arguments are required: PATH"),
+        ("show a b", "unrecognized arguments: b"),
+        ("export a --to pickle b", "invalid choice: 'pickle'"),
+    ],
+)
+def test_a_wrong_word_is_a_sentence_with_the_nearest_right_one(words, sentence, checkpoints):
+    done = checkpoints(*words.split())
+    assert done.code == 2
+    for part in sentence.split(" .* "):
+        assert part in done.err
+    assert done.out == ""
+
+
+@pytest.mark.parametrize("words", ["verify a --json b", "verify --json a b", "verify a b --json"])
+def test_flags_may_stand_anywhere(words, checkpoints, run, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run.rename(tmp_path / "a")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    done = checkpoints(*words.split())
+    assert done.code == 0, done.err
+    assert done.out.count("latest.pt") == 2
+
+
+@pytest.mark.parametrize("verb", ["list", "verify", "log", "repair", "prune"])
+def test_what_is_missing_is_a_sentence(verb, checkpoints, tmp_path) -> None:
+    done = checkpoints(verb, tmp_path / "nowhere")
+    assert done.code == 1
+    assert done.err.startswith(f"error: {tmp_path}/nowhere does not exist")
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["list", "verify", "log", "repair", "prune"])
+def test_a_fresh_clone_has_no_checkpoints_and_that_is_no_error(
+    verb, checkpoints, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = checkpoints(verb)
+    assert (done.code, done.out) == (0, "there are no checkpoints in outputs\n")
+
+
+def test_the_real_command_prints_errors_in_one_line(tmp_path: Path) -> None:
+    done = command("checkpoints", "show", "no.pt", cwd=tmp_path)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "error: there is no file or directory no.pt\n"
+    done = command("checkpoints", "lits", cwd=tmp_path)
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+
+
+def test_a_closed_pipe_is_silent(run: Path) -> None:
+    reader = subprocess.Popen(
+        [sys.executable, "-m", "gpt2ckpt.checkpoints", "list", str(run)],
+        cwd=REPOSITORY,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert reader.stdout and reader.stderr
+    reader.stdout.close()
+    assert reader.stderr.read() == ""
+    reader.wait()
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [("bset", "Did you mean best?"), ("latest", "there is no run in outputs")],
+)
+def test_a_path_that_is_none(path, part, checkpoints, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = checkpoints("show", path)
+    assert done.code == 1
+    assert part in done.err

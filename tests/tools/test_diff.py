@@ -1,0 +1,118 @@
+"""`diff`: keys by what they do, and tensors bit by bit."""
+
+import pytest
+import torch
+from tools_helpers import damage, frozen, save
+
+from gpt2ckpt.config.replay import Effect, classify, flatten
+
+
+def test_facts_and_config_each_under_what_it_does(checkpoints, tmp_path) -> None:
+    first = save(tmp_path / "a", 10)
+    words = ("optimizer.lr=0.5", "model.n_layer=7", "logger=none", "checkpoint.save_every=3")
+    second = save(tmp_path / "b", 12, {"config": frozen(words)})
+    done = checkpoints("diff", first, second)
+    assert done.code == 0
+    assert "step: 10 → 12\n" in done.out
+    assert "val_loss: 4.4 → 4.38\n" in done.out
+    shape, trajectory, harmless = (
+        done.out.index(f"config, {effect}:\n") for effect in reversed(Effect)
+    )
+    lines = {
+        "  model.n_layer: 4 → 7\n": (shape, trajectory),
+        "  optimizer.lr: 0.003 → 0.5\n": (trajectory, harmless),
+        "  logger.tensorboard: true → false\n": (harmless, len(done.out)),
+        "  checkpoint.save_every: 250 → 3\n": (harmless, len(done.out)),
+    }
+    for line, (start, end) in lines.items():
+        assert line in done.out[start:end]
+
+
+def test_a_state_and_itself(checkpoints, run) -> None:
+    folder = run / "checkpoints"
+    done = checkpoints(
+        "diff", folder / "best_model.pt", folder / "best_model_backup.pt", "--tensors"
+    )
+    assert done.code == 0
+    assert done.out.splitlines()[2:] == [
+        "step, losses and run are the same",
+        "the configs are the same",
+        "3 tensors: all the same",
+    ]
+
+
+def test_every_tensor_that_differs_is_named(checkpoints, tmp_path) -> None:
+    weight = torch.zeros(64, 64)
+    first = {"model": {"a": weight, "b": torch.zeros(2), "c": torch.zeros(2), "gone": weight}}
+    changed = weight.clone()
+    changed[63, 63] = -0.0  # equal as a number, but not bitwise
+    second = {
+        "model": {"a": changed, "b": torch.zeros(2, 1), "c": torch.zeros(2).double(), "new": weight}
+    }
+    paths = save(tmp_path / "a", 1, first), save(tmp_path / "b", 1, second)
+    done = checkpoints("diff", *paths, "--tensors")
+    assert done.code == 1
+    assert done.out.splitlines()[-6:] == [
+        "model.gone: only in A",
+        "model.new: only in B",
+        "model.a: its values differ",
+        "model.b: float32 [2] → float32 [2, 1]",
+        "model.c: float32 [2] → float64 [2]",
+        "5 of 5 tensors differ",
+    ]
+    assert checkpoints("diff", *paths).code == 0
+
+
+def test_both_are_verified_first(checkpoints, run) -> None:
+    folder = run / "checkpoints"
+    damage(folder / "latest.pt")
+    for words in (("latest.pt", "epoch_00000.pt"), ("epoch_00000.pt", "latest.pt")):
+        done = checkpoints("diff", *(folder / word for word in words))
+        assert (done.code, done.out) == (1, "")
+        assert "latest.pt cannot be used: the tensor model.wte is damaged" in done.err
+
+
+@pytest.mark.parametrize(
+    ("key", "effect"),
+    [
+        ("model.n_embd", Effect.SHAPE),
+        ("model.dropout", Effect.TRAJECTORY),
+        ("optimizer.kind", Effect.SHAPE),
+        ("optimizer.lr", Effect.TRAJECTORY),
+        ("schedule.warmup_steps", Effect.TRAJECTORY),
+        ("data.train", Effect.TRAJECTORY),
+        ("seed", Effect.TRAJECTORY),
+        ("trainer.batch_size", Effect.TRAJECTORY),
+        ("trainer.threads", Effect.TRAJECTORY),
+        ("trainer.eval_every", Effect.HARMLESS),
+        ("trainer.log_every", Effect.HARMLESS),
+        ("trainer.sample_prompt", Effect.HARMLESS),
+        ("checkpoint.keep_rolling", Effect.HARMLESS),
+        ("logger.wandb", Effect.HARMLESS),
+        ("name", Effect.HARMLESS),
+        ("trainer.of_a_later_version", Effect.TRAJECTORY),
+    ],
+)
+def test_the_effect_of_a_key(key: str, effect: Effect) -> None:
+    assert classify(key, flatten(frozen())) is effect
+
+
+@pytest.mark.parametrize(
+    ("words", "effect"),
+    [
+        ((), Effect.TRAJECTORY),
+        (("schedule=wsd",), Effect.TRAJECTORY),
+        (("schedule=constant",), Effect.HARMLESS),
+        (("schedule.steps=100",), Effect.HARMLESS),
+    ],
+)
+@pytest.mark.parametrize("key", ["trainer.max_steps", "trainer.max_epochs"])
+def test_a_longer_run_matters_only_to_a_schedule_that_spans_it(key, words, effect) -> None:
+    assert classify(key, flatten(frozen(words))) is effect
+
+
+def test_a_length_is_harmless_only_by_both_configs(checkpoints, tmp_path) -> None:
+    first = save(tmp_path / "a", 1, {"config": frozen(("schedule.steps=9", "trainer.max_steps=9"))})
+    second = save(tmp_path / "b", 1, {"config": frozen(("trainer.max_steps=10",))})
+    out = checkpoints("diff", first, second).out
+    assert "  trainer.max_steps: 9 → 10\n" in out.partition(f"config, {Effect.TRAJECTORY}:")[2]

@@ -1,0 +1,145 @@
+"""`list`: what is there, in which roles, and what it takes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tools_helpers import NOON, damage, make_run, save
+
+from gpt2ckpt.checkpoint.store import Store
+
+
+def listed(checkpoints, *words) -> list[dict]:
+    done = checkpoints("list", *words, "--json")
+    assert done.code == 0
+    return json.loads(done.out)
+
+
+def by_name(objects: list[dict]) -> dict[str, dict]:
+    return {Path(item["path"]).name: item for item in objects}
+
+
+def test_the_groups_stand_in_the_order_of_the_contract(checkpoints, run) -> None:
+    lines = checkpoints("list", run).out.splitlines()
+    headings = [line for line in lines if line and not line.startswith(" ")]
+    assert headings[0] == str(run)
+    assert headings[1:-1] == ["latest", "best", "rolling", "emergency", "epoch"]
+    names = [line.split()[0] for line in lines if ".pt" in line]
+    assert sorted(names) == sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names[5:9] == [
+        *("rolling_step_000010.pt", "rolling_step_000020.pt", "rolling_step_000030.pt"),
+        "rolling_last_backup.pt",
+    ]
+    line = next(line for line in lines if "emergency_step" in line)
+    assert line.split()[1:4] == ["25", "2", "4.2500"]
+
+
+def test_a_table_fits_eighty_columns(checkpoints, tmp_path) -> None:
+    save(tmp_path, 1_234_567, {"val_loss": 10.98765}, emergency=True, epoch_ended=12345)
+    lines = checkpoints("list", tmp_path).out.splitlines()[1:]
+    assert max(map(len, lines)) <= 80
+
+
+def test_json_has_an_object_for_each_name_with_its_roles(checkpoints, run) -> None:
+    objects = listed(checkpoints, run)
+    assert len(objects) == len(list((run / "checkpoints").iterdir()))
+    latest = by_name(objects)["latest.pt"]
+    assert latest["roles"] == ["latest", "best", "rolling", "epoch"]
+    assert {key: latest[key] for key in ("step", "epoch", "val_loss", "run_dir")} == {
+        **{"step": 30, "epoch": 3, "val_loss": 4.2, "run_dir": str(run)},
+    }
+    assert latest["saved_at"] == "2025-11-06T12:30:00.000+00:00"
+    assert latest["size_bytes"] == (run / "checkpoints" / "latest.pt").stat().st_size
+    found = by_name(objects)
+    assert found["best_model_previous.pt"]["roles"] == ["best_previous", "rolling", "epoch"]
+    assert found["rolling_last_backup.pt"]["roles"] == ["rolling_last_backup"]
+    assert found["latest_backup.pt"]["roles"] == ["latest_backup", "emergency"]
+    assert all(item["error"] is None for item in objects)
+
+
+def test_what_it_takes_counts_shared_blocks_once(checkpoints, run) -> None:
+    folder = run / "checkpoints"
+    stats = {path.stat().st_ino: path.stat() for path in folder.iterdir()}
+    on_disk = sum(info.st_blocks * 512 for info in stats.values())
+    assert len(stats) < len(list(folder.iterdir()))
+    totals = checkpoints("list", run).out.splitlines()[-2]
+    assert totals.startswith("13 checkpoints, ")
+    assert totals.endswith(f"on disk they take {on_disk / 1000:.0f} KB")
+
+
+def test_damaged_files_are_listed_as_such(checkpoints, run) -> None:
+    emergency = next((run / "checkpoints").glob("emergency*"))
+    emergency.write_bytes(b"")
+    (run / "checkpoints" / "epoch_00007.pt").write_bytes(bytes(5000))
+    out = checkpoints("list", run).out
+    assert out.count("DAMAGED") == 3  # the emergency file is latest_backup.pt, too
+    found = by_name(listed(checkpoints, run))
+    assert found[emergency.name]["step"] is None
+    assert "cannot be used" in found["epoch_00007.pt"]["error"]
+    assert found["latest.pt"]["error"] is None
+
+
+def test_only_the_head_of_a_file_is_read(checkpoints, run) -> None:
+    path = run / "checkpoints" / "best_model_backup.pt"
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    damage(run / "checkpoints" / "latest.pt")
+    objects = by_name(listed(checkpoints, run))
+    assert objects[path.name]["step"] == 30
+    assert objects["latest.pt"]["step"] == 30
+
+
+def test_values_of_any_type_in_a_file_do_not_stop_the_list(checkpoints, tmp_path) -> None:
+    odd = {"epoch": "two", "val_loss": [], "saved_at": 7, "reason": None}
+    save(tmp_path, 5, odd)
+    save(tmp_path, 6, {"val_loss": float("nan"), "saved_at": "yesterday"})
+    assert checkpoints("list", tmp_path).code == 0
+    found = by_name(listed(checkpoints, tmp_path))
+    assert found["rolling_step_000005.pt"]["val_loss"] is None
+    assert found["rolling_step_000006.pt"]["val_loss"] == "NaN"
+
+
+def test_a_root_lists_every_run_below_it_those_of_sweeps_too(checkpoints, run, monkeypatch) -> None:
+    root = run.parent
+    for job in ("0", "1"):
+        make_run(root / "gpt2_sweep_20251106_130000" / job)
+    (root / "empty").mkdir()
+    (root / "link").symlink_to(run)
+    monkeypatch.chdir(root.parent)
+    directories = {item["run_dir"] for item in listed(checkpoints)}
+    assert directories == {
+        *("outputs/gpt2_run_20251106_120000", "outputs/gpt2_sweep_20251106_130000/0"),
+        "outputs/gpt2_sweep_20251106_130000/1",
+    }
+    assert checkpoints("list").out.splitlines()[-1].startswith("3 runs, 39 checkpoints, ")
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "", "checkpoints/abandoned_20251106_120000"])
+def test_a_run_its_folder_and_what_is_in_it_are_the_same(place, checkpoints, run) -> None:
+    Store(run / "checkpoints").go_back_to(run / "checkpoints" / "rolling_step_000010.pt", 10, NOON)
+    found = listed(checkpoints, run / place)
+    assert {item["run_dir"] for item in found} == {str(run)}
+    groups = [item["group"] for item in found]
+    assert groups.count("abandoned") == 11
+    assert all("latest" not in item["roles"] for item in found if item["group"] == "abandoned")
+    assert "abandoned_20251106_120000\n" in checkpoints("list", run / place).out
+
+
+def test_a_copied_folder_of_another_name_is_listed(checkpoints, run, tmp_path) -> None:
+    shutil.copytree(run / "checkpoints", tmp_path / "backup of it")
+    assert len(listed(checkpoints, tmp_path / "backup of it")) == 13
+
+
+def test_other_peoples_files_are_passed_over(checkpoints, run) -> None:
+    before = listed(checkpoints, run)
+    (run / "checkpoints" / "notes.txt").write_text("x")
+    (run / "checkpoints" / "mine.pt").write_bytes(b"x")
+    assert listed(checkpoints, run) == before
+
+
+def test_a_real_run(checkpoints, real) -> None:
+    found = by_name(listed(checkpoints, real))
+    assert found["latest.pt"]["step"] == 8
+    assert found["latest.pt"]["val_loss"] > 9
+    assert found["best_model.pt"]["roles"][0] == "best"

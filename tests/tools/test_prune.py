@@ -1,0 +1,252 @@
+"""`prune`: frees what it says, and never the last valid state."""
+
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tools_helpers import NOON, damage, make_run, save, tree
+
+from gpt2ckpt.checkpoint.store import Store, check
+from gpt2ckpt.runs.lock import LOCK_NAME, RunLock
+from gpt2ckpt.tools.inventory import Entry, Group, Inode
+from gpt2ckpt.tools.places import Run
+from gpt2ckpt.tools.pruning import Limits, freed_bytes, plan
+
+KEPT_ALWAYS = {
+    *("latest.pt", "latest_backup.pt", "rolling_last_backup.pt"),
+    *("best_model.pt", "best_model_backup.pt", "best_model_previous.pt"),
+}
+
+
+def names(run: Path) -> set[str]:
+    return {path.name for path in (run / "checkpoints").iterdir()}
+
+
+def blocks(*roots: Path) -> int:
+    files = [path.stat() for root in roots for path in root.rglob("*") if path.is_file()]
+    return sum({info.st_ino: info.st_blocks * 512 for info in files}.values())
+
+
+def test_without_yes_nothing_is_touched(checkpoints, run) -> None:
+    before = tree(run)
+    done = checkpoints("prune", run, "--keep-rolling", "0", "--keep-epochs", "0")
+    assert done.code == 0
+    assert "  rolling_step_000010.pt\n" in done.out
+    assert done.out.splitlines()[-1].startswith("would go: 6 files, ")
+    assert done.out.endswith("Nothing is deleted without --yes\n")
+    assert tree(run) == before
+
+
+def test_nothing_named_is_nothing_gone(checkpoints, run) -> None:
+    before = tree(run)
+    done = checkpoints("prune", run, "--yes")
+    assert (done.code, tree(run)) == (0, before)
+    assert "nothing was named that may go" in done.out
+
+
+def test_each_pool_by_its_own_number_and_roles_never(checkpoints, run) -> None:
+    done = checkpoints("prune", run, "--keep-rolling=1", "--keep-epochs=2", "--yes")
+    assert done.code == 0
+    emergency = next(name for name in names(run) if name.startswith("emergency"))
+    assert names(run) == KEPT_ALWAYS | {
+        *("rolling_step_000030.pt", "epoch_00001.pt", "epoch_00002.pt", emergency),
+    }
+    checkpoints("prune", run, "--keep-rolling=0", "--keep-epochs=0", "--keep-emergency=0", "--yes")
+    assert names(run) - {LOCK_NAME} == KEPT_ALWAYS
+    assert all(check(path) is None for path in (run / "checkpoints").iterdir())
+
+
+def test_what_it_says_that_it_frees_is_what_it_frees(checkpoints, run, tmp_path) -> None:
+    """Names whose file has another name left free nothing, in whatever directory that is."""
+    os.link(run / "checkpoints" / "epoch_00001.pt", tmp_path / "my own link.pt")
+    words = ("prune", run, "--keep-rolling=1", "--keep-epochs=1")
+    before = blocks(run / "checkpoints")
+    said = checkpoints(*words).out.splitlines()[-1]
+    done = checkpoints(*words, "--yes").out.splitlines()[-1]
+    freed = before - blocks(run / "checkpoints")
+    assert 0 < freed < 40_000  # step 10 alone: step 20 is best_model_previous.pt
+    assert f"4 files, {freed / 1000:.1f} KB of disk" in said
+    assert done == f"deleted 4 files, {freed / 1000:.1f} KB of disk freed"
+
+
+def test_the_last_valid_state_stays_wherever_it_is(checkpoints, run) -> None:
+    folder = run / "checkpoints"
+    for name in ("latest.pt", "rolling_last_backup.pt", "best_model_backup.pt"):
+        damage(folder / name)
+    damage(folder / "rolling_step_000020.pt")
+    damage(folder / "latest_backup.pt")
+    done = checkpoints("prune", run, "--keep-rolling=0", "--keep-epochs=0", "--yes")
+    assert done.code == 0
+    assert "stays: it is the last valid state" in done.out
+    left = [path for path in folder.iterdir() if path.name[:5] in ("rolli", "epoch")]
+    assert [path.name for path in left if path.name != "rolling_last_backup.pt"] in (
+        ["rolling_step_000010.pt"],
+        ["epoch_00000.pt"],
+    )
+    assert Store(folder).find("latest").state["step"] == 10
+
+
+def test_a_valid_state_that_only_an_abandoned_folder_has_stays(checkpoints, run) -> None:
+    folder = run / "checkpoints"
+    Store(folder).go_back_to(folder / "rolling_step_000010.pt", 10, NOON)
+    damage(folder / "latest.pt")  # is rolling_step_000010.pt and epoch_00000.pt
+    done = checkpoints("prune", run, "--abandoned", "--yes")
+    assert "stays: it is the last valid state" in done.out
+    left = list(folder.glob("abandoned_*/*"))
+    assert len(left) == 1
+    check(left[0])
+
+
+def test_where_nothing_is_valid_nothing_goes(checkpoints, run) -> None:
+    for path in {path.stat().st_ino: path for path in (run / "checkpoints").iterdir()}.values():
+        damage(path)
+    before = tree(run)
+    done = checkpoints("prune", run, "--keep-rolling=0", "--yes")
+    assert "no valid state is left in it, so that nothing is deleted" in done.out
+    assert {name: data for name, data in tree(run).items() if name != LOCK_NAME} == before
+
+
+def test_abandoned_and_corrupt_folders_go_with_their_files(checkpoints, run) -> None:
+    folder = run / "checkpoints"
+    Store(folder).go_back_to(folder / "rolling_step_000020.pt", 20, NOON)
+    damage(next(folder.glob("abandoned_*")) / "rolling_step_000030.pt")
+    assert checkpoints("repair", run).code == 0
+    (next(folder.glob("abandoned_*")) / "note").write_text("why")
+    assert "11" not in checkpoints("prune", run, "--keep-emergency=0", "--yes").out
+    assert list(folder.glob("corrupt_*"))
+    checkpoints("prune", run, "--corrupt", "--yes")
+    assert not list(folder.glob("corrupt_*"))
+    assert len(list(folder.glob("abandoned_*/*.pt"))) > 1
+    checkpoints("prune", run, "--abandoned", "--yes")
+    assert [path.name for path in folder.glob("abandoned_*/*")] == ["note"]
+    assert checkpoints("verify", run).code == 0
+
+
+def test_a_live_run_keeps_the_newest_of_each_pool(checkpoints, run) -> None:
+    """A save may be linking it to its other names at this moment."""
+    with RunLock(run):
+        words = ("--keep-rolling=0", "--keep-epochs=0", "--keep-emergency=0")
+        assert checkpoints("prune", run, *words, "--yes").code == 0
+    pools = names(run) - KEPT_ALWAYS
+    emergency = next(name for name in pools if name.startswith("emergency"))
+    assert pools == {"rolling_step_000030.pt", "epoch_00002.pt", emergency}
+
+
+def make_root(root: Path) -> list[Path]:
+    """Three runs, the one with the oldest name having saved last."""
+    runs = [make_run(root / f"gpt2_run_2025110{day}_120000") for day in (1, 2, 3)]
+    save(runs[0], 40, {"saved_at": "2025-12-01T00:00:00.000+00:00"})
+    for run in runs:
+        (run / ".hydra" / "resume_1").mkdir(parents=True)
+        (run / "tensorboard").mkdir()
+        for name in (
+            *("metrics.jsonl", "train.log", LOCK_NAME, ".hydra/config.yaml"),
+            *(".hydra/resume_1/overrides.yaml", "tensorboard/events.out.tfevents.1.host.2.0"),
+        ):
+            (run / name).write_text("x")
+    return runs
+
+
+def test_whole_runs_go_by_when_they_last_saved(checkpoints, tmp_path) -> None:
+    first, second, third = make_root(tmp_path)
+    save(third, 50, {"saved_at": "2025-11-30T00:00:00.000+00:00"})
+    said = checkpoints("prune", tmp_path, "--keep-runs", "2").out
+    assert f"{second}: the whole run, " in said
+    assert second.exists()
+    used = blocks(tmp_path)
+    done = checkpoints("prune", tmp_path, "--keep-runs", "2", "--yes")
+    assert done.code == 0
+    assert sorted(tmp_path.iterdir()) == [first, third]
+    assert f"{(used - blocks(tmp_path)) / 1000:.0f} KB of disk freed" in done.out
+
+
+def test_a_live_run_never_goes(checkpoints, tmp_path) -> None:
+    first, second, third = make_root(tmp_path)
+    with RunLock(second):
+        before = tree(second)
+        checkpoints("prune", tmp_path, "--keep-runs", "1", "--yes")
+        assert tree(second) == before
+    assert first.exists()
+    assert not third.exists()
+
+
+def test_what_the_user_put_into_a_run_stays(checkpoints, tmp_path) -> None:
+    _, second, third = make_root(tmp_path)
+    mine = {"notes.txt", "checkpoints/mine.pt", "checkpoints/kept/latest.pt", "tensorboard/a.png"}
+    for name in mine:
+        (third / name).parent.mkdir(exist_ok=True)
+        (third / name).write_text("mine")
+    done = checkpoints("prune", tmp_path, "--keep-runs", "1", "--yes")
+    assert set(tree(third)) == mine
+    assert f"  {third}/notes.txt stays: the run did not make it\n" in done.out
+    assert not second.exists()
+    assert not (third / ".hydra").exists()
+
+
+def test_pools_and_runs_together(checkpoints, tmp_path) -> None:
+    first, *_ = make_root(tmp_path)
+    checkpoints("prune", tmp_path, "--keep-runs=1", "--keep-rolling=1", "--yes")
+    assert list(tmp_path.iterdir()) == [first]
+    rolling = [name for name in names(first) if name.startswith("rolling_step")]
+    assert rolling == ["rolling_step_000040.pt"]
+
+
+def test_a_run_whose_age_is_unknown_is_kept(checkpoints, tmp_path) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / name, 1, {"saved_at": None})
+    checkpoints("prune", tmp_path, "--keep-runs=1", "--yes")
+    assert (tmp_path / "a").exists()
+    assert (tmp_path / "b").exists()
+
+
+def test_a_copied_folder_is_pruned_in_place(checkpoints, run, tmp_path) -> None:
+    shutil.copytree(run / "checkpoints", tmp_path / "copy")
+    checkpoints("prune", tmp_path / "copy", "--keep-rolling=1", "--yes")
+    assert not (tmp_path / "copy" / "rolling_step_000010.pt").exists()
+
+
+FILES = st.lists(
+    st.tuples(
+        st.sampled_from(["rolling_step_{:06d}.pt", "emergency_step_{:06d}_20251106_120000.pt"]),
+        *(st.integers(1, 9), st.booleans(), st.sampled_from(["", "abandoned", "corrupt"])),
+    ),
+    max_size=9,
+    unique_by=lambda file: (file[0], file[1], file[3]),
+)
+
+
+@given(
+    FILES,
+    st.booleans(),
+    st.builds(Limits, *[st.none() | st.integers(0, 3)] * 3, *[st.booleans()] * 2),
+)
+def test_a_plan_never_takes_the_last_valid_state(files, live, limits) -> None:
+    run = Run(Path("run"), Path("run/checkpoints"))
+    entries, valid = [], set()
+    for number, (form, step, is_valid, aside) in enumerate(files):
+        role = form.partition("_")[0]
+        group = Group(aside or role)
+        path = run.folder / aside / form.format(step)
+        inode = Inode((0, number), 1, 10, 4096)
+        entries.append(Entry(path, run, group, aside or role, inode, {"step": step}))
+        if is_valid:
+            valid.add(path)
+    decided = plan(entries, limits, lambda entry: entry.path in valid, is_live=live)
+    gone = {entry.path for entry in decided.surplus}
+    assert gone <= {entry.path for entry in entries}
+    if gone:
+        assert valid - gone
+    assert freed_bytes(decided.surplus) == 4096 * len(gone)
+
+
+def test_a_real_run(checkpoints, real) -> None:
+    assert checkpoints("prune", real, "--keep-rolling=1", "--keep-epochs=0", "--yes").code == 0
+    assert checkpoints("verify", real).code == 0
+    other = real.with_name("gpt2_run_20991231_235959")
+    save(other, 1, {"saved_at": datetime(2099, 1, 1).astimezone().isoformat()})
+    done = checkpoints("prune", real.parent, "--keep-runs=1", "--yes")
+    assert done.code == 0
+    assert list(real.parent.iterdir()) == [other]

@@ -1,0 +1,119 @@
+"""`resume-command`: a line for the shell that changes nothing."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from tools_helpers import frozen, save, shell
+
+from gpt2ckpt.checkpoint.store import read_meta
+from gpt2ckpt.config.compose import compose_config, parse_overrides
+from gpt2ckpt.config.replay import freeze, replay
+from gpt2ckpt.tools.resume_command import in_shell, overrides, resume_command
+
+
+def test_the_real_command_goes_on_and_changes_nothing(checkpoints, real, trained_once) -> None:
+    """From an older state, so that there is something to train, in a folder of another name."""
+    path = real / "checkpoints" / "rolling_step_000004.pt"
+    line = checkpoints("resume-command", path).out
+    assert line.count("\n") == 1
+    done = shell(line, cwd=trained_once)
+    assert done.code == 0, done.err
+    log = done.out + done.err
+    assert f"resuming from {path}, step 4" in log
+    assert "→" not in log
+    assert read_meta(real / "checkpoints" / "latest.pt")["step"] == 8
+    original = trained_once / "outputs" / "a run, lr=3e-4" / "checkpoints" / "latest.pt"
+    compared = checkpoints("diff", original, real / "checkpoints" / "latest.pt", "--tensors")
+    assert compared.code == 0, compared.out
+
+    told = checkpoints("log", real).out
+    assert re.search(r"├─ \S+ \S+ (resumed from step 4|rolled back: steps 6 to 8 set aside)", told)
+    assert "resumed from step 4" in told
+
+
+def test_the_hyperparameters_are_spelled_out(checkpoints, run) -> None:
+    words = shlex.split(checkpoints("resume-command", run).out)
+    assert words[:3] == ["python", "-m", "gpt2ckpt.train"]
+    assert words[3] == f"+resume={run}/checkpoints/latest.pt"
+    assert words[4:7] == ["data=embedded", "optimizer=adamw", "schedule=cosine"]
+    keys = [word.partition("=")[0] for word in words[7:]]
+    groups = list(dict.fromkeys(key.partition(".")[0] for key in keys))
+    assert groups == [
+        *("model", "data", "optimizer", "schedule", "trainer", "checkpoint", "seed"),
+    ]
+    assert {"optimizer.lr=0.003", "trainer.max_steps=null", "optimizer.betas=[0.9,0.95]"} <= {
+        *words
+    }
+
+
+def test_a_relative_path_becomes_one_that_works_anywhere(checkpoints, run, monkeypatch) -> None:
+    monkeypatch.chdir(run)
+    assert (
+        f"+resume={run}/checkpoints/best_model.pt"
+        in checkpoints(*("resume-command", "checkpoints/best_model.pt")).out
+    )
+
+
+TEXTS = st.text(
+    st.one_of(st.sampled_from(" =,'\"\\${}[]():~#!`\n"), st.characters(codec="utf-8")), max_size=9
+).filter(lambda text: "\0" not in text and text != "???")
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), TEXTS)
+
+
+@settings(max_examples=60)
+@given(VALUES, st.lists(VALUES, max_size=3))
+def test_any_value_arrives_as_it_is(value: Any, values: list[Any]) -> None:
+    config = {"trainer": {"one": value, "many": values}, "schedule": {"kind": "wsd"}, "seed": 1}
+    choice, *words = overrides(config)
+    assert choice == "schedule=wsd"
+    parsed = {word.key_or_group: word.value() for word in parse_overrides(words)}
+    read = OmegaConf.to_container(OmegaConf.create(parsed), resolve=True)
+    assert read == {"trainer.one": value, "trainer.many": values, "seed": 1}
+
+
+def test_awkward_values_are_replayed_as_they_are() -> None:
+    config = freeze(compose_config("train", ["schedule=constant", "optimizer=muon"]).values)
+    text = "it's a=b, [c] {d}: ${HOME} ${seed} \\ \"\n???"
+    config["trainer"] |= {"sample_prompt": text, "max_steps": None}
+    config["optimizer"]["lr"] = 1e-300
+    config["data"] = {"kind": "text", "train": text, "val": "null", "val_fraction": 0.1}
+    config["model"]["init_from"] = "1e3"
+
+    def compose(words: list[str]) -> dict[str, Any]:
+        return compose_config("train", words).values
+
+    assert replay(config, [], overrides(config), compose) == (config, [])
+
+
+def test_what_hydra_cannot_be_told_is_left_as_it_is_frozen() -> None:
+    assert overrides({"data": {"kind": "text", "train": "???"}}) == ["data=text"]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("a=b", "x='a b'", "x='$HOME `id` !!'", "it's", "a\nb'c\\d\te", '"', "", "Läufe/試験"),
+        *("x='\\'a\\\\'", "~group", "+a=[1,'b,c']"),
+    ],
+)
+def test_a_word_comes_out_of_a_shell_as_it_went_in(word: str, tmp_path: Path) -> None:
+    typed = in_shell(word)
+    assert "\n" not in typed
+    assert shell(f"printf %s {typed}", cwd=tmp_path).out == word
+
+
+def test_a_path_with_everything_in_it_is_one_line() -> None:
+    line = resume_command(Path("/a b/c=d,'e\"\n$f.pt"), frozen())
+    assert "\n" not in line
+
+
+def test_a_file_without_a_config_is_said(checkpoints, tmp_path) -> None:
+    path = save(tmp_path, 1, {"config": None})
+    done = checkpoints("resume-command", path)
+    assert (done.code, done.err) == (1, f"error: {path} holds no config\n")
