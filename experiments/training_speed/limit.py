@@ -4,6 +4,7 @@ Each is timed by itself in the layout that training has it in, with operands in 
 touched before, and the fastest of several times counts.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -66,8 +67,7 @@ def measure(shape: Shape) -> dict[str, object]:
         "precision": hardware.precision,
         "products": {
             product.name: {
-                "forward": [product.count, product.batch, product.rows, product.inner]
-                + [product.columns],
+                "forward": dataclasses.asdict(product),
                 "seconds": seconds,
                 "gflop_per_s": product.flops / seconds / 1e9,
             }

@@ -34,7 +34,7 @@ class Shape:
 
 
 SHAPES = {
-    "nano": Shape(4, 4, 128, context=128, batch=8, steps=15, warm_up=3),
-    "6x384": Shape(6, 6, 384, context=256, batch=8, steps=5),
-    "124M": Shape(12, 12, 768, context=256, batch=2, steps=5),
+    "nano": Shape(4, 4, 128, context=128, batch=8, steps=10, warm_up=3),
+    "6x384": Shape(6, 6, 384, context=256, batch=8, steps=3),
+    "124M": Shape(12, 12, 768, context=256, batch=2, steps=3),
 }

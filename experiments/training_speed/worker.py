@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.training_speed.shapes import SHAPES, Shape
+from experiments.training_speed.table import LIMIT, OWN
 
 
 def build_step(variant: str, shape: Shape) -> Callable[[], float]:
     """The step of a variant: it trains on the next blocks and returns the loss."""
     from experiments.training_speed import own, reference
 
-    if variant == "gpt2ckpt":
+    if variant == OWN:
         return own.build_step(shape)
     if variant.startswith("reference"):
         return reference.build_step(shape, compiled=variant.endswith("compiled"))
@@ -48,7 +49,7 @@ def resident_bytes(key: str) -> int:
 def main() -> None:
     variant, name = sys.argv[1:3]
     shape = SHAPES[name]
-    if variant == "limit":
+    if variant == LIMIT:
         from experiments.training_speed import limit
 
         result: dict[str, Any] = limit.measure(shape)
@@ -56,6 +57,10 @@ def main() -> None:
         from experiments.training_speed import hotspots
 
         result = hotspots.profile(shape)
+    elif variant == "memory":
+        from experiments.training_speed import memory
+
+        result = memory.accounted_bytes(shape)
     else:
         result = measure(variant, shape)
     print(json.dumps(result))

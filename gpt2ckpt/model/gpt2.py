@@ -6,12 +6,12 @@ are one and the same parameter.
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2ckpt.config.checks import check_model
 from gpt2ckpt.config.schema import ModelConfig
+from gpt2ckpt.model.attention import causal_attention
 from gpt2ckpt.model.cache import KeyValueCache, LayerCache
 from gpt2ckpt.model.counts import ParameterCounts, count_flops_per_token, count_parameters
 from gpt2ckpt.model.loss import linear_cross_entropy
@@ -145,15 +145,8 @@ class Attention(nn.Module):
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind()  # each [B, H, T, D], views
         if cache is not None:
             key, value = cache.extend(key, value)
-        past = key.shape[2] - length
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=_offset_mask(length, past, x.device) if past and length > 1 else None,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=not past,
-        )
+        dropout = self.dropout if self.training else 0.0
+        mixed = causal_attention(query, key, value, dropout)
         mixed = mixed.transpose(1, 2).reshape(batch, length, width)
         return self.resid_dropout(self.c_proj(mixed))  # type: ignore[no-any-return]
 
@@ -175,9 +168,3 @@ class MLP(nn.Module):
 
 def layer_norm(config: ModelConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS, bias=config.bias)
-
-
-def _offset_mask(length: int, past: int, device: torch.device) -> Tensor:
-    """True where a new token [T] may look: all of the past, and the new ones up to itself."""
-    allowed = torch.ones(length, past + length, dtype=torch.bool, device=device)
-    return allowed.tril(diagonal=past)

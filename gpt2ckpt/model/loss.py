@@ -20,7 +20,7 @@ CHUNK_ROWS_GPU = 4096
 # Rows whose softmax is taken at a time in float32 on a CPU, and words whose weight gradient is
 # multiplied at a time in 16 bits. Small blocks save memory and stay nearer to the cache; but each
 # is a meeting of all threads, which is slow when another program has taken a core.
-SOFTMAX_ROWS_CPU = 128
+SOFTMAX_ROWS_CPU = 64
 PRODUCT_WORDS = 8192
 # Matrix products in 16 bits are faster when the vocabulary is a multiple of this: rows are aligned.
 VOCABULARY_MULTIPLE = 64

@@ -58,7 +58,7 @@ def test_the_handlers_before_it_are_called_and_come_back() -> None:
     def launchers(number: int, frame: object) -> None:
         received.append(number)
 
-    before = signal.signal(signal.SIGTERM, launchers)
+    before, before_int = signal.signal(signal.SIGTERM, launchers), signal.getsignal(signal.SIGINT)
     try:
         with Interrupts() as interrupts:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -67,7 +67,7 @@ def test_the_handlers_before_it_are_called_and_come_back() -> None:
         assert signal.getsignal(signal.SIGTERM) is launchers
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before_int
 
 
 def test_exit_codes_are_those_of_a_shell() -> None:
