@@ -28,12 +28,12 @@ def one(barrier, queue):
     barrier.wait()
 
 fork, count = multiprocessing.get_context("fork"), int(sys.argv[3])
-barrier, queue = fork.Barrier(count), fork.Queue()
+barrier, queue = fork.Barrier(count, timeout=60), fork.Queue()
 processes = [fork.Process(target=one, args=(barrier, queue)) for _ in range(count)]
 for process in processes:
     process.start()
 for process in processes:
-    print(queue.get())
+    print(queue.get(timeout=60))
 for process in processes:
     process.join()
 """
@@ -42,7 +42,7 @@ for process in processes:
 def claimed_at_once(wanted: Path, how: str, count: int) -> list[Path]:
     """The directories that `count` living processes get when all of them ask together."""
     command = [sys.executable, "-c", CLAIM_AT_ONCE, str(wanted), how, str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [Path(line) for line in done.stdout.splitlines()]
 
 
