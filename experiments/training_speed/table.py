@@ -93,12 +93,12 @@ def _peaks(turns: dict[str, Any]) -> str:
 
 def _memory(results: dict[str, Any]) -> str:
     accounts, turns = results["accounted_bytes"], results["turns"]
-    imports = [median(t["import_bytes"] for t in turns[name][OWN]) for name in accounts]
+    before = [median(t["bytes_before"] for t in turns[name][OWN]) for name in accounts]
     peaks = [max(t["peak_bytes"] for t in turns[name][OWN]) for name in accounts]
-    rows = [["Python and PyTorch, before a model is made", *imports]]
+    rows = [["Python, PyTorch, the tokenizer: before a model is made", *before]]
     for part in next(iter(accounts.values())):
         rows.append([part, *(accounts[name][part] for name in accounts)])
-    sums = [sum(a.values()) + i for a, i in zip(accounts.values(), imports, strict=True)]
+    sums = [sum(a.values()) + b for a, b in zip(accounts.values(), before, strict=True)]
     rows += [["**accounted for**", *sums], ["**measured peak, the highest of the turns**", *peaks]]
     text = [[row[0], *(f"{value / 1e6:,.0f}" for value in row[1:])] for row in rows]
     share = [f"{peak / total:.0%}" for peak, total in zip(peaks, sums, strict=True)]
