@@ -40,7 +40,7 @@ def restore_generators(state: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and state["cuda"] is not None:
+    if torch.cuda.is_available() and isinstance(state["cuda"], torch.Tensor):
         torch.cuda.set_rng_state(state["cuda"])
-    if torch.backends.mps.is_available() and state["mps"] is not None:
+    if torch.backends.mps.is_available() and isinstance(state["mps"], torch.Tensor):
         torch.mps.set_rng_state(state["mps"])
