@@ -77,8 +77,12 @@ class CheckpointManager:
         self._writer.start(lambda: self._write(snapshot, event, start, waited))
         return None
 
+    def wait(self) -> None:
+        """Wait for the save that is being written."""
+        self._writer.wait()
+
     def close(self) -> None:
-        """Wait for the last save."""
+        """Wait for the last save, and end."""
         self._writer.close()
 
     def _write(

@@ -1,0 +1,44 @@
+"""Measurements that are processes of their own, and the machine that they run on."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+IS_BUSY = 0.5  # load average from which on other programs are likely to disturb
+
+
+def run_worker(module: str, *words: str) -> Any:
+    """What `python -m module words` prints as JSON in its last line; nothing else is shown."""
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def resident_bytes(key: str) -> int:
+    """VmRSS, what is resident now, or VmHWM, the most that ever was (Linux; 0 elsewhere)."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
+
+
+def machine() -> dict[str, Any]:
+    """What it runs on; asked in another process, for this one is to stay small."""
+    ask = (
+        "import json, platform, torch; print(json.dumps({"
+        "'cpu': torch.cpu.get_capabilities().get('cpu_name', platform.processor()), "
+        "'features': [name for name in ('avx512_bf16', 'amx_bf16') "
+        "if torch.cpu.get_capabilities().get(name)], "
+        "'torch': torch.__version__, 'python': platform.python_version()}))"
+    )
+    facts: dict[str, Any] = json.loads(subprocess.check_output([sys.executable, "-c", ask]))
+    facts["cores"], facts["kernel"] = os.cpu_count(), platform.release()
+    facts["load_before"] = round(os.getloadavg()[0], 2)
+    if facts["load_before"] > IS_BUSY:
+        print(f"warning: the load average is {facts['load_before']}; close what runs besides")
+    return facts
