@@ -1,30 +1,21 @@
-"""What all commands share: Hydra's command line, and errors as one sentence with an exit code."""
+"""What the commands with a config share: Hydra's command line."""
 
 import argparse
-import contextlib
 import difflib
-import logging
 import os
-import signal
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
-from gpt2ckpt.config.compose import compose_config, conf_directory, explain
+from gpt2ckpt.config.compose import compose_config, conf_directory
 from gpt2ckpt.config.registry import build_typed, register_schemas
-from gpt2ckpt.errors import ConfigError, UserError
-from gpt2ckpt.training.interrupts import exit_at_once
-from gpt2ckpt.training.waiting import wait_briefly
-
-FULL_ERROR = "HYDRA_FULL_ERROR"
+from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.exits import FULL_ERROR, reported_errors
 
 
 @dataclass(frozen=True)
@@ -98,34 +89,3 @@ def run_hydra(line: CommandLine, task: Callable[[Any], Any], more: Sequence[str]
         os.environ.pop(FULL_ERROR)
         if full is not None:
             os.environ[FULL_ERROR] = full
-
-
-@contextlib.contextmanager
-def reported_errors() -> Iterator[None]:
-    """End the process with one sentence and the contract's exit code on any error."""
-    wants_trace = os.environ.get(FULL_ERROR) == "1"
-    signal.signal(signal.SIGTERM, exit_at_once)
-    wait_briefly()
-    logging.raiseExceptions = False  # a closed terminal or pipe costs lines, never the training
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("interrupted: there was nothing to save", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except UserError as error:
-        _fail(str(error), error.exit_code, wants_trace)
-    except (HydraException, OmegaConfBaseException) as error:
-        _fail(explain(error), ConfigError.exit_code, wants_trace)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        _fail(f"{reason} (HYDRA_FULL_ERROR=1 shows where)", 1, wants_trace)
-
-
-def _fail(sentence: str, code: int, wants_trace: bool) -> NoReturn:
-    if wants_trace:
-        traceback.print_exc()
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(code)

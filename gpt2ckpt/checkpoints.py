@@ -1,32 +1,40 @@
 """`python -m gpt2ckpt.checkpoints VERB`: look at checkpoints, check, mend and free them."""
 
 import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 
-from gpt2ckpt.application import reported_errors
-from gpt2ckpt.tools import (
-    diff,
-    export,
-    listing,
-    log,
-    prune,
-    repair,
-    resume_command,
-    show,
-    verify,
-)
-from gpt2ckpt.tools.command_line import call
+from gpt2ckpt.exits import reported_errors
+from gpt2ckpt.tools.command_line import Verb, call
 
-VERBS = {
-    "list": listing.VERB,
-    "verify": verify.VERB,
-    "show": show.VERB,
-    "diff": diff.VERB,
-    "resume-command": resume_command.VERB,
-    "repair": repair.VERB,
-    "prune": prune.VERB,
-    "log": log.VERB,
-    "export": export.VERB,
+MODULES = {
+    "list": "listing",
+    "verify": "verify",
+    "show": "show",
+    "diff": "diff",
+    "resume-command": "resume_command",
+    "repair": "repair",
+    "prune": "prune",
+    "log": "log",
+    "export": "export",
 }
+
+
+class Verbs(Mapping[str, Verb]):
+    """The verbs by name; the module of one is imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Verb:
+        verb: Verb = import_module(f"gpt2ckpt.tools.{MODULES[name]}").VERB
+        return verb
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(MODULES)
+
+    def __len__(self) -> int:
+        return len(MODULES)
+
+
+VERBS = Verbs()
 
 
 def main() -> None:

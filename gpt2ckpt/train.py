@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from gpt2ckpt.application import CommandLine, parse_command_line, reported_errors, run_hydra
+from gpt2ckpt.application import CommandLine, parse_command_line, run_hydra
 from gpt2ckpt.config.compose import Composed, compose_config, quoted, sweep_jobs
 from gpt2ckpt.config.registry import build_typed
 from gpt2ckpt.config.replay import freeze, task_overrides
 from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.exits import reported_errors
 from gpt2ckpt.runs.claim import Claim, claim_sweep, protection_notice
 from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
 from gpt2ckpt.training.interrupts import exit_code

@@ -262,7 +262,7 @@ def verify(file: BinaryIO) -> Index:
     """
     index = read_index(file)
     largest = max((storage.size for storage in index.storages), default=0)
-    buffer = memoryview(bytearray(min(largest, 8 * CHUNK)))
+    buffer = memoryview(bytearray(min(largest, CHUNK)))
     for number, storage in enumerate(index.storages):
         state = xxhash.xxh3_128()
         file.seek(storage.offset)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from gpt2ckpt.config.compose import as_typed
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.runs.lock import RunLock, is_locked
 
@@ -116,6 +115,8 @@ def _claim_stamped(base: Path, now: datetime) -> Claim:
 
 def protection_notice(wanted: Path, made: Path, key: str) -> str:
     """What to tell whose directory, given by `key`, was taken already."""
+    from gpt2ckpt.config.compose import as_typed  # here: a listing needs no Hydra
+
     given = as_typed(key, str(wanted))
     return (
         "CHECKPOINT DIRECTORY PROTECTION\n"
