@@ -32,7 +32,6 @@ print(code, *slow, file=sys.stderr)
         ("sample --help", 0),
         ("evaluate batch_size=0 ckpt=a.pt", 2),
         ("prepare --help", 0),
-        ("checkpoints --help", 0),
         ("checkpoints list", 0),
         ("checkpoints show gone.pt", 1),
     ],
