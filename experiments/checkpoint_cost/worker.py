@@ -9,7 +9,7 @@ from typing import Any
 from experiments.processes import resident_bytes
 from gpt2ckpt.training.waiting import wait_briefly
 
-SAVES = 4  # timed after the first, which is reported by itself
+SAVES = 2  # timed after the first, which is reported by itself
 
 
 def measure_saves(variant: str, name: str, folder: Path) -> dict[str, Any]:
