@@ -12,8 +12,8 @@ help: ## list the targets
 train: $(READY) ## train a small GPT-2 on the embedded text (about two minutes on two cores)
 	$(BIN)/python -m gpt2ckpt.train $(ARGS)
 
-test: $(READY) ## run all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## run all tests, files side by side
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(READY) ## lint, formatting, types, direction of imports
 	$(BIN)/ruff check .
