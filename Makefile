@@ -4,10 +4,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check format bench docs clean
+.PHONY: help train test check format bench bench-checkpoints docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 train: $(READY) ## train a small GPT-2 on the embedded text (about two minutes on two cores)
 	$(BIN)/python -m gpt2ckpt.train $(ARGS)
@@ -27,6 +27,9 @@ format: $(READY) ## format the code and mend what ruff can
 
 bench: $(READY) ## measure training speed beside the peers (about twenty minutes)
 	$(BIN)/python -m experiments.training_speed.run $(ARGS)
+
+bench-checkpoints: $(READY) ## measure what a checkpoint costs beside the peers (about twenty minutes)
+	$(BIN)/python -m experiments.checkpoint_cost.run $(ARGS)
 
 docs: $(READY) ## check that the commands and links in the documentation exist
 	$(BIN)/python -m pytest tests/test_docs.py

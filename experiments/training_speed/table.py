@@ -3,6 +3,7 @@
 from statistics import median
 from typing import Any
 
+from experiments.report import grid, spread
 from experiments.training_speed.shapes import SHAPES
 
 OWN, LIMIT = "gpt2ckpt", "matrix products alone"
@@ -35,12 +36,6 @@ def speeds(turns: Turns, shape: str) -> list[float]:
     return [SHAPES[shape].tokens / median(turn["seconds"]) for turn in turns]
 
 
-def spread(values: list[float], form: str) -> str:
-    """Median, least and most."""
-    middle, least, most = (format(f(values), form) for f in (median, min, max))
-    return f"{middle} ({least} to {most})"
-
-
 def _machine(facts: dict[str, Any], turns: dict[str, Any]) -> str:
     precision = next(iter(turns.values()))[LIMIT][0]["precision"]
     return (
@@ -51,17 +46,12 @@ def _machine(facts: dict[str, Any], turns: dict[str, Any]) -> str:
     )
 
 
-def _grid(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def _speeds(turns: dict[str, Any]) -> str:
     rows = [
         [variant, *(spread(speeds(turns[name][variant], name), ",.0f") for name in turns)]
         for variant in VARIANTS
     ]
-    return _grid(["", *turns], rows)
+    return grid(["", *turns], rows)
 
 
 def _ratios(turns: dict[str, Any]) -> str:
@@ -72,7 +62,7 @@ def _ratios(turns: dict[str, Any]) -> str:
             both = [speeds(turns[name][which], name) for which in (OWN, variant)]
             row.append(spread([own / other for own, other in zip(*both, strict=True)], form))
         rows.append(row)
-    return _grid(["", *turns], rows)
+    return grid(["", *turns], rows)
 
 
 def _losses(turns: dict[str, Any]) -> str:
@@ -80,7 +70,7 @@ def _losses(turns: dict[str, Any]) -> str:
         [variant, *(f"{turns[name][variant][0]['losses'][0]:.4f}" for name in turns)]
         for variant in VARIANTS[:-1]
     ]
-    return _grid(["", *turns], rows)
+    return grid(["", *turns], rows)
 
 
 def _peaks(turns: dict[str, Any]) -> str:
@@ -88,7 +78,7 @@ def _peaks(turns: dict[str, Any]) -> str:
     for variant in VARIANTS[:-1]:
         peaks = [[turn["peak_bytes"] / 1e6 for turn in turns[name][variant]] for name in turns]
         rows.append([variant, *(spread(values, ",.0f") for values in peaks)])
-    return _grid(["", *turns], rows)
+    return grid(["", *turns], rows)
 
 
 def _memory(results: dict[str, Any]) -> str:
@@ -102,7 +92,7 @@ def _memory(results: dict[str, Any]) -> str:
     rows += [["**accounted for**", *sums], ["**measured peak, the highest of the turns**", *peaks]]
     text = [[row[0], *(f"{value / 1e6:,.0f}" for value in row[1:])] for row in rows]
     share = [f"{peak / total:.0%}" for peak, total in zip(peaks, sums, strict=True)]
-    return _grid(["", *accounts], [*text, ["measured / accounted for", *share]])
+    return grid(["", *accounts], [*text, ["measured / accounted for", *share]])
 
 
 def _products(turns: dict[str, Any]) -> str:
@@ -120,7 +110,7 @@ def _products(turns: dict[str, Any]) -> str:
             rows.append([*cells, f"{seconds / whole:.0%}", f"{rate:,.0f}"])
     head = ["", "product", "rows x inner x columns (forward)", "ms", "share", "GFLOP/s"]
     note = "Milliseconds of the forward product and of the two of its backward pass together.\n\n"
-    return note + _grid(head, rows)
+    return note + grid(head, rows)
 
 
 def _profile(profiles: dict[str, dict[str, float]]) -> str:
@@ -134,9 +124,9 @@ def _profile(profiles: dict[str, dict[str, float]]) -> str:
             part, whole = seconds.get(group, 0.0), sum(seconds.values())
             row.append(f"{part * 1e3:,.0f} ms, {part / whole:.0%}")
         rows.append(row)
-    return _grid(["", *profiles], rows)
+    return grid(["", *profiles], rows)
 
 
 def _startup(times: dict[str, list[float]]) -> str:
     rows = [[name, spread(values, ".2f")] for name, values in times.items()]
-    return _grid(["command", f"median of {len(next(iter(times.values())))}"], rows)
+    return grid(["command", f"median of {len(next(iter(times.values())))}"], rows)

@@ -4,9 +4,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from experiments.processes import resident_bytes
 from experiments.training_speed.shapes import SHAPES, Shape
 from experiments.training_speed.table import LIMIT, OWN
 from gpt2ckpt.training.waiting import wait_briefly
@@ -39,13 +39,6 @@ def measure(variant: str, shape: Shape) -> dict[str, Any]:
             seconds.append(time.perf_counter() - start)
     peak = resident_bytes("VmHWM")
     return {"seconds": seconds, "losses": losses, "peak_bytes": peak, "bytes_before": before}
-
-
-def resident_bytes(key: str) -> int:
-    """VmRSS, what is resident now, or VmHWM, the most that ever was (Linux; 0 elsewhere)."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
 
 
 def main() -> None:
