@@ -15,6 +15,7 @@ from gpt2ckpt.config.registry import build_typed
 from gpt2ckpt.config.replay import freeze, task_overrides
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.exits import reported_errors
+from gpt2ckpt.parallel.group import Alone, Group, Team, joined_ranks, left_at_once
 from gpt2ckpt.runs.claim import Claim, claim_sweep, protection_notice
 from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
 from gpt2ckpt.training.interrupts import exit_code
@@ -29,17 +30,23 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Entry point of the command; never returns normally on an error."""
-    with reported_errors():
+    with left_at_once(), reported_errors(), joined_ranks() as team:
+        if isinstance(team, Group) and not team.is_first:
+            from gpt2ckpt.training.agreement import follow
+
+            sys.exit(follow(team))
         line = parse_command_line("train")
         if line.asks_hydra:
             run_hydra(line, lambda config: None)
         elif line.multirun:
+            if isinstance(team, Group):
+                raise ConfigError("a sweep trains on one rank: start it without torchrun")
             _sweep(line)
         else:
-            sys.exit(_single(line))
+            sys.exit(_single(line, team))
 
 
-def _single(line: CommandLine) -> int:
+def _single(line: CommandLine, team: Team) -> int:
     """Train one run; everything that can be refused is refused before Hydra makes a directory."""
     composed = _compose_launch(line)
     wanted = Path(composed.hydra.run.dir)
@@ -54,7 +61,10 @@ def _single(line: CommandLine) -> int:
     if notice := finished_notice(start, prepared):
         print(notice)
         return 0
-    hardware = _choose_hardware(start, prepared)
+    from gpt2ckpt.training.agreement import agree, hardware_of  # imports torch
+
+    hardware = hardware_of(start, prepared, team)
+    agree(start, prepared, team)
     line = _with_recorded_overrides(line, start)
     if not is_given:
         wanted = Path(_compose(line, line.overrides).hydra.run.dir)
@@ -63,7 +73,7 @@ def _single(line: CommandLine) -> int:
 
     def task(_: DictConfig) -> None:
         try:
-            outcomes.append(_train(start, prepared, hardware, claim))
+            outcomes.append(_train(start, prepared, hardware, claim, team))
         except Exception as error:
             outcomes.append(error)  # Hydra would print about it, too
 
@@ -114,9 +124,11 @@ def _job(line: CommandLine, config: DictConfig) -> float | None:
     if notice := finished_notice(start, prepared):
         log.info("%s", notice)
         return start.state["best_val_loss"] if start.state else None
-    hardware = _choose_hardware(start, prepared)
+    from gpt2ckpt.training.agreement import hardware_of  # imports torch
+
+    hardware = hardware_of(start, prepared, Alone())
     claim = take_directory(start, directory, is_given=True)
-    outcome = _train(start, prepared, hardware, claim)
+    outcome = _train(start, prepared, hardware, claim, Alone())
     if outcome.stopped:
         sys.exit(exit_code(outcome.stopped))  # ends the sweep; an exception only ends this job
     return outcome.best_val_loss
@@ -159,15 +171,9 @@ def _launch_words(line: CommandLine) -> list[str]:
     return [word for word in line.overrides if not task_overrides([word])]
 
 
-def _choose_hardware(start: Start, prepared: Prepared) -> "Hardware":
-    from gpt2ckpt.training.hardware import choose_hardware
-
-    trainer = prepared.config.trainer
-    recorded = start.state["environment"] if start.state else None
-    return choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded)
-
-
-def _train(start: Start, prepared: Prepared, hardware: "Hardware", claim: Claim) -> "Outcome":
+def _train(
+    start: Start, prepared: Prepared, hardware: "Hardware", claim: Claim, team: Team
+) -> "Outcome":
     """Train in the claimed directory."""
     from gpt2ckpt.training.session import Session
 
@@ -175,7 +181,8 @@ def _train(start: Start, prepared: Prepared, hardware: "Hardware", claim: Claim)
         for line in [claim.notice, *start.notices()]:
             if line:
                 log.info("%s", line)
-        return Session(claim.directory, start, prepared, hardware).run()
+        team.announce(str(claim.directory))
+        return Session(claim.directory, start, prepared, hardware, team).run()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One checkpoints/ folder: puts states in under their roles, and finds valid ones again."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -141,6 +142,16 @@ def read_meta(path: Path) -> dict[str, Any]:
     """What a file says of itself without its tensors. Raises CheckpointError naming the file."""
     with _opened(path) as file:
         return format.read_meta(file)
+
+
+def seal_of(path: Path) -> str:
+    """The seal of a checkpoint that was loaded: equal for files of equal content only.
+
+    Raises CheckpointError naming the file if it cannot be read.
+    """
+    with _opened(path) as file:
+        file.seek(-format.SEAL_SIZE, os.SEEK_END)
+        return file.read().decode("ascii", "replace")
 
 
 def is_checkpoint(path: Path) -> bool:

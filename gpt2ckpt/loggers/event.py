@@ -24,6 +24,22 @@ class Logger(Protocol):
         """Flush and let go; nothing may follow."""
 
 
+class Nowhere:
+    """The logger of a rank whose losses another rank logs."""
+
+    def log(self, event: Event) -> None:
+        """Nothing."""
+
+    def text(self, step: int, text: str) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def curves(event: Event) -> dict[str, float]:
     """The values of an event by the name of their curve: train_loss is train/loss, val_loss is
     val/loss, anything else train/<key>. `step` and `time` are axes, not curves."""

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from gpt2ckpt.loggers.event import Event, Logger
+from gpt2ckpt.loggers.event import Event, Logger, Nowhere
 from gpt2ckpt.loggers.metrics_file import MetricsFile
 
 _log = logging.getLogger(__name__)
@@ -16,10 +16,10 @@ class Loggers:
     is the run's history, keeps what it could not write, and warns once per episode of failures.
 
     Args:
-        metrics: always written.
+        metrics: always written, but for a rank that logs nowhere.
     """
 
-    def __init__(self, metrics: MetricsFile) -> None:
+    def __init__(self, metrics: MetricsFile | Nowhere) -> None:
         self._metrics = metrics
         self._metrics_failing = False
         self._closed = False

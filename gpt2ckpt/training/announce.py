@@ -25,7 +25,9 @@ BYTES_PER_VALUE = 4  # float32
 SINGLE_ROLES = 5  # latest_backup, rolling_last_backup, and the three of the best model
 
 
-def start(directory: Path, prepared: Prepared, hardware: Hardware, state: TrainingState) -> None:
+def start(
+    directory: Path, prepared: Prepared, hardware: Hardware, state: TrainingState, ranks: int = 1
+) -> None:
     """Say what is about to be done, on what, and where it goes."""
     config = prepared.config
     model = report.ModelFacts(
@@ -44,6 +46,7 @@ def start(directory: Path, prepared: Prepared, hardware: Hardware, state: Traini
         compiled=config.trainer.compile,
         deterministic=config.trainer.deterministic,
         threads=hardware.threads,
+        ranks=ranks,
     )
     plan = report.PlanFacts(
         total_steps=prepared.total_steps,

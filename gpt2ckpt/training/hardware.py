@@ -51,13 +51,20 @@ class Hardware:
 
 
 def choose_hardware(
-    device: str, precision: str, threads: int | None, recorded: dict[str, Any] | None = None
+    device: str,
+    precision: str,
+    threads: int | None,
+    recorded: dict[str, Any] | None = None,
+    local_rank: int | None = None,
 ) -> Hardware:
     """Resolve `auto` and null. What an earlier process of the run `recorded` is kept to.
 
+    `local_rank` counts the ranks on this machine: each has the GPU of its number.
     Raises ConfigError for a device that is not there or cannot compute in `precision`.
     """
     chosen, device_reason = _choose_device(device)
+    if local_rank is not None and chosen.type == "cuda":
+        chosen, device_reason = _gpu_of_rank(device, local_rank), "the one of this rank"
     recorded = recorded or {}
     is_same_device = recorded.get("device") == chosen.type
     if threads is None and is_same_device:
@@ -125,6 +132,17 @@ def _choose_device(device: str) -> tuple[torch.device, str]:
     if kind == "mps" and not has_mps:
         raise ConfigError("device=mps: PyTorch sees no Apple GPU here; take auto")
     return torch.device(device), "as configured"
+
+
+def _gpu_of_rank(device: str, local_rank: int) -> torch.device:
+    if ":" in device:
+        raise ConfigError(f"trainer.device={device} is one GPU for all ranks: take cuda or auto")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"rank {local_rank} of this machine has no GPU ({torch.cuda.device_count()} are "
+            "there): start at most as many ranks (--nproc_per_node), or take trainer.device=cpu"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def _choose_precision(device: torch.device) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from gpt2ckpt.checkpoint.policy import Event
 from gpt2ckpt.config.schema import CheckpointConfig, TrainerConfig
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.optim.schedule import Schedule
+from gpt2ckpt.parallel.group import Alone, Team
 from gpt2ckpt.training.evaluation import Evaluation
 from gpt2ckpt.training.interrupts import Interrupts
 from gpt2ckpt.training.meter import Meter
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 class Loop:
     """Trains `state` up to `total_steps` and keeps everybody informed.
 
-    `evaluate` gets a function that tells whether to stop half-way; `sample` returns a text.
+    `evaluate` gets a function that tells whether to stop half-way; `sample` returns a text, or
+    None on a rank that has none to show. `manager` is None where nothing is saved by this rank.
     """
 
     state: TrainingState
@@ -48,8 +50,9 @@ class Loop:
     meter: Meter
     bar: Progress
     evaluate: Callable[[Callable[[], bool]], Evaluation | None]
-    sample: Callable[[], str]
+    sample: Callable[[], str | None]
     interrupts: Interrupts = field(default_factory=Interrupts)
+    team: Team = field(default_factory=Alone)
 
     def run(self) -> signal.Signals | None:
         """Train to the end. Returns the signal that asked for a stop, or None when finished.
@@ -66,8 +69,9 @@ class Loop:
             except HalfApplied:
                 raise
             except BaseException as error:
-                log.error("stopped after step %d: %s", self.state.counters.step, error)
-                self._save_emergency(f"{type(error).__name__}: {error}")
+                cause = self.team.explained(error)
+                log.error("stopped after step %d: %s", self.state.counters.step, cause)
+                self._save_emergency(f"{type(cause).__name__}: {cause}")
                 raise
             finally:
                 if self.manager is not None:
@@ -84,7 +88,7 @@ class Loop:
         if counters.step > 0 and self._evaluation_is_due():
             self._between_steps()  # an earlier process was stopped before it
         self.meter.start(counters.step)
-        while counters.step < self.total_steps and not self.interrupts.stop:
+        while counters.step < self.total_steps and not self.interrupts.agree():
             self._log_step(self._step())
             self._between_steps()
 
@@ -164,7 +168,7 @@ class Loop:
     def _evaluate(self) -> bool:
         """Evaluate; whether the loss is the best so far."""
         counters, start = self.state.counters, time.perf_counter()
-        evaluation = self.evaluate(lambda: self.interrupts.stop is not None)
+        evaluation = self.evaluate(lambda: self.interrupts.agree() is not None)
         if evaluation is None:
             return False
         if self.manager is not None and self.manager.lost_best:
@@ -185,9 +189,9 @@ class Loop:
         return is_best
 
     def _sample(self) -> None:
-        text = self.sample()
-        self.loggers.text(self.state.counters.step, text)
-        log.info("sample: %s", text)
+        if text := self.sample():
+            self.loggers.text(self.state.counters.step, text)
+            log.info("sample: %s", text)
 
     def _save_emergency(self, reason: str) -> None:
         self._save(reason, emergency=True)

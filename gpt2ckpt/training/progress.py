@@ -62,9 +62,10 @@ class BarProgress:
         self._log_lines.close()
 
 
-def open_progress(total_steps: int, done_steps: int = 0) -> Progress:
-    """A bar where stderr is a terminal, else a silent stand-in."""
-    return BarProgress(total_steps, done_steps) if sys.stderr.isatty() else NoProgress()
+def open_progress(total_steps: int, done_steps: int = 0, *, shown: bool = True) -> Progress:
+    """A bar where stderr is a terminal and it is to be `shown`, else a silent stand-in."""
+    is_visible = shown and sys.stderr.isatty()
+    return BarProgress(total_steps, done_steps) if is_visible else NoProgress()
 
 
 class _AboveBar(io.TextIOBase):

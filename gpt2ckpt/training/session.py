@@ -3,7 +3,7 @@
 import logging
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,26 @@ from gpt2ckpt.config.schema import LoggerConfig
 from gpt2ckpt.data.loader import BlockLoader, validation
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.loggers import metrics_file
+from gpt2ckpt.loggers.event import Nowhere
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.loggers.tensorboard import TensorBoardLogger
 from gpt2ckpt.loggers.wandb import WandbLogger
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
+from gpt2ckpt.parallel.group import Alone, Team
+from gpt2ckpt.parallel.replica import Replica, at_once, data_parallel
 from gpt2ckpt.runs.claim import CHECKPOINTS, HISTORY
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training import announce
 from gpt2ckpt.training.evaluation import Evaluation, evaluate
 from gpt2ckpt.training.hardware import Hardware, differences, prepare_process
+from gpt2ckpt.training.interrupts import Interrupts
 from gpt2ckpt.training.loop import Loop
 from gpt2ckpt.training.meter import Meter
 from gpt2ckpt.training.preparation import Prepared
-from gpt2ckpt.training.progress import open_progress
+from gpt2ckpt.training.progress import Progress, open_progress
 from gpt2ckpt.training.replay_check import ReplayCheck
-from gpt2ckpt.training.rng import seed_everything
+from gpt2ckpt.training.rng import seed_everything, seed_rank
 from gpt2ckpt.training.sampling import Sampling, sample_text
 from gpt2ckpt.training.state import Counters, Provenance, TrainingState, versions
 from gpt2ckpt.training.step import Stepper
@@ -55,34 +59,38 @@ class Session:
     start: Start
     prepared: Prepared
     hardware: Hardware
+    team: Team = field(default_factory=Alone)
 
     def run(self) -> Outcome:
         """Train to the end or to a signal."""
         config, hardware = self.prepared.config, self.hardware
         prepare_process(hardware, deterministic=config.trainer.deterministic)
+        self.team.join(hardware.device)
         state = self._build_state()
         provenance = Provenance(
             run=self.start.identity,
             config=self.prepared.frozen,
             overrides=self.start.overrides,
             data=self.prepared.data_facts,
-            environment=hardware.recorded(),
+            environment=self._environment(),
         )
         if self.start.state is not None:
             state.restore(self.start.state)
             self._say_what_is_not_exact(self.start.state)
             for key in ("model", "optimizer"):
                 del self.start.state[key]  # copied: held, they would double the memory
-        removed = metrics_file.rewind(self.directory / HISTORY, state.counters.step)
+        removed = self._rewind_history(state.counters.step)
         loggers = self._open_loggers(config.logger, provenance, state.counters.step)
         loop = self._build_loop(state, provenance, loggers, ReplayCheck(removed))
-        announce.start(self.directory, self.prepared, hardware, state)
+        if self.team.is_first:
+            announce.start(self.directory, self.prepared, hardware, state, self.team.size)
         try:
             stopped = loop.run()
         finally:
             loop.bar.close()
             loggers.close()
-        announce.end(self.directory, loop, stopped)
+        if self.team.is_first:
+            announce.end(self.directory, loop, stopped)
         if loop.manager is not None and loop.manager.failed_step is not None:
             self._say_what_was_not_saved(loop.manager.failed_step, stopped)
         return Outcome(stopped, state.counters.best_val_loss)
@@ -105,10 +113,11 @@ class Session:
         config, prepared = self.prepared.config, self.prepared
         block_size, trainer = config.model.block_size, config.trainer
         loader = BlockLoader(prepared.corpus.train, block_size, config.seed)
-        loss = torch.compile(state.model.loss) if trainer.compile else state.model.loss
+        replica = self._replicate(state.model)
         stepper = Stepper(
-            *(loss, loader, self.hardware),
+            *(replica.loss, loader, self.hardware),
             *(trainer.batch_size, trainer.grad_accum, trainer.grad_clip),
+            *(self.team, replica.summing, self._reseeding()),
         )
         tokens_per_step = prepared.blocks_per_step * block_size
         return Loop(
@@ -125,26 +134,55 @@ class Session:
             provenance=provenance,
             replay=replay,
             meter=Meter(tokens_per_step, self.hardware.device),
-            bar=open_progress(prepared.total_steps, state.counters.step),
+            bar=self._open_bar(state.counters.step),
             evaluate=partial(self._evaluate, state.model),
             sample=partial(self._sample, state.model),
+            interrupts=Interrupts(None if isinstance(self.team, Alone) else self.team.largest),
+            team=self.team,
         )
+
+    def _replicate(self, model: GPT2) -> Replica:
+        """The loss to train with; on several ranks, one whose gradients are those of all."""
+        loss = torch.compile(model.loss) if self.prepared.config.trainer.compile else model.loss
+        if isinstance(self.team, Alone):
+            return Replica(loss, at_once)
+        return data_parallel(model, loss, self.hardware.device)
+
+    def _reseeding(self) -> Callable[[int], None] | None:
+        """The first rank's generators are saved; those of the others follow from the step."""
+        if self.team.is_first:
+            return None
+        return partial(seed_rank, self.prepared.config.seed, self.team.rank)
+
+    def _rewind_history(self, step: int) -> list[dict[str, Any]]:
+        if not self.team.is_first:
+            return []
+        return metrics_file.rewind(self.directory / HISTORY, step)
+
+    def _open_bar(self, step: int) -> Progress:
+        return open_progress(self.prepared.total_steps, step, shown=self.team.is_first)
+
+    def _environment(self) -> dict[str, Any]:
+        """What a resume is bitwise exact on."""
+        return {**self.hardware.recorded(), "ranks": self.team.size}
 
     def _evaluate(self, model: GPT2, stop: Callable[[], bool]) -> Evaluation | None:
         """Validation loss over the same first blocks every time."""
         trainer, block_size = self.prepared.config.trainer, self.prepared.config.model.block_size
         limit = trainer.eval_steps * trainer.batch_size
         batches = validation(self.prepared.corpus.val, block_size, trainer.batch_size, limit)
-        return evaluate(model, batches, self.hardware, stop)
+        return evaluate(model, batches, self.hardware, stop, self.team)
 
-    def _sample(self, model: GPT2) -> str:
+    def _sample(self, model: GPT2) -> str | None:
+        if not self.team.is_first:
+            return None
         config = self.prepared.config
         settings = Sampling(config.trainer.sample_prompt, config.trainer.sample_tokens, config.seed)
         return sample_text(model, settings, self.hardware)
 
     def _open_manager(self) -> CheckpointManager | None:
         checkpoint = self.prepared.config.checkpoint
-        if not checkpoint.enabled:
+        if not (checkpoint.enabled and self.team.is_first):
             return None
         retention = Retention(checkpoint.keep_rolling, checkpoint.keep_emergency)
         resumed_from = self.start.found.path if self.start.found else None
@@ -154,6 +192,8 @@ class Session:
         )
 
     def _open_loggers(self, config: LoggerConfig, provenance: Provenance, step: int) -> Loggers:
+        if not self.team.is_first:
+            return Loggers(Nowhere())
         resumed = self.start.directory is not None
         path = self.directory / HISTORY
         loggers = Loggers(metrics_file.MetricsFile(path))
@@ -178,8 +218,8 @@ class Session:
         return loggers
 
     def _say_what_is_not_exact(self, saved: dict[str, Any]) -> None:
-        now = {**self.hardware.recorded(), **versions()}
-        recorded = {**saved["environment"], **saved["versions"]}
+        now = {**self._environment(), **versions()}
+        recorded = {"ranks": 1, **saved["environment"], **saved["versions"]}
         if changed := differences(now, recorded):
             log.warning("not bitwise the same as without the stop: %s", ", ".join(changed))
 

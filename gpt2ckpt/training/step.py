@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from gpt2ckpt.data.loader import BlockLoader
 from gpt2ckpt.errors import UserError
+from gpt2ckpt.parallel.group import Alone, Team
+from gpt2ckpt.parallel.replica import LossFunction, at_once
+from gpt2ckpt.parallel.share import Share, share_of
 from gpt2ckpt.training.hardware import Hardware
 from gpt2ckpt.training.rng import capture_generators, restore_generators
 from gpt2ckpt.training.state import TrainingState
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class NotFinite(UserError):
@@ -26,7 +29,7 @@ class HalfApplied(Exception):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean loss in nats per token over all micro-batches, and the gradient norm before clipping."""
+    """Mean loss in nats per token over the step's blocks, and the gradient norm before clipping."""
 
     loss: float
     grad_norm: float
@@ -34,7 +37,11 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Stepper:
-    """Makes optimizer steps of `grad_accum` micro-batches of `batch_size` blocks."""
+    """Makes optimizer steps of `grad_accum` micro-batches of `batch_size` blocks.
+
+    The ranks of `team` share them. `summing(last)` is entered around each forward pass, see
+    `gpt2ckpt.parallel.replica`; `reseed` is called before each step with the steps done so far.
+    """
 
     loss: LossFunction
     loader: BlockLoader
@@ -42,11 +49,19 @@ class Stepper:
     batch_size: int
     grad_accum: int
     grad_clip: float
+    team: Team = field(default_factory=Alone)
+    summing: Callable[[bool], AbstractContextManager[None]] = at_once
+    reseed: Callable[[int], None] | None = None
 
     @property
     def blocks(self) -> int:
         """Blocks in one step, the global batch."""
         return self.batch_size * self.grad_accum
+
+    @cached_property
+    def share(self) -> Share:
+        """What this rank trains of each step."""
+        return share_of(self.team.rank, self.team.size, self.batch_size, self.grad_accum)
 
     def step(self, state: TrainingState, position: int) -> StepResult:
         """Train on the blocks from `position` on.
@@ -56,7 +71,9 @@ class Stepper:
         """
         generators = capture_generators()
         try:
-            loss = self._accumulate(state, position)
+            if self.reseed is not None:
+                self.reseed(state.counters.step)
+            loss = self.team.mean(self._accumulate(state, position))
             norm = self._gradient_norm(state)
             self._check(state, loss, norm)
         except BaseException:
@@ -76,11 +93,11 @@ class Stepper:
 
     def _accumulate(self, state: TrainingState, position: int) -> float:
         losses = []
-        for micro in range(self.grad_accum):
-            start = position + micro * self.batch_size
-            inputs, targets = self.loader.batch(start, self.batch_size)
-            with self.hardware.autocast():
-                loss = self.loss(self._move(inputs), self._move(targets)) / self.grad_accum
+        for part in self.share:
+            inputs, targets = self.loader.batch(position + part.offset, part.count)
+            is_last = part is self.share[-1]
+            with self.summing(is_last), self.hardware.autocast():
+                loss = self.loss(self._move(inputs), self._move(targets)) / len(self.share)
             state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return float(torch.stack(losses).sum())

@@ -1,0 +1,314 @@
+"""The ranks of one run, kept together: what the first decides, the others follow.
+
+Before the training they talk through the store that torchrun keeps (small texts under keys), which
+needs no process group and lets a rank wait without being deaf to signals. In the training they talk
+by collectives: gloo for numbers on the CPU, nccl for gradients on GPUs.
+
+Whoever ends first, for whatever reason, leaves a note under `end`. Everybody who waits reads it and
+ends with the same exit code; so one sentence is printed, by the rank that knows it.
+"""
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gpt2ckpt.errors import UserError
+from gpt2ckpt.parallel.ranks import Ranks, read_ranks
+
+if TYPE_CHECKING:
+    import torch
+
+POLL = 0.05  # seconds between two looks at the store
+END = "end"
+DIRECTORY = "directory"
+
+
+class RankLost(UserError):
+    """Another rank is gone: nothing can be computed together any more."""
+
+
+class Alone:
+    """A process that was started by itself: every agreement is with itself."""
+
+    rank, local_rank, size, is_first = 0, 0, 1, True
+
+    def propose(self, plan: dict[str, Any]) -> None:
+        """Nobody has to be asked."""
+
+    def announce(self, directory: str) -> None:
+        """Nobody has to be told."""
+
+    def directory_of_first_attempt(self) -> str | None:
+        """There is no launcher that would start this again."""
+        return None
+
+    def join(self, device: "torch.device") -> None:
+        """Nobody is there to join."""
+
+    def largest(self, numbers: list[int]) -> list[int]:
+        """`numbers` themselves."""
+        return numbers
+
+    def mean(self, number: float) -> float:
+        """`number` itself."""
+        return number
+
+    def gather(self, rows: "torch.Tensor") -> "torch.Tensor":
+        """[1, …]: the rows of the only rank."""
+        return rows.unsqueeze(0)
+
+    def explained(self, error: BaseException) -> BaseException:
+        """`error` itself."""
+        return error
+
+
+class Group:
+    """One rank of several; see the module. Every method but those on notes is for all ranks."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self.rank, self.local_rank, self.size = ranks.rank, ranks.local_rank, ranks.size
+        self.is_first = ranks.is_first
+        self._whole: Any = None
+        self._attempt: Any = None
+
+    # ------------------------------------------------ notes, before and after the training
+
+    def propose(self, plan: dict[str, Any]) -> None:
+        """First rank: tell the plan and wait until every rank is ready to follow it."""
+        self._notes.set("plan", json.dumps(plan))
+        for rank in range(1, self.size):
+            self._wait_for(f"ready/{rank}")
+
+    def hear_plan(self) -> dict[str, Any]:
+        """Other ranks: the plan. Raises SystemExit with the exit code of a rank that ended."""
+        plan: dict[str, Any] = json.loads(self._wait_for("plan"))
+        return plan
+
+    def accept(self) -> None:
+        """Other ranks: this rank can follow the plan."""
+        self._notes.set(f"ready/{self.rank}", "")
+
+    def announce(self, directory: str) -> None:
+        """First rank: the directory is claimed, training begins there; also after a restart."""
+        self._store.set(DIRECTORY, directory)
+        self._notes.set("go", directory)
+
+    def hear_directory(self) -> str:
+        """Other ranks: the directory that the first has claimed."""
+        return self._wait_for("go")
+
+    def directory_of_first_attempt(self) -> str | None:
+        """The directory that an earlier attempt of this launch claimed; None in the first."""
+        if self._ranks.attempt == 0 or not self._store.check([DIRECTORY]):
+            return None
+        return str(self._store.get(DIRECTORY).decode())
+
+    def end(self, code: int, reason: str = "") -> int | None:
+        """Leave the note that this rank ends. None if it is the first; else that one's code."""
+        note = json.dumps({"rank": self.rank, "code": code, "reason": reason})
+        try:
+            standing = json.loads(self._notes.compare_set(END, "", note).decode())
+        except RuntimeError:
+            return None  # the launcher is gone: nobody is left who could read it
+        return None if standing["rank"] == self.rank else int(standing["code"])
+
+    def wait_for_end(self, code: int) -> int:
+        """Other ranks: wait until the first is done with saving; its exit code.
+
+        torchrun ends the whole group as soon as one rank ends with a code other than 0. `code` is
+        this rank's own, for when the launcher is gone.
+        """
+        try:
+            while not (note := self._end_note()):
+                time.sleep(POLL)
+        except RuntimeError:
+            return code
+        return int(note["code"])
+
+    def explained(self, error: BaseException) -> BaseException:
+        """`error`, or RankLost with a reason where it only says that another rank is gone."""
+        if not _is_of_communication(error):
+            return error
+        note = None
+        with contextlib.suppress(RuntimeError):
+            note = self._end_note()
+        if note and note["rank"] != self.rank and note["reason"]:
+            return RankLost(f"rank {note['rank']}: {note['reason']}")
+        return RankLost(
+            "another rank has ended or cannot be reached: start again with +resume=latest "
+            f"({str(error).splitlines()[0]})"
+        )
+
+    def _wait_for(self, key: str) -> str:
+        """What is noted under `key`. Raises SystemExit if a rank ends meanwhile."""
+        while not self._notes.check([key]):
+            if note := self._end_note():
+                raise SystemExit(note["code"])
+            time.sleep(POLL)
+        return str(self._notes.get(key).decode())
+
+    def _end_note(self) -> dict[str, Any] | None:
+        if not self._notes.check([END]):
+            return None
+        note: dict[str, Any] = json.loads(self._notes.get(END).decode())
+        return note
+
+    @property
+    def _store(self) -> Any:
+        """The store of the whole launch; what is noted in it outlives a restart of the group."""
+        if self._whole is None:
+            import torch.distributed as dist
+
+            ranks = self._ranks
+            serves = ranks.is_first and not ranks.launcher_has_store
+            store = dist.TCPStore(  # type: ignore[attr-defined]
+                ranks.address, ranks.port, is_master=serves, wait_for_workers=False
+            )
+            self._whole = _prefixed("gpt2ckpt", store)
+        return self._whole
+
+    @property
+    def _notes(self) -> Any:
+        """The notes of this attempt."""
+        if self._attempt is None:
+            self._attempt = _prefixed(f"attempt_{self._ranks.attempt}", self._store)
+        return self._attempt
+
+    # ------------------------------------------------ collectives, in the training
+
+    def join(self, device: "torch.device") -> None:
+        """Form the process group for a training on `device`; all ranks come together here."""
+        import torch.distributed as dist
+
+        is_cuda = device.type == "cuda"
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
+            store=_prefixed("group", self._notes),
+            rank=self.rank,
+            world_size=self.size,
+            device_id=device if is_cuda else None,
+        )
+
+    def largest(self, numbers: list[int]) -> list[int]:
+        """Element by element the largest number of any rank; the same on every rank."""
+        import torch
+        import torch.distributed as dist
+
+        shared = torch.tensor(numbers, dtype=torch.int64)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return [int(number) for number in shared]
+
+    def mean(self, number: float) -> float:
+        """The mean over all ranks; the same bits on every rank."""
+        import torch
+        import torch.distributed as dist
+
+        shared = torch.tensor(number, dtype=torch.float64)
+        dist.all_reduce(shared)
+        return float(shared) / self.size
+
+    def gather(self, rows: "torch.Tensor") -> "torch.Tensor":
+        """The rows of every rank, [size, …], for CPU tensors of one shape and dtype."""
+        import torch
+        import torch.distributed as dist
+
+        gathered = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(gathered, rows)
+        return torch.stack(gathered)
+
+
+Team: TypeAlias = Alone | Group
+
+
+@contextlib.contextmanager
+def left_at_once() -> Iterator[None]:
+    """End a rank without taking its process group apart; to be entered before all else.
+
+    Seen with PyTorch 2.13: the destructor of a gloo group waits for the group's threads with the
+    interpreter's lock in its hand, and one of them may be waiting for that lock.
+    """
+    code: object = 0
+    try:
+        yield
+    except SystemExit as end:
+        code = end.code
+        if read_ranks(os.environ) is None:
+            raise
+    if read_ranks(os.environ) is not None:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+@contextlib.contextmanager
+def joined_ranks() -> Iterator[Team]:
+    """This process's place among the ranks; how it ends is told to the others.
+
+    Of an error one rank tells the user, the one that met it first; the others are silent, and all
+    have the same exit code.
+    """
+    ranks = read_ranks(os.environ)
+    if ranks is None:
+        yield Alone()
+        return
+    if not ranks.is_first:
+        _be_silent()
+    group = Group(ranks)
+    try:
+        yield group
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        earlier = group.end(code)
+        raise SystemExit(code if earlier is None else earlier) from end
+    except KeyboardInterrupt as interrupt:
+        if group.end(130) is None:
+            raise
+        raise SystemExit(130) from interrupt
+    except Exception as error:
+        _end_with(group, error)
+    else:
+        group.end(0)
+
+
+def _end_with(group: Group, error: Exception) -> None:
+    cause = group.explained(error)
+    reason = str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
+    code = cause.exit_code if isinstance(cause, UserError) else 1
+    if (earlier := group.end(code, reason)) is not None:
+        raise SystemExit(earlier or 1) from error
+    if group.is_first or cause is not error:
+        raise cause
+    told = UserError(f"rank {group.rank}: {reason}")
+    told.exit_code = code
+    raise told from error
+
+
+def _prefixed(prefix: str, store: Any) -> Any:
+    import torch.distributed as dist
+
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+
+
+def _be_silent() -> None:
+    """Only errors are shown of the other ranks: everything else is said once, by the first."""
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (open until the process ends)
+
+
+def _is_of_communication(error: BaseException) -> bool:
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or (
+        isinstance(error, RuntimeError) and any(w in str(error).lower() for w in ("gloo", "nccl"))
+    )

@@ -1,0 +1,92 @@
+"""What the first rank of several decides, and how the others follow it.
+
+The first rank alone reads the command line, finds what to resume and claims the directory. The
+others get its plan, read the same checkpoint and the same data, and refuse to go on with others.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from gpt2ckpt.checkpoint.store import Found, load, seal_of
+from gpt2ckpt.config.replay import Change
+from gpt2ckpt.errors import InputError
+from gpt2ckpt.parallel.group import Group, Team
+from gpt2ckpt.parallel.share import share_of
+from gpt2ckpt.runs.start import Start
+from gpt2ckpt.training.hardware import Hardware, choose_hardware
+from gpt2ckpt.training.interrupts import exit_code
+from gpt2ckpt.training.preparation import Prepared, prepare
+
+
+def agree(start: Start, prepared: Prepared, team: Team) -> None:
+    """First rank: have all the others follow `start`; nothing has been written yet.
+
+    Raises ConfigError for a batch that the ranks cannot share, SystemExit if one cannot follow.
+    """
+    trainer = prepared.config.trainer
+    share_of(team.rank, team.size, trainer.batch_size, trainer.grad_accum)
+    file = start.found.path if start.found else None
+    team.propose(
+        {
+            "frozen": start.frozen,
+            "overrides": start.overrides,
+            "directory": str(start.directory) if start.directory else None,
+            "changes": [dataclasses.asdict(change) for change in start.changes],
+            "file": str(file) if file else None,
+            "seal": seal_of(file) if file else None,
+            "data": prepared.corpus.digest,
+        }
+    )
+
+
+def follow(group: Group) -> int:
+    """Any other rank: train along. Returns the exit code.
+
+    Raises InputError if this rank sees another checkpoint or other data than the first, ConfigError
+    if it cannot compute; nothing has been written then.
+    """
+    plan = group.hear_plan()
+    start = _start_of(plan)
+    prepared = prepare(start)
+    if prepared.corpus.digest != plan["data"]:
+        raise InputError(
+            f"this rank reads other data than the first ({prepared.corpus.description}): all ranks "
+            "need the same files"
+        )
+    hardware = hardware_of(start, prepared, group)
+    group.accept()
+    directory = Path(group.hear_directory())
+    from gpt2ckpt.training.session import Session
+
+    outcome = Session(directory, start, prepared, hardware, group).run()
+    return group.wait_for_end(exit_code(outcome.stopped) if outcome.stopped else 0)
+
+
+def hardware_of(start: Start, prepared: Prepared, team: Team) -> Hardware:
+    """What this rank computes on. Raises ConfigError if there is no such thing."""
+    trainer = prepared.config.trainer
+    recorded: dict[str, Any] | None = start.state["environment"] if start.state else None
+    if recorded and recorded.get("ranks", 1) != team.size:
+        recorded = {key: recorded[key] for key in recorded if key != "threads"}
+    local_rank = team.local_rank if isinstance(team, Group) else None
+    return choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded, local_rank)
+
+
+def _start_of(plan: dict[str, Any]) -> Start:
+    found = None
+    if plan["file"] is not None:
+        path = Path(plan["file"])
+        found = Found(path, load(path))
+        if seal_of(path) != plan["seal"]:
+            raise InputError(
+                f"{path} is another file here than for the first rank: all ranks need the same "
+                "run directory"
+            )
+    return Start(
+        plan["frozen"],
+        plan["overrides"],
+        Path(plan["directory"]) if plan["directory"] else None,
+        found,
+        [Change(**change) for change in plan["changes"]],
+    )
