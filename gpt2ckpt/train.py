@@ -20,6 +20,7 @@ from gpt2ckpt.runs.claim import Claim, claim_sweep, protection_notice
 from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
 from gpt2ckpt.training.interrupts import exit_code
 from gpt2ckpt.training.preparation import Prepared, check_settings, finished_notice, prepare
+from gpt2ckpt.training.room import check_room
 
 if TYPE_CHECKING:
     from gpt2ckpt.training.hardware import Hardware
@@ -64,6 +65,7 @@ def _single(line: CommandLine, team: Team) -> int:
     from gpt2ckpt.training.agreement import agree, hardware_of  # imports torch
 
     hardware = hardware_of(start, prepared, team)
+    check_room(start, prepared.config, start.directory or wanted)
     agree(start, prepared, team)
     line = _with_recorded_overrides(line, start)
     if not is_given:
@@ -127,6 +129,7 @@ def _job(line: CommandLine, config: DictConfig) -> float | None:
     from gpt2ckpt.training.agreement import hardware_of  # imports torch
 
     hardware = hardware_of(start, prepared, Alone())
+    check_room(start, prepared.config, directory)
     claim = take_directory(start, directory, is_given=True)
     outcome = _train(start, prepared, hardware, claim, Alone())
     if outcome.stopped:

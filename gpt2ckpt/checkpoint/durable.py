@@ -15,28 +15,53 @@ import secrets
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 TEMPORARY_SUFFIX = ".tmp"
-CHUNK = 8 << 20  # bytes copied at a time
+CHUNK = 8 << 20  # bytes written or copied at a time
+BLOCK = 1 << 16  # bytes: a multiple of what any file system calls a block
+SYNC_EVERY = 256 << 20  # bytes: a long file reaches the device bit by bit, and is seen to
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
+NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}  # SMB and some FUSE file systems
+
+Watch: TypeAlias = Callable[[int], None]
+"""Told of every piece of bytes that the device took or gave."""
+
+
+def unwatched(count: int) -> None:
+    """Nobody wants to know."""
 
 
 def publish(
-    target: Path, buffers: Iterable[bytes | memoryview], check: Callable[[Path], None]
+    target: Path,
+    buffers: Iterable[bytes | memoryview],
+    check: Callable[[Path], None],
+    watch: Watch = unwatched,
+    spare: Path | None = None,
 ) -> None:
     """Make `target` a durable file that holds exactly `buffers`.
 
     `check` gets the temporary file after it was synced and dropped from the page cache, and raises
-    if its content is not what was meant. On any error the old `target` stays as it was.
+    if its content is not what was meant. On any error the old `target` stays as it was. A sync that
+    failed is never tried again on the same file: the kernel may have dropped what it could not
+    write, and would report success.
+
+    `spare` is a file that is not needed any more and has space: the bytes go into its blocks, so
+    that a full disk can be written to. (Deleting it would not do: XFS and btrfs give the space of a
+    deleted file back some time later.)
 
     Raises OSError from the file system (a full disk, a failing sync) and whatever `check` raises.
     """
     temporary = temporary_name(target)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = _open_new(temporary, spare)
         try:
-            for buffer in buffers:
-                _write_all(descriptor, memoryview(buffer).cast("B"))
+            if spare is None:
+                _write_all(descriptor, buffers, watch)
+            else:
+                views = [memoryview(buffer).cast("B") for buffer in buffers]
+                _write_all(descriptor, _in_blocks(views), watch)
+                os.ftruncate(descriptor, sum(view.nbytes for view in views))
             os.fsync(descriptor)
             if hasattr(os, "posix_fadvise"):  # so that the check reads from the device
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -51,7 +76,7 @@ def publish(
     sync_directory(target.parent)
 
 
-def link(source: Path, name: Path) -> None:
+def link(source: Path, name: Path, watch: Watch = unwatched) -> None:
     """Make `name` another durable name of `source`; a copy where there are no hard links.
 
     Either has the bytes of `source`, whatever they are. Raises OSError; `name` is then as it was.
@@ -62,7 +87,7 @@ def link(source: Path, name: Path) -> None:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        _copy(source, name)
+        _copy(source, name, watch)
         return
     try:
         temporary.replace(name)
@@ -83,13 +108,22 @@ def delete(paths: Sequence[Path]) -> None:
         sync_directory(folder)
 
 
-def sync_directory(folder: Path) -> None:
-    """Make the names in `folder` durable: renames and deletions are only then."""
+def sync_directory(folder: Path) -> bool:
+    """Make the names in `folder` durable: renames and deletions are only then.
+
+    Returns False where the file system has no such call; its names may then not survive a power
+    loss. Raises OSError if the call fails.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
+        return False
     finally:
         os.close(descriptor)
+    return True
 
 
 def make_directory(folder: Path) -> None:
@@ -112,16 +146,23 @@ def clean_temporaries(folder: Path) -> list[Path]:
     Call it before this process writes there: files with its own number are left by a dead process
     that had the same one, as a container's first process always has.
     """
+    removed = left_by_the_dead(folder)
+    for path in removed:
+        path.unlink(missing_ok=True)
+    return removed
+
+
+def left_by_the_dead(folder: Path) -> list[Path]:
+    """The files that `clean_temporaries` deletes."""
     owned = re.compile(
         rf"\..+\.{re.escape(socket.gethostname())}-([0-9]{{1,9}})-[0-9a-f]{{8}}\.tmp"
     )
-    removed = []
+    found = []
     for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         match = owned.fullmatch(path.name)
         if match and (int(match[1]) == os.getpid() or not process_is_alive(int(match[1]))):
-            path.unlink(missing_ok=True)
-            removed.append(path)
-    return removed
+            found.append(path)
+    return found
 
 
 def process_is_alive(pid: int) -> bool:
@@ -135,12 +176,12 @@ def process_is_alive(pid: int) -> bool:
     return True
 
 
-def _copy(source: Path, name: Path) -> None:
+def _copy(source: Path, name: Path, watch: Watch) -> None:
     def compare(copy: Path) -> None:
         if not filecmp.cmp(source, copy, shallow=False):
             raise OSError(errno.EIO, "a copy differs from its source", str(source))
 
-    publish(name, chunks(source), compare)
+    publish(name, chunks(source), compare, watch)
 
 
 def chunks(path: Path) -> Iterator[bytes]:
@@ -150,6 +191,46 @@ def chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _write_all(descriptor: int, view: memoryview) -> None:
-    while view.nbytes:
-        view = view[os.write(descriptor, view) :]
+def _open_new(temporary: Path, spare: Path | None) -> int:
+    """A descriptor of a new file, or of `spare` under the new name."""
+    flags = os.O_WRONLY | os.O_NOFOLLOW
+    if spare is not None:
+        with contextlib.suppress(FileNotFoundError):
+            spare.replace(temporary)
+            return os.open(temporary, flags)
+    return os.open(temporary, flags | os.O_CREAT | os.O_EXCL, 0o644)
+
+
+def _write_all(descriptor: int, buffers: Iterable[bytes | memoryview], watch: Watch) -> None:
+    """Write all bytes; those of a long file are synced on the way."""
+    unsynced = 0
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B")
+        while view.nbytes:
+            count = os.write(descriptor, view[:CHUNK])
+            view, unsynced = view[count:], unsynced + count
+            watch(count)
+            if unsynced >= SYNC_EVERY:
+                os.fsync(descriptor)
+                unsynced = 0
+                watch(0)
+
+
+def _in_blocks(views: Iterable[memoryview]) -> Iterator[memoryview]:
+    """The same bytes in whole blocks, the last one filled up with zeros.
+
+    On a full btrfs only whole blocks can be written into space that a file has.
+    """
+    gathered, filled = memoryview(bytearray(CHUNK)), 0
+    for view in views:
+        done = 0
+        while done < view.nbytes:
+            part = view[done : done + CHUNK - filled]
+            gathered[filled : filled + part.nbytes] = part
+            filled, done = filled + part.nbytes, done + part.nbytes
+            if filled == CHUNK:
+                yield gathered
+                filled = 0
+    end = filled + -filled % BLOCK
+    gathered[filled:end] = bytes(end - filled)
+    yield gathered[:end]

@@ -1,5 +1,6 @@
 """What the trainer talks to: saves that never end a training, and a tally of what they cost."""
 
+import errno
 import logging
 import time
 from dataclasses import dataclass
@@ -8,13 +9,16 @@ from typing import Any
 
 from gpt2ckpt.checkpoint import durable, format, space
 from gpt2ckpt.checkpoint.policy import Event, Retention, copies
+from gpt2ckpt.checkpoint.reserve import Reserve
+from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.snapshot import Staging, on_host
 from gpt2ckpt.checkpoint.store import Store
-from gpt2ckpt.checkpoint.writer import Writer
+from gpt2ckpt.checkpoint.writer import HANG_SECONDS, Writer
 from gpt2ckpt.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 REPORT_EVERY = 10  # saves
+PATIENCE = 5.0  # seconds that an end waits for a save without a word
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,9 @@ class CheckpointManager:
     """Saves states into one folder under a retention policy.
 
     With `in_background` the caller waits for a copy in memory only; one save is written at a time,
-    and a save that comes sooner waits for it, so that none is ever dropped.
+    and a save that comes sooner waits for it, so that none is ever dropped. Only a disk that gives
+    no sign of life for `hang_seconds` is not waited for. Every `scrub_every` saves (0: never), and
+    at the start, all files are checked between saves, at `scrub_mb_per_s` at most.
     """
 
     def __init__(
@@ -42,20 +48,45 @@ class CheckpointManager:
         resumed_from: Path | None,
         *,
         in_background: bool = False,
+        hang_seconds: float = HANG_SECONDS,
+        scrub_every: int = 0,
+        scrub_mb_per_s: float = 50.0,
     ) -> None:
-        self._store = Store(folder)
+        self._scrub = Scrub(folder, scrub_mb_per_s)
+        self._writer = Writer(hang_seconds, self._report_hang, self._scrub.run)
+        self._scrub.watch = self._writer.beat
+        self._scrub_every = scrub_every
+        self._store = Store(folder, self._writer.beat)
+        self._reserve = Reserve(folder)
+        self._reserve_is_wanted = False
+        self._why_no_reserve: str | None = None
         self._retention = retention
         in_folder = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
         self._pinned = frozenset({resumed_from.name} if resumed_from and in_folder else ())
         self._staging = Staging() if in_background else None
-        self._writer = Writer()
         self._begun = time.monotonic()
+        self._writing: Event | None = None
         self.saves = 0
         self.failed_step: int | None = None  # of the newest save, if it failed
         self.lost_best = False  # a save of the best model failed: the best on disk is an older one
         durable.make_directory(folder)
         for path in durable.clean_temporaries(folder):
             log.info("removed %s, left by a process that died", path.name)
+        self._reserve.release()  # a dead process's: this one alone holds the run
+        if not durable.sync_directory(folder):
+            log.warning(
+                "%s is on a file system that cannot sync a folder: a save survives killed "
+                "processes, and perhaps no power loss",
+                folder,
+            )
+        if scrub_every:
+            self._scrub.request()
+            self._writer.start(lambda: None)
+
+    def reserve(self, size: int) -> None:
+        """Keep space for one emergency save of about `size` bytes, until `close`."""
+        self._reserve_is_wanted = True
+        self._hold(size)
 
     def save(self, state: dict[str, Any], event: Event) -> Saved | None:
         """Save `state`. A save that fails is a warning, and every older file is kept.
@@ -63,7 +94,8 @@ class CheckpointManager:
         Returns what is durable by now: an emergency save always, others in the background later.
         """
         start = time.perf_counter()
-        self._writer.wait()
+        if not self._writer.wait():
+            return self._fail(event, _hang(self._writer.silence))
         snapshot = None
         if self._staging is not None and not event.emergency:
             try:
@@ -72,35 +104,57 @@ class CheckpointManager:
                 log.warning("no memory for a copy of the state, the training waits: %s", error)
                 self._staging = None
         if snapshot is None:
-            return self._write(on_host(state), event, start)
+            return self._write_now(on_host(state), event, start)
         waited = time.perf_counter() - start
         self._writer.start(lambda: self._write(snapshot, event, start, waited))
         return None
 
-    def wait(self) -> None:
-        """Wait for the save that is being written."""
-        self._writer.wait()
+    def wait(self) -> bool:
+        """Wait for the save that is being written. Returns whether the newest save succeeded."""
+        return self._wait_patiently() and self.failed_step is None
 
     def close(self) -> None:
-        """Wait for the last save, and end."""
-        self._writer.close()
+        """Wait for the last save, give the reserved space back, and end.
+
+        A disk that hangs is not waited for: the step of that save is then in `failed_step`.
+        """
+        try:
+            has_ended = self._wait_patiently()
+        finally:
+            closed = self._writer.close()
+        if has_ended and closed:
+            self._reserve.release()
+
+    def _wait_patiently(self) -> bool:
+        if self._writer.wait(PATIENCE):
+            return True
+        log.info("waiting until the last save is on disk; the same signal again stops at once")
+        if self._writer.wait():
+            return True
+        log.error("the last save is given up: %s", _reason(_hang(self._writer.silence)))
+        self.failed_step = self._writing.step if self._writing else None
+        return False
+
+    def _write_now(self, state: dict[str, Any], event: Event, start: float) -> Saved | None:
+        """In the writer's thread as well: then a signal still gets through while the disk works."""
+        result: list[Saved | None] = []
+        self._writer.start(lambda: result.append(self._write(state, event, start)))
+        if not self._writer.wait():
+            return self._fail(event, _hang(self._writer.silence))
+        return result[0]
 
     def _write(
         self, state: dict[str, Any], event: Event, start: float, waited: float | None = None
     ) -> Saved | None:
+        self._writing = event
         try:
             encoded = format.encode(state)
-            self._check_space(copies(event) * encoded.size)
-            path = self._store.put(encoded, event, self._retention, self._pinned)
+            if not event.emergency:
+                self._check_space(copies(event) * encoded.size)
+            spare = self._reserve.surrender() if event.emergency else None
+            path = self._store.put(encoded, event, self._retention, self._pinned, spare)
         except (OSError, CheckpointError) as error:
-            log.warning(
-                "SAVE FAILED at step %d: %s. Every older checkpoint is kept, and the next save "
-                "tries again; free space in or repair %s.",
-                *(event.step, error, self._store.folder),
-            )
-            self.lost_best = self.lost_best or event.best
-            self.failed_step = event.step
-            return None
+            return self._fail(event, error)
         self.failed_step = None
         seconds = time.perf_counter() - start
         saved = Saved(path, encoded.size, seconds, seconds if waited is None else waited)
@@ -109,9 +163,34 @@ class CheckpointManager:
             "saved %s (step %d, %.1f MB in %.2f s, training waited %.2f s)",
             *(path.name, event.step, saved.size / 1e6, saved.seconds, saved.waited),
         )
+        self._hold(encoded.size)
         if self.saves % REPORT_EVERY == 0:
             self._report_space(copies(event) * encoded.size)
+        if self._scrub_every and self.saves % self._scrub_every == 0:
+            self._scrub.request()
         return saved
+
+    def _fail(self, event: Event, error: Exception) -> Saved | None:
+        log.warning(
+            "SAVE FAILED at step %d: %s. Every older checkpoint is kept, training goes on, and the "
+            "next save tries again. %s.",
+            *(event.step, _reason(error), space.remedy(error, self._store.folder)),
+        )
+        self.lost_best = self.lost_best or event.best
+        self.failed_step = event.step
+        return None
+
+    def _hold(self, size: int) -> None:
+        """Take the reserve, or say once why there is none."""
+        if not self._reserve_is_wanted:
+            return
+        reason = self._reserve.hold(size)
+        if reason and reason != self._why_no_reserve:
+            log.warning(
+                "no space is kept for an emergency save of %s (%s): on a full disk it would fail",
+                *(space.human_bytes(size), reason),
+            )
+        self._why_no_reserve = reason
 
     def _report_space(self, bytes_per_save: int) -> None:
         now = space.measure(self._store.folder.parent)
@@ -119,7 +198,30 @@ class CheckpointManager:
         sentence, is_scarce = space.outlook(now, bytes_per_save, pace)
         log.log(logging.WARNING if is_scarce else logging.INFO, "disk: %s", sentence)
 
+    def _report_hang(self, seconds: float) -> None:
+        log.warning(
+            "the save of step %d hangs: the disk under %s has taken nothing for %.0f s. Training "
+            "goes on; see dmesg for what is wrong with the disk.",
+            *(self._writing.step if self._writing else 0, self._store.folder, seconds),
+        )
+
     def _check_space(self, needed: int) -> None:
         free = space.measure_free(self._store.folder)
         if free < needed:
-            raise OSError(f"it needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free")
+            kept = self._reserve.held
+            more = f" ({kept / 1e6:,.0f} MB more are kept for an emergency save)" if kept else ""
+            raise OSError(
+                errno.ENOSPC,
+                f"it needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free{more}",
+            )
+
+
+def _hang(seconds: float) -> OSError:
+    return OSError(errno.ETIMEDOUT, f"a save hangs, the disk has taken nothing for {seconds:.0f} s")
+
+
+def _reason(error: Exception) -> str:
+    """An error without its number, with the file that it is about."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)

@@ -49,9 +49,7 @@ class Mended:
 def diagnose(folder: Path) -> Diagnosis:
     """Read every checkpoint of a folder, abandoned ones too; each file once, whatever its names."""
     found = Diagnosis()
-    abandoned = sorted(folder.glob(f"{ABANDONED}*/*.pt"))
-    paths = [path for path in (*sorted(folder.iterdir()), *abandoned) if names.role_of(path.name)]
-    for same in _by_inode(paths):
+    for same in same_files(folder):
         try:
             check(same[0])
             found.valid.append(same)
@@ -59,6 +57,13 @@ def diagnose(folder: Path) -> Diagnosis:
             if same[0].exists():  # else deleted meanwhile by a live run
                 found.corrupt.append(Corrupt(same, str(error)))
     return found
+
+
+def same_files(folder: Path) -> list[list[Path]]:
+    """The checkpoints of a folder, abandoned ones too, as files with all of their names there."""
+    abandoned = sorted(folder.glob(f"{ABANDONED}*/*.pt"))
+    paths = [path for path in (*sorted(folder.iterdir()), *abandoned) if names.role_of(path.name)]
+    return _by_inode(paths)
 
 
 def repair(folder: Path, found: Diagnosis, when: datetime) -> list[Mended]:

@@ -1,5 +1,7 @@
 """How much disk a run takes, how much is free, and for how long that is enough."""
 
+import errno
+import shlex
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,6 +9,7 @@ from pathlib import Path
 
 BLOCK = 512  # bytes; the unit of st_blocks (stat(2))
 FEW_SAVES = 10
+FULL = {errno.ENOSPC, errno.EDQUOT}  # the disk itself, or a user's share of it
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,9 @@ def measure(run: Path) -> Space:
 
 
 def measure_free(folder: Path) -> int:
-    """Free bytes of the file system that `folder` is on, for this user."""
+    """Free bytes of the file system that `folder` is on, or will be, for this user."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
@@ -43,19 +48,36 @@ def disk_bytes(paths: Iterable[Path]) -> int:
     return sum(blocks.values()) * BLOCK
 
 
+def remedy(error: Exception, folder: Path) -> str:
+    """What to do about a save into `folder` that failed: what can be freed, or looked at."""
+    number = error.errno if isinstance(error, OSError) else None
+    where = shlex.quote(str(folder))
+    if number in FULL:
+        return (
+            f"Free space, of which the run takes {human_bytes(disk_bytes(folder.rglob('*')))}: "
+            f"python -m gpt2ckpt.checkpoints prune {where} --keep-rolling 2 --keep-epochs 2 "
+            "--abandoned --corrupt shows what can go"
+        )
+    if number == errno.ENOENT and not folder.exists():
+        return f"It was removed, and is not made again by itself: mkdir -p {where} for the next"
+    if number == errno.EROFS:
+        return f"{folder} has become read-only: see dmesg for why, and mount it writable again"
+    return f"See dmesg for what is wrong with the disk under {folder}"
+
+
 def outlook(space: Space, bytes_per_save: int, seconds_per_save: float | None) -> tuple[str, bool]:
     """A sentence on how long the disk lasts, and whether that is a reason to warn.
 
     `seconds_per_save` is the time from one save to the next; None if it is not known yet.
     """
     left = space.saves_left(bytes_per_save)
-    sentence = (
-        f"the run takes {_gb(space.used)}, {_gb(space.free)} are free: {left:,} more saves fit"
-    )
+    used, free = human_bytes(space.used), human_bytes(space.free)
+    sentence = f"the run takes {used}, {free} are free: {left:,} more saves fit"
     if seconds_per_save is not None:
         sentence += f", {left * seconds_per_save / 3600:,.1f} hours at this rate"
     return sentence, left < FEW_SAVES
 
 
-def _gb(count: int) -> str:
+def human_bytes(count: int) -> str:
+    """A number of bytes as people read it."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

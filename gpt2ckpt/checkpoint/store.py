@@ -1,17 +1,22 @@
 """One checkpoints/ folder: puts states in under their roles, and finds valid ones again."""
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gpt2ckpt.checkpoint import durable, format, names, policy
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
+
+PIECE = 1 << 20  # bytes of one read
 NEXT_BEST = {  # where to look when no file of a role is valid, before the newest of all
     Role.BEST: (Role.BEST_BACKUP, Role.BEST_PREVIOUS),
     Role.BEST_PREVIOUS: (Role.BEST, Role.BEST_BACKUP),
@@ -29,7 +34,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Store:
+    """A folder; `watch` is told of the bytes that `put` writes and reads back."""
+
     folder: Path
+    watch: durable.Watch = durable.unwatched
 
     def files(self) -> list[Path]:
         """The checkpoints in the folder, by name; other people's files are passed over."""
@@ -43,22 +51,31 @@ class Store:
         event: policy.Event,
         retention: policy.Retention,
         pinned: frozenset[str] = frozenset(),
+        spare: Path | None = None,
     ) -> Path:
         """Save a state under every role that `event` gives it; returns its own file.
 
-        Raises OSError or CheckpointError; the roles then stand for what they stood for, or for the
-        new state where it was already durable.
+        The space of a `spare` file is used for it, and the file is gone then. Raises OSError or
+        CheckpointError; the roles then stand for what they stood for, or for the new state where it
+        was already durable.
         """
         present = {path.name for path in self.files()}
         operations = policy.plan(present, event, retention, pinned)
         for operation in operations:
             match operation:
                 case policy.Publish(name):
-                    durable.publish(self.folder / name, encoded.buffers, check)
+                    durable.publish(
+                        *(self.folder / name, encoded.buffers),
+                        check=lambda path: check(path, self.watch),
+                        watch=self.watch,
+                        spare=spare,
+                    )
+                    spare = None
                 case policy.Link(source, name):
-                    durable.link(self.folder / source, self.folder / name)
+                    durable.link(self.folder / source, self.folder / name, self.watch)
                 case policy.Delete():
                     pass
+            self.watch(0)
         surplus = [self.folder / op.name for op in operations if isinstance(op, policy.Delete)]
         durable.delete(surplus)
         return self.folder / policy.own_names(event)[0]
@@ -126,9 +143,12 @@ class Store:
             return names.number_in(path.name) or -1 if named else -1
 
 
-def check(path: Path) -> None:
-    """Raise CheckpointError unless every byte of the file is what was written."""
-    with _opened(path) as file:
+def check(path: Path, watch: durable.Watch = durable.unwatched) -> None:
+    """Raise CheckpointError unless every byte of the file is what was written.
+
+    What `watch` raises, other than OSError, comes out as it is.
+    """
+    with _opened(path, watch) as file:
         format.verify(file)
 
 
@@ -163,10 +183,29 @@ def is_checkpoint(path: Path) -> bool:
         return False
 
 
+class _Watched(io.FileIO):
+    """A file that tells how many bytes each read gave."""
+
+    def __init__(self, path: Path, watch: durable.Watch) -> None:
+        super().__init__(path, "rb")
+        self._watch = watch
+
+    def readinto(self, buffer: "Buffer", /) -> int:
+        count = super().readinto(memoryview(buffer)[:PIECE])
+        self._watch(count)
+        return count
+
+
+def _open(path: Path, watch: durable.Watch) -> BinaryIO:
+    if watch is durable.unwatched:
+        return path.open("rb")
+    return io.BufferedReader(_Watched(path, watch))
+
+
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path, watch: durable.Watch = durable.unwatched) -> Iterator[BinaryIO]:
     try:
-        with path.open("rb") as file:
+        with _open(path, watch) as file:
             yield file
     except CheckpointError as error:
         raise CheckpointError(f"{path} cannot be used: {error}") from error

@@ -1,34 +1,107 @@
-"""One save at a time in a background thread, while training goes on."""
+"""One background thread that saves, one task at a time, and knows when the disk hangs."""
 
+import queue
+import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
+
+HANG_SECONDS = 300.0
+POLL = 1.0  # seconds between two looks at a running task, at most
 
 
 class Writer:
-    """Runs one task in the background. A second one waits for it: no save is ever dropped.
+    """Runs one task after another in a daemon thread, and `idle` whenever none is waiting.
 
-    Saves that come faster than the disk takes them therefore slow the training down instead of
-    going missing; the loop says how long it waited.
+    A second task waits for the first: no save is ever dropped because the disk is slow. A disk
+    that takes nothing at all is another matter: a task that gives no sign of life (`beat`) for
+    `hang_seconds` is waited for no longer, and `on_hang` is called once. The thread cannot be ended
+    then (the kernel holds it), but neither the training nor the exit of the process hang with it.
+
+    `idle` gets a function that tells when to return, because a task has come.
     """
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
-        self._running: Future[object] | None = None
+    def __init__(
+        self,
+        hang_seconds: float = HANG_SECONDS,
+        on_hang: Callable[[float], None] = lambda seconds: None,
+        idle: Callable[[Callable[[], bool]], None] = lambda is_wanted: None,
+    ) -> None:
+        self._hang_seconds, self._on_hang, self._idle = hang_seconds, on_hang, idle
+        self._tasks: queue.SimpleQueue[tuple[Callable[[], object], futures.Future[object]] | None]
+        self._tasks = queue.SimpleQueue()
+        self._running: futures.Future[object] | None = None
+        self._last_beat = time.monotonic()
+        self._closed = threading.Event()
+        self._threads: list[threading.Thread] = []
 
     def start(self, task: Callable[[], object]) -> None:
         """Run `task` in the background. The one before must have ended: call `wait` first."""
         assert self._running is None, "a save is still being written"
-        self._running = self._pool.submit(task)
+        self._running = futures.Future()
+        self.beat()
+        self._tasks.put((task, self._running))
+        if not self._threads:
+            self._threads = [
+                threading.Thread(target=self._work, name="checkpoint-writer", daemon=True),
+                threading.Thread(target=self._watch, name="checkpoint-watch", daemon=True),
+            ]
+            for thread in self._threads:
+                thread.start()
 
-    def wait(self) -> None:
-        """Wait until the running task has ended, and raise what it raised."""
-        running, self._running = self._running, None
+    def beat(self, count: int = 0) -> None:
+        """Say that the running task goes on; the disk took or gave `count` bytes."""
+        self._last_beat = time.monotonic()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the running task last gave a sign of life."""
+        return time.monotonic() - self._last_beat
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the running task has ended, and raise what it raised.
+
+        Returns False if it has not: it hangs, or `timeout` seconds have passed.
+        """
+        running, end = self._running, None if timeout is None else time.monotonic() + timeout
+        while running is not None and not running.done():
+            left = POLL if end is None else min(POLL, end - time.monotonic())
+            if left <= 0 or self.silence > self._hang_seconds:
+                return False
+            futures.wait([running], min(left, self._hang_seconds / 4))
+        self._running = None
         if running is not None:
             running.result()
+        return True
 
-    def close(self) -> None:
-        """Wait, and end the thread."""
+    def close(self) -> bool:
+        """Wait, and end the threads. Returns False if the last task hangs; it is left alone."""
         try:
-            self.wait()
+            has_ended = self.wait()
         finally:
-            self._pool.shutdown()
+            self._closed.set()
+            self._tasks.put(None)
+        if has_ended:
+            for thread in self._threads:
+                thread.join(timeout=self._hang_seconds)
+        return has_ended
+
+    def _work(self) -> None:
+        while (job := self._tasks.get()) is not None:
+            task, future = job
+            try:
+                future.set_result(task())
+            except BaseException as error:
+                future.set_exception(error)
+            self._idle(lambda: not self._tasks.empty())
+
+    def _watch(self) -> None:
+        """Report a task that hangs, once for each."""
+        reported: futures.Future[object] | None = None
+        while not self._closed.wait(min(POLL, self._hang_seconds / 4)):
+            running = self._running
+            if running is None or running.done() or running is reported:
+                continue
+            if self.silence > self._hang_seconds:
+                reported = running
+                self._on_hang(self.silence)

@@ -88,6 +88,9 @@ def _check_trainer(trainer: TrainerConfig) -> None:
 def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
     for key in ("save_every", "keep_rolling", "keep_emergency"):
         at_least(f"checkpoint.{key}", getattr(checkpoint, key), 1)
+    at_least("checkpoint.scrub_every", checkpoint.scrub_every, 0)
+    at_least("checkpoint.scrub_mb_per_s", checkpoint.scrub_mb_per_s, 0.1)
+    at_least("checkpoint.hang_seconds", checkpoint.hang_seconds, 1)
 
 
 def _in_unit_interval(key: str, value: float) -> None:

@@ -136,7 +136,11 @@ class TrainerConfig:
 
 @dataclass
 class CheckpointConfig:
-    """What is saved when, and how many files of each pool are kept."""
+    """What is saved when, and how many files of each pool are kept.
+
+    Every `scrub_every` saves (0: never) all files are checked, at `scrub_mb_per_s` at most; a disk
+    that takes nothing for `hang_seconds` is not waited for.
+    """
 
     enabled: bool = True
     save_every: int = 250
@@ -145,6 +149,9 @@ class CheckpointConfig:
     save_epochs: bool = True
     save_best: bool = True
     async_save: bool = True
+    scrub_every: int = 10
+    scrub_mb_per_s: float = 50.0
+    hang_seconds: float = 300.0
 
 
 @dataclass

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2ckpt.checkpoint import durable
+from gpt2ckpt.checkpoint.reserve import RESERVE
 from gpt2ckpt.runs.lock import LOCK_NAME
 from gpt2ckpt.tools.inventory import scan
 from gpt2ckpt.tools.places import Run
@@ -23,6 +24,7 @@ def own_files(run: Run) -> list[Path]:
     """The files of a run that the run made, checkpoints first."""
     made = [entry.path for entry in scan(run)]
     made += [path for path in run.folder.iterdir() if TEMPORARY.fullmatch(path.name)]
+    made += run.folder.glob(RESERVE)
     if run.folder == run.directory:  # a copy of a checkpoints folder, and the lock that we took
         return made + list(run.folder.glob(LOCK_NAME))
     return made + [

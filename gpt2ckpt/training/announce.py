@@ -2,12 +2,11 @@
 
 import dataclasses
 import logging
-import shutil
 import signal
 from pathlib import Path
 from statistics import median
 
-from gpt2ckpt.checkpoint.space import disk_bytes
+from gpt2ckpt.checkpoint.space import disk_bytes, measure_free
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import as_typed
 from gpt2ckpt.config.schema import CheckpointConfig
@@ -78,7 +77,7 @@ def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
         run_dir=directory,
         checkpoints=len(files),
         disk_bytes=disk_bytes(files),
-        free_bytes=shutil.disk_usage(directory).free,
+        free_bytes=measure_free(directory),
         resume_command=resume_command(directory) if files and stopped else None,
         sample_command=f"python -m gpt2ckpt.sample {as_typed('ckpt', str(directory))}"
         if files
@@ -113,5 +112,5 @@ def _saving(
         keep_emergency=checkpoint.keep_emergency,
         checkpoint_bytes=size,
         max_kept=checkpoint.keep_rolling + checkpoint.keep_emergency + SINGLE_ROLES,
-        free_bytes=shutil.disk_usage(directory).free,
+        free_bytes=measure_free(directory),
     )

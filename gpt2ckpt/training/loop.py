@@ -66,6 +66,8 @@ class Loop:
                     name, step = self.interrupts.stop.name, self.state.counters.step
                     log.info("%s: stopped after step %d", name, step)
                     self._save_emergency(name)
+                elif self.manager is not None and not self.manager.wait():
+                    self._save_emergency("the last save failed")  # space is kept for this one
             except HalfApplied:
                 raise
             except BaseException as error:

@@ -36,6 +36,7 @@ from gpt2ckpt.training.preparation import Prepared
 from gpt2ckpt.training.progress import Progress, open_progress
 from gpt2ckpt.training.replay_check import ReplayCheck
 from gpt2ckpt.training.rng import seed_everything, seed_rank
+from gpt2ckpt.training.room import checkpoint_bytes
 from gpt2ckpt.training.sampling import Sampling, sample_text
 from gpt2ckpt.training.state import Counters, Provenance, TrainingState, versions
 from gpt2ckpt.training.step import Stepper
@@ -186,10 +187,15 @@ class Session:
             return None
         retention = Retention(checkpoint.keep_rolling, checkpoint.keep_emergency)
         resumed_from = self.start.found.path if self.start.found else None
-        return CheckpointManager(
+        manager = CheckpointManager(
             *(self.directory / CHECKPOINTS, retention, resumed_from),
             in_background=checkpoint.async_save,
+            hang_seconds=checkpoint.hang_seconds,
+            scrub_every=checkpoint.scrub_every,
+            scrub_mb_per_s=checkpoint.scrub_mb_per_s,
         )
+        manager.reserve(checkpoint_bytes(self.start, self.prepared.config))
+        return manager
 
     def _open_loggers(self, config: LoggerConfig, provenance: Provenance, step: int) -> Loggers:
         if not self.team.is_first:

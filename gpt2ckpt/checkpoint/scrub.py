@@ -1,0 +1,168 @@
+"""Checking every file of a folder while nothing else is to be done, and mending what is damaged.
+
+A disk that loses a bit says nothing until the file is read. A round reads every checkpoint once, at
+a bounded speed, and stops at once when a save comes; it then goes on where it was.
+"""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from gpt2ckpt.checkpoint import durable
+from gpt2ckpt.checkpoint.repair import Corrupt, Diagnosis, Mended, repair, same_files
+from gpt2ckpt.checkpoint.space import human_bytes
+from gpt2ckpt.checkpoint.store import check
+from gpt2ckpt.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+NAP = 0.02  # seconds between two looks at whether a save has come
+
+Key = tuple[int, int, int, int]
+
+
+class _Wanted(Exception):
+    """A save has come: the check of this file is begun again later."""
+
+
+class Scrub:
+    """Rounds over one checkpoints/ folder. Called from the thread that saves, never beside it."""
+
+    def __init__(self, folder: Path, mb_per_s: float) -> None:
+        self._folder = folder
+        self._bytes_per_s = mb_per_s * 1e6
+        self._under_way = False
+        self._checked: dict[Key, str | None] = {}  # what is wrong with each file; None: nothing
+        self._reported: set[Key] = set()  # damaged, and no copy to mend them from
+        self._bytes = 0
+        self.watch: durable.Watch = durable.unwatched
+
+    def request(self) -> None:
+        """Begin a round at the next chance, unless one is under way."""
+        if not self._under_way:
+            self._under_way, self._checked, self._bytes = True, {}, 0
+
+    def run(self, is_wanted: Callable[[], bool]) -> None:
+        """Go on with the round until it has ended or `is_wanted`. Never raises."""
+        if not self._under_way:
+            return
+        try:
+            for names in same_files(self._folder):
+                self._check_once(names[0], is_wanted)
+            corrupt = self._confirmed(is_wanted)
+            if corrupt:
+                self._mend(corrupt)
+        except _Wanted:
+            return
+        except (OSError, CheckpointError) as error:
+            log.warning("the check of the files in %s was broken off: %s", self._folder, error)
+        else:
+            self._report(len(corrupt))
+        self._under_way = False
+
+    def _check_once(self, path: Path, is_wanted: Callable[[], bool]) -> None:
+        key = _key(path)
+        if key is None or key in self._checked:
+            return
+        reason = self._what_is_wrong(path, is_wanted)
+        if path.exists():  # else a save has replaced it, or somebody pruned it
+            self._checked[key] = reason
+
+    def _what_is_wrong(self, path: Path, is_wanted: Callable[[], bool]) -> str | None:
+        with _uncached(path):
+            try:
+                check(path, self._paced(is_wanted))
+            except CheckpointError as error:
+                return str(error)
+        return None
+
+    def _paced(self, is_wanted: Callable[[], bool]) -> durable.Watch:
+        """What keeps the reading of one file slow, and ends it when a save comes."""
+        begun, done = time.monotonic(), 0
+
+        def watch(count: int) -> None:
+            nonlocal done
+            done += count
+            self._bytes += count
+            self.watch(count)
+            while not is_wanted():
+                ahead = begun + done / self._bytes_per_s - time.monotonic()
+                if ahead <= 0:
+                    return
+                time.sleep(min(ahead, NAP))
+            raise _Wanted
+
+        return watch
+
+    def _confirmed(self, is_wanted: Callable[[], bool]) -> list[Corrupt]:
+        """What is damaged still, at a second look; files that are known to be lost left out."""
+        found = []
+        for names in same_files(self._folder):
+            key = _key(names[0])
+            if key is None or not self._checked.get(key) or key in self._reported:
+                continue
+            reason = self._what_is_wrong(names[0], is_wanted)
+            if reason and names[0].exists():
+                found.append(Corrupt(names, reason))
+            else:
+                self._checked[key] = None
+        return found
+
+    def _mend(self, corrupt: list[Corrupt]) -> None:
+        groups = [(names, _key(names[0])) for names in same_files(self._folder)]
+        valid = [names for names, key in groups if key and self._checked.get(key, "") is None]
+        keys = [_key(item.names[0]) for item in corrupt]
+        done = repair(self._folder, Diagnosis(valid, corrupt), datetime.now())
+        for mended, key in zip(done, keys, strict=True):
+            log.warning("%s", _sentence(mended))
+            if mended.source is None and key:
+                self._reported.add(key)
+
+    def _report(self, damaged: int) -> None:
+        if self._checked and not damaged:
+            log.info(
+                "checked every byte of %d files on disk (%s)",
+                *(len(self._checked), human_bytes(self._bytes)),
+            )
+
+
+def _sentence(mended: Mended) -> str:
+    files = ", ".join(name.name for name in mended.corrupt.names)
+    damaged = f"DAMAGED ON DISK: {files} ({mended.corrupt.reason})"
+    if mended.source is None:
+        return f"{damaged}. No copy of that state is left; it stays where it is, and is not used"
+    aside = mended.aside.name if mended.aside else ""
+    return f"{damaged}; repaired from {mended.source.name}. The damaged file is kept in {aside}"
+
+
+def _key(path: Path) -> Key | None:
+    """What tells a file, whatever its names; None if it has gone."""
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _uncached(path: Path) -> Iterator[None]:
+    """Read the file from the device, and leave nothing of it in the page cache."""
+    _drop(path)
+    try:
+        yield
+    finally:
+        _drop(path)
+
+
+def _drop(path: Path) -> None:
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)

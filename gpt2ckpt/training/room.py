@@ -1,0 +1,51 @@
+"""Whether the disk has room for a run, asked before anything of it is written."""
+
+from pathlib import Path
+
+from gpt2ckpt.checkpoint import durable, space
+from gpt2ckpt.checkpoint.reserve import RESERVE, with_margin
+from gpt2ckpt.config.schema import ModelConfig, TrainConfig
+from gpt2ckpt.errors import InputError
+from gpt2ckpt.model.counts import count_parameters
+from gpt2ckpt.runs.claim import CHECKPOINTS
+from gpt2ckpt.runs.start import Start
+
+BYTES_PER_VALUE = 4  # float32
+COPIES = 2  # of the first regular save: its file, and the independent one
+
+
+def check_room(start: Start, config: TrainConfig, directory: Path) -> None:
+    """Refuse a run whose first save, and the space kept for an emergency save, do not fit.
+
+    What a dead process left in `directory` counts as free: the start removes it. Raises InputError.
+    """
+    if not config.checkpoint.enabled:
+        return
+    size = checkpoint_bytes(start, config)
+    needed = COPIES * size + with_margin(size)
+    folder = directory / CHECKPOINTS
+    left = [*durable.left_by_the_dead(folder), folder / RESERVE]
+    free = space.measure_free(folder) + space.disk_bytes(left)
+    if free < needed:
+        raise InputError(
+            f"the disk of {directory} is full: {space.human_bytes(free)} are free, and the first "
+            f"save with the space kept for an emergency save takes {space.human_bytes(needed)}: "
+            "free space, or train elsewhere with hydra.run.dir=DIR"
+        )
+
+
+def checkpoint_bytes(start: Start, config: TrainConfig) -> int:
+    """How large a checkpoint of this run is: as the one that it goes on from, else by its tensors.
+
+    Of a new run, the metadata (some kilobytes) are left out.
+    """
+    if start.found is not None:
+        return start.found.path.stat().st_size
+    matrices = count_matrices(config.model) if config.optimizer.kind == "muon" else 0
+    values = 3 * count_parameters(config.model).total - matrices
+    return values * BYTES_PER_VALUE
+
+
+def count_matrices(model: ModelConfig) -> int:
+    """Values in the matrices of the blocks: Muon keeps one moment of each, AdamW two."""
+    return 12 * model.n_layer * model.n_embd * model.n_embd

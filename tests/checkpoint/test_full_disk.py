@@ -1,0 +1,179 @@
+"""Real file systems that are full: what is kept, what is said, and the space for an emergency."""
+
+import contextlib
+import logging
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkpoint_helpers import event, names_in, step_of, tensors_state
+from real_disks import formatted, mounted
+
+from gpt2ckpt.checkpoint import space
+from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.names import Role
+from gpt2ckpt.checkpoint.policy import Retention
+from gpt2ckpt.checkpoint.reserve import RESERVE, Reserve, with_margin
+from gpt2ckpt.checkpoint.store import Store
+
+KEEP = Retention(9, 9)
+KILOBYTES = 3000
+
+
+@pytest.fixture(params=["tmpfs", "ext4", "xfs", "btrfs"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A real file system of its own, of each kind that can be made here."""
+    yield from formatted(request.param, tmp_path / "disk")
+
+
+def fill(folder: Path, spare: int) -> Path:
+    """A file of somebody else's that leaves `spare` bytes free, or as much as there is."""
+    path = folder / "somebody_elses.bin"
+    with path.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while space.measure_free(folder) > spare + (1 << 20):
+                file.write(os.urandom(1 << 20))
+            while space.measure_free(folder) > spare:
+                file.write(os.urandom(1 << 12))
+        with contextlib.suppress(OSError):
+            os.fsync(file.fileno())
+    return path
+
+
+def test_a_full_disk_fails_a_regular_save_and_takes_an_emergency_one(
+    disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = disk / "run" / "checkpoints"
+    manager = CheckpointManager(folder, KEEP, None)
+    state = tensors_state(1, KILOBYTES)
+    manager.reserve(KILOBYTES << 10)
+    assert (folder / RESERVE).stat().st_size >= KILOBYTES << 10
+    assert manager.save(state, event(1)) is not None
+    before = {path.name: path.stat().st_ino for path in Store(folder).files()}
+    others = fill(disk, spare=0)
+
+    assert manager.save({**state, "step": 2}, event(2)) is None
+    assert {path.name: path.stat().st_ino for path in Store(folder).files()} == before
+    warning = caplog.records[-1].message
+    assert "SAVE FAILED at step 2" in warning and "checkpoints prune" in warning
+    assert (folder / RESERVE).exists(), "a regular save took what is kept for an emergency"
+
+    saved = manager.save({**state, "step": 3}, event(3, emergency=True))
+    assert saved is not None, caplog.text
+    assert step_of(saved.path) == step_of(folder / "latest.pt") == 3
+    others.unlink()
+    os.sync()
+    assert manager.save({**state, "step": 4}, event(4)) is not None, caplog.text
+    assert (folder / RESERVE).stat().st_size >= KILOBYTES << 10, "not taken again"
+    manager.close()
+    assert names_in(folder) == {path.name for path in Store(folder).files()}, "leftovers"
+
+
+def test_without_a_reserve_the_emergency_save_fails(
+    disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That the test above fills the disk for real."""
+    folder = disk / "run" / "checkpoints"
+    manager = CheckpointManager(folder, KEEP, None)
+    assert manager.save(tensors_state(1, KILOBYTES), event(1)) is not None
+    fill(disk, spare=0)
+    assert manager.save(tensors_state(2, KILOBYTES), event(2, emergency=True)) is None
+    assert "No space left" in caplog.text
+    assert Store(folder).find(Role.LATEST).state["step"] == 1
+
+
+# ---------------------------------------------------------------- the reserve by itself
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """8 MiB."""
+    yield from mounted(["-t", "tmpfs", "-o", "size=8m", "tmpfs"], tmp_path / "small_disk")
+
+
+def test_the_reserve_takes_real_space_and_gives_it_back(small_disk: Path) -> None:
+    free = space.measure_free(small_disk)
+    reserve = Reserve(small_disk)
+    assert reserve.hold(3_000_000) is None
+    assert free - space.measure_free(small_disk) >= with_margin(3_000_000)
+    assert reserve.hold(2_000_000) is None, "less than what is held"
+    assert reserve.hold(4_000_000) is None
+    assert free - space.measure_free(small_disk) >= with_margin(4_000_000)
+    reserve.release()
+    assert space.measure_free(small_disk) == free
+    assert names_in(small_disk) == set()
+
+
+def test_a_reserve_that_cannot_grow_keeps_what_it_has(small_disk: Path) -> None:
+    reserve = Reserve(small_disk)
+    assert reserve.hold(3_000_000) is None
+    assert reserve.hold(20_000_000) == "No space left on device"
+    assert reserve.held == 3_000_000
+    assert space.disk_bytes([reserve.path]) >= with_margin(3_000_000)
+    other = Reserve(small_disk / "other")
+    other.folder.mkdir()
+    assert other.hold(20_000_000) == "No space left on device"
+    assert names_in(other.folder) == set()
+
+
+def test_a_reserve_that_cannot_be_had_is_said_once(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = CheckpointManager(small_disk, KEEP, None)
+    manager.reserve(20_000_000)
+    for step in (1, 2):
+        assert manager.save(tensors_state(step, 100), event(step)) is not None
+    said = [record.message for record in caplog.records if "no space is kept" in record.message]
+    assert len(said) == 1
+    assert "No space left on device" in said[0]
+
+
+def test_a_system_that_promises_without_keeping_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", lambda descriptor, start, size: None)
+    assert "without keeping it" in str(Reserve(tmp_path).hold(1 << 20))
+    monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+    assert "cannot reserve space" in str(Reserve(tmp_path).hold(1 << 20))
+    assert names_in(tmp_path) == set()
+
+
+def test_a_start_removes_the_reserve_of_a_dead_process(tmp_path: Path) -> None:
+    assert Reserve(tmp_path).hold(1 << 20) is None  # and the process dies
+    CheckpointManager(tmp_path, KEEP, None)
+    assert names_in(tmp_path) == set()
+
+
+def test_the_report_of_a_save_without_room_names_the_reserve(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    manager = CheckpointManager(small_disk, KEEP, None)
+    manager.reserve(3_000_000)
+    assert manager.save(tensors_state(1, 2900), event(1)) is None
+    assert "are kept for an emergency save" in caplog.text
+    assert manager.save(tensors_state(1, 2900), event(1, emergency=True)) is not None
+
+
+def test_a_quota_is_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A limit of btrfs on a subvolume holds for everybody, and no df shows it."""
+    for disk in formatted("btrfs", tmp_path / "disk"):
+        folder = disk / "checkpoints"
+        for words in (
+            ["subvolume", "create", str(folder)],
+            ["quota", "enable", str(disk)],
+            ["qgroup", "limit", "8M", str(folder)],
+        ):
+            done = subprocess.run(["btrfs", *words], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        manager = CheckpointManager(folder, KEEP, None)
+        manager.reserve(1_300_000)
+        saves = [manager.save(tensors_state(n, 1200), event(n)) for n in range(1, 5)]
+        assert [bool(save) for save in saves] == [True, True, False, False], caplog.text
+        assert "SAVE FAILED at step 4: Disk quota exceeded" in caplog.text
+        assert "checkpoints prune" in caplog.text
+        last = manager.save(tensors_state(5, 1200), event(5, emergency=True))
+        assert last is not None, caplog.text
+        assert Store(folder).find(Role.LATEST).state["step"] == 5
