@@ -20,6 +20,7 @@ LOCAL_SIGNATURE, CENTRAL_SIGNATURE, END_SIGNATURE = 0x04034B50, 0x02014B50, 0x06
 ZIP64_END_SIGNATURE, ZIP64_LOCATOR_SIGNATURE = 0x06064B50, 0x07064B50
 PADDING_ID = 0x4246  # the extra field in which PyTorch keeps its padding
 SATURATED = 0xFFFFFFFF
+LARGEST_RECORD = 1 << 26  # bytes read at once; 100,000 tensors are described in a quarter of it
 FIRST_OF_1980 = 0x21  # a fixed date: the same state gives the same bytes
 
 
@@ -106,7 +107,8 @@ def _central_header(placed: Placed) -> bytes:
 def read_record(file: BinaryIO, offset: int, name: str, file_size: int) -> tuple[bytes, int]:
     """The bytes of the record `name` whose local header stands at `offset`, and where it ends.
 
-    Raises ArchiveError if there is no such record within `file_size` bytes.
+    Raises ArchiveError if there is no such record within `file_size` bytes, or one of more than
+    LARGEST_RECORD bytes.
     """
     file.seek(offset)
     header = file.read(LOCAL_HEADER.size)
@@ -118,5 +120,7 @@ def read_record(file: BinaryIO, offset: int, name: str, file_size: int) -> tuple
         raise ArchiveError(f"there is no record {name} at byte {offset}")
     if data + size > file_size:
         raise ArchiveError("the file ends too early")
+    if size > LARGEST_RECORD:
+        raise ArchiveError(f"{name} has {size:,} bytes, and {LARGEST_RECORD:,} are the most")
     file.seek(data)
     return file.read(size), data + size

@@ -31,7 +31,8 @@ ROOT = "gpt2ckpt"
 SEAL_PREFIX = b"gpt2ckpt seal xxh3_128 "
 SEAL_SIZE = len(SEAL_PREFIX) + 32
 CHUNK = 1 << 20  # bytes digested at a time: small enough to stay in the processor's cache
-LARGEST_GAP = 1 << 28  # bytes between tensors: more is no file of ours, and would be read at once
+LARGEST_GAP = 4 * archive.LARGEST_RECORD  # bytes between tensors, which are read at once
+MOST_DIMENSIONS = 64  # what PyTorch can build
 TENSOR_KEY = "$tensor"
 CONSTANT_RECORDS = (("byteorder", b"little"), ("version", b"3\n"))  # for torch.load
 ITEM_SIZES = {  # bytes of one element of each type that a tensor may have
@@ -97,6 +98,9 @@ def encode(state: dict[str, Any]) -> Encoded:
         *CONSTANT_RECORDS,
         *((f"data/{i}", view) for i, view in enumerate(storages.views)),
     ]
+    largest = max(contents[:3], key=lambda item: len(item[1]))
+    if len(largest[1]) > archive.LARGEST_RECORD:
+        raise ValueError(f"{largest[0]} of the state would have {len(largest[1]):,} bytes")
     return _seal(contents)
 
 
@@ -405,7 +409,8 @@ def _check_tree(tree: dict[str, Any], storages: list[Storage]) -> None:
     for path, description in _tensors(tree):
         try:
             number, dtype, shape = description
-            fits = all(type(extent) is int and 0 <= extent < 1 << 63 for extent in shape)
+            fits = len(shape) <= MOST_DIMENSIONS
+            fits = fits and all(type(extent) is int and 0 <= extent < 1 << 63 for extent in shape)
             fits = fits and type(number) is int and 0 <= number < len(storages)
             fits = fits and math.prod(shape) * ITEM_SIZES[dtype] == storages[number].size
         except (KeyError, TypeError, ValueError):

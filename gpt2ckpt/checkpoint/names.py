@@ -1,8 +1,10 @@
 """The names in a checkpoints/ folder and the roles that they stand for."""
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 
 class Role(StrEnum):
@@ -64,3 +66,40 @@ def number_in(name: str) -> int | None:
     """The step in a rolling or emergency name, the epoch in an epoch name; else None."""
     matches = (form.fullmatch(name) for form in _NUMBERED.values())
     return next((int(match[1]) for match in matches if match), None)
+
+
+def contradiction(name: str, meta: Mapping[str, Any]) -> str | None:
+    """Why a file with this metadata cannot be the one that was saved as `name`; None if it can.
+
+    A whole, valid file in the place of another is found by this: the digests do not cover its name.
+    """
+    step, number = meta.get("step"), number_in(name)
+    match role_of(name):
+        case Role.ROLLING | Role.EMERGENCY if step != number:
+            return f"it holds step {step}: another file in its place"
+        case Role.EPOCH if number is not None and meta.get("epoch") != number + 1:
+            return f"it holds step {step}, no end of epoch {number}: another file in its place"
+        case Role.BEST | Role.BEST_BACKUP | Role.BEST_PREVIOUS:
+            if meta.get("best_step", step) != step:
+                return f"it holds step {step}, not a best one: another file in its place"
+    return None
+
+
+def doubts(steps: Mapping[str, int]) -> dict[str, str]:
+    """What is odd about files beside one another, by name, given the step that each holds.
+
+    A save or a resume that was cut off leaves such folders, too: nothing is lost by it.
+    """
+    pools = [name for name in steps if role_of(name) in _NUMBERED]
+    newest = max((steps[name] for name in [*pools, LATEST_BACKUP] if name in steps), default=0)
+    rolling_steps = [steps[name] for name in pools if role_of(name) is Role.ROLLING]
+    found = {}
+    if steps.get(LATEST, newest) < newest:
+        found[LATEST] = f"there is a later state, step {newest}"
+    if rolling_steps and steps.get(ROLLING_BACKUP, -1) not in (-1, max(rolling_steps)):
+        found[ROLLING_BACKUP] = "it is no copy of the newest rolling checkpoint"
+    if BEST in steps and steps.get(BEST_BACKUP, steps[BEST]) != steps[BEST]:
+        found[BEST_BACKUP] = f"it is no copy of {BEST}"
+    if BEST in steps and steps.get(BEST_PREVIOUS, -1) >= steps[BEST]:
+        found[BEST_PREVIOUS] = f"it is not older than {BEST}"
+    return found

@@ -61,9 +61,15 @@ def diagnose(folder: Path) -> Diagnosis:
 
 def same_files(folder: Path) -> list[list[Path]]:
     """The checkpoints of a folder, abandoned ones too, as files with all of their names there."""
-    abandoned = sorted(folder.glob(f"{ABANDONED}*/*.pt"))
-    paths = [path for path in (*sorted(folder.iterdir()), *abandoned) if names.role_of(path.name)]
-    return _by_inode(paths)
+    abandoned = [path for aside in folders_aside(folder, ABANDONED) for path in aside.iterdir()]
+    paths = [path for path in (*folder.iterdir(), *abandoned) if names.role_of(path.name)]
+    return _by_inode(sorted(paths, key=lambda path: (path.parent != folder, path)))
+
+
+def folders_aside(folder: Path, prefix: str) -> list[Path]:
+    """The folders in `folder` that hold what was set aside; a link, which leads out, is none."""
+    found = (path for path in folder.glob(f"{prefix}*") if path.is_dir())
+    return sorted(path for path in found if not path.is_symlink())
 
 
 def repair(folder: Path, found: Diagnosis, when: datetime) -> list[Mended]:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -94,7 +95,9 @@ class Store:
             raise CheckpointError(f"there is no {role} checkpoint in {self.folder}")
         if not any(names.role_of(path.name) is role for path in files):
             skipped.append((self.folder, f"it holds no {role} checkpoint"))
-        for path in self.candidates(role):
+        in_place, misplaced = self._by_contradiction(role)
+        skipped += [item for item in misplaced if names.role_of(item[0].name) in wanted]
+        for path in [*in_place, *(path for path, _ in misplaced)]:
             try:
                 return Found(path, load(path), skipped)
             except CheckpointError as error:
@@ -133,6 +136,20 @@ class Store:
             yield from sorted(pool, key=age, reverse=True)
         rest = [path for path in files if names.role_of(path.name) not in preferred]
         yield from sorted(rest, key=self._step_of, reverse=True)
+
+    def _by_contradiction(self, role: Role) -> tuple[list[Path], list[tuple[Path, str]]]:
+        """The candidates; apart, with the reason, those that lie in the place of another."""
+        in_place, misplaced = [], []
+        for path in self.candidates(role):
+            try:
+                reason = names.contradiction(path.name, read_meta(path))
+            except CheckpointError:
+                reason = None  # what is wrong with it is said when it is loaded
+            if reason:
+                misplaced.append((path, f"{path} cannot be used as {path.name}: {reason}"))
+            else:
+                in_place.append(path)
+        return in_place, misplaced
 
     def _step_of(self, path: Path) -> int:
         """The step of a file by its own word, else by its name; -1 if neither says one."""
@@ -177,17 +194,17 @@ def seal_of(path: Path) -> str:
 def is_checkpoint(path: Path) -> bool:
     """Whether a file begins like a checkpoint of this project, whole or damaged."""
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             return format.is_ours(file)
-    except OSError:
+    except (CheckpointError, OSError):
         return False
 
 
 class _Watched(io.FileIO):
     """A file that tells how many bytes each read gave."""
 
-    def __init__(self, path: Path, watch: durable.Watch) -> None:
-        super().__init__(path, "rb")
+    def __init__(self, descriptor: int, watch: durable.Watch) -> None:
+        super().__init__(descriptor, "rb")
         self._watch = watch
 
     def readinto(self, buffer: "Buffer", /) -> int:
@@ -196,10 +213,15 @@ class _Watched(io.FileIO):
         return count
 
 
-def _open(path: Path, watch: durable.Watch) -> BinaryIO:
+def _open(path: Path, watch: durable.Watch = durable.unwatched) -> BinaryIO:
+    """Open a plain file. Opening a pipe would wait for a writer for ever, so that is not waited."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError("it is no regular file")
     if watch is durable.unwatched:
-        return path.open("rb")
-    return io.BufferedReader(_Watched(path, watch))
+        return open(descriptor, "rb")  # noqa: PTH123
+    return io.BufferedReader(_Watched(descriptor, watch))
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from gpt2ckpt.config.compose import parse_overrides
+from gpt2ckpt.config.recorded import trusted
 from gpt2ckpt.config.registry import KINDS
 from gpt2ckpt.errors import ConfigError
 
@@ -97,9 +98,9 @@ def still_meant(
 ) -> list[str]:
     """`recorded` without the settings of what `new` replaces by another kind.
 
-    Words for Hydra itself go too: the list comes out of a file.
+    The list comes out of a file: what is not trusted goes, too.
     """
-    recorded = task_overrides(recorded)
+    recorded = trusted(task_overrides(recorded), frozen)
     groups = [o for o in parse_overrides(new) if o.key_or_group in KINDS]
     if not groups:
         return recorded
@@ -171,4 +172,5 @@ def _refuse_other_states(changes: list[Change]) -> None:
 def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    text = str(value)
+    return text if text.isprintable() else repr(value)  # no word to the terminal out of a file

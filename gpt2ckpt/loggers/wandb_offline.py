@@ -39,7 +39,7 @@ def _steps(path: Path) -> Iterator[int]:
 
 def _records(content: bytes) -> Iterator[bytes]:
     """The whole records of a log; a torn end is left out."""
-    position, parts = _FILE_HEADER, b""
+    position, parts = _FILE_HEADER, bytearray()
     while position + _CHUNK.size <= len(content):
         left_in_block = _BLOCK - position % _BLOCK
         if left_in_block < _CHUNK.size:
@@ -51,6 +51,8 @@ def _records(content: bytes) -> Iterator[bytes]:
         position += length
         if kind not in (_FULL, _FIRST, _MIDDLE, _LAST) or len(chunk) < length:
             return
-        parts = chunk if kind in (_FULL, _FIRST) else parts + chunk
+        if kind in (_FULL, _FIRST):
+            parts = bytearray()
+        parts += chunk
         if kind in (_FULL, _LAST):
-            yield parts
+            yield bytes(parts)

@@ -33,9 +33,19 @@ def load_pretrained(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def check_shapes(config: ModelConfig, state: dict[str, Tensor]) -> str | None:
-    """None when `state` fits the model of `config`, else one sentence on the first difference."""
-    with torch.device("meta"):
-        expected = {name: tuple(t.shape) for name, t in GPT2(config).state_dict().items()}
+    """None when `state` fits the model of `config`, else one sentence on the first difference.
+
+    A config out of a file may name any number of layers: they are counted before they are built.
+    """
+    layers = {name.split(".")[2] for name in state if name.startswith("transformer.h.")}
+    missing = next((i for i in range(config.n_layer) if str(i) not in layers), None)
+    if missing is not None:
+        return f"The weights lack transformer.h.{missing}.ln_1.weight."
+    try:
+        with torch.device("meta"):
+            expected = {name: tuple(t.shape) for name, t in GPT2(config).state_dict().items()}
+    except (RuntimeError, OverflowError):
+        return "The model has a size that cannot be built."
     for name, shape in expected.items():
         if name not in state:
             return f"The weights lack {name}."

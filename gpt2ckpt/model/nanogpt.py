@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import InputError
-from gpt2ckpt.model.tensor_files import read_pickle
+from gpt2ckpt.model.tensor_files import as_tensor, read_pickle
 
 # What torch.compile puts before every name.
 COMPILED_PREFIX = "_orig_mod."
@@ -30,10 +30,9 @@ def load_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     config = _read_shape(path, arguments)
     state = {}
     for name, tensor in weights.items():
-        if not isinstance(tensor, Tensor):
-            raise InputError(f"{path} holds something other than a tensor at '{name}'.")
-        if not name.endswith(".attn.bias"):  # the causal mask of versions before PyTorch 2
-            state[name.removeprefix(COMPILED_PREFIX)] = tensor.float()
+        if not str(name).endswith(".attn.bias"):  # the causal mask of versions before PyTorch 2
+            whole = as_tensor(path, name, tensor)
+            state[str(name).removeprefix(COMPILED_PREFIX)] = whole.float()
     return config, state
 
 

@@ -17,7 +17,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object.")
@@ -34,6 +34,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a file; give the path of a saved model.")
     try:
         mapped = zipfile.is_zipfile(path)
+        if mapped:
+            _refuse_compressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -50,10 +52,27 @@ def read_pickle(path: Path) -> dict[str, Any]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The named tensors in a .safetensors file, or in a dict saved by torch.save."""
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
-    for name, value in content.items():
-        if not isinstance(value, Tensor):
-            raise InputError(f"{path} holds something other than a tensor at '{name}'.")
-    return content
+    return {str(name): as_tensor(path, name, value) for name, value in content.items()}
+
+
+def as_tensor(path: Path, name: object, value: object) -> Tensor:
+    """`value`, if it is a tensor all of whose elements are in the file; else InputError.
+
+    A view of few elements as many takes no room until it is converted, and then any room.
+    """
+    if not isinstance(value, Tensor):
+        raise InputError(f"{path} holds something other than a tensor at '{name}'.")
+    plain = value.layout is torch.strided and value.device.type == "cpu"
+    if not plain or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        raise InputError(f"{path} holds a tensor at '{name}' whose elements are not in the file.")
+    return value
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch.save compresses nothing, and a few compressed bytes can unpack to any number."""
+    with zipfile.ZipFile(path) as archive:
+        if any(info.compress_type for info in archive.infolist()):
+            raise ValueError("a record is compressed")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

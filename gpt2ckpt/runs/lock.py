@@ -11,6 +11,8 @@ from types import TracebackType
 from gpt2ckpt.errors import InputError
 
 LOCK_NAME = "run.lock"
+# What a process of a run opens by name and writes to: a link would lead the writes elsewhere.
+WRITTEN = (LOCK_NAME, "metrics.jsonl", ".metrics.jsonl.tmp", "train.log", ".hydra")
 
 
 class RunLock:
@@ -20,7 +22,11 @@ class RunLock:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Take the lock. Raises InputError naming the living owner; nothing is changed then."""
+        """Take the lock. Raises InputError naming the living owner; nothing is changed then.
+
+        The same for a directory in which a file that a run writes to is a link.
+        """
+        refuse_links(directory)
         self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,10 +80,20 @@ def refuse_if_locked(directory: Path) -> None:
         raise InputError(_refusal(directory))
 
 
+def refuse_links(directory: Path) -> None:
+    """Raise InputError if a file that a run writes to is a symbolic link, wherever it leads."""
+    for name in WRITTEN:
+        if (directory / name).is_symlink():
+            raise InputError(
+                f"{directory / name} is a symbolic link, and a run writes to no file of another "
+                "place: put the file itself there, or remove the link"
+            )
+
+
 def _refusal(directory: Path) -> str:
     try:
         fields = json.loads((directory / LOCK_NAME).read_text())
         owner = f"process {fields['pid']} on {fields['host']} since {fields['started']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         owner = "another process"
     return f"{directory} is being trained by {owner}: wait for it or stop it"

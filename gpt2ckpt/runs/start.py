@@ -99,7 +99,7 @@ def find_start(
         saved: Values = found.state["config"]
         recorded = still_meant(saved, list(found.state["overrides"]), new, compose)
         frozen, changes = replay(saved, recorded, new, compose)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{found.path} holds no config that can be replayed") from error
     kept = [override for override in recorded if override not in new]  # the last one counts
     return Start(frozen, kept + new, None if fork else place.directory, found, changes)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt2ckpt.checkpoint import names, space
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.repair import ABANDONED, CORRUPT
+from gpt2ckpt.checkpoint.repair import ABANDONED, CORRUPT, folders_aside
 from gpt2ckpt.checkpoint.store import Store, read_meta
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.tools.places import Run
@@ -83,9 +83,10 @@ class Entry:
         """With its time zone."""
         try:
             moment = datetime.fromisoformat(self.meta["saved_at"])
-        except (KeyError, TypeError, ValueError):
+            # The first and the last year have moments that another time zone cannot tell.
+            return moment.astimezone() if 1 < moment.year < 9999 else None
+        except (KeyError, OverflowError, TypeError, ValueError):
             return None
-        return moment if moment.tzinfo else moment.astimezone()
 
 
 def scan(run: Run) -> list[Entry]:
@@ -95,7 +96,7 @@ def scan(run: Run) -> list[Entry]:
     """
     entries = [_entry(path, run, None) for path in Store(run.folder).files()]
     for group, prefix in ((Group.ABANDONED, ABANDONED), (Group.CORRUPT, CORRUPT)):
-        for folder in sorted(run.folder.glob(f"{prefix}*")):
+        for folder in folders_aside(run.folder, prefix):
             paths = (path for path in folder.rglob("*.pt") if names.role_of(path.name))
             entries += [_entry(path, run, group) for path in sorted(paths)]
     found = [entry for entry in entries if entry is not None]

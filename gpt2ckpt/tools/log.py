@@ -90,10 +90,16 @@ def _lineage(run: Run, entries: list[Entry]) -> Lineage:
         title += ": no readable checkpoint"
     else:
         best = newest.meta.get("best_val_loss")
-        title += f" ({facts.get('id', '?')}): step {newest.step}"
+        title += f" ({_plain(facts.get('id', '?'))}): step {newest.step}"
         title += f", best val {text.loss(best)}" if isinstance(best, float) else ""
-    events = [f"forked from run {parent.get('id')} at step {parent.get('step')}"] if parent else []
-    return Lineage(run, str(facts.get("id")), parent, title, events + _events(run, entries))
+    fork = [f"forked from run {_plain(parent.get('id'))} at step {_plain(parent.get('step'))}"]
+    events = (fork if parent else []) + _events(run, entries)
+    return Lineage(run, str(facts.get("id")), parent, title, events)
+
+
+def _plain(value: object) -> str:
+    """Text without words to the terminal, which a file may hold."""
+    return str(value) if str(value).isprintable() else repr(value)
 
 
 def _events(run: Run, entries: list[Entry]) -> list[str]:

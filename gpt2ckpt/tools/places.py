@@ -51,6 +51,21 @@ def find_runs(where: Path | None) -> list[Run]:
     return _below(where)
 
 
+def without_linked(runs: list[Run], where: Path | None) -> list[Run]:
+    """Those of `runs` that lie where they seem to lie, for verbs that delete or replace files.
+
+    A link that the user did not name is not followed; each is said, with what to name instead.
+    """
+    kept = []
+    for run in runs:
+        linked = [path for path in (run.directory, run.folder) if path.is_symlink()]
+        if any(path != where for path in linked):
+            print(f"{linked[-1]}: left alone, it is a link: name {linked[-1].resolve()} itself")
+        else:
+            kept.append(run)
+    return kept
+
+
 def no_runs(where: Path | None) -> str:
     """The sentence for an empty result of `find_runs`."""
     return f"there are no checkpoints in {where or OUTPUTS}"

@@ -15,7 +15,7 @@ from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.tools import text
 from gpt2ckpt.tools.command_line import Verb, count
 from gpt2ckpt.tools.inventory import Entry, scan
-from gpt2ckpt.tools.places import DIR_HELP, Run, find_runs, no_runs
+from gpt2ckpt.tools.places import DIR_HELP, Run, find_runs, no_runs, without_linked
 from gpt2ckpt.tools.pruning import Limits, freed_bytes, plan
 from gpt2ckpt.tools.removal import own_files, remove
 
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if not runs:
         print(no_runs(args.dir))
         return 0
+    runs = without_linked(runs, args.dir)
     limits = Limits(
         *(args.keep_rolling, args.keep_emergency, args.keep_epochs),
         *(args.abandoned, args.corrupt),

@@ -9,7 +9,7 @@ from gpt2ckpt.checkpoint.repair import repair as mend
 from gpt2ckpt.errors import UserError
 from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.tools.command_line import Verb
-from gpt2ckpt.tools.places import DIR_HELP, Run, find_runs, no_runs
+from gpt2ckpt.tools.places import DIR_HELP, Run, find_runs, no_runs, without_linked
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
     runs = find_runs(args.dir)
     if not runs:
         print(no_runs(args.dir))
+    runs = without_linked(runs, args.dir)
     return max([_repair_run(run) for run in runs], default=0)
 
 

@@ -1,15 +1,16 @@
 """`verify`: check every byte of files, runs or roots, in constant memory."""
 
 import argparse
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt2ckpt.checkpoint import durable, names
-from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.repair import CORRUPT
-from gpt2ckpt.checkpoint.store import check, is_checkpoint, read_meta
+from gpt2ckpt.checkpoint.repair import CORRUPT, INDEPENDENT
+from gpt2ckpt.checkpoint.store import Store, check, is_checkpoint, read_meta
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.runs.resume import SELECTORS
 from gpt2ckpt.tools import text
@@ -27,10 +28,12 @@ class Checked:
     valid: bool | None
     step: int | None = None
     error: str | None = None
+    note: str | None = None  # of a valid file that is oddly placed
 
     def __str__(self) -> str:
         if self.valid:
-            return f"valid    {self.path} (step {self.step})"
+            note = f"; note: {self.note}" if self.note else ""
+            return f"valid    {self.path} (step {self.step}){note}"
         error = self.error or ""
         sentence = error if error.startswith(str(self.path)) else f"{self.path}: {error}"
         return f"{'foreign' if self.valid is None else 'CORRUPT':8} {sentence}"
@@ -40,7 +43,8 @@ class Checker:
     """Checks files; one that was found valid under another name is not read again."""
 
     def __init__(self) -> None:
-        self._valid: dict[tuple[int, ...], int | None] = {}
+        self._valid: dict[tuple[int, ...], dict[str, Any]] = {}
+        self._doubts: dict[Path, dict[str, str]] = {}
 
     def __call__(self, path: Path, *, is_given: bool = False) -> Checked:
         """Check one file. A file that is not ours is wrong only if the user named it (`is_given`).
@@ -56,14 +60,37 @@ class Checker:
         if key not in self._valid:
             try:
                 check(path)
-                self._valid[key] = _step(path)
+                self._valid[key] = read_meta(path)
             except CheckpointError as error:
                 path.stat()  # deleted meanwhile by a live run?
                 return Checked(path, False, error=str(error))
-        step = self._valid[key]
-        if role in (Role.ROLLING, Role.EMERGENCY) and names.number_in(path.name) != step:
-            return Checked(path, False, step, f"it holds step {step}: another file in its place")
-        return Checked(path, True, step)
+        step = _step(self._valid[key])
+        if problem := names.contradiction(path.name, self._valid[key]):
+            return Checked(path, False, step, problem)
+        return Checked(path, True, step, note=self._doubts_in(path.parent).get(path.name))
+
+    def _doubts_in(self, folder: Path) -> dict[str, str]:
+        if folder not in self._doubts:
+            self._doubts[folder] = _doubts(folder)
+        return self._doubts[folder]
+
+
+def _doubts(folder: Path) -> dict[str, str]:
+    """What is odd about the files of a folder beside one another, by name."""
+    steps: dict[str, int] = {}
+    inodes: dict[tuple[int, int], list[str]] = {}
+    for path in Store(folder).files():
+        with contextlib.suppress(CheckpointError, FileNotFoundError):
+            step, info = _step(read_meta(path)), path.stat()
+            inodes.setdefault((info.st_dev, info.st_ino), []).append(path.name)
+            if step is not None:
+                steps[path.name] = step
+    found = names.doubts(steps)
+    for shared in (same for same in inodes.values() if len(same) > 1):
+        for name in (name for name in shared if names.role_of(name) in INDEPENDENT):
+            other = next(other for other in shared if other != name)
+            found.setdefault(name, f"it is one file with {other}, and no second copy")
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +116,10 @@ def run(args: argparse.Namespace) -> int:
         print(
             text.to_json(
                 [
-                    {"path": str(c.path), "valid": c.valid, "step": c.step, "error": c.error}
+                    {
+                        **{"path": str(c.path), "valid": c.valid, "step": c.step},
+                        **{"error": c.error, "note": c.note},
+                    }
                     for c in results
                 ]
             )
@@ -99,6 +129,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(no_runs(Path(args.paths[0]) if args.paths else None))
     return 1 if corrupt else 0
+
+
+def check_folder(folder: Path) -> list[Checked]:
+    """Check every file of a checkpoints folder."""
+    checker = Checker()
+    return [checker(path) for path in _files(folder)]
 
 
 def _check_all(words: list[str]) -> Iterator[Checked]:
@@ -134,8 +170,8 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _step(path: Path) -> int | None:
-    step = read_meta(path).get("step")
+def _step(meta: dict[str, Any]) -> int | None:
+    step = meta.get("step")
     return step if type(step) is int else None
 
 

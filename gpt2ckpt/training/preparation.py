@@ -11,9 +11,10 @@ from gpt2ckpt.config.replay import Values
 from gpt2ckpt.config.schema import TrainConfig, TrainerConfig
 from gpt2ckpt.data.corpus import Corpus, open_corpus
 from gpt2ckpt.data.tokens import count_blocks
-from gpt2ckpt.errors import InputError
+from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.optim.limits import check_optimizer
 from gpt2ckpt.optim.schedule import Schedule, build_schedule
+from gpt2ckpt.runs.resumable import check_resumable
 from gpt2ckpt.runs.start import Start
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def prepare(start: Start) -> Prepared:
 
     Raises ConfigError or InputError in one sentence; nothing is written.
     """
+    if start.found is not None:
+        check_resumable(start.found.state, start.found.path)
     config: TrainConfig = build_typed("train", start.frozen)
     frozen, pretrained = start.frozen, None
     if start.state is None and config.model.init_from is not None:
@@ -58,6 +61,7 @@ def prepare(start: Start) -> Prepared:
         config.model, pretrained = read_pretrained(config.model, start.overrides)
         frozen = {**frozen, "model": dataclasses.asdict(config.model)}
     check_settings(config)
+    _check_same_shape(start, config)
     corpus = open_corpus(config.data, config.model.vocab_size, config.model.block_size)
     _check_same_data(start, corpus)
     blocks = count_blocks(len(corpus.train), config.model.block_size)
@@ -99,6 +103,16 @@ def _total_steps(
         left = trainer.max_epochs * blocks_per_epoch - position
         ends.append(done + math.ceil(max(left, 0) / (trainer.batch_size * trainer.grad_accum)))
     return min(ends, default=DEFAULT_STEPS)
+
+
+def _check_same_shape(start: Start, config: TrainConfig) -> None:
+    """Before the model is built: a config out of a file may ask for one of any size."""
+    if start.found is None:
+        return
+    from gpt2ckpt.model.convert import check_shapes
+
+    if problem := check_shapes(config.model, start.found.state["model"]):
+        raise CheckpointError(f"{start.found.path} cannot be used: {problem}")
 
 
 def _check_same_data(start: Start, corpus: Corpus) -> None:

@@ -90,6 +90,14 @@ class TrainingState:
     def restore(self, saved: dict[str, Any]) -> None:
         """Bring back what `capture` gave. Raises CheckpointError if it is of another shape."""
         try:
+            self._restore(saved)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the state in the checkpoint cannot be brought back: {error}"
+            ) from error
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        try:
             self.model.load_state_dict(saved["model"])
         except (RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[-1].strip()

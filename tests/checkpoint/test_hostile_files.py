@@ -13,7 +13,7 @@ import pytest
 import torch
 from checkpoint_helpers import forged, is_detected, records_of, sealed, small_state, to_bytes
 
-from gpt2ckpt.checkpoint import format, store
+from gpt2ckpt.checkpoint import archive, format, store
 from gpt2ckpt.errors import CheckpointError
 
 SMALL = to_bytes(small_state())
@@ -182,3 +182,25 @@ def test_a_damaged_tensor_in_a_forged_tree_still_has_a_message() -> None:
 def test_records_that_are_no_json_object_are_refused(content: bytes) -> None:
     for name in ("meta.json", "tensors.json"):
         assert is_detected(sealed({**records_of(SMALL), name: content}))
+
+
+def test_a_record_larger_than_any_of_ours_is_not_read(tmp_path: Path) -> None:
+    """A file with a hole in it takes no disk; read at once, it would take all memory."""
+    path, size = tmp_path / "latest.pt", 3 << 30
+    placed = archive.place(archive.Record(f"{format.ROOT}/meta.json", size, 0), 0)
+    with path.open("wb") as file:
+        file.write(placed.header)
+        file.truncate(placed.end + 1000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="67,108,864 are the most"):
+            store.read_meta(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_tensor_of_very_many_dimensions_is_refused_at_once() -> None:
+    """Their product would have millions of digits."""
+    tree = {"model": {"wte": {"$tensor": [0, "float32", [2**62] * 200_000]}}}
+    assert is_detected(forged(SMALL, tree=tree))

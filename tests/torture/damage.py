@@ -1,0 +1,197 @@
+"""Damaged files of a real run, over all roles: each is noticed, and a resume recovers by itself.
+
+An episode damages one to three files of the run: a flipped byte, a zeroed page, a truncation, or
+two files that change places (by their names or by their content). Then `verify` must find every
+name whose content is not what it was, and the resume selectors must find a state that is bitwise
+one of those that were saved, the very one where its file is intact. Then it is undone.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt2ckpt.checkpoint import names
+from gpt2ckpt.checkpoint.store import Store, load
+from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.runs import resume
+from gpt2ckpt.tools.verify import check_folder
+from tests.torture import tiny
+from tests.torture.tally import Tally
+
+PAGE = 4096
+KINDS = ("flip", "page", "truncation", "swap of names", "swap of content")
+SELECTORS = ("latest", "best", "best_previous", "latest_backup")
+COMMANDS = 200  # of that many episodes one also resumes by the command
+
+
+@dataclass
+class Pristine:
+    """The run as it was: the bytes of each file on disk and its names; the states by their step."""
+
+    run: Path
+    content: dict[str, bytes] = field(default_factory=dict)
+    groups: list[list[str]] = field(default_factory=list)
+    states: dict[int, dict[str, Any]] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.run / "checkpoints"
+
+    def read(self) -> None:
+        inodes: dict[int, list[str]] = {}
+        for path in Store(self.folder).files():
+            self.content[path.name] = path.read_bytes()
+            inodes.setdefault(path.stat().st_ino, []).append(path.name)
+            state = load(path)
+            self.steps[path.name] = state["step"]
+            self.states[state["step"]] = {key: state[key] for key in tiny.COMPARED}
+        self.groups = list(inodes.values())
+
+    def restore(self) -> None:
+        """Every file and every link as they were."""
+        for path in self.folder.iterdir():
+            path.unlink()
+        for first, *others in self.groups:
+            (self.folder / first).write_bytes(self.content[first])
+            for other in others:
+                os.link(self.folder / first, self.folder / other)
+
+    def changed(self) -> set[str]:
+        return {
+            name for name, was in self.content.items() if (self.folder / name).read_bytes() != was
+        }
+
+
+def torture(folder: Path, episodes: int, seed: int) -> Tally:
+    """As many damages as asked for, each undone again."""
+    tally, begun = Tally("damaged files"), time.monotonic()
+    pristine = make_run(folder)
+    for number in range(episodes):
+        dice = random.Random(seed + number)
+        try:
+            kinds = _damage(pristine, dice)
+            _judge(pristine, kinds, tally)
+            if dice.randrange(COMMANDS) == 0:
+                _resume_for_real(pristine, dice, tally)
+        except Exception as error:
+            tally.fail(seed + number, f"{type(error).__name__}: {error}")
+        tally.done += 1
+        pristine.restore()
+    tally.seconds = time.monotonic() - begun
+    return tally
+
+
+def make_run(folder: Path) -> Pristine:
+    """A real run with a file of every role: epochs, bests, and an emergency save by SIGUSR1."""
+    tiny.make_data(folder)
+    run = folder / "run"
+    words = [*tiny.WORDS, f"hydra.run.dir={run}", "trainer.eval_every=4", "optimizer.lr=3e-3"]
+    child = tiny.fork(words, folder, folder / "run.out")
+    while child.ended() is None and tiny.steps_done(run) < tiny.STEPS - 3:
+        time.sleep(0.001)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child.pid, signal.SIGUSR1)
+    if code := child.wait():
+        raise RuntimeError(f"the training ended with {code}:\n{child.text()}")
+    pristine = Pristine(run)
+    pristine.read()
+    missing = set(names.Role) - {names.role_of(name) for name in pristine.content}
+    if missing:
+        raise RuntimeError(f"the run has no file of {missing}:\n{child.text()}")
+    return pristine
+
+
+def _damage(pristine: Pristine, dice: random.Random) -> list[str]:
+    kinds = dice.choices(KINDS, k=dice.choice((1, 1, 1, 2, 3)))
+    for kind in kinds:
+        first, second = (
+            pristine.folder / name for name in dice.sample(sorted(pristine.content), 2)
+        )
+        if kind == "swap of names":
+            _swap_names(first, second)
+        elif kind == "swap of content":
+            one, other = first.read_bytes(), second.read_bytes()
+            first.write_bytes(other)
+            if not first.samefile(second):
+                second.write_bytes(one)
+        else:
+            data = bytearray(first.read_bytes() or b"\0")
+            position = dice.randrange(len(data))
+            if kind == "flip":
+                data[position] ^= dice.randrange(1, 256)
+            elif kind == "page":
+                start = position - position % PAGE
+                data[start : start + PAGE] = bytes(len(data[start : start + PAGE]))
+            else:
+                del data[position:]
+            first.write_bytes(data)
+    return kinds
+
+
+def _swap_names(first: Path, second: Path) -> None:
+    aside = first.with_name("aside")
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
+
+
+def _judge(pristine: Pristine, kinds: list[str], tally: Tally) -> None:
+    """Raise AssertionError for damage that nobody notices or from which nobody recovers."""
+    changed = pristine.changed()
+    kind = kinds[0] if len(kinds) == 1 else "several at once"
+    if not changed:
+        tally.counts[f"{kind}: nothing changed"] += 1
+        return
+    checked = check_folder(pristine.folder)
+    flagged = {c.path.name for c in checked if not c.valid}
+    noted = {c.path.name for c in checked if c.note}
+    broken = {name for name in changed if not _is_some_state(pristine, name)}
+    assert broken <= flagged, f"{kinds}: {sorted(broken - flagged)} not noticed"
+    assert flagged or noted, f"{kinds}: {sorted(changed)} not noticed"
+    tally.counts[f"{kind}: {'noticed' if flagged else 'noted as odd'}"] += 1
+    good = set(pristine.content) - broken
+    for selector in SELECTORS:
+        _recover(pristine, selector, good, changed)
+    tally.counts["recovered"] += 1
+
+
+def _is_some_state(pristine: Pristine, name: str) -> bool:
+    return (pristine.folder / name).read_bytes() in pristine.content.values()
+
+
+def _recover(pristine: Pristine, selector: str, good: set[str], changed: set[str]) -> None:
+    """What the selector finds is bitwise one of the states, and the meant one where it is left."""
+    try:
+        found = resume.read(resume.Place(pristine.run, resume.SELECTORS[selector]))
+    except CheckpointError as error:
+        assert not good, f"{selector}: {error}, and {sorted(good)} are valid"
+        return
+    step = found.state["step"]
+    assert step in pristine.states, f"{selector} gave step {step}, which was never saved"
+    where = tiny.differing({k: found.state[k] for k in tiny.COMPARED}, pristine.states[step])
+    assert where is None, f"{selector} gave step {step} with another {where}"
+    own = next(n for n in pristine.content if names.role_of(n) is resume.SELECTORS[selector])
+    if own not in changed:
+        assert step == pristine.steps[own], f"{selector} gave step {step} beside an intact {own}"
+
+
+def _resume_for_real(pristine: Pristine, dice: random.Random, tally: Tally) -> None:
+    """The same by the command, in a copy: it trains on to the end."""
+    copy = pristine.run.with_name("copy")
+    shutil.copytree(pristine.run, copy)
+    selector = dice.choice(SELECTORS)
+    any_left = any(_is_some_state(pristine, name) for name in pristine.content)
+    words = [f"hydra.run.dir={copy}", f"+resume={selector}", f"trainer.max_steps={tiny.STEPS + 6}"]
+    child = tiny.fork(words, pristine.run.parent, copy.with_suffix(".out"))
+    code = child.wait()
+    assert (code == 0) == any_left, f"resume={selector} ended with {code}:\n{child.text()[-1500:]}"
+    assert not any_left or tiny.newest_valid(copy) == tiny.STEPS + 6, child.text()[-1500:]
+    tally.counts["resumed by the command"] += 1
+    shutil.rmtree(copy)

@@ -1,0 +1,97 @@
+"""`python -m tests.torture.run`: as much torture as is asked for, with a table of what came of it.
+
+Each part gets seeds that count up from --seed; a failure is printed with its own, and
+`--PART 1 --seed THAT` repeats it. Exit code 1 if anything failed.
+"""
+
+import argparse
+import platform
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.torture import damage, kills, tiny
+from tests.torture.tally import Tally, table
+
+PARTS: dict[str, Callable[[Path, int, int], Tally]] = {
+    "kills": kills.torture,
+    "damages": damage.torture,
+}
+ROUND = {"kills": 40, "damages": 800, "fuzz": 8000, "disk_full": 8, "crash_states": 1600}
+
+
+def main() -> int:
+    """Run the parts; with --minutes round after round until these are over."""
+    args = _arguments()
+    tiny.warm_up()
+    seed = args.seed if args.seed is not None else random.randrange(1 << 30)
+    end = time.monotonic() + 60 * args.minutes
+    counts = {part: getattr(args, part) for part in PARTS}
+    if args.minutes:
+        counts = {part: ROUND[part] for part in PARTS}
+    tallies: dict[str, Tally] = {}
+    while True:
+        for part, count in counts.items():
+            if count:
+                _add(tallies, part, _run(part, count, seed))
+        seed += 1_000_000
+        if time.monotonic() >= end:
+            break
+    _report(args, seed, list(tallies.values()))
+    return 1 if any(tally.failures for tally in tallies.values()) else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.torture.run", description=__doc__)
+    for part in PARTS:
+        flag = f"--{part.replace('_', '-')}"
+        parser.add_argument(flag, dest=part, metavar="N", type=int, default=0)
+    parser.add_argument("--minutes", metavar="M", type=float, default=0, help="all, for so long")
+    parser.add_argument("--seed", metavar="S", type=int)
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write the table to it, too")
+    return parser.parse_args()
+
+
+def _run(part: str, count: int, seed: int) -> Tally:
+    """One part in a folder of its own, which stays only where something failed."""
+    folder = Path(tempfile.mkdtemp(prefix=f"torture_{part}_"))
+    print(f"{part}: {count:,} from seed {seed}", file=sys.stderr, flush=True)
+    tally = PARTS[part](folder, count, seed)
+    for failure in tally.failures:
+        print(failure, flush=True)
+    if tally.failures:
+        print(f"what it left is in {folder}")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    return tally
+
+
+def _add(tallies: dict[str, Tally], part: str, more: Tally) -> None:
+    if (known := tallies.setdefault(part, more)) is not more:
+        known.done += more.done
+        known.counts += more.counts
+        known.failures += more.failures
+        known.seconds += more.seconds
+
+
+def _report(args: argparse.Namespace, seed: int, tallies: list[Tally]) -> None:
+    text = table(tallies)
+    print(text)
+    if args.output:
+        where = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+        head = f"`python -m tests.torture.run {' '.join(sys.argv[1:])}`, seed {args.seed or seed}"
+        failures = [
+            f"- {failure.splitlines()[0]}" for tally in tallies for failure in tally.failures
+        ]
+        listed = "\n".join(["", "Failures:", *failures]) if failures else ""
+        args.output.write_text(f"{head}\n\n{where}, torch {torch.__version__}\n\n{text}\n{listed}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""A real training of a very small model, started by forking a process that has torch loaded.
+
+A start of the command costs seconds, nearly all of them for importing torch. Here one process that
+has imported everything, and has computed nothing, forks a child for each start; the child runs the
+command's own `main()` with its own arguments, working directory and output, and ends with its exit
+code. What is not covered by that is the import itself: kills.py starts some by the command line.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import gpt2ckpt.train
+from gpt2ckpt.checkpoint import names
+from gpt2ckpt.checkpoint.store import Store, check, load
+from gpt2ckpt.config.compose import compose_config
+from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.loggers import metrics_file
+
+PATIENCE = 120  # seconds that a start may take on a busy machine
+STEPS = 24
+WORDS = [
+    *("data=tokens", "data.train=train.bin", "data.val=val.bin", "logger=none"),
+    *("model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.block_size=16"),
+    *("model.vocab_size=64", "model.dropout=0.1", "trainer.batch_size=2", "trainer.grad_accum=2"),
+    *(f"trainer.max_steps={STEPS}", "trainer.log_every=1", "trainer.eval_every=6"),
+    *("trainer.eval_steps=2", "trainer.sample_every=0", "trainer.threads=1"),
+    *("trainer.device=cpu", "trainer.precision=float32", "schedule.warmup_steps=3"),
+    *("checkpoint.save_every=4", "checkpoint.keep_rolling=3"),
+]
+SAVED = re.compile(r"saved \S+ \(step (\d+),")
+COMPARED = ("model", "optimizer", "rng", "data", "step", "epoch", "tokens_seen", "best_val_loss")
+
+
+def warm_up() -> None:
+    """Everything that a child would import, once. No tensor is computed with: it could not fork."""
+    import gpt2ckpt.training.session  # noqa: F401
+
+    torch.set_num_threads(1)
+    compose_config("train", WORDS)
+
+
+def make_data(folder: Path) -> None:
+    """Random walks over 64 words: an epoch is nine steps and a bit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    walk = np.cumsum(np.random.default_rng(0).integers(-2, 3, 3000)) % 64
+    walk[: 37 * 16 + 1].astype("<u2").tofile(folder / "train.bin")
+    walk[2000:].astype("<u2").tofile(folder / "val.bin")
+
+
+@dataclass(frozen=True)
+class Child:
+    """A start of the command. `output` is the file with what it printed."""
+
+    pid: int
+    output: Path
+
+    def ended(self) -> int | None:
+        """The exit code, or None while it runs; -N for signal N."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """Wait for the end; one that hangs is killed, and TimeoutError is raised."""
+        end = time.monotonic() + seconds
+        while (code := self.ended()) is None:
+            if time.monotonic() > end:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                raise TimeoutError(f"no end after {seconds} s:\n{self.text()[-2000:]}")
+            time.sleep(0.002)
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL; it must not have ended yet."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+    def text(self) -> str:
+        """What it has printed so far."""
+        return self.output.read_text(errors="replace")
+
+
+def fork(words: list[str], cwd: Path, output: Path) -> Child:
+    """`python -m gpt2ckpt.train WORDS` in a child that need not import torch."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    pid = os.fork()
+    if pid:
+        return Child(pid, output)
+    code: Any = 70
+    try:
+        os.chdir(cwd)
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+        sys.argv = ["gpt2ckpt.train", *words]
+        gpt2ckpt.train.main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def command(words: list[str], cwd: Path, output: Path) -> Child:
+    """The same by the real command line: a fresh interpreter."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gpt2ckpt.train", *words],
+            **{"cwd": cwd, "stdout": file, "stderr": subprocess.STDOUT},
+        )
+    process.returncode = 0  # it is waited for by `Child`
+    return Child(process.pid, output)
+
+
+def acknowledged(output: str) -> int:
+    """The newest step that the output says is saved; 0 if none is."""
+    return max((int(step) for step in SAVED.findall(output)), default=0)
+
+
+def steps_done(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    events = metrics_file.read(path) if path.exists() else []
+    return max((event["step"] for event in events if "train_loss" in event), default=0)
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    events = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(event["step"], event["train_loss"]) for event in events if "train_loss" in event]
+
+
+def newest_valid(run: Path) -> int:
+    """The step that a resume would begin with; 0 where it would begin anew."""
+    try:
+        return int(Store(run / "checkpoints").find(names.Role.LATEST).state["step"])
+    except CheckpointError:
+        return 0
+
+
+def damaged_files(run: Path) -> list[str]:
+    """Names of roles whose file is not valid in every byte."""
+    found = []
+    for path in Store(run / "checkpoints").files():
+        try:
+            check(path)
+        except CheckpointError as error:
+            found.append(str(error))
+    return found
+
+
+def final_state(run: Path) -> dict[str, Any]:
+    state = load(run / "checkpoints" / names.LATEST)
+    return {key: state[key] for key in COMPARED}
+
+
+def differing(first: Any, second: Any, path: str = "") -> str | None:
+    """The first place where two states differ in any bit, or None."""
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        same = first.dtype == second.dtype and first.shape == second.shape
+        same = same and first.numpy().tobytes() == second.numpy().tobytes()
+        return None if same else path
+    pairs: list[tuple[Any, Any, str]] = []
+    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        pairs = [(first[key], second[key], f"{path}.{key}") for key in first]
+    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        pairs = [(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(first, second, strict=True))]
+    elif type(first) is not type(second) or first != second:
+        return path
+    return next((where for pair in pairs if (where := differing(*pair))), None)
