@@ -1,5 +1,10 @@
 """`python -m gpt2ckpt.checkpoints VERB`: look at checkpoints, check, mend and free them."""
 
+from gpt2ckpt.standby import stand_by
+
+if __name__ == "__main__":
+    stand_by()  # before the imports: they take seconds
+
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module

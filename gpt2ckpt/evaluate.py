@@ -1,5 +1,10 @@
 """`python -m gpt2ckpt.evaluate ckpt=PATH`: loss and perplexity on the whole validation split."""
 
+from gpt2ckpt.standby import stand_by
+
+if __name__ == "__main__":
+    stand_by()  # before the imports: they take seconds
+
 import json
 import math
 import sys

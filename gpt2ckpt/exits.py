@@ -6,31 +6,34 @@ Imports neither Hydra nor torch: `checkpoints list` takes less time than importi
 import contextlib
 import logging
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from typing import NoReturn
 
 from gpt2ckpt.errors import ConfigError, UserError
-from gpt2ckpt.training.interrupts import exit_at_once
+from gpt2ckpt.standby import Interrupted, stand_by
 from gpt2ckpt.training.waiting import wait_briefly
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 @contextlib.contextmanager
-def reported_errors() -> Iterator[None]:
-    """End the process with one sentence and the contract's exit code on any error."""
+def reported_errors(*, tidies: bool = True) -> Iterator[None]:
+    """End the process with one sentence and the contract's exit code on any error.
+
+    A signal ends it, too: by an exception, so that temporary files go, unless `tidies` is false.
+    """
     wants_trace = os.environ.get(FULL_ERROR) == "1"
-    signal.signal(signal.SIGTERM, exit_at_once)
+    handler = stand_by()
+    handler.tidies = tidies
     wait_briefly()
     logging.raiseExceptions = False  # a closed terminal or pipe costs lines, never the training
     try:
         yield
-    except KeyboardInterrupt:
-        print("interrupted: there was nothing to save", file=sys.stderr)
-        sys.exit(130)
+    except (Interrupted, KeyboardInterrupt) as error:
+        print("interrupted", file=sys.stderr)
+        sys.exit(error.code if isinstance(error, SystemExit) else 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -43,6 +46,9 @@ def reported_errors() -> Iterator[None]:
             _fail(explain(error), ConfigError.exit_code, wants_trace)
         reason = f"{type(error).__name__}: {error}"
         _fail(f"{reason} (HYDRA_FULL_ERROR=1 shows where)", 1, wants_trace)
+    finally:
+        handler.tidies = False
+        _flush()
 
 
 def _fail(sentence: str, code: int, wants_trace: bool) -> NoReturn:
@@ -50,3 +56,12 @@ def _fail(sentence: str, code: int, wants_trace: bool) -> NoReturn:
         traceback.print_exc()
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(code)
+
+
+def _flush() -> None:
+    """Write out what was printed; a terminal or pipe that is gone must not change the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,5 +1,10 @@
 """`python -m gpt2ckpt.prepare data=text data.train=GLOB out=DIR`: text to token shards."""
 
+from gpt2ckpt.standby import stand_by
+
+if __name__ == "__main__":
+    stand_by()  # before the imports: they take seconds
+
 from gpt2ckpt.application import run_simple
 from gpt2ckpt.config.checks import at_least
 from gpt2ckpt.config.schema import PrepareConfig

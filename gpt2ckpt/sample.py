@@ -1,5 +1,10 @@
 """`python -m gpt2ckpt.sample ckpt=PATH prompt=…`: text from a trained model."""
 
+from gpt2ckpt.standby import stand_by
+
+if __name__ == "__main__":
+    stand_by()  # before the imports: they take seconds
+
 import sys
 
 from gpt2ckpt.application import run_simple

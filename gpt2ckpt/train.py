@@ -1,6 +1,12 @@
 """`python -m gpt2ckpt.train [overrides]`: train a GPT-2, or go on with a run."""
 
+from gpt2ckpt.standby import exit_code, stand_by
+
+if __name__ == "__main__":
+    stand_by()  # before the imports: they take seconds
+
 import logging
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +22,9 @@ from gpt2ckpt.config.replay import freeze, task_overrides
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.exits import reported_errors
 from gpt2ckpt.parallel.group import Alone, Group, Team, joined_ranks, left_at_once
+from gpt2ckpt.parallel.ranks import read_ranks
 from gpt2ckpt.runs.claim import Claim, claim_sweep, protection_notice
 from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
-from gpt2ckpt.training.interrupts import exit_code
 from gpt2ckpt.training.preparation import Prepared, check_settings, finished_notice, prepare
 from gpt2ckpt.training.room import check_room
 
@@ -31,7 +37,8 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Entry point of the command; never returns normally on an error."""
-    with left_at_once(), reported_errors(), joined_ranks() as team:
+    is_rank = read_ranks(os.environ) is not None
+    with left_at_once(), reported_errors(tidies=is_rank), joined_ranks() as team:
         if isinstance(team, Group) and not team.is_first:
             from gpt2ckpt.training.agreement import follow
 

@@ -1,6 +1,6 @@
 """Text from a model, one token at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -24,12 +24,14 @@ def generate(
     top_k: int | None = None,
     generator: torch.Generator | None = None,
     stop_token: int | None = END_OF_TEXT,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[list[int]]:
     """Continue each row of `tokens`, [B, T] int64 with T >= 1, by up to `max_tokens` tokens.
 
     Returns the new tokens of each row, without the stop token that ended it. Temperature 0 takes
     the likeliest token. Otherwise tokens are drawn with `generator`, of the CPU, or with one of a
     fixed seed: never with the global one, which belongs to the training. Dropout is off meanwhile.
+    Ends early once `stop` says so.
 
     A text longer than the block is seen through a window: once block_size tokens are cached, the
     last half of them is fed again, at the positions from 0 on. Positions are learned, so that
@@ -42,6 +44,8 @@ def generate(
     with evaluating(model):
         fresh = tokens[:, -block:]
         for _ in range(max_tokens):
+            if stop():
+                break
             if cache.length + fresh.shape[1] > block:
                 cache.clear()
                 fresh = text[:, -max(block // 2, 1) :]

@@ -14,8 +14,8 @@ from gpt2ckpt.errors import InputError
 from gpt2ckpt.parallel.group import Group, Team
 from gpt2ckpt.parallel.share import share_of
 from gpt2ckpt.runs.start import Start
+from gpt2ckpt.standby import exit_code
 from gpt2ckpt.training.hardware import Hardware, choose_hardware
-from gpt2ckpt.training.interrupts import exit_code
 from gpt2ckpt.training.preparation import Prepared, prepare
 
 

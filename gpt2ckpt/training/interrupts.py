@@ -1,22 +1,23 @@
-"""The one place that talks to signals.
+"""The one place that talks to signals while a training runs.
 
 A handler only sets a flag: saving inside one could meet a half-applied step or a held lock. The
 loop asks between steps. The same signal a second time stops at once; a save in progress has then
-written only a temporary file.
+written only a temporary file. Before and after a training: gpt2ckpt/standby.py.
 """
 
-import os
+import contextlib
 import signal
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+from gpt2ckpt.standby import StandBy, end_now, exit_code, install, pass_on
+
 TWICE = 1.0  # seconds in which a launcher may pass on to a rank what the rank was sent, too
 
 
 class Interrupts:
-    """While it is entered, SIGINT and SIGTERM ask for a stop and SIGUSR1 for a save.
+    """While it is entered, SIGINT, SIGTERM and SIGHUP ask for a stop and SIGUSR1 for a save.
 
     With several ranks, `largest` gives the largest of some numbers over all of them, and what one
     rank was asked for holds for all once they have agreed on it.
@@ -24,10 +25,17 @@ class Interrupts:
 
     def __init__(self, largest: Callable[[list[int]], list[int]] | None = None) -> None:
         self.stop: signal.Signals | None = None
+        self.leaves_at_once = False  # nothing has been trained that a stop could lose
         self._largest = largest
         self._asked: tuple[signal.Signals, float] | None = None  # and when, by a steady clock
         self._save = False
         self._before: dict[int, object] = {}
+        self._received: list[tuple[int, FrameType | None]] = []
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether this process was sent a signal that asks for a stop."""
+        return self._asked is not None
 
     def agree(self) -> signal.Signals | None:
         """The signal that asked for a stop. A meeting of all ranks: call it on each alike."""
@@ -42,9 +50,24 @@ class Interrupts:
         asked, self._save = self._save, False
         return asked
 
+    def pass_on(self) -> None:
+        """Tell the handlers that were there before: call it when what they end is saved.
+
+        A launcher's own may put the job back into its queue and end the process.
+        """
+        received, self._received = self._received, []
+        for number, frame in received:
+            before = self._before.get(number)
+            if isinstance(before, StandBy):
+                before = before.before.get(number)
+            pass_on(before, number, frame)
+
     def __enter__(self) -> "Interrupts":
-        for number in (*STOPPING, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._handle)
+        with contextlib.suppress(ValueError):  # in a thread: signals are not ours to handle
+            install(self._handle, self._before)
+        early = self._before.get(signal.SIGUSR1)
+        if isinstance(early, StandBy):
+            self._save = early.take_save_request()
         return self
 
     def __exit__(
@@ -55,29 +78,22 @@ class Interrupts:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        self.pass_on()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         received = signal.Signals(number)
         if received is signal.SIGUSR1:
             self._save = True
+        elif self.leaves_at_once:
+            self._received.append((number, frame))
+            try:
+                self.pass_on()
+            finally:
+                end_now(exit_code(received), "interrupted: there was nothing to save")
         elif self._asked is None or self._asked[0] is not received:
             self._asked = (received, time.monotonic())
             if self._largest is None:
                 self.stop = received
         elif self._largest is None or time.monotonic() - self._asked[1] > TWICE:
-            os._exit(exit_code(received))
-        before = self._before.get(number)
-        if callable(before) and before not in (signal.default_int_handler, exit_at_once):
-            before(
-                number, frame
-            )  # a launcher's own, which may have to put the job back in its queue
-
-
-def exit_at_once(number: int, frame: FrameType | None) -> None:
-    """The handler for SIGTERM while there is nothing to save: before a training and after it."""
-    raise SystemExit(128 + number)
-
-
-def exit_code(received: signal.Signals) -> int:
-    """What a shell reports for a process that this signal ended: 130 or 143."""
-    return 128 + int(received)
+            end_now(exit_code(received))
+        self._received.append((number, frame))

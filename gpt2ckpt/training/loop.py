@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 class Loop:
     """Trains `state` up to `total_steps` and keeps everybody informed.
 
-    `evaluate` gets a function that tells whether to stop half-way; `sample` returns a text, or
-    None on a rank that has none to show. `manager` is None where nothing is saved by this rank.
+    `evaluate` and `sample` get a function that tells whether to stop half-way; `sample` returns a
+    text, or None on a rank that has none to show. `manager` is None where this rank saves nothing.
     """
 
     state: TrainingState
@@ -50,7 +50,7 @@ class Loop:
     meter: Meter
     bar: Progress
     evaluate: Callable[[Callable[[], bool]], Evaluation | None]
-    sample: Callable[[], str | None]
+    sample: Callable[[Callable[[], bool]], str | None]
     interrupts: Interrupts = field(default_factory=Interrupts)
     team: Team = field(default_factory=Alone)
 
@@ -90,8 +90,11 @@ class Loop:
         if counters.step > 0 and self._evaluation_is_due():
             self._between_steps()  # an earlier process was stopped before it
         self.meter.start(counters.step)
+        # Compiling takes minutes, which a step of nothing yet is not worth waiting for.
+        self.interrupts.leaves_at_once = self.trainer.compile
         while counters.step < self.total_steps and not self.interrupts.agree():
             self._log_step(self._step())
+            self.interrupts.leaves_at_once = False
             self._between_steps()
 
     def _step(self) -> StepResult:
@@ -157,6 +160,7 @@ class Loop:
             )
             if self.interrupts.take_save_request():
                 self._save_emergency("SIGUSR1")
+                self.interrupts.pass_on()
 
     def _epoch_ended(self) -> int | None:
         before = (self.state.counters.position - self.stepper.blocks) // self.blocks_per_epoch
@@ -191,7 +195,8 @@ class Loop:
         return is_best
 
     def _sample(self) -> None:
-        if text := self.sample():
+        text = self.sample(lambda: self.interrupts.is_asked_to_stop)
+        if text and not self.interrupts.is_asked_to_stop:  # half a text is none
             self.loggers.text(self.state.counters.step, text)
             log.info("sample: %s", text)
 

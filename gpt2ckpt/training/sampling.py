@@ -1,5 +1,6 @@
 """Text from a model: prompt in, prompt and continuation out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +22,13 @@ class Sampling:
     top_k: int | None = 50
 
 
-def sample_text(model: GPT2, sampling: Sampling, hardware: Hardware) -> str:
-    """One sample, its own random generator drawing from `sampling.seed`; stops at end-of-text."""
+def sample_text(
+    model: GPT2, sampling: Sampling, hardware: Hardware, stop: Callable[[], bool] = lambda: False
+) -> str:
+    """One sample, its own random generator drawing from `sampling.seed`; stops at end-of-text.
+
+    It is what there is by then once `stop` says so.
+    """
     encoding = gpt2_encoding()
     prompt = encoding.encode_ordinary(sampling.prompt) or [END_OF_TEXT]
     with hardware.autocast():
@@ -33,5 +39,6 @@ def sample_text(model: GPT2, sampling: Sampling, hardware: Hardware) -> str:
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             generator=torch.Generator().manual_seed(sampling.seed),
+            stop=stop,
         )
     return sampling.prompt + encoding.decode(new)

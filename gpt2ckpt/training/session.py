@@ -174,12 +174,12 @@ class Session:
         batches = validation(self.prepared.corpus.val, block_size, trainer.batch_size, limit)
         return evaluate(model, batches, self.hardware, stop, self.team)
 
-    def _sample(self, model: GPT2) -> str | None:
+    def _sample(self, model: GPT2, stop: Callable[[], bool]) -> str | None:
         if not self.team.is_first:
             return None
         config = self.prepared.config
         settings = Sampling(config.trainer.sample_prompt, config.trainer.sample_tokens, config.seed)
-        return sample_text(model, settings, self.hardware)
+        return sample_text(model, settings, self.hardware, stop)
 
     def _open_manager(self) -> CheckpointManager | None:
         checkpoint = self.prepared.config.checkpoint

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from gpt2ckpt.training.interrupts import Interrupts, exit_code
+from gpt2ckpt.standby import exit_code
+from gpt2ckpt.training.interrupts import Interrupts
 
 TWICE = """
 import os, signal, sys
@@ -63,7 +64,10 @@ def test_the_handlers_before_it_are_called_and_come_back() -> None:
         with Interrupts() as interrupts:
             os.kill(os.getpid(), signal.SIGTERM)
             assert interrupts.stop is signal.SIGTERM
+            assert received == []  # what it ends is not saved yet
+            interrupts.pass_on()
             assert received == [signal.SIGTERM]
+        assert received == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) is launchers
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,104 @@
+"""Signals while there is nothing to save: from a command's first line on, before its imports.
+
+The process ends inside the handler. An exception would come out of whatever line was running, and
+that may be a library's import, a destructor or a callback, which print it or swallow it. Nothing is
+lost by it: whatever is written before a training begins can be killed at any instant. So as to
+stand early, this module imports next to nothing.
+"""
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
+
+
+class Interrupted(SystemExit):
+    """A stop that was asked for by a signal, where things are to be tidied up first."""
+
+
+class StandBy:
+    """The handler of all stopping signals and of SIGUSR1, which it keeps for a training to come.
+
+    With `tidies` a stop is raised as Interrupted, for commands that clean up behind themselves;
+    the second one still ends the process.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[int, object] = {}
+        self.tidies = False
+        self._save = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self._save = True
+            return
+        if self.tidies:
+            self.tidies = False
+            raise Interrupted(exit_code(number))
+        try:
+            pass_on(self.before.get(number), number, frame)
+        finally:
+            end_now(exit_code(number), "interrupted: there was nothing to save")
+
+    def take_save_request(self) -> bool:
+        """Whether SIGUSR1 came since the last call."""
+        asked, self._save = self._save, False
+        return asked
+
+
+def stand_by() -> StandBy:
+    """Install the handler for the rest of the process, once; a later call gives the same one.
+
+    What was ignored from the start stays so: SIGHUP under nohup. Outside the main thread, where no
+    handler can be installed, nothing is changed.
+    """
+    present = signal.getsignal(signal.SIGTERM)
+    if isinstance(present, StandBy):
+        return present
+    handler = StandBy()
+    with contextlib.suppress(ValueError):
+        install(handler, handler.before)
+        atexit.register(_let_the_exit_code_stand)
+    return handler
+
+
+def install(handler: object, before: dict[int, object]) -> None:
+    """Set `handler` for the stopping signals and SIGUSR1; what was there goes into `before`.
+
+    Raises ValueError outside the main thread.
+    """
+    for number in (*STOPPING, signal.SIGUSR1):
+        if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue
+        before[number] = signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def pass_on(before: object, number: int, frame: FrameType | None) -> None:
+    """Call the handler that was there before ours, if it was somebody's own."""
+    if callable(before) and before is not signal.default_int_handler:
+        before(number, frame)
+
+
+def exit_code(number: int) -> int:
+    """What a shell reports for a process that this signal ended: 130, 143, 129."""
+    return 128 + int(number)
+
+
+def end_now(code: int, sentence: str = "") -> None:
+    """End the process in the middle of whatever it does; `sentence` goes to stderr."""
+    with contextlib.suppress(Exception):  # a closed pipe, or a stream that is being written to
+        sys.stdout.flush()
+    if sentence:
+        with contextlib.suppress(OSError):
+            os.write(2, f"{sentence}\n".encode())
+    os._exit(code)
+
+
+def _let_the_exit_code_stand() -> None:
+    """The interpreter's last steps, in which it would no longer call a handler."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)

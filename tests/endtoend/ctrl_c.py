@@ -1,0 +1,147 @@
+"""Ctrl+C, or another signal, at random moments of a run, its start and its end included.
+
+    python tests/endtoend/ctrl_c.py 50 [SEED]
+
+The first moment is that from which the process can catch signals at all: the kernel's own list of
+caught signals says so. Before, in the interpreter's own start, nobody can.
+"""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from commands import Done, finish, run, start, steps_done
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What a run that got a signal `seconds` after `step` left; `problem` is empty if all is well.
+
+    `phase` says what the signal met: nothing to save, a training, or a run that had ended.
+    """
+
+    number: signal.Signals
+    step: int
+    seconds: float
+    phase: str
+    problem: str
+
+
+def catches_signals(process: "subprocess.Popen[str]") -> bool:
+    """Whether SIGTERM has a handler: Python gives it none, so it is ours."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:
+        return False
+    [caught] = [line for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def stop_at(
+    words: list[str], folder: Path, number: signal.Signals, step: int, seconds: float
+) -> Stop:
+    """Start `words` in a directory of its own and send the signal at a moment.
+
+    The moment is `seconds` after `step` steps were done; after the first instant for step 0.
+    """
+    process = start("train", [*words, "hydra.run.dir=run"], folder)
+    run_directory = folder / "run"
+    while process.poll() is None and not (
+        steps_done(run_directory) >= step if step else catches_signals(process)
+    ):
+        time.sleep(0.001)
+    time.sleep(seconds)
+    process.send_signal(number)
+    done = finish(process)
+    phase = "training"
+    if done.code == 0:
+        phase = "ended"
+    elif "there was nothing to save" in done.err:
+        phase = "nothing to save"
+    return Stop(number, step, seconds, phase, problem_of(done, number, phase, folder))
+
+
+def problem_of(done: Done, number: signal.Signals, phase: str, folder: Path) -> str:
+    """What is not as promised, or nothing."""
+    everything = f"\n{done.out[-3000:]}\n{done.err[-3000:]}"
+    for word in ("Traceback", "KeyboardInterrupt", "Exception ignored", "Error"):
+        if word in done.out + done.err:
+            return f"it printed {word}{everything}"
+    if done.code not in (0, CODES[number]):
+        return f"exit code {done.code}{everything}"
+    if phase == "training" and "+resume=latest" not in done.out:
+        return f"no command to go on with is printed{everything}"
+    saves = folder / "run" / "checkpoints"
+    if phase == "training" and not any(saves.glob("emergency_step_*.pt")):
+        return f"no emergency checkpoint{everything}"
+    if any(saves.glob("*.pt")):
+        checked = run("checkpoints", ["verify", "run", "--json"], folder)
+        if checked.code != 0 or not all(state["valid"] for state in json.loads(checked.out)):
+            return f"verify: {checked.out}{checked.err}"
+    return ""
+
+
+def stop_often(
+    words: list[str], folder: Path, count: int, seed: int, numbers: tuple[signal.Signals, ...]
+) -> list[Stop]:
+    """`count` runs, each stopped at a random moment: in turn in its start, its steps, its end."""
+    dice = random.Random(seed)
+    begin = time.monotonic()
+    stops = [stop_at(words, _made(folder / "stop_0"), numbers[0], 1, 0.0)]
+    start_up = time.monotonic() - begin  # and an end, which is short
+    for turn in range(1, count):
+        step, longest = (0, start_up) if turn % 3 == 1 else (STEPS, 0.3)
+        if turn % 3 == 2:
+            step, longest = dice.randrange(1, STEPS), 0.03
+        place, number = _made(folder / f"stop_{turn}"), numbers[turn % len(numbers)]
+        stops.append(stop_at(words, place, number, step, dice.random() * longest))
+    return stops
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def main() -> None:
+    """Write token files, stop runs on them, and print what came out."""
+    import numpy as np
+
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 50
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 30)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        walk = np.cumsum(np.random.default_rng(0).integers(-2, 3, 3000)) % 64
+        for split, tokens in (("train", walk[:2000]), ("val", walk[2000:])):
+            tokens.astype("<u2").tofile(folder / f"{split}.bin")
+        words = [*SETTINGS, f"data.train={folder}/train.bin", f"data.val={folder}/val.bin"]
+        stops = stop_often(words, folder, count, seed, (signal.SIGINT,))
+    print(f"seed {seed}, {count} times SIGINT")
+    for phase, times in sorted(Counter(stop.phase for stop in stops).items()):
+        print(f"  {phase}: {times}")
+    bad = [stop for stop in stops if stop.problem]
+    for stop in bad:
+        print(f"  PROBLEM {stop.seconds:.3f} s after step {stop.step}: {stop.problem}")
+    print(f"  problems: {len(bad)}")
+    sys.exit(1 if bad else 0)
+
+
+STEPS = 150
+SETTINGS = [
+    *("data=tokens", "model.n_layer=2", "model.n_embd=32", "model.n_head=2"),
+    *("model.block_size=32", "model.vocab_size=64", "trainer.batch_size=2", "trainer.threads=1"),
+    *(f"trainer.max_steps={STEPS}", "trainer.eval_every=25", "trainer.sample_every=0"),
+    *("checkpoint.save_every=10", "trainer.log_every=1", "schedule.warmup_steps=5"),
+]
+
+if __name__ == "__main__":
+    main()
