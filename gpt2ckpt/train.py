@@ -24,7 +24,13 @@ from gpt2ckpt.exits import reported_errors
 from gpt2ckpt.parallel.group import Alone, Group, Team, joined_ranks, left_at_once
 from gpt2ckpt.parallel.ranks import read_ranks
 from gpt2ckpt.runs.claim import Claim, claim_sweep, protection_notice
-from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
+from gpt2ckpt.runs.start import (
+    Start,
+    find_start,
+    hydra_record,
+    take_directory,
+    words_after_restart,
+)
 from gpt2ckpt.training.preparation import Prepared, check_settings, finished_notice, prepare
 from gpt2ckpt.training.room import check_room
 
@@ -51,7 +57,15 @@ def main() -> None:
                 raise ConfigError("a sweep trains on one rank: start it without torchrun")
             _sweep(line)
         else:
-            sys.exit(_single(line, team))
+            sys.exit(_single(_line_of_attempt(line, team), team))
+
+
+def _line_of_attempt(line: CommandLine, team: Team) -> CommandLine:
+    """The line itself; where a launcher starts the group again, that which goes on with its run."""
+    directory = team.directory_of_first_attempt()
+    if directory is None:
+        return line
+    return replace(line, overrides=words_after_restart(line.overrides, Path(directory)))
 
 
 def _single(line: CommandLine, team: Team) -> int:
@@ -65,6 +79,8 @@ def _single(line: CommandLine, team: Team) -> int:
         *(composed.values, line.overrides, wanted if is_given else None, wanted.parent),
         lambda overrides: _compose(line, overrides).values,
     )
+    if team.directory_of_first_attempt() and start.directory is None:
+        start = replace(start, begins_again=True)  # that attempt never came to a save
     prepared = prepare(start)
     if notice := finished_notice(start, prepared):
         print(notice)
@@ -73,7 +89,7 @@ def _single(line: CommandLine, team: Team) -> int:
 
     hardware = hardware_of(start, prepared, team)
     check_room(start, prepared.config, start.directory or wanted)
-    agree(start, prepared, team)
+    agree(start, prepared, hardware, team)
     line = _with_recorded_overrides(line, start)
     if not is_given:
         wanted = Path(_compose(line, line.overrides).hydra.run.dir)

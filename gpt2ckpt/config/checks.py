@@ -15,6 +15,7 @@ from gpt2ckpt.config.schema import (
 )
 from gpt2ckpt.errors import ConfigError
 
+DDP, FSDP = "ddp", "fsdp"
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -82,6 +83,7 @@ def _check_trainer(trainer: TrainerConfig) -> None:
     for key in ("grad_clip", "eval_every", "sample_every", "sample_tokens"):
         at_least(f"trainer.{key}", getattr(trainer, key), 0)
     at_least("trainer.threads", trainer.threads, 1)
+    one_of("trainer.parallel", trainer.parallel, (DDP, FSDP))
     check_hardware(trainer.device, trainer.precision, "trainer.")
 
 

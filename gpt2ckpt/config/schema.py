@@ -131,6 +131,7 @@ class TrainerConfig:
     compile: bool = False
     deterministic: bool = True
     threads: int | None = None
+    parallel: str = "ddp"
     overfit: bool = False
 
 

@@ -95,7 +95,7 @@ class OptimizerSet:
             optimizer.state.pop(parameter, None)
             if name in saved["state"]:
                 step_on_device = bool(optimizer.defaults.get("fused"))
-                state = place_state(saved["state"][name], parameter.device, step_on_device)
+                state = place_state(saved["state"][name], parameter, step_on_device)
                 optimizer.state[parameter] = state
 
     def _groups_by_optimizer(self) -> Iterator[tuple[torch.optim.Optimizer, dict[str, Any]]]:

@@ -48,20 +48,33 @@ def check_states(saved: Mapping[str, Any], expected: Expected) -> None:
 
 
 def place_state(
-    saved: Mapping[str, Tensor], device: torch.device, step_on_device: bool
+    saved: Mapping[str, Tensor], parameter: Tensor, step_on_device: bool
 ) -> dict[str, Tensor]:
     """Copies of the tensors of one parameter where its optimizer wants them, dtypes kept.
 
     Args:
         saved: kind of state to tensor.
-        device: where the parameter is.
+        parameter: beside which they go; of a sharded one each rank gets its part.
         step_on_device: the fused kernels want the step count beside the parameter, others on CPU.
     """
-    cpu = torch.device("cpu")
+    step_device = parameter.device if step_on_device else torch.device("cpu")
     return {
-        key: tensor.detach().to(cpu if key == "step" and not step_on_device else device, copy=True)
+        key: tensor.detach().to(step_device, copy=True)
+        if key == "step"
+        else _beside(parameter, tensor)
         for key, tensor in saved.items()
     }
+
+
+def _beside(parameter: Tensor, tensor: Tensor) -> Tensor:
+    placed = tensor.detach().to(parameter.device, copy=True)
+    mesh: Any = getattr(parameter, "device_mesh", None)
+    if mesh is None:
+        return placed
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
+    return distribute_tensor(placed, mesh, parameter.placements, src_data_rank=None)
 
 
 def _saved_names(saved: Mapping[str, Any]) -> set[str] | None:

@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -142,9 +143,10 @@ class Group:
             note = self._end_note()
         if note and note["rank"] != self.rank and note["reason"]:
             return RankLost(f"rank {note['rank']}: {note['reason']}")
+        detail = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
         return RankLost(
-            "another rank has ended or cannot be reached: start again with +resume=latest "
-            f"({str(error).splitlines()[0]})"
+            f"another rank has ended or cannot be reached ({detail}): start again with "
+            "+resume=latest"
         )
 
     def _wait_for(self, key: str) -> str:

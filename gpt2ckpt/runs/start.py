@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint.store import Found, Store
+from gpt2ckpt.config.compose import spelled
 from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, task_overrides
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.runs import resume
@@ -125,6 +126,18 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
         ) from error
     notice = f"checkpoints after step {step} are set aside in {aside}" if aside else ""
     return Claim(start.directory, lock, notice)
+
+
+def words_after_restart(words: list[str], directory: Path) -> list[str]:
+    """The command line of a launch whose launcher starts it again after it had `directory`.
+
+    It goes on from the newest state there; as long as there is none, it starts as it did.
+    """
+    has_state = any((directory / CHECKPOINTS).glob("**/*.pt"))
+    dropped = ("hydra.run.dir=", *(("resume=", "fork=") if has_state else ()))
+    kept = [word for word in words if not word.lstrip("+").startswith(dropped)]
+    given = f"hydra.run.dir={spelled(str(directory))}"
+    return [*kept, *(["resume=auto"] if has_state else []), given]
 
 
 def hydra_record(directory: Path) -> str:

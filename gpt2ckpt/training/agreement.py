@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint.store import Found, load, seal_of
+from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.config.replay import Change
-from gpt2ckpt.errors import InputError
+from gpt2ckpt.config.schema import MuonConfig, TrainConfig
+from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.parallel.group import Group, Team
 from gpt2ckpt.parallel.share import share_of
 from gpt2ckpt.runs.start import Start
@@ -19,13 +21,15 @@ from gpt2ckpt.training.hardware import Hardware, choose_hardware
 from gpt2ckpt.training.preparation import Prepared, prepare
 
 
-def agree(start: Start, prepared: Prepared, team: Team) -> None:
+def agree(start: Start, prepared: Prepared, hardware: Hardware, team: Team) -> None:
     """First rank: have all the others follow `start`; nothing has been written yet.
 
     Raises ConfigError for a batch that the ranks cannot share, SystemExit if one cannot follow.
     """
     trainer = prepared.config.trainer
     share_of(team.rank, team.size, trainer.batch_size, trainer.grad_accum)
+    if trainer.parallel == FSDP and isinstance(team, Group):
+        _check_sharded(prepared.config, hardware)
     file = start.found.path if start.found else None
     team.propose(
         {
@@ -71,6 +75,21 @@ def hardware_of(start: Start, prepared: Prepared, team: Team) -> Hardware:
         recorded = {key: recorded[key] for key in recorded if key != "threads"}
     local_rank = team.local_rank if isinstance(team, Group) else None
     return choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded, local_rank)
+
+
+def _check_sharded(config: TrainConfig, hardware: Hardware) -> None:
+    """Raise ConfigError for what cannot be trained with every tensor in parts."""
+    reason = ""
+    if isinstance(config.optimizer, MuonConfig):
+        reason = "optimizer=muon, which works on whole matrices"
+    elif hardware.precision == "float16":
+        reason = "trainer.precision=float16, whose scale each rank would set by its own part"
+    elif config.trainer.compile:
+        reason = "trainer.compile=true"
+    if reason:
+        raise ConfigError(
+            f"trainer.parallel=fsdp does not go with {reason}: leave one of the two out"
+        )
 
 
 def _start_of(plan: dict[str, Any]) -> Start:

@@ -22,7 +22,7 @@ from gpt2ckpt.training.progress import Progress
 from gpt2ckpt.training.replay_check import ReplayCheck
 from gpt2ckpt.training.report import eval_line, step_line
 from gpt2ckpt.training.state import Provenance, TrainingState
-from gpt2ckpt.training.step import HalfApplied, Stepper, StepResult
+from gpt2ckpt.training.step import HalfApplied, NotFinite, Stepper, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +66,17 @@ class Loop:
                     name, step = self.interrupts.stop.name, self.state.counters.step
                     log.info("%s: stopped after step %d", name, step)
                     self._save_emergency(name)
-                elif self.manager is not None and not self.manager.wait():
+                elif self._shared(self.manager is not None and not self.manager.wait()):
                     self._save_emergency("the last save failed")  # space is kept for this one
             except HalfApplied:
                 raise
             except BaseException as error:
                 cause = self.team.explained(error)
                 log.error("stopped after step %d: %s", self.state.counters.step, cause)
-                self._save_emergency(f"{type(cause).__name__}: {cause}")
+                if self.state.is_sharded and not isinstance(error, NotFinite):
+                    log.error("no emergency save: other ranks may not have their parts any more")
+                else:
+                    self._save_emergency(f"{type(cause).__name__}: {cause}")
                 raise
             finally:
                 if self.manager is not None:
@@ -213,7 +216,7 @@ class Loop:
         epoch_ended: int | None = None,
     ) -> None:
         wanted = regular or emergency or best or epoch_ended is not None
-        if self.manager is None or not wanted:
+        if not self._shared(wanted and self.manager is not None):
             return
         self.loggers.flush()
         step = self.state.counters.step
@@ -223,7 +226,12 @@ class Loop:
         schedule: dict[str, Any] = {"total_steps": self.total_steps, "scale": self.schedule(step)}
         state = self.state.capture(self.provenance, self.epoch, schedule, reason)
         event = Event(step, datetime.now(), regular, emergency, best, epoch_ended)
-        self.manager.save(state, event)
+        if self.manager is not None:
+            self.manager.save(state, event)
+
+    def _shared(self, is_to_save: bool) -> bool:
+        """Whether this rank has a part in a save; of a sharded state all have, if one has."""
+        return bool(self.team.largest([is_to_save])[0]) if self.state.is_sharded else is_to_save
 
 
 def _is_due(step: int, every: int) -> bool:

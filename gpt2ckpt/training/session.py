@@ -12,6 +12,7 @@ import torch
 
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.policy import Retention
+from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.config.schema import LoggerConfig
 from gpt2ckpt.data.loader import BlockLoader, validation
 from gpt2ckpt.errors import InputError
@@ -22,7 +23,7 @@ from gpt2ckpt.loggers.tensorboard import TensorBoardLogger
 from gpt2ckpt.loggers.wandb import WandbLogger
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
-from gpt2ckpt.parallel.group import Alone, Team
+from gpt2ckpt.parallel.group import Alone, Group, Team
 from gpt2ckpt.parallel.replica import Replica, at_once, data_parallel
 from gpt2ckpt.runs.claim import CHECKPOINTS, HISTORY
 from gpt2ckpt.runs.start import Start
@@ -104,9 +105,19 @@ class Session:
         if self.prepared.pretrained is not None:
             model.load_state_dict(self.prepared.pretrained)
         model.to(device)
+        if self._is_sharded:
+            from gpt2ckpt.parallel.sharded import shard
+
+            shard(model, device, self.team.size)
         optimizer = build_optimizer(config.optimizer, model, device.type)
         scaler = torch.amp.GradScaler(device.type, enabled=self.hardware.precision == "float16")
-        return TrainingState(model, optimizer, scaler, Counters())
+        counters = Counters()
+        return TrainingState(model, optimizer, scaler, counters, self.team, self._is_sharded)
+
+    @property
+    def _is_sharded(self) -> bool:
+        is_asked = self.prepared.config.trainer.parallel == FSDP
+        return is_asked and isinstance(self.team, Group)
 
     def _build_loop(
         self, state: TrainingState, provenance: Provenance, loggers: Loggers, replay: ReplayCheck
@@ -144,6 +155,10 @@ class Session:
 
     def _replicate(self, model: GPT2) -> Replica:
         """The loss to train with; on several ranks, one whose gradients are those of all."""
+        if self._is_sharded:
+            from gpt2ckpt.parallel.sharded import sharded
+
+            return sharded(model)
         loss = torch.compile(model.loss) if self.prepared.config.trainer.compile else model.loss
         if isinstance(self.team, Alone):
             return Replica(loss, at_once)
@@ -175,11 +190,17 @@ class Session:
         return evaluate(model, batches, self.hardware, stop, self.team)
 
     def _sample(self, model: GPT2, stop: Callable[[], bool]) -> str | None:
-        if not self.team.is_first:
-            return None
         config = self.prepared.config
         settings = Sampling(config.trainer.sample_prompt, config.trainer.sample_tokens, config.seed)
-        return sample_text(model, settings, self.hardware, stop)
+        if self._is_sharded:
+            from gpt2ckpt.parallel.sharded import outer_layers_whole
+
+            with outer_layers_whole(model):  # by all ranks together, so they also stop together
+                text = sample_text(
+                    *(model, settings, self.hardware), lambda: self.team.largest([stop()]) == [1]
+                )
+            return text if self.team.is_first else None
+        return sample_text(model, settings, self.hardware, stop) if self.team.is_first else None
 
     def _open_manager(self) -> CheckpointManager | None:
         checkpoint = self.prepared.config.checkpoint

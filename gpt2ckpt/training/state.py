@@ -13,6 +13,7 @@ from gpt2ckpt.checkpoint.format import FORMAT
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import OptimizerSet
+from gpt2ckpt.parallel.group import Alone, Team
 from gpt2ckpt.runs.start import RunIdentity
 from gpt2ckpt.training.rng import capture_generators, restore_generators
 
@@ -53,11 +54,16 @@ class TrainingState:
     optimizer: OptimizerSet
     scaler: torch.amp.GradScaler
     counters: Counters
+    team: Team = field(default_factory=Alone)
+    is_sharded: bool = False  # each rank of the team holds a part of every tensor
 
     def capture(
         self, provenance: Provenance, epoch: int, schedule: dict[str, Any], reason: str
     ) -> dict[str, Any]:
-        """Everything as plain values and tensors. The tensors are the live ones, not copies."""
+        """Everything as plain values and tensors. The tensors are the live ones, not copies.
+
+        If the state is sharded, all ranks must call this; only the first gets the whole tensors.
+        """
         counters = dataclasses.asdict(self.counters)
         return {
             "format": FORMAT,
@@ -78,14 +84,19 @@ class TrainingState:
             "environment": provenance.environment,
             "versions": versions(),
             "scaler": self.scaler.state_dict(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": self._whole(self.model.state_dict()),
+            "optimizer": self._whole(self.optimizer.state_dict()),
             "rng": capture_generators(),
         }
 
     def is_finite(self) -> bool:
-        """Whether every weight is a finite number."""
-        return all(bool(weight.isfinite().all()) for weight in self.model.parameters())
+        """Whether every weight is a finite number; if sharded, a meeting of all ranks."""
+        if not self.is_sharded:
+            return all(bool(weight.isfinite().all()) for weight in self.model.parameters())
+        from gpt2ckpt.parallel.sharded import own_parts
+
+        is_bad = not all(bool(part.isfinite().all()) for part in own_parts(self.model))
+        return self.team.largest([int(is_bad)]) == [0]
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Bring back what `capture` gave. Raises CheckpointError if it is of another shape."""
@@ -98,7 +109,7 @@ class TrainingState:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         try:
-            self.model.load_state_dict(saved["model"])
+            self.model.load_state_dict(self._spread(saved["model"]))
         except (RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise CheckpointError(
@@ -118,6 +129,21 @@ class TrainingState:
             best_step=saved["best_step"],
             evaluated_step=saved["data"]["evaluated_step"],
         )
+
+    def _whole(self, tree: dict[str, Any]) -> dict[str, Any]:
+        if not self.is_sharded:
+            return tree
+        from gpt2ckpt.parallel.sharded import whole
+
+        gathered: dict[str, Any] = whole(tree, keep=self.team.is_first)
+        return gathered
+
+    def _spread(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if not self.is_sharded:
+            return tensors
+        from gpt2ckpt.parallel.sharded import spread
+
+        return spread(tensors, self.model)
 
 
 def versions() -> dict[str, str]:

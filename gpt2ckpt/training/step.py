@@ -106,7 +106,8 @@ class Stepper:
         for optimizer in state.optimizer.torch_optimizers:
             state.scaler.unscale_(optimizer)
         limit = self.grad_clip or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(state.optimizer.parameters(), limit))
+        norm = torch.nn.utils.clip_grad_norm_(state.optimizer.parameters(), limit)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # if sharded
 
     def _check(self, state: TrainingState, loss: float, norm: float) -> None:
         # With float16 an overflowing gradient is normal: the scaler skips the step and halves.

@@ -1,0 +1,91 @@
+"""FSDP2: each rank holds a part of every tensor, and sees a block whole only while it computes it.
+
+What is saved is the whole state, so that a checkpoint is the same file whoever trained it.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.parallel.replica import Replica
+
+
+def shard(model: GPT2, device: torch.device, ranks: int) -> None:
+    """Keep a part of each parameter of `model`, which must be equal on all ranks, in place.
+
+    The parameters become others: build the optimizer after this.
+    """
+    mesh = init_device_mesh(device.type, (ranks,))
+    for block in model.transformer.h:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "loss")
+
+
+def sharded(model: GPT2) -> Replica:
+    """The loss of a model that was sharded, and the sum of gradients over the ranks."""
+
+    def summing(last: bool) -> AbstractContextManager[None]:
+        cast(FSDPModule, model).set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+
+    return Replica(model.loss, summing)
+
+
+@contextlib.contextmanager
+def outer_layers_whole(model: nn.Module) -> Iterator[None]:
+    """What is used beside the blocks (embeddings, last norm) whole, to generate text."""
+    root = cast(FSDPModule, model)
+    root.unshard()
+    try:
+        yield
+    finally:
+        root.reshard()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` was called on `model`."""
+    return isinstance(model, FSDPModule)
+
+
+def own_parts(model: nn.Module) -> Iterator[Tensor]:
+    """This rank's part of each parameter."""
+    for parameter in model.parameters():
+        yield parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def whole(value: Any, *, keep: bool) -> Any:
+    """`value`, a tree, with every sharded tensor put together on the CPU; for all ranks alike.
+
+    Where a rank need not `keep` them, there is None instead of each.
+    """
+    if isinstance(value, DTensor):
+        full = value.full_tensor()
+        return full.cpu() if keep else None
+    if isinstance(value, dict):
+        return {key: whole(item, keep=keep) for key, item in value.items()}
+    return value
+
+
+def spread(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """This rank's parts of whole tensors, as the model's own are spread."""
+    own = model.state_dict()
+    return {
+        name: distribute_tensor(
+            tensor.to(own[name].device),
+            own[name].device_mesh,
+            own[name].placements,
+            src_data_rank=None,
+        )
+        if isinstance(own.get(name), DTensor) and own[name].shape == tensor.shape
+        else tensor
+        for name, tensor in tensors.items()
+    }
