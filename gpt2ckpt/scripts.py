@@ -25,6 +25,10 @@ def checkpoints() -> None:
     _run("checkpoints")
 
 
+def drill() -> None:
+    _run("drill")
+
+
 def _run(name: str) -> None:
     stand_by()  # before the imports: they take seconds
     import_module(f"gpt2ckpt.{name}").main()

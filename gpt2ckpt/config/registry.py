@@ -30,6 +30,7 @@ ROOTS: dict[str, type] = {
     "sample": schema.SampleConfig,
     "evaluate": schema.EvaluateConfig,
     "prepare": schema.PrepareConfig,
+    "drill": schema.DrillConfig,
 }
 
 

@@ -216,3 +216,11 @@ class PrepareConfig:
     data: Any = None
     out: str = MISSING
     shard_tokens: int = 100_000_000
+
+
+@dataclass
+class DrillConfig:
+    """What `python -m gpt2ckpt.drill` reads beside everything of a training."""
+
+    steps: int = 8
+    ranks: int = 1

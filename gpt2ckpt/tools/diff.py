@@ -39,14 +39,24 @@ def run(args: argparse.Namespace) -> int:
             print(f"{name}  {path}")
         for line in _facts(a.meta, b.meta) + _config(a.meta, b.meta):
             print(line)
-        if not args.tensors:
-            return 0
-        differing = list(_tensors(first, a, second, b))
+    if not args.tensors:
+        return 0
+    differing, count = compare_tensors(*paths)
     for line in differing:
         print(line)
-    compared = text.plural(len({*format.tensors(a), *format.tensors(b)}), "tensor")
+    compared = text.plural(count, "tensor")
     print(f"{len(differing)} of {compared} differ" if differing else f"{compared}: all the same")
     return 1 if differing else 0
+
+
+def compare_tensors(path: Path, other: Path) -> tuple[list[str], int]:
+    """A line for each tensor that is not bitwise the same, and how many tensors there are.
+
+    Raises CheckpointError for a file that is no checkpoint; digests are not checked here.
+    """
+    with path.open("rb") as first, other.open("rb") as second:
+        a, b = format.read_index(first), format.read_index(second)
+        return list(_tensors(first, a, second, b)), len({*format.tensors(a), *format.tensors(b)})
 
 
 def _facts(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

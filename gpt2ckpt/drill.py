@@ -1,0 +1,176 @@
+"""`python -m gpt2ckpt.drill [overrides]`: a recovery drill before a long run."""
+
+import contextlib
+import difflib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from gpt2ckpt.application import CommandLine, parse_command_line, run_hydra
+from gpt2ckpt.config.checks import at_least
+from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides
+from gpt2ckpt.config.registry import all_keys, build_typed
+from gpt2ckpt.config.replay import freeze, task_overrides
+from gpt2ckpt.config.schema import DrillConfig
+from gpt2ckpt.errors import ConfigError, InputError, UserError
+from gpt2ckpt.exits import reported_errors
+from gpt2ckpt.recovery.facts import Settings
+from gpt2ckpt.recovery.filesystem import FileSystem, examine
+from gpt2ckpt.recovery.rehearsal import Rehearsal
+from gpt2ckpt.recovery.verdict import file_system, lines, verdict
+from gpt2ckpt.runs.start import Start
+from gpt2ckpt.training.preparation import Prepared, prepare
+
+TRAIN = "train"
+
+
+def main() -> None:
+    """Entry point of the command."""
+    with reported_errors():
+        line = parse_command_line("drill")
+        own, words = _split(line.overrides)
+        if line.asks_hydra:
+            run_hydra(line, lambda config: None)
+            return
+        sys.exit(_drill(line, own, words))
+
+
+def _drill(line: CommandLine, own: list[str], words: list[str]) -> int:
+    """Everything that is wrong with the settings is found before a folder is made."""
+    config: DrillConfig = build_typed("drill", compose_config("drill", own).values)
+    at_least("steps", config.steps, 4)
+    at_least("ranks", config.ranks, 1)
+    _refuse_others(line)
+    name = TRAIN if line.config_name == "drill" else line.config_name
+    composed = compose_config(name, words, line.config_dir)
+    values = composed.values
+    if values["resume"] is not None or values["fork"]:
+        raise ConfigError("a drill trains a run of its own: leave resume and fork out")
+    prepared = prepare(Start(freeze(values), task_overrides(words)))
+    if not prepared.config.checkpoint.enabled:
+        raise ConfigError(
+            "checkpoint.enabled=false saves nothing, so a crash costs the whole run: there is "
+            "nothing to drill"
+        )
+    parent = Path(composed.hydra.run.dir).parent
+    words = [*line.flags, *(word for word in words if not _is_run_dir(word))]
+    with _scratch(parent) as scratch:
+        found = _examine(scratch)
+        if found.problems:
+            print(*lines(file_system(found)), sep="\n")
+            print(f"FAILED: do not train in {parent} before that is mended")
+            return 1
+        rehearsal = Rehearsal(
+            words=words,
+            values=values,
+            settings=_settings(composed, prepared, config.ranks),
+            scratch=scratch,
+            steps=config.steps,
+            tokens_per_step=prepared.blocks_per_step * prepared.config.model.block_size,
+            say=_say,
+        )
+        drill = rehearsal.run(found)
+        print(*verdict(drill), sep="\n")
+        if not drill.passed:
+            raise _Kept(scratch)
+    return 0
+
+
+class _Kept(UserError):
+    """The drill failed, and what it made is left to be looked at."""
+
+    def __init__(self, scratch: Path) -> None:
+        super().__init__(
+            f"the drill failed; both trainings are kept in {scratch}: compare them with "
+            f"`python -m gpt2ckpt.checkpoints diff {scratch}/killed {scratch}/undisturbed "
+            "--tensors`, then delete them"
+        )
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """The drill's own overrides, misspelt ones too, and those of the training."""
+    ours = [field.name for field in fields(DrillConfig)]
+    theirs = all_keys(TRAIN)
+    own = []
+    for word, override in zip(words, parse_overrides(words), strict=True):
+        key = override.key_or_group
+        if key in ours or (key not in theirs and difflib.get_close_matches(key, ours, cutoff=0.75)):
+            own.append(word)
+    return own, [word for word in words if word not in own]
+
+
+def _refuse_others(line: CommandLine) -> None:
+    if line.multirun:
+        raise ConfigError("drill has no multirun: drill the settings of one job")
+    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "a drill starts its ranks itself: python -m gpt2ckpt.drill ranks=N without torchrun"
+        )
+
+
+def _is_run_dir(word: str) -> bool:
+    return word.lstrip("+").startswith("hydra.run.dir=")
+
+
+def _settings(composed: Composed, prepared: Prepared, ranks: int) -> Settings:
+    checkpoint = prepared.config.checkpoint
+    return Settings(
+        run_parent=str(Path(composed.hydra.run.dir).parent),
+        total_steps=prepared.total_steps,
+        steps_per_epoch=prepared.blocks_per_epoch / prepared.blocks_per_step,
+        save_every=checkpoint.save_every,
+        keep_rolling=checkpoint.keep_rolling,
+        keep_emergency=checkpoint.keep_emergency,
+        save_epochs=checkpoint.save_epochs,
+        ranks=ranks,
+    )
+
+
+def _examine(scratch: Path) -> FileSystem:
+    folder = scratch / "probe"
+    try:
+        folder.mkdir()
+        found = examine(folder)
+        folder.rmdir()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror})") from error
+    _say("tried the file system")
+    return found
+
+
+@contextlib.contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    """A folder where the run would go; removed at the end unless the drill failed."""
+    is_new = not parent.exists()
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".drill_", dir=parent))
+    except OSError as error:
+        raise InputError(f"{parent} cannot be written ({error.strerror})") from error
+    is_kept = False
+    try:
+        yield scratch
+    except _Kept:
+        is_kept = True
+        raise
+    except InputError as error:
+        is_kept = True
+        raise InputError(f"{error}; {scratch} is kept: look, then delete it") from error
+    finally:
+        if not is_kept:
+            shutil.rmtree(scratch, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                if is_new:
+                    parent.rmdir()
+
+
+def _say(sentence: str) -> None:
+    print(f"drill: {sentence}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Whether a file system does what saves need: each call is really made, its effect looked at.
+
+What no program can see from inside: a device that says of unsaved bytes that they are safe.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from gpt2ckpt.checkpoint import durable
+from gpt2ckpt.errors import UserError
+from gpt2ckpt.runs.lock import RunLock, is_locked
+
+PROBE_BYTES = 64 << 20
+IN_MEMORY = {"tmpfs", "ramfs"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a save or a lock relies on; `problem` is empty where it works."""
+
+    what: str
+    problem: str = ""
+
+
+@dataclass
+class FileSystem:
+    """What was found about the file system of a folder. Speeds in bytes per second."""
+
+    kind: str
+    device: str
+    checks: list[Check] = field(default_factory=list)
+    has_links: bool = False
+    write_speed: float = 0.0
+    read_speed: float = 0.0
+
+    @property
+    def problems(self) -> list[Check]:
+        return [check for check in self.checks if check.problem]
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether a restart of the machine takes everything on it."""
+        return self.kind in IN_MEMORY
+
+
+def examine(folder: Path, probe_bytes: int = PROBE_BYTES) -> FileSystem:
+    """Try in the empty `folder` everything that a run does there; what it made is removed."""
+    kind, device = _mounted(folder)
+    found = FileSystem(kind, device)
+    tries: dict[str, Callable[[], None]] = {
+        "write, fsync, read back": lambda: _publish(folder, found, probe_bytes),
+        "rename over a file": lambda: _replace(folder),
+        "second name of a file": lambda: _link(folder, found),
+        "fsync of the folder": lambda: durable.sync_directory(folder),
+        "delete": lambda: _delete(folder),
+        "one of two makes a folder": lambda: _make_twice(folder),
+        "lock of a live run": lambda: _lock(folder),
+    }
+    for what, attempt in tries.items():
+        found.checks.append(Check(what, _problem_of(attempt)))
+    for path in folder.iterdir():
+        path.rmdir() if path.is_dir() else path.unlink()
+    return found
+
+
+def _problem_of(attempt: Callable[[], None]) -> str:
+    try:
+        attempt()
+    except OSError as error:
+        return error.strerror or str(error)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise OSError(errno.EIO, otherwise)
+
+
+def _publish(folder: Path, found: FileSystem, size: int) -> None:
+    """The protocol of a save, timed; the bytes are random, so that nothing compresses them."""
+    content, begun = os.urandom(size), time.perf_counter()
+
+    def compare(path: Path) -> None:
+        synced = time.perf_counter()
+        same = path.stat().st_size == size and path.read_bytes() == content
+        found.read_speed = size / (time.perf_counter() - synced)
+        found.write_speed = size / (synced - begun)
+        _require(same, "what was written and synced is not what is read back")
+
+    durable.publish(folder / "probe", [content], compare)
+
+
+def _replace(folder: Path) -> None:
+    for content in (b"old", b"new"):
+        durable.publish(folder / "replaced", [content], lambda path: None)
+    _require((folder / "replaced").read_bytes() == b"new", "the name still has the old bytes")
+    _require(not list(folder.glob(".*")), "the temporary name is still there")
+
+
+def _link(folder: Path, found: FileSystem) -> None:
+    source, name = folder / "linked", folder / "name"
+    durable.publish(source, [b"bytes"], lambda path: None)
+    durable.publish(name, [b"older"], lambda path: None)
+    durable.link(source, name)
+    _require(name.read_bytes() == b"bytes", "the second name has other bytes")
+    found.has_links = source.samefile(name)
+    durable.delete([source])
+    _require(name.read_bytes() == b"bytes", "deleting one name took the bytes of the other")
+
+
+def _delete(folder: Path) -> None:
+    path = folder / "deleted"
+    durable.publish(path, [b"bytes"], lambda path: None)
+    durable.delete([path])
+    _require(path not in list(folder.iterdir()), "a deleted name is still there")
+
+
+def _make_twice(folder: Path) -> None:
+    (folder / "made").mkdir()
+    try:
+        (folder / "made").mkdir()
+    except FileExistsError:
+        return
+    _require(False, "a folder could be made twice: two runs could share one")
+
+
+def _lock(folder: Path) -> None:
+    directory = folder / "locked"
+    directory.mkdir()
+    try:
+        with RunLock(directory):
+            _require(is_locked(directory), "a locked run does not look locked")
+        _require(not is_locked(directory), "a lock that was given back still holds")
+    finally:
+        for path in directory.iterdir():
+            path.unlink()
+
+
+def _mounted(folder: Path) -> tuple[str, str]:
+    """Type and device of the file system that `folder` is on, question marks if not known."""
+    path = folder.resolve()
+    mounts = [m for m in psutil.disk_partitions(all=True) if path.is_relative_to(m.mountpoint)]
+    nearest = max(mounts, key=lambda mount: len(mount.mountpoint), default=None)
+    return (nearest.fstype, nearest.device) if nearest else ("?", "?")

@@ -1,0 +1,19 @@
+"""The library that makes a file system misbehave, built once."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).with_suffix(".c")
+
+
+def build(folder: Path) -> Path:
+    """The library for LD_PRELOAD; skips where there is no C compiler."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler: with gcc or cc installed, a failing disk is tried")
+    library = folder / "faulty_disk.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"], check=True)
+    return library

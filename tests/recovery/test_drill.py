@@ -1,0 +1,102 @@
+"""The recovery drill as a user runs it: what passes, what fails, and what it leaves behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gpt2ckpt
+
+ROOT = Path(gpt2ckpt.__file__).resolve().parents[1]
+LONG = 500  # seconds for three trainings on a busy machine
+FORGETS_GENERATORS = """
+import sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "gpt2ckpt.training.state":
+            import gpt2ckpt.training.rng as rng
+            rng.restore_generators = lambda saved: None
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def drill(
+    words: list[str], cwd: Path, path: str = "", **more: str
+) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "gpt2ckpt.drill", *words]
+    kept = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    environment = {**kept, "PYTHONPATH": f"{path}:{ROOT}", **more}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, timeout=LONG, text=True, capture_output=True
+    )
+
+
+def one_sentence(done: "subprocess.CompletedProcess[str]") -> str:
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_a_kill_in_a_save_costs_nothing_but_time(token_data: Any, tmp_path: Path) -> None:
+    words = [*token_data.overrides, "model.dropout=0.1", "trainer.grad_accum=2"]
+    done = drill([*words, "trainer.eval_every=5", "hydra.run.dir='my runs/a=b'"], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "exact        yes, bitwise" in done.stdout and "PASSED" in done.stdout
+    assert "killed at step" in done.stdout and "steps identical" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resume_that_is_not_exact_fails_and_is_kept(token_data: Any, tmp_path: Path) -> None:
+    """Generators that are not restored: dropout then draws other masks after the kill."""
+    sabotage = tmp_path / "sabotage"
+    sabotage.mkdir()
+    (sabotage / "sitecustomize.py").write_text(FORGETS_GENERATORS)
+    done = drill([*token_data.overrides, "model.dropout=0.1"], tmp_path, path=str(sabotage))
+    assert done.returncode == 1
+    assert "exact        NO" in done.stdout and "its values differ" in done.stdout
+    [kept] = (tmp_path / "outputs").iterdir()
+    assert str(kept.relative_to(tmp_path)) in done.stderr
+    assert (kept / "killed" / "checkpoints" / "latest.pt").exists()
+
+
+def test_a_disk_whose_fsync_fails_is_refused_before_any_training(
+    token_data: Any, tmp_path: Path, faulty_disk: Path
+) -> None:
+    more = {"LD_PRELOAD": str(faulty_disk), "FAULT": "fsync fails"}
+    done = drill(token_data.overrides, tmp_path, **more)
+    assert done.returncode == 1 and "NOT FIT" in done.stdout and "Input/output error" in done.stdout
+    assert "FAILED" in done.stdout and "trained" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["optimizer.lrr=1"], "Did you mean optimizer.lr?"),
+        (["step=9"], "Did you mean steps?"),
+        (["steps=0"], "steps is 0; it must be at least 4"),
+        (["resume=latest"], "leave resume and fork out"),
+        (["checkpoint=off"], "there is nothing to drill"),
+    ],
+)
+def test_wrong_settings_write_nothing(tmp_path: Path, words: list[str], sentence: str) -> None:
+    done = drill(words, tmp_path)
+    assert (done.returncode, done.stdout) == (2, "") and sentence in one_sentence(done)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_starts_its_ranks_itself(tmp_path: Path) -> None:
+    done = drill([], tmp_path, WORLD_SIZE="2", RANK="0")
+    assert done.returncode == 2 and "ranks=N" in one_sentence(done)
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(token_data: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = drill([*token_data.overrides, "hydra.run.dir=file/run"], tmp_path)
+    assert done.returncode == 1 and "cannot be written" in one_sentence(done)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
