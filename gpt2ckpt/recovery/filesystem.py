@@ -57,7 +57,7 @@ def examine(folder: Path, probe_bytes: int = PROBE_BYTES) -> FileSystem:
         "write, fsync, read back": lambda: _publish(folder, found, probe_bytes),
         "rename over a file": lambda: _replace(folder),
         "second name of a file": lambda: _link(folder, found),
-        "fsync of the folder": lambda: durable.sync_directory(folder),
+        "fsync of the folder": lambda: _sync_folder(folder),
         "delete": lambda: _delete(folder),
         "one of two makes a folder": lambda: _make_twice(folder),
         "lock of a live run": lambda: _lock(folder),
@@ -103,6 +103,11 @@ def _replace(folder: Path) -> None:
         durable.publish(folder / "replaced", [content], lambda path: None)
     _require((folder / "replaced").read_bytes() == b"new", "the name still has the old bytes")
     _require(not list(folder.glob(".*")), "the temporary name is still there")
+
+
+def _sync_folder(folder: Path) -> None:
+    (folder / "named").touch()
+    _require(durable.sync_directory(folder), "it cannot: a new name may not survive a power loss")
 
 
 def _link(folder: Path, found: FileSystem) -> None:
