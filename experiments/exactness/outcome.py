@@ -1,0 +1,41 @@
+"""Copying a run directory to go on in it, and comparing how it ended."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from experiments.exactness.matrix import MOMENTS, STEPS, Case
+from gpt2ckpt.checkpoint.store import check, read_meta
+from gpt2ckpt.loggers import metrics_file
+from gpt2ckpt.recovery.facts import differing_losses, differing_state
+from gpt2ckpt.tools.diff import compare_tensors
+
+
+def copy_run(copies: Path, case: Case, directory: Path) -> Path:
+    """A copy of the run as it was at the moment of `case`; returns the file to go on from."""
+    shutil.copytree(copies / str(MOMENTS[case.moment]), directory)
+    return case.file_in(directory / "checkpoints")
+
+
+def compare(variant: str, moment: str, kind: str, directory: Path, steady: Path) -> dict[str, Any]:
+    """Whether the run in `directory` ended bitwise as `steady`: weights, optimizer, losses."""
+    ours, theirs = (run / "checkpoints" / "latest.pt" for run in (directory, steady))
+    check(ours)
+    differing, tensors = compare_tensors(ours, theirs)
+    state = differing_state(read_meta(ours), read_meta(theirs))
+    losses = differing_losses(_events(directory), _events(steady), STEPS)
+    log = directory.with_suffix(".log").read_text()
+    lines = [line for line in log.splitlines() if line.startswith(("resuming", "replay"))]
+    return {
+        "variant": variant,
+        "moment": moment,
+        "kind": kind,
+        "said": [line.replace(f"{directory}/checkpoints/", "") for line in lines],
+        "tensors": tensors,
+        "differing": [*differing, *state, *losses],
+        "same": not (differing or state or losses),
+    }
+
+
+def _events(run: Path) -> list[dict[str, Any]]:
+    return [e for e in metrics_file.read(run / "metrics.jsonl") if "train_loss" in e]

@@ -1,0 +1,57 @@
+"""The results as Markdown."""
+
+import re
+from typing import Any
+
+from experiments.exactness.matrix import KINDS, MOMENTS, STEPS
+from experiments.report import grid
+
+Row = dict[str, Any]
+
+
+def as_markdown(results: dict[str, Any]) -> str:
+    """A table for each moment: a line per variant, a column per kind of checkpoint."""
+    facts, rows = results["machine"], results["cases"]
+    resumed = [row for row in rows if row["kind"] != "-"]
+    same = sum(row["same"] for row in resumed)
+    parts = [
+        "# Results\n",
+        f"{facts['cpu']}, {facts['cores']} cores; Linux {facts['kernel']}, PyTorch "
+        f"{facts['torch']}, Python {facts['python']}; {results['seconds']:,} s in all.\n\n"
+        "`python -m experiments.exactness.run`\n",
+        f"**{same} of {len(resumed)} resumed runs ended bitwise as the run that was never "
+        f"stopped.** {_sources(rows)}\n",
+        "A cell names the step that the resume went on from; = is: every tensor, every generator "
+        f"and all {STEPS} losses are bitwise the same.",
+    ]
+    for moment, step in MOMENTS.items():
+        parts += [f"\n## Stopped after step {step}: {moment}\n", _table(resumed, moment)]
+    if bad := [row for row in rows if not row["same"]]:
+        parts.append("\n## What was not the same\n")
+        parts += [
+            f"- {row['variant']}, {row['moment']}, {row['kind']}: {'; '.join(row['differing'][:3])}"
+            for row in bad
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _sources(rows: list[Row]) -> str:
+    made = [row for row in rows if row["kind"] == "-"]
+    same = sum(row["same"] for row in made)
+    return (
+        f"So did {same} of {len(made)} runs that made the checkpoints: saving after every step "
+        "and on a signal changes no bit."
+    )
+
+
+def _table(rows: list[Row], moment: str) -> str:
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    cells = {(r["variant"], r["kind"]): _cell(r) for r in rows if r["moment"] == moment}
+    lines = [[variant, *(cells[variant, kind] for kind in KINDS)] for variant in variants]
+    return grid(["", *KINDS], lines)
+
+
+def _cell(row: Row) -> str:
+    match = re.search(r"resuming from (\S+), step (\d+)", " ".join(row["said"]))
+    step = match[2] if match else "?"
+    return f"{step} =" if row["same"] else f"{step} **differs**"
