@@ -1,5 +1,10 @@
 """`python -m gpt2ckpt.drill [overrides]`: a recovery drill before a long run."""
 
+from gpt2ckpt.standby import stand_by
+
+if __name__ == "__main__":
+    stand_by()  # before the imports: they take seconds
+
 import contextlib
 import difflib
 import os

@@ -1,9 +1,7 @@
 """The drill's trainings: real `gpt2ckpt.train` processes, one of them killed in the act."""
 
 import contextlib
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from gpt2ckpt.checkpoint.names import LATEST
 from gpt2ckpt.config.compose import spelled
@@ -20,6 +20,7 @@ from gpt2ckpt.runs.claim import CHECKPOINTS, HISTORY
 
 SAVED = re.compile(r"saved (\S+) \(step (\d+), .* in ([\d.]+) s, training waited ([\d.]+) s\)")
 WRITING = re.compile(r"\.(rolling_step_\d+\.pt)\..+\.tmp")
+ENDING = 30  # seconds for killed processes to be gone
 BRISK, CALM = 0.002, 0.05  # seconds between two looks
 
 
@@ -115,18 +116,28 @@ class Training:
 
     @contextlib.contextmanager
     def _running(self, more: tuple[str, ...]) -> Iterator["subprocess.Popen[bytes]"]:
-        """The processes, in a group of their own that is killed (SIGKILL) in the end."""
+        """The launched process; with all its descendants it is killed (SIGKILL) in the end."""
         with self.log.open("ab") as output:
             process = subprocess.Popen(
                 self.command(list(more)),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,
+                start_new_session=True,  # Ctrl+C is for the drill, which then ends it
             )
         try:
             yield process
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill(process.pid)
             process.wait()
+
+
+def _kill(pid: int) -> None:
+    """Kill a process and its descendants: torchrun puts each rank in a session of its own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        launched = psutil.Process(pid)
+        ranks = launched.children(recursive=True)
+        for process in (launched, *ranks):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(ranks, timeout=ENDING)

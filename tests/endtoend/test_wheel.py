@@ -42,7 +42,7 @@ def test_it_carries_every_module_and_every_config(unpacked: Path) -> None:
 
 def test_it_names_the_console_scripts(unpacked: Path) -> None:
     [points] = unpacked.glob("*.dist-info/entry_points.txt")
-    for name in ("train", "evaluate", "sample", "prepare"):
+    for name in ("train", "evaluate", "sample", "prepare", "drill"):
         assert f"gpt2ckpt-{name} = gpt2ckpt.scripts:{name}" in points.read_text()
 
 
