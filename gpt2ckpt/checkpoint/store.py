@@ -130,6 +130,10 @@ class Store:
             return names.number_in(path.name) or 0, path.name
 
         files = self.files()
+        if role is Role.LATEST:  # a kill may have come between a save and its name latest.pt
+            newer = self._newer_than_latest(files)
+            yield from newer
+            files = [path for path in files if path not in newer]
         preferred = (role, *NEXT_BEST.get(role, ()))
         for wanted in preferred:
             pool = [path for path in files if names.role_of(path.name) is wanted]
@@ -150,6 +154,23 @@ class Store:
             else:
                 in_place.append(path)
         return in_place, misplaced
+
+    def _newer_than_latest(self, files: list[Path]) -> list[Path]:
+        """Later states of the run of latest.pt, the newest first; none if that cannot be read.
+
+        By what the files say of themselves, never by their times. What a run has left behind to go
+        back lies in another folder.
+        """
+        latest = self.folder / names.LATEST
+        if latest not in files:
+            return []
+        known = {path: meta for path in files if (meta := _meta_or_none(path)) is not None}
+        if latest not in known:
+            return []
+        ages = {path: _run_and_age(meta) for path, meta in known.items()}
+        run, *age = ages[latest]
+        newer = [path for path, (owner, *its) in ages.items() if owner == run and its > age]
+        return sorted(newer, key=lambda path: ages[path], reverse=True)
 
     def _step_of(self, path: Path) -> int:
         """The step of a file by its own word, else by its name; -1 if neither says one."""
@@ -189,6 +210,21 @@ def seal_of(path: Path) -> str:
     with _opened(path) as file:
         file.seek(-format.SEAL_SIZE, os.SEEK_END)
         return file.read().decode("ascii", "replace")
+
+
+def _meta_or_none(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_meta(path)
+    except CheckpointError:
+        return None
+
+
+def _run_and_age(meta: dict[str, Any]) -> tuple[str, int, str]:
+    """The run of a state, its step, and when it was saved: two states of a step can differ."""
+    run = meta.get("run")
+    step = meta.get("step")
+    owner = str(run.get("id")) if isinstance(run, dict) else ""
+    return owner, step if type(step) is int else -1, str(meta.get("saved_at", ""))
 
 
 def is_checkpoint(path: Path) -> bool:

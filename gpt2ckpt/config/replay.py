@@ -37,11 +37,12 @@ class Effect(StrEnum):
 
 @dataclass(frozen=True)
 class Change:
-    """A key whose value a resume changes."""
+    """A key whose value a resume changes, and what that does to the training."""
 
     key: str
     old: Any
     new: Any
+    effect: Effect = Effect.TRAJECTORY
 
     def __str__(self) -> str:
         return f"{self.key}: {_shown(self.old)} → {_shown(self.new)}"
@@ -113,7 +114,11 @@ def still_meant(
 def difference(old: Values, new: Values) -> list[Change]:
     """The keys in which two flat configs differ, in order."""
     keys = [*old, *(key for key in new if key not in old)]
-    return [Change(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
+    return [
+        Change(k, old.get(k), new.get(k), classify(k, new))
+        for k in keys
+        if old.get(k) != new.get(k)
+    ]
 
 
 def classify(key: str, config: Values) -> Effect:

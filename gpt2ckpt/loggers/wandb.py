@@ -33,6 +33,7 @@ class WandbLogger:
         config: the resolved config. It holds no key: W&B takes that from the environment or netrc.
         resume: whether earlier processes of this run may have sent something.
         history: the events that the run has logged up to the step that it goes on from.
+        origin: the W&B run that this one was split off from, and the last step that they share.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class WandbLogger:
         config: Mapping[str, Any],
         resume: bool,
         history: Iterable[Event] = (),
+        origin: tuple[str, int] | None = None,
     ) -> None:
         # Here, not above: the import takes most of a second.
         import wandb
@@ -60,7 +62,8 @@ class WandbLogger:
             tags=list(tags),
             id=run_id,
             name=name,
-            config=dict(config),
+            config={**config, **_link(origin)},
+            notes=_notes(origin),
             resume="allow" if resume else None,
             mode=_mode(wandb.setup().settings, os.environ),
             # The console is in train.log; W&B's summary table would follow our own.
@@ -89,6 +92,18 @@ class WandbLogger:
     def _send(self, step: int, values: dict[str, Any]) -> None:
         if step >= self._first and step not in self._sent:
             self._run.log(values, step=step)
+
+
+def _link(origin: tuple[str, int] | None) -> dict[str, Any]:
+    return {"continues": {"wandb_id": origin[0], "step": origin[1]}} if origin else {}
+
+
+def _notes(origin: tuple[str, int] | None) -> str | None:
+    return (
+        f"Goes on from step {origin[1]} of run {origin[0]}, with other settings."
+        if origin
+        else None
+    )
 
 
 def _mode(settings: Any, environ: Mapping[str, str]) -> Literal["offline"] | None:

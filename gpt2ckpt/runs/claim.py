@@ -1,9 +1,11 @@
 """Claiming a directory for a new run, so that no two runs ever share one."""
 
+import os
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.runs.lock import RunLock, is_locked
@@ -105,7 +107,26 @@ def holds_run(directory: Path) -> bool:
     """Whether there is any .pt file in the directory's checkpoints/, or a history of steps."""
     history = directory / HISTORY
     has_history = history.is_file() and history.stat().st_size > 0
-    return has_history or any((directory / CHECKPOINTS).glob("**/*.pt"))
+    return has_history or holds_checkpoints(directory)
+
+
+def holds_checkpoints(directory: Path) -> bool:
+    """Whether there is any .pt file in the directory's checkpoints/, at any depth.
+
+    Raises InputError where that cannot be known: it may be full of them.
+    """
+    folder = directory / CHECKPOINTS
+
+    def refuse(error: OSError) -> NoReturn:
+        raise InputError(
+            f"{error.filename or folder} cannot be read ({error.strerror}), and it may hold "
+            "checkpoints: mount or mend it first"
+        ) from error
+
+    if not os.path.lexists(folder):
+        return False
+    walk = os.walk(folder, onerror=refuse)
+    return any(name.endswith(".pt") for _, _, files in walk for name in files)
 
 
 def _claim_stamped(base: Path, now: datetime) -> Claim:

@@ -7,7 +7,7 @@ from pathlib import Path
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.store import Found, Store, load
 from gpt2ckpt.errors import CheckpointError, ConfigError
-from gpt2ckpt.runs.claim import CHECKPOINTS, STAMPED
+from gpt2ckpt.runs.claim import CHECKPOINTS, STAMPED, holds_checkpoints
 
 AUTO = "auto"
 SELECTORS = {
@@ -43,7 +43,7 @@ def locate(what: str, given: Path | None, outputs: Path, key: str = "resume") ->
     """
     if what in SELECTORS:
         directory = given or newest_run(outputs)
-        if directory is not None and any((directory / CHECKPOINTS).glob("**/*.pt")):
+        if directory is not None and holds_checkpoints(directory):
             return Place(directory, SELECTORS[what])
         if what == AUTO:
             return None

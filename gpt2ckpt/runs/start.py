@@ -2,8 +2,9 @@
 
 import re
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -13,18 +14,10 @@ from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.config.compose import spelled
 from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, task_overrides
 from gpt2ckpt.errors import CheckpointError, InputError
-from gpt2ckpt.runs import resume
+from gpt2ckpt.runs import history, resume
 from gpt2ckpt.runs.claim import CHECKPOINTS, Claim, claim, claim_again
+from gpt2ckpt.runs.history import Point, RunIdentity
 from gpt2ckpt.runs.lock import RunLock, refuse_if_locked
-
-
-@dataclass(frozen=True)
-class RunIdentity:
-    """Which run a state belongs to; `parent` says what it was forked from."""
-
-    id: str
-    name: str
-    parent: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class Start:
             return RunIdentity(secrets.token_hex(4), name)
         run = self.found.state["run"]
         if self.directory is not None:
-            return RunIdentity(run["id"], name, run["parent"])
+            return RunIdentity(run["id"], name, run["parent"], run.get("wandb_id"))
         parent = {"id": run["id"], "step": self.found.state["step"], "file": str(self.found.path)}
         return RunIdentity(secrets.token_hex(4), name, parent)
 
@@ -66,7 +59,7 @@ class Start:
         lines = [f"skipped {path}: {reason}" for path, reason in self.found.skipped]
         verb = "resuming" if self.directory else "forking"
         lines.append(f"{verb} from {self.found.path}, step {self.found.state['step']}")
-        return lines + [str(change) for change in self.changes]
+        return lines + [f"{change}  ({change.effect})" for change in self.changes]
 
 
 def find_start(
@@ -111,21 +104,53 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
 
     A run that goes back to an older step has its later checkpoints set aside here.
     """
-    if start.begins_again:
-        return claim_again(wanted)
     if start.directory is None or start.found is None:
-        return claim(wanted, datetime.now(), is_given=is_given)
+        again = start.begins_again
+        made = claim_again(wanted) if again else claim(wanted, datetime.now(), is_given=is_given)
+        with _writing_to(made):
+            if not again:
+                history.begin(made.directory, start.identity, start.frozen)
+                return made
+            return replace(made, notice=_bring_history(made.directory, start, Point(), None))
+    with _writing_to(Claim(start.directory, _lock(start.directory))) as claimed:
+        found, store = start.found, Store(start.directory / CHECKPOINTS)
+        point = Point(int(found.state["step"]), found.path)
+        aside = store.go_back_to(found.path, point.shared_step, datetime.now())
+        notices = [_bring_history(start.directory, start, point, aside)]
+        if aside:
+            notices.insert(0, f"what came after step {point.shared_step} is set aside in {aside}")
+        return replace(claimed, notice="\n".join(filter(None, notices)))
+
+
+def _bring_history(directory: Path, start: Start, point: Point, aside: Path | None) -> str:
+    saved = start.state["config"] if start.state else start.frozen
+    notice = history.go_on(
+        *(directory, start.identity, point), saved=saved, frozen=start.frozen, aside=aside
+    )
+    return notice if start.frozen["logger"]["wandb"] else ""
+
+
+def _lock(directory: Path) -> RunLock:
     try:
-        lock = RunLock(start.directory)
-        store = Store(start.directory / CHECKPOINTS)
-        step = int(start.found.state["step"])
-        aside = store.go_back_to(start.found.path, step, datetime.now())
+        return RunLock(directory)
     except OSError as error:
-        raise InputError(
-            f"the run directory {start.directory} cannot be written ({error.strerror})"
-        ) from error
-    notice = f"checkpoints after step {step} are set aside in {aside}" if aside else ""
-    return Claim(start.directory, lock, notice)
+        raise _cannot_write(directory, error) from error
+
+
+@contextmanager
+def _writing_to(claimed: Claim) -> Iterator[Claim]:
+    """Give the directory back if what is written to it first fails."""
+    try:
+        yield claimed
+    except OSError as error:
+        claimed.lock.release()
+        raise _cannot_write(claimed.directory, error) from error
+
+
+def _cannot_write(directory: Path, error: OSError) -> InputError:
+    return InputError(
+        f"the run directory {directory} cannot be written ({error.strerror or error})"
+    )
 
 
 def words_after_restart(words: list[str], directory: Path) -> list[str]:

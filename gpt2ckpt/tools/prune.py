@@ -10,7 +10,7 @@ from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.space import disk_bytes
 from gpt2ckpt.checkpoint.store import check
 from gpt2ckpt.errors import CheckpointError, InputError
-from gpt2ckpt.runs.claim import STAMP, STAMPED
+from gpt2ckpt.runs.claim import HISTORY, STAMP, STAMPED
 from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.tools import text
 from gpt2ckpt.tools.command_line import Verb, count
@@ -132,6 +132,8 @@ def _delete(entries: list[Entry]) -> None:
     top = entries[0].run.folder
     within = [path.relative_to(top).parents for entry in entries for path in [entry.path]]
     for folder in sorted({top / parent for parents in within for parent in parents}, reverse=True):
+        if folder != top and {path.name for path in folder.iterdir()} == {HISTORY}:
+            (folder / HISTORY).unlink()  # the losses of the checkpoints that are gone
         if folder != top and not any(folder.iterdir()):
             folder.rmdir()
 

@@ -26,6 +26,7 @@ from gpt2ckpt.optim.optimizers import build_optimizer
 from gpt2ckpt.parallel.group import Alone, Group, Team
 from gpt2ckpt.parallel.replica import Replica, at_once, data_parallel
 from gpt2ckpt.runs.claim import CHECKPOINTS, HISTORY
+from gpt2ckpt.runs.history import REPLAY, identity_in, origin_in
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training import announce
 from gpt2ckpt.training.evaluation import Evaluation, evaluate
@@ -70,7 +71,7 @@ class Session:
         self.team.join(hardware.device)
         state = self._build_state()
         provenance = Provenance(
-            run=self.start.identity,
+            run=identity_in(self.directory, self.start.identity),
             config=self.prepared.frozen,
             overrides=self.start.overrides,
             data=self.prepared.data_facts,
@@ -81,9 +82,9 @@ class Session:
             self._say_what_is_not_exact(self.start.state)
             for key in ("model", "optimizer"):
                 del self.start.state[key]  # copied: held, they would double the memory
-        removed = self._rewind_history(state.counters.step)
         loggers = self._open_loggers(config.logger, provenance, state.counters.step)
-        loop = self._build_loop(state, provenance, loggers, ReplayCheck(removed))
+        replay = self._open_replay()
+        loop = self._build_loop(state, provenance, loggers, replay)
         if self.team.is_first:
             announce.start(self.directory, self.prepared, hardware, state, self.team.size)
         try:
@@ -91,6 +92,8 @@ class Session:
         finally:
             loop.bar.close()
             loggers.close()
+            if sentence := replay.interrupted(state.counters.step):
+                log.info("%s", sentence)
         if self.team.is_first:
             announce.end(self.directory, loop, stopped)
         if loop.manager is not None and loop.manager.failed_step is not None:
@@ -170,10 +173,10 @@ class Session:
             return None
         return partial(seed_rank, self.prepared.config.seed, self.team.rank)
 
-    def _rewind_history(self, step: int) -> list[dict[str, Any]]:
+    def _open_replay(self) -> ReplayCheck:
         if not self.team.is_first:
-            return []
-        return metrics_file.rewind(self.directory / HISTORY, step)
+            return ReplayCheck([])
+        return ReplayCheck.of_run(self.directory / REPLAY, self.directory / HISTORY)
 
     def _open_bar(self, step: int) -> Progress:
         return open_progress(self.prepared.total_steps, step, shown=self.team.is_first)
@@ -221,7 +224,7 @@ class Session:
     def _open_loggers(self, config: LoggerConfig, provenance: Provenance, step: int) -> Loggers:
         if not self.team.is_first:
             return Loggers(Nowhere())
-        resumed = self.start.directory is not None
+        resumed = self.start.directory is not None or self.start.begins_again
         path = self.directory / HISTORY
         loggers = Loggers(metrics_file.MetricsFile(path))
         if config.tensorboard:
@@ -235,11 +238,12 @@ class Session:
                     project=config.wandb_project,
                     entity=config.wandb_entity,
                     tags=config.wandb_tags,
-                    run_id=provenance.run.id,
+                    run_id=provenance.run.wandb_id or provenance.run.id,
                     name=self.directory.name,
                     config=provenance.config,
                     resume=resumed,
                     history=metrics_file.read(path),
+                    origin=origin_in(self.directory),
                 ),
             )
         return loggers

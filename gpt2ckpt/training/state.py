@@ -14,7 +14,7 @@ from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import OptimizerSet
 from gpt2ckpt.parallel.group import Alone, Team
-from gpt2ckpt.runs.start import RunIdentity
+from gpt2ckpt.runs.history import RunIdentity
 from gpt2ckpt.training.rng import capture_generators, restore_generators
 
 

@@ -12,7 +12,7 @@ from gpt2ckpt.checkpoint import format, store
 from gpt2ckpt.config.schema import AdamWConfig, ModelConfig, MuonConfig
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
-from gpt2ckpt.runs.start import RunIdentity
+from gpt2ckpt.runs.history import RunIdentity
 from gpt2ckpt.training.state import Counters, Provenance, TrainingState
 
 FIXTURES = Path(__file__).parent / "fixtures"

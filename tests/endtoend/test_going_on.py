@@ -99,7 +99,7 @@ def test_a_resume_applies_and_prints_what_changes_and_nothing_else(
     result = succeed(done["extended"])
     assert "resuming from extended/checkpoints/latest.pt, step 120" in result.out
     changes = [line for line in result.out.splitlines() if " → " in line]
-    assert changes == ["trainer.max_steps: 120 → 123"]
+    assert changes == ["trainer.max_steps: 120 → 123  (harmless)"]
     assert [step for step, _ in events(folder / "extended")] == list(range(1, 124))
     state = latest(folder / "extended")
     assert state["config"]["trainer"]["max_steps"] == 123

@@ -40,8 +40,10 @@ def save(run: Path, step: int, overrides: list[str] | None = None, **reasons: An
     """Save a state of `step` as a training does; returns its own file."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
+    state = state_of(step, overrides)
+    state["run"] = reasons.pop("owner", state["run"])
     event = Event(step, NOON, **(reasons or {"regular": True}))
-    return Store(folder).put(format.encode(state_of(step, overrides)), event, Retention(10, 10))
+    return Store(folder).put(format.encode(state), event, Retention(10, 10))
 
 
 def damage(path: Path, share: float = 0.5) -> None:

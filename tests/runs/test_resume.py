@@ -3,12 +3,13 @@
 import shutil
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_helpers import NOON, damage, save, tree
 
 from gpt2ckpt.checkpoint.store import Found
-from gpt2ckpt.errors import CheckpointError, ConfigError
+from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
 from gpt2ckpt.runs.resume import SELECTORS, Place, locate, newest_run, read
 
 
@@ -214,3 +215,57 @@ def test_a_misspelt_selector_is_refused_with_the_nearest(
 def test_a_word_for_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="resume is empty"):
         locate(" ", None, tmp_path)
+
+
+@pytest.mark.parametrize("reasons", [{"regular": True}, {"emergency": True}, {"epoch_ended": 1}])
+def test_a_save_that_was_killed_before_it_became_latest_is_the_latest(
+    run: Path, reasons: dict[str, Any]
+) -> None:
+    """The folder as it is between two operations of a save; file times say nothing."""
+    folder = run / "checkpoints"
+    before = (folder / "latest.pt").read_bytes()
+    newest = save(run, 8, **reasons)
+    (folder / "latest.pt").unlink()
+    (folder / "latest.pt").write_bytes(before)
+    (folder / "rolling_last_backup.pt").unlink()
+    found = find("latest", given=run)
+    assert (found.path, found.state["step"], found.skipped) == (newest, 8, [])
+    damage(newest)
+    found = find("latest", given=run)
+    assert (found.path.name, found.state["step"]) == ("latest.pt", 6)
+    assert [path for path, _ in found.skipped] == [newest]
+
+
+def test_a_later_file_of_another_run_is_not_the_latest(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    save(other, 9, owner={"id": "ffffffff", "name": "gpt2", "parent": None})
+    shutil.copy(other / "checkpoints" / "rolling_step_000009.pt", run / "checkpoints")
+    assert find("latest", given=run).state["step"] == 6
+
+
+@pytest.mark.parametrize("what", ["auto", "latest"])
+@pytest.mark.parametrize(
+    "name", ["of_another_tool.pt", "abandoned_20251106_120000/latest.pt", "corrupt_1/latest.pt"]
+)
+def test_checkpoints_that_cannot_be_gone_on_with_are_no_reason_to_start_anew(
+    tmp_path: Path, what: str, name: str
+) -> None:
+    path = tmp_path / "run" / "checkpoints" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"PK")
+    before = tree(tmp_path)
+    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+        find(what, given=tmp_path / "run")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link to a disk that is not mounted"])
+def test_a_folder_that_cannot_be_read_is_no_reason_to_start_anew(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "checkpoints"
+    if kind == "a file":
+        folder.write_bytes(b"")
+    else:
+        folder.symlink_to(tmp_path / "not_mounted")
+    for what in ("auto", "latest"):
+        with pytest.raises(InputError, match="checkpoints cannot be read"):
+            locate(what, tmp_path, tmp_path)

@@ -48,7 +48,7 @@ def test_a_resume_goes_on_in_its_directory_with_its_identity(run: Path) -> None:
     assert found.overrides == ["optimizer.lr=1e-3", "trainer.max_steps=9"]
     assert found.notices() == [
         f"resuming from {run}/checkpoints/latest.pt, step 6",
-        "trainer.max_steps: null → 9",
+        "trainer.max_steps: null → 9  (changes the trajectory)",
     ]
 
 
@@ -57,7 +57,7 @@ def test_an_override_given_again_is_recorded_last(run: Path) -> None:
     save(run, 8, ["optimizer.lr=1e-3", "optimizer.lr=2e-3"])
     found = start(["+resume=latest", "optimizer.lr=1e-3"], run)
     assert found.overrides == ["optimizer.lr=2e-3", "optimizer.lr=1e-3"]
-    assert found.notices()[-1] == "optimizer.lr: 0.002 → 0.001"
+    assert found.notices()[-1] == "optimizer.lr: 0.002 → 0.001  (changes the trajectory)"
 
 
 def test_a_skipped_file_is_named_with_its_reason(run: Path) -> None:

@@ -1,0 +1,129 @@
+"""Which settings trained which steps of a run, and under which W&B run each was sent.
+
+W&B, and whoever compares losses, must know whether a step that is trained again will have the value
+that it had. It has where the settings are the same; where a run goes back to an older step with
+others, W&B cannot rewrite what it has, and the continuation is sent as a run of its own: a curve.
+Everything here is decided without touching a file.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gpt2ckpt.config.replay import Effect, Values, classify, flatten
+
+SAME_UP_TO_ROUNDING = tuple(
+    f"trainer.{key}" for key in ("device", "threads", "compile", "deterministic")
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What was sent under one W&B id: `parts` are (the step after which they hold, settings).
+
+    `furthest` is the last step that was logged. A linked curve has its `origin`: the id of the one
+    that it left, and the last step that they share.
+    """
+
+    parts: list[tuple[int, str]]
+    furthest: int = 0
+    origin: tuple[str, int] | None = None
+
+    def settings_of(self, step: int) -> str | None:
+        """The settings that trained `step`."""
+        held = [settings for start, settings in self.parts if start < step]
+        return held[-1] if held else None
+
+    def fits(self, step: int, settings: str) -> bool:
+        """Whether all that was sent after `step` is what `settings` would give again."""
+        if self.furthest <= step:
+            return True
+        later = [part for start, part in self.parts if step < start < self.furthest]
+        return {self.settings_of(step + 1), *later} == {settings}
+
+    def continued(self, step: int, settings: str) -> "Curve":
+        """This curve up to `step`, and `settings` from there on."""
+        parts = [part for part in self.parts if part[0] < step]
+        if not parts or parts[-1][1] != settings:
+            parts.append((step, settings))
+        return replace(self, parts=parts)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """All curves of a run by their W&B id, and the `active` one, which metrics.jsonl shows."""
+
+    run_id: str
+    active: str
+    by_id: dict[str, Curve] = field(default_factory=dict)
+
+    @property
+    def curve(self) -> Curve:
+        """The active curve."""
+        return self.by_id[self.active]
+
+    def logged_to(self, step: int) -> "Curves":
+        """The same, after it was found that the active curve goes as far as `step`."""
+        known = replace(self.curve, furthest=max(self.curve.furthest, step))
+        return replace(self, by_id={**self.by_id, self.active: known})
+
+    def go_on(self, own: str, step: int, settings: str) -> "Curves":
+        """The curves of a run that goes on after `step`, from a state of the curve `own`.
+
+        A curve that fits is kept. Else a linked one is begun, whose id follows from what it is, so
+        that the same command gives the same id again if it is killed before its first save.
+        """
+        by_id, name = dict(self.by_id), own
+        by_id.setdefault(own, Curve([(0, settings)]))
+        while not by_id[name].fits(step, settings):
+            text = f"{name} {step} {settings}"
+            linked = f"{self.run_id}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+            by_id.setdefault(linked, Curve(by_id[name].parts, step, origin=(name, step)))
+            name = linked
+        curve = by_id[name]
+        if curve.furthest <= step:
+            by_id[name] = curve.continued(step, settings)
+        return Curves(self.run_id, name, by_id)
+
+
+def settings_digest(frozen: Values) -> str:
+    """The same for two configs exactly where they train the same, but for rounding."""
+    flat = flatten(frozen)
+    moving = {
+        key: value
+        for key, value in flat.items()
+        if classify(key, flat) is not Effect.HARMLESS and key not in SAME_UP_TO_ROUNDING
+    }
+    text = json.dumps(moving, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def encode(curves: Curves) -> str:
+    """As JSON."""
+    by_id = {
+        name: {"parts": curve.parts, "furthest": curve.furthest, "origin": curve.origin}
+        for name, curve in curves.by_id.items()
+    }
+    return json.dumps({"run_id": curves.run_id, "active": curves.active, "curves": by_id}, indent=1)
+
+
+def decode(text: str) -> Curves | None:
+    """The inverse of `encode`; None for what is no such thing."""
+    try:
+        values = json.loads(text)
+        by_id = {str(name): _curve(value) for name, value in values["curves"].items()}
+        curves = Curves(str(values["run_id"]), str(values["active"]), by_id)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return None
+    return curves if curves.active in by_id else None
+
+
+def _curve(value: Mapping[str, Any]) -> Curve:
+    origin = value["origin"]
+    return Curve(
+        [(int(start), str(settings)) for start, settings in value["parts"]],
+        int(value["furthest"]),
+        (str(origin[0]), int(origin[1])) if origin else None,
+    )

@@ -1,0 +1,218 @@
+"""metrics.jsonl through kills, going back, going back with other settings, and returning."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_helpers import frozen_of
+
+from gpt2ckpt.checkpoint import durable
+from gpt2ckpt.loggers import metrics_file
+from gpt2ckpt.loggers.metrics_file import MetricsFile, read
+from gpt2ckpt.runs.history import (
+    REPLAY,
+    Point,
+    RunIdentity,
+    begin,
+    go_on,
+    identity_in,
+    origin_in,
+)
+from gpt2ckpt.training.replay_check import ReplayCheck
+
+SAME, OTHER = (), ("optimizer.lr=1e-5",)
+RUN = RunIdentity("1a2b3c4d", "gpt2")
+
+
+def log(run: Path, steps: range, loss: float = 0.0) -> None:
+    """What a process logs: each step's loss is 1 / step, plus what settings make of it."""
+    file = MetricsFile(run / "metrics.jsonl")
+    for step in steps:
+        file.log({"step": step, "train_loss": 1 / step + loss})
+    file.close()
+
+
+def back(run: Path, step: int, settings: tuple[str, ...] = SAME, **more: Any) -> str:
+    """Go on after `step`; where checkpoints were moved, `aside` says where to."""
+    identity = more.pop("identity", RUN)
+    source = more.pop("source", run / "checkpoints" / "latest.pt")
+    return go_on(
+        *(run, identity, Point(step, source)),
+        **{"saved": frozen_of(SAME), "frozen": frozen_of(settings), "aside": None, **more},
+    )
+
+
+def aside_in(run: Path) -> Path:
+    folder = run / "checkpoints" / "abandoned_20251106_120000"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def steps(path: Path) -> list[int]:
+    return [event["step"] for event in read(path)]
+
+
+def replay(run: Path) -> ReplayCheck:
+    return ReplayCheck.of_run(run / REPLAY, run / "metrics.jsonl")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Killed after 30 steps."""
+    begin(tmp_path, RUN, frozen_of(SAME))
+    log(tmp_path, range(1, 31))
+    return tmp_path
+
+
+def test_after_a_crash_the_lost_steps_wait_to_be_compared(run: Path) -> None:
+    assert back(run, 20) == ""
+    assert steps(run / "metrics.jsonl") == list(range(1, 21))
+    assert steps(run / REPLAY) == list(range(21, 31))
+    assert not (run / "checkpoints").exists()
+    check = replay(run)
+    said = [check.compare(step, 1 / step) for step in range(21, 31)]
+    assert said == [None] * 9 + ["replay: 10 steps identical"]
+    assert not (run / REPLAY).exists()
+    assert identity_in(run, RUN) == RUN
+
+
+def test_a_replay_that_is_killed_again_and_again_is_compared_to_its_end(run: Path) -> None:
+    back(run, 20)
+    log(run, range(21, 26))
+    back(run, 20)  # before a save
+    log(run, range(21, 28))
+    back(run, 24)  # after one
+    log(run, range(25, 27))
+    back(run, 26)
+    check = replay(run)
+    assert check.interrupted(27) == (
+        "replay: 6 of 10 steps identical, the rest is compared when the run goes on"
+    )
+    said = [check.compare(step, 1 / step) for step in range(27, 31)]
+    assert said == [None] * 3 + ["replay: 10 steps identical"]
+    assert check.interrupted(30) is None
+
+
+def test_a_difference_before_the_last_kill_is_still_told(run: Path) -> None:
+    back(run, 20)
+    log(run, range(21, 23))
+    log(run, range(23, 26), loss=1e-9)
+    back(run, 25)
+    check = replay(run)
+    verdicts = [check.compare(step, 1 / step) for step in range(26, 31)]
+    assert str(verdicts[-1]).startswith("replay: step 23 differs: loss ")
+
+
+def test_going_back_keeps_the_lines_beside_the_checkpoints_and_compares_them(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    aside = aside_in(run)
+    assert back(run, 10, aside=aside) == ""
+    assert (run / "metrics.jsonl").read_bytes() == b"".join(lines[:10])
+    assert (aside / "metrics.jsonl").read_bytes() == b"".join(lines[10:])
+    assert steps(run / REPLAY) == list(range(11, 31))
+
+
+def test_other_settings_after_a_crash_are_another_branch(run: Path) -> None:
+    """The lost steps are abandoned, not trained again; W&B has them, so it gets a linked run."""
+    said = back(run, 20, OTHER)
+    assert "W&B cannot rewrite the steps after 20 that its run 1a2b3c4d has" in said
+    [kept] = (run / "checkpoints").glob("abandoned_*/metrics.jsonl")
+    assert steps(kept) == list(range(21, 31))
+    assert not (run / REPLAY).exists()
+    identity = identity_in(run, RUN)
+    assert identity.wandb_id is not None and identity.wandb_id in said
+    assert (identity.id, origin_in(run)) == (RUN.id, (RUN.id, 20))
+    log(run, range(21, 25))  # killed before its first save: the same command finds it again
+    assert back(run, 20, OTHER) == ""
+    assert identity_in(run, RUN) == identity
+    assert steps(run / REPLAY) == list(range(21, 25))
+    log(run, range(21, 30))
+    assert back(run, 25, OTHER, identity=identity, saved=frozen_of(OTHER)) == ""
+    assert identity_in(run, identity) == identity
+
+
+def test_going_back_past_a_change_compares_up_to_it(run: Path) -> None:
+    """Steps 11 to 30 come again as they were, those with another learning rate do not."""
+    assert back(run, 30, OTHER) == ""
+    log(run, range(31, 41), loss=0.5)
+    said = back(run, 10, aside=aside_in(run))
+    assert "linked to that one" in said
+    assert steps(run / REPLAY) == list(range(11, 31))
+
+
+def test_returning_to_a_branch_that_was_left_returns_to_its_history(run: Path) -> None:
+    aside = aside_in(run)
+    said = back(run, 10, OTHER, aside=aside)
+    linked = identity_in(run, RUN)
+    assert said and linked.wandb_id
+    log(run, range(11, 16), loss=0.5)
+    source = aside / "rolling_step_000020.pt"
+    assert Point(20, source).shared_step == 10
+    assert back(run, 20, source=source) == ""
+    assert [(e["step"], e["train_loss"]) for e in read(run / "metrics.jsonl")] == [
+        (step, 1 / step) for step in range(1, 21)
+    ]
+    assert identity_in(run, RUN) == RUN
+    assert steps(run / REPLAY) == list(range(21, 31))
+    [left] = [path for path in (run / "checkpoints").iterdir() if path != aside]
+    assert steps(left / "metrics.jsonl") == list(range(11, 16))
+
+
+def test_a_run_that_begins_again_is_the_run_that_it_was(run: Path) -> None:
+    """Its new process has another identity until it reads what the first has recorded."""
+    fresh = RunIdentity("ffffffff", "gpt2")
+    assert go_on(run, fresh, Point(), saved={}, frozen=frozen_of(SAME), aside=None) == ""
+    assert identity_in(run, fresh) == RUN
+    assert steps(run / REPLAY) == list(range(1, 31))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff", b"[]"])
+def test_without_its_record_a_run_goes_on_all_the_same(run: Path, content: bytes | None) -> None:
+    (run / ".history.json").unlink()
+    if content is not None:
+        (run / ".history.json").write_bytes(content)
+    assert identity_in(run, RUN) == RUN
+    assert "linked" in back(run, 20, OTHER)
+    assert steps(run / "metrics.jsonl") == list(range(1, 21))
+
+
+def go_on_killed_at(run: Path, settings: tuple[str, ...], write: int) -> bool:
+    """Go on in another process, which is killed at the start of that write; whether it lived."""
+    values = frozen_of(SAME), frozen_of(settings)
+    child = os.fork()
+    if child == 0:
+        left = [write]
+
+        def counted(real: Any) -> Any:
+            def call(*arguments: Any) -> Any:
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*arguments)
+
+            return call
+
+        for module, name in ((durable, "publish"), (durable, "delete"), (metrics_file, "rewind")):
+            setattr(module, name, counted(getattr(module, name)))
+        try:
+            back(run, 20, settings, saved=values[0], frozen=values[1])
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("settings", [SAME, OTHER])
+def test_a_kill_between_any_two_writes_drops_nothing(run: Path, settings: tuple[str, ...]) -> None:
+    write, done = 0, False
+    while not done:
+        write += 1
+        done = go_on_killed_at(run, settings, write)
+        kept = {*steps(run / "metrics.jsonl")}
+        for path in [run / REPLAY, *run.glob("checkpoints/abandoned_*/metrics.jsonl")]:
+            kept |= {*steps(path)} if path.exists() else set()
+        assert kept == set(range(1, 31)), write
+    assert write >= 4
+    assert steps(run / "metrics.jsonl") == list(range(1, 21))
+    assert (identity_in(run, RUN).wandb_id is None) == (settings == SAME)
