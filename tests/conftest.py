@@ -19,6 +19,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the golden losses anew, after an intended change of the numbers",
     )
+    parser.addoption(
+        "--crash-states",
+        type=int,
+        default=400,
+        help="how many states a power loss may leave are rebuilt and checked",
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from gpt2ckpt.checkpoint import durable, format, space
 from gpt2ckpt.checkpoint.policy import Event, Retention, copies
+from gpt2ckpt.checkpoint.repair import folders_of
 from gpt2ckpt.checkpoint.reserve import Reserve
 from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.snapshot import Staging, on_host
@@ -70,8 +71,9 @@ class CheckpointManager:
         self.failed_step: int | None = None  # of the newest save, if it failed
         self.lost_best = False  # a save of the best model failed: the best on disk is an older one
         durable.make_directory(folder)
-        for path in durable.clean_temporaries(folder):
-            log.info("removed %s, left by a process that died", path.name)
+        for place in folders_of(folder):
+            for path in durable.clean_temporaries(place):
+                log.info("removed %s, left by a process that died", path.name)
         self._reserve.release()  # a dead process's: this one alone holds the run
         if not durable.sync_directory(folder):
             log.warning(
@@ -132,7 +134,8 @@ class CheckpointManager:
         if self._writer.wait():
             return True
         log.error("the last save is given up: %s", _reason(_hang(self._writer.silence)))
-        self.failed_step = self._writing.step if self._writing else None
+        if self._writing is not None:
+            self.failed_step = max(self.failed_step or 0, self._writing.step)
         return False
 
     def _write_now(self, state: dict[str, Any], event: Event, start: float) -> Saved | None:

@@ -72,6 +72,13 @@ def folders_aside(folder: Path, prefix: str) -> list[Path]:
     return sorted(path for path in found if not path.is_symlink())
 
 
+def folders_of(folder: Path) -> list[Path]:
+    """A folder, and those in it of what was set aside."""
+    aside = [path for word in (ABANDONED, CORRUPT) for path in folder.glob(f"{word}*")]
+    inner = [path for place in aside for path in place.rglob("*")]
+    return [folder, *(path for path in (*aside, *inner) if path.is_dir())]
+
+
 def repair(folder: Path, found: Diagnosis, when: datetime) -> list[Mended]:
     """Replace every corrupt file of which a valid copy is left.
 

@@ -1,0 +1,49 @@
+"""Making real system calls of another process fail or hang: see faultfs.c."""
+
+import errno
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).with_name("faultfs.c")
+
+
+@dataclass(frozen=True)
+class Faults:
+    """A library that is preloaded, and the file that says what goes wrong."""
+
+    library: Path
+    list: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "LD_PRELOAD": str(self.library), "FAULTS": str(self.list)}
+
+    def set(self, *faults: tuple[str, int, str]) -> None:
+        """From now on: calls, an error number (or minus seconds to hang), part of the path."""
+        lines = "".join(f"{call} {what} {pattern}\n" for call, what, pattern in faults)
+        beside = self.list.with_suffix(".new")
+        beside.write_text(lines)
+        beside.replace(self.list)
+
+
+def build(folder: Path) -> Faults:
+    """Compile the library. Skips where that cannot be done."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None or os.uname().sysname != "Linux":
+        pytest.skip("injecting faults needs Linux and a C compiler (gcc)")
+    library = folder / "faultfs.so"
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE), "-ldl"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"the fault library cannot be compiled: {done.stderr.strip()}")
+    faults = Faults(library, folder / "faults.txt")
+    faults.set()
+    return faults
+
+
+EIO, EROFS, EPERM, EINVAL = errno.EIO, errno.EROFS, errno.EPERM, errno.EINVAL
