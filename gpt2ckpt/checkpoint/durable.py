@@ -140,27 +140,31 @@ def temporary_name(target: Path) -> Path:
     return target.with_name(f".{target.name}.{owner}{TEMPORARY_SUFFIX}")
 
 
-def clean_temporaries(folder: Path) -> list[Path]:
-    """Delete the temporary files that dead processes of this host left in `folder`.
+def clean_temporaries(folder: Path, *, of_all_hosts: bool = False) -> list[Path]:
+    """Delete the temporary files that dead processes left in `folder`, on this host or on all.
 
     Call it before this process writes there: files with its own number are left by a dead process
-    that had the same one, as a container's first process always has.
+    that had the same one, as a container's first process always has. Who holds the run's lock
+    knows that the processes of other hosts are dead, too.
     """
-    removed = left_by_the_dead(folder)
+    removed = left_by_the_dead(folder, of_all_hosts=of_all_hosts)
     for path in removed:
         path.unlink(missing_ok=True)
     return removed
 
 
-def left_by_the_dead(folder: Path) -> list[Path]:
+def left_by_the_dead(folder: Path, *, of_all_hosts: bool = False) -> list[Path]:
     """The files that `clean_temporaries` deletes."""
-    owned = re.compile(
-        rf"\..+\.{re.escape(socket.gethostname())}-([0-9]{{1,9}})-[0-9a-f]{{8}}\.tmp"
-    )
+    owned = re.compile(r"\..+\.[^/]+-(?P<pid>[0-9]{1,9})-[0-9a-f]{8}\.tmp")
     found = []
     for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         match = owned.fullmatch(path.name)
-        if match and (int(match[1]) == os.getpid() or not process_is_alive(int(match[1]))):
+        if match is None:
+            continue
+        pid = int(match["pid"])
+        is_here = f".{socket.gethostname()}-{pid}-" in path.name
+        is_dead = pid == os.getpid() or not process_is_alive(pid)
+        if is_dead if is_here else of_all_hosts:
             found.append(path)
     return found
 

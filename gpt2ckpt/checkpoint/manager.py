@@ -72,7 +72,7 @@ class CheckpointManager:
         self.lost_best = False  # a save of the best model failed: the best on disk is an older one
         durable.make_directory(folder)
         for place in folders_of(folder):
-            for path in durable.clean_temporaries(place):
+            for path in durable.clean_temporaries(place, of_all_hosts=True):
                 log.info("removed %s, left by a process that died", path.name)
         self._reserve.release()  # a dead process's: this one alone holds the run
         if not durable.sync_directory(folder):

@@ -1,51 +1,158 @@
-"""The lock of a live run: held by the operating system, so that it dies with its process."""
+"""The lock of a live run, on one machine and between machines that share a file system.
 
+On one machine the kernel knows: flock(2) on the directory dies with its process. Between machines
+such a lock may not be seen, so run.lock names the owner, which rewrites it every few seconds; who
+wants the directory watches it by its own clock, and takes over only what has stopped changing.
+"""
+
+import atexit
+import contextlib
 import fcntl
-import json
+import logging
 import os
-import socket
-from datetime import datetime
+import signal
+import threading
+import time
 from pathlib import Path
 from types import TracebackType
 
+from gpt2ckpt.checkpoint import durable
+from gpt2ckpt.checkpoint.space import FULL
 from gpt2ckpt.errors import InputError
+from gpt2ckpt.runs.owner import Verdict, decode, encode, judge, this_process
+
+log = logging.getLogger(__name__)
 
 LOCK_NAME = "run.lock"
+BEAT_SECONDS = 5.0
+WATCH_SECONDS = 60.0  # without a beat: longer than a file system's cache of another machine
+LOOK_SECONDS = 1.0
 # What a process of a run opens by name and writes to: a link would lead the writes elsewhere.
 WRITTEN = (LOCK_NAME, "metrics.jsonl", ".metrics.jsonl.tmp", "train.log", ".hydra")
 
 
 class RunLock:
-    """An exclusive flock(2) on a run directory itself; run.lock in it names the owner.
+    """The right to train in a directory, from its construction to `release` or the process's end.
 
-    The file is a label: it stays when the process ends, and deleting it frees nothing.
+    run.lock is there as long as it is held. Deleting it frees nothing on the same machine.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, *, beat: float = BEAT_SECONDS, watch: float = WATCH_SECONDS
+    ) -> None:
         """Take the lock. Raises InputError naming the living owner; nothing is changed then.
 
-        The same for a directory in which a file that a run writes to is a link.
+        The same for a directory in which a file that a run writes to is a link. Raises OSError if
+        the directory cannot be written; on a full disk the lock holds on this machine only.
         """
         refuse_links(directory)
+        self._path = directory / LOCK_NAME
+        self._owner, self._beats = this_process(), 0
         self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.release()
-            raise InputError(_refusal(directory)) from error
-        started = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-        try:
-            (directory / LOCK_NAME).write_text(json.dumps(owner))
-        except OSError:
-            self.release()
+            self._by_kernel = _flock(self._descriptor, directory)
+            self._take(watch)
+        except BaseException:
+            self._close()
             raise
+        durable.clean_temporaries(directory)
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._live, args=(beat,), daemon=True)
+        self._heart.start()
+        atexit.register(self.release)
 
     def release(self) -> None:
-        """Give the lock back; more than once is no error."""
+        """Give the lock back; more than once is no error, nor in a child of the owner."""
+        if self._descriptor >= 0 and os.getpid() == self._owner.pid:
+            self._ended.set()
+            self._heart.join(timeout=1)
+            atexit.unregister(self.release)
+            with contextlib.suppress(OSError):
+                if self._is_mine():
+                    self._path.unlink()
+        self._close()
+
+    def _close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _take(self, watch: float) -> None:
+        """Create run.lock; one that is there already must be that of a dead process."""
+        while True:
+            try:
+                self._create()
+                return
+            except FileExistsError:
+                pass
+            except OSError as error:
+                if error.errno not in FULL or not self._by_kernel:
+                    raise
+                log.warning("%s cannot be written (%s)", self._path, error.strerror)
+                return
+            found = _read(self._path)
+            if found is None:
+                continue
+            owner = decode(found)
+            verdict = judge(owner, self._owner, kernel_lock_is_free=self._by_kernel)
+            if verdict is Verdict.UNKNOWN:
+                if owner:
+                    message = "%s was locked by %s: watching for %.0f s whether that lives"
+                    log.warning(message, self._path.parent, owner, watch)
+                if _changes(self._path, found, watch):
+                    verdict = Verdict.ALIVE
+            if verdict is Verdict.ALIVE:
+                raise InputError(_refusal(self._path.parent))
+            self._remove(found)
+
+    def _create(self) -> None:
+        """Atomic, and whole from the first instant. Raises FileExistsError if it is there."""
+        temporary = durable.temporary_name(self._path)
+        try:
+            with temporary.open("xb") as file:
+                file.write(encode(self._owner, 0))
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(temporary, self._path)
+            except OSError as error:
+                if error.errno not in durable.NO_LINKS:
+                    raise
+                with self._path.open("xb") as file:
+                    file.write(encode(self._owner, 0))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _remove(self, dead: bytes) -> None:
+        """Remove the record of a dead owner; should another have come meanwhile, that one stays."""
+        moved = durable.temporary_name(self._path)
+        try:
+            self._path.rename(moved)
+        except FileNotFoundError:
+            return
+        if _read(moved) != dead:
+            with contextlib.suppress(OSError):
+                os.link(moved, self._path)
+        moved.unlink(missing_ok=True)
+
+    def _live(self, seconds: float) -> None:
+        while not self._ended.wait(seconds):
+            with contextlib.suppress(OSError):  # a full or slow disk is no reason to stop
+                if not self._is_mine():
+                    self._lose()
+                    return
+                self._beats += 1
+                _overwrite(self._path, encode(self._owner, self._beats))
+
+    def _is_mine(self) -> bool:
+        """False if run.lock names another process; one that is gone or torn names none."""
+        owner = decode(_read(self._path) or b"")
+        return owner is None or owner.token == self._owner.token
+
+    def _lose(self) -> None:
+        """This process stood still for so long that another machine took its run over."""
+        log.error("%s; this process stops", _refusal(self._path.parent))
+        os.kill(self._owner.pid, signal.SIGTERM)
 
     def __enter__(self) -> "RunLock":
         return self
@@ -60,23 +167,13 @@ class RunLock:
 
 
 def is_locked(directory: Path) -> bool:
-    """Whether a living process trains in `directory`; changes nothing there."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    """Whether a living process trains in `directory`, or one on another machine may; asks only."""
+    return _ask(directory) is not Verdict.DEAD
 
 
 def refuse_if_locked(directory: Path) -> None:
-    """Raise InputError naming the living process that trains in `directory`, if one does."""
-    if is_locked(directory):
+    """Raise InputError naming the process that trains in `directory`, if one surely does."""
+    if _ask(directory) is Verdict.ALIVE:
         raise InputError(_refusal(directory))
 
 
@@ -90,10 +187,74 @@ def refuse_links(directory: Path) -> None:
             )
 
 
+def _ask(directory: Path) -> Verdict:
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return Verdict.DEAD
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        is_free = True
+    except BlockingIOError:
+        return Verdict.ALIVE
+    except OSError:
+        is_free = False
+    finally:
+        os.close(descriptor)
+    found = _read(directory / LOCK_NAME)
+    if found is None:
+        return Verdict.DEAD
+    return judge(decode(found), this_process(), kernel_lock_is_free=is_free)
+
+
+def _flock(descriptor: int, directory: Path) -> bool:
+    """Lock a directory; False where its file system has no such locks.
+
+    Raises InputError if another process holds it. One that only asks does for an instant.
+    """
+    for _ in range(10):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.03)
+        except OSError:
+            return False
+        else:
+            return True
+    raise InputError(_refusal(directory))
+
+
+def _changes(path: Path, content: bytes, seconds: float) -> bool:
+    """Whether a file gets another content within `seconds` of this process's own clock."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(LOOK_SECONDS, left))
+        if _read(path) != content:
+            return True
+    return False
+
+
+def _read(path: Path) -> bytes | None:
+    """The start of a file, opened anew, as another machine's writes are only seen then."""
+    try:
+        with path.open("rb") as file:
+            return file.read(1 << 16)
+    except FileNotFoundError:
+        return None
+
+
+def _overwrite(path: Path, record: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(descriptor, record, 0)
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _refusal(directory: Path) -> str:
     try:
-        fields = json.loads((directory / LOCK_NAME).read_text())
-        owner = f"process {fields['pid']} on {fields['host']} since {fields['started']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        owner = "another process"
-    return f"{directory} is being trained by {owner}: wait for it or stop it"
+        owner = decode((directory / LOCK_NAME).read_bytes())
+    except OSError:
+        owner = None
+    return f"{directory} is being trained by {owner or 'another process'}: wait for it or stop it"

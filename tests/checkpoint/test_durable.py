@@ -347,6 +347,10 @@ def test_clean_temporaries_takes_those_of_the_dead_alone(tmp_path: Path) -> None
         (tmp_path / name).touch()
     assert {path.name for path in durable.clean_temporaries(tmp_path)} == mine
     assert names_in(tmp_path) == others
+    elsewhere = {name for name in others if f"{host}x-" in name or f"other-{host}" in name}
+    alike = {f".latest.pt.other-{host}-{dead}-0123abcd.tmp"}
+    found = {path.name for path in durable.clean_temporaries(tmp_path, of_all_hosts=True)}
+    assert found == elsewhere | alike
 
 
 def test_clean_temporaries_knows_the_names_that_publish_makes(tmp_path: Path) -> None:

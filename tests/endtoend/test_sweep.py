@@ -23,7 +23,7 @@ def test_every_job_is_a_full_run_directory(swept: tuple[Path, Done]) -> None:
     assert {path.name for path in sweep.iterdir()} == {"0", "1", "multirun.yaml"}
     for job, lr in (("0", 1e-3), ("1", 2e-3)):
         folder = sweep / job
-        expected = {".hydra", "checkpoints", "metrics.jsonl", "train.log", "run.lock"}
+        expected = {".hydra", "checkpoints", "metrics.jsonl", "train.log", ".history.json"}
         assert {path.name for path in folder.iterdir()} == expected
         assert (latest(folder)["step"], steps_done(folder)) == (4, 4)
         assert latest(folder)["config"]["optimizer"]["lr"] == lr

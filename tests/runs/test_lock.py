@@ -58,13 +58,14 @@ def test_the_lock_of_a_killed_run_is_taken_over(tmp_path: Path) -> None:
         assert not is_locked(tmp_path)
         refuse_if_locked(tmp_path)
         with RunLock(tmp_path):
-            assert f'"pid": {os.getpid()}' in (tmp_path / LOCK_NAME).read_text()
+            assert f'"pid": {os.getpid()},' in (tmp_path / LOCK_NAME).read_text()
             assert is_locked(tmp_path)
 
 
-def test_a_shorter_owner_leaves_nothing_of_a_longer_one(tmp_path: Path) -> None:
+def test_a_torn_record_is_replaced(tmp_path: Path) -> None:
     (tmp_path / LOCK_NAME).write_text('{"pid": 1, "host": "' + "x" * 500)
-    with RunLock(tmp_path), pytest.raises(InputError, match=f"process {os.getpid()} on "):
+    lock = RunLock(tmp_path, watch=0.1)
+    with lock, pytest.raises(InputError, match=f"process {os.getpid()} on "):
         RunLock(tmp_path)
 
 
