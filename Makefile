@@ -15,6 +15,9 @@ train: $(READY) ## train a small GPT-2 on the embedded text (about two minutes o
 test: $(READY) ## run all tests, files side by side
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
+torture: $(READY) ## kill, damage, fuzz and fill up for MINUTES=10, or by ARGS='--kills 500 --seed 7'
+	$(BIN)/python -m tests.torture.run $(or $(ARGS),--minutes $(or $(MINUTES),10))
+
 check: $(READY) ## lint, formatting, types, direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

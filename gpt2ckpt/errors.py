@@ -6,6 +6,10 @@ class UserError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """The message. What a file may hold to move the cursor or break the line is escaped."""
+        return "".join(map(_visible, super().__str__()))
+
 
 class ConfigError(UserError):
     """A configuration, override or command-line word that cannot be used."""
@@ -19,3 +23,7 @@ class InputError(UserError):
 
 class CheckpointError(InputError):
     """A checkpoint that is missing, incomplete, damaged or of another shape."""
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]

@@ -33,6 +33,7 @@ SEAL_SIZE = len(SEAL_PREFIX) + 32
 CHUNK = 1 << 20  # bytes digested at a time: small enough to stay in the processor's cache
 LARGEST_GAP = 4 * archive.LARGEST_RECORD  # bytes between tensors, which are read at once
 MOST_DIMENSIONS = 64  # what PyTorch can build
+MOST_LEVELS = 100  # of metadata within metadata: what reads it may call itself for each
 TENSOR_KEY = "$tensor"
 CONSTANT_RECORDS = (("byteorder", b"little"), ("version", b"3\n"))  # for torch.load
 ITEM_SIZES = {  # bytes of one element of each type that a tensor may have
@@ -81,6 +82,8 @@ def encode(state: dict[str, Any]) -> Encoded:
     """
     from gpt2ckpt.checkpoint.torch_pickle import pickle_state
 
+    if _nests_beyond(state, MOST_LEVELS):
+        raise ValueError(f"the state nests more than {MOST_LEVELS} levels deep")
     storages = _Storages()
     state = _plain(state, lambda tensor: tensor)
     tree = _plain(state, storages.describe)
@@ -337,9 +340,18 @@ def _read_json(file: BinaryIO, offset: int, name: str, size: int) -> tuple[dict[
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name} is damaged") from error
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or _nests_beyond(value, MOST_LEVELS):
         raise CheckpointError(f"{name} is damaged")
     return value, end
+
+
+def _nests_beyond(value: Any, levels: int) -> bool:
+    """Whether there are containers within more than so many others. No recursion."""
+    layer = [value]
+    for _ in range(levels):
+        items = (item.values() if isinstance(item, dict) else item for item in layer)
+        layer = [inner for item in items for inner in item if isinstance(inner, dict | list)]
+    return bool(layer)
 
 
 def _read_seal(file: BinaryIO, size: int) -> str:

@@ -76,12 +76,12 @@ def contradiction(name: str, meta: Mapping[str, Any]) -> str | None:
     step, number = meta.get("step"), number_in(name)
     match role_of(name):
         case Role.ROLLING | Role.EMERGENCY if step != number:
-            return f"it holds step {step}: another file in its place"
+            return f"it holds step {step!r}: another file in its place"
         case Role.EPOCH if number is not None and meta.get("epoch") != number + 1:
-            return f"it holds step {step}, no end of epoch {number}: another file in its place"
+            return f"it holds step {step!r}, no end of epoch {number}: another file in its place"
         case Role.BEST | Role.BEST_BACKUP | Role.BEST_PREVIOUS:
             if meta.get("best_step", step) != step:
-                return f"it holds step {step}, not a best one: another file in its place"
+                return f"it holds step {step!r}, not a best one: another file in its place"
     return None
 
 

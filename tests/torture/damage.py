@@ -77,7 +77,7 @@ def torture(folder: Path, episodes: int, seed: int) -> Tally:
         dice = random.Random(seed + number)
         try:
             kinds = _damage(pristine, dice)
-            _judge(pristine, kinds, tally)
+            _judge(pristine, kinds, tally, dice)
             if dice.randrange(COMMANDS) == 0:
                 _resume_for_real(pristine, dice, tally)
         except Exception as error:
@@ -92,8 +92,8 @@ def make_run(folder: Path) -> Pristine:
     """A real run with a file of every role: epochs, bests, and an emergency save by SIGUSR1."""
     tiny.make_data(folder)
     run = folder / "run"
-    words = [*tiny.WORDS, f"hydra.run.dir={run}", "trainer.eval_every=4", "optimizer.lr=3e-3"]
-    child = tiny.fork(words, folder, folder / "run.out")
+    words = [*tiny.WORDS, "trainer.eval_every=4", "optimizer.lr=3e-3"]
+    child = tiny.fork(words, run, folder / "run.out")
     while child.ended() is None and tiny.steps_done(run) < tiny.STEPS - 3:
         time.sleep(0.001)
     with contextlib.suppress(ProcessLookupError):
@@ -142,7 +142,7 @@ def _swap_names(first: Path, second: Path) -> None:
     aside.rename(second)
 
 
-def _judge(pristine: Pristine, kinds: list[str], tally: Tally) -> None:
+def _judge(pristine: Pristine, kinds: list[str], tally: Tally, dice: random.Random) -> None:
     """Raise AssertionError for damage that nobody notices or from which nobody recovers."""
     changed = pristine.changed()
     kind = kinds[0] if len(kinds) == 1 else "several at once"
@@ -157,9 +157,9 @@ def _judge(pristine: Pristine, kinds: list[str], tally: Tally) -> None:
     assert flagged or noted, f"{kinds}: {sorted(changed)} not noticed"
     tally.counts[f"{kind}: {'noticed' if flagged else 'noted as odd'}"] += 1
     good = set(pristine.content) - broken
-    for selector in SELECTORS:
+    for selector in SELECTORS if dice.randrange(4) == 0 else [dice.choice(SELECTORS)]:
         _recover(pristine, selector, good, changed)
-    tally.counts["recovered"] += 1
+        tally.counts[f"recovered by {selector}"] += 1
 
 
 def _is_some_state(pristine: Pristine, name: str) -> bool:
@@ -188,8 +188,8 @@ def _resume_for_real(pristine: Pristine, dice: random.Random, tally: Tally) -> N
     shutil.copytree(pristine.run, copy)
     selector = dice.choice(SELECTORS)
     any_left = any(_is_some_state(pristine, name) for name in pristine.content)
-    words = [f"hydra.run.dir={copy}", f"+resume={selector}", f"trainer.max_steps={tiny.STEPS + 6}"]
-    child = tiny.fork(words, pristine.run.parent, copy.with_suffix(".out"))
+    words = [f"trainer.max_steps={tiny.STEPS + 6}"]
+    child = tiny.fork_main(words, copy, copy.with_suffix(".out"), selector)
     code = child.wait()
     assert (code == 0) == any_left, f"resume={selector} ended with {code}:\n{child.text()[-1500:]}"
     assert not any_left or tiny.newest_valid(copy) == tiny.STEPS + 6, child.text()[-1500:]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2ckpt.runs.start import find_start
 from tests.torture import tiny
 from tests.torture.tally import Tally
 from tests.torture.tiny import Child
@@ -25,7 +26,7 @@ VARIANTS = (
     ["checkpoint.save_every=1", "trainer.eval_every=3"],
 )
 LEAST, MOST = 3, 8  # kills in a life
-COMMAND_LINES = 25  # of that many starts one is by the real command line
+WAYS = {tiny.fork: 50, tiny.fork_main: 5, tiny.command: 1}  # how often, of 56
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,11 @@ def torture(folder: Path, kills: int, seed: int) -> Tally:
 def _reference(folder: Path, number: int) -> Reference:
     words, run = [*tiny.WORDS, *VARIANTS[number]], folder / f"undisturbed_{number}"
     begun = time.monotonic()
-    child = tiny.fork(
-        [*words, f"hydra.run.dir={run}"], folder, folder / f"undisturbed_{number}.out"
-    )
+    child = tiny.fork(words, run, run.with_suffix(".out"))
     if code := child.wait():
         raise RuntimeError(f"the undisturbed training ended with {code}:\n{child.text()}")
     seconds = time.monotonic() - begun
+    find_start({"resume": "auto", "fork": False}, words, run, folder, tiny.compose)  # all composed
     return Reference(words, tiny.final_state(run), tiny.losses(run), seconds)
 
 
@@ -74,11 +74,10 @@ def _live(
 ) -> None:
     """One life with up to `most` kills. Raises AssertionError for what must not be."""
     reference = dice.choice(references)
-    words = [*reference.words, f"hydra.run.dir={run}", "+resume=auto"]
     kills, safe = dice.randint(min(LEAST, most), most), 0
     for number in range(kills):
-        begin = tiny.command if dice.randrange(COMMAND_LINES) == 0 else tiny.fork
-        child = begin(words, run.parent, run.parent / f"{run.name}.{number}.out")
+        begin = dice.choices(*zip(*WAYS.items(), strict=True))[0]
+        child = begin(reference.words, run, run.parent / f"{run.name}.{number}.out")
         was_alive = _kill_at_random(child, run, reference.seconds, dice)
         safe = max(safe, tiny.acknowledged(child.text()))
         tally.done += was_alive
@@ -86,7 +85,7 @@ def _live(
         _check(run, safe)
         if not was_alive:
             break
-    child = tiny.fork(words, run.parent, run.parent / f"{run.name}.last.out")
+    child = tiny.fork(reference.words, run, run.parent / f"{run.name}.last.out")
     code, output = child.wait(), child.text()
     assert code == 0, f"the last start ended with {code}: {output[-1500:]}"
     assert "differs" not in output, output[-1500:]

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import torch
 
-from tests.torture import damage, kills, tiny
+from tests.torture import damage, full_disk, fuzz, kills, tiny
 from tests.torture.tally import Tally, table
 
 PARTS: dict[str, Callable[[Path, int, int], Tally]] = {
     "kills": kills.torture,
     "damages": damage.torture,
+    "fuzz": fuzz.torture,
+    "disk_full": full_disk.torture,
 }
 ROUND = {"kills": 40, "damages": 800, "fuzz": 8000, "disk_full": 8, "crash_states": 1600}
 

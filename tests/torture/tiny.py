@@ -1,12 +1,18 @@
 """A real training of a very small model, started by forking a process that has torch loaded.
 
-A start of the command costs seconds, nearly all of them for importing torch. Here one process that
-has imported everything, and has computed nothing, forks a child for each start; the child runs the
-command's own `main()` with its own arguments, working directory and output, and ends with its exit
-code. What is not covered by that is the import itself: kills.py starts some by the command line.
+A start of the command costs seconds of a core, nearly all of them for importing torch and for
+Hydra's composing. Three ways to start, from cheap to complete:
+- `fork`: a process that has imported everything and composed the config, and has computed nothing,
+  forks a child; the child does what the command does from there on: find what to resume, replay the
+  config, check, claim or lock the directory, train with signals, saves and logs, exit code;
+- `fork_main`: the child runs the command's whole `main()`, Hydra included;
+- `command`: a fresh interpreter with the real command line.
 """
 
+import copy
+import functools
 import json
+import logging
 import os
 import re
 import signal
@@ -14,6 +20,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +29,17 @@ import numpy as np
 import torch
 
 import gpt2ckpt.train
+from gpt2ckpt.application import reported_errors
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.store import Store, check, load
 from gpt2ckpt.config.compose import compose_config
-from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.errors import CheckpointError, UserError
 from gpt2ckpt.loggers import metrics_file
+from gpt2ckpt.runs.start import find_start, take_directory
+from gpt2ckpt.training.hardware import choose_hardware
+from gpt2ckpt.training.interrupts import exit_code
+from gpt2ckpt.training.preparation import finished_notice, prepare
+from gpt2ckpt.training.session import Session
 
 PATIENCE = 120  # seconds that a start may take on a busy machine
 STEPS = 24
@@ -44,11 +57,9 @@ COMPARED = ("model", "optimizer", "rng", "data", "step", "epoch", "tokens_seen",
 
 
 def warm_up() -> None:
-    """Everything that a child would import, once. No tensor is computed with: it could not fork."""
-    import gpt2ckpt.training.session  # noqa: F401
-
+    """What a child would do first, once. No tensor is computed with: it could not fork then."""
     torch.set_num_threads(1)
-    compose_config("train", WORDS)
+    compose(WORDS)
 
 
 def make_data(folder: Path) -> None:
@@ -92,8 +103,53 @@ class Child:
         return self.output.read_text(errors="replace")
 
 
-def fork(words: list[str], cwd: Path, output: Path) -> Child:
-    """`python -m gpt2ckpt.train WORDS` in a child that need not import torch."""
+def fork(words: list[str], run: Path, output: Path, what: str | None = "auto") -> Child:
+    """Train in `run`, with `+resume=WHAT`, in a child that need not compose anything."""
+
+    def train() -> int:
+        values = {"resume": what, "fork": False} if what else compose(words)
+        start = find_start(values, words, run, run.parent, compose)
+        prepared = prepare(start)
+        if finished_notice(start, prepared):
+            return 0
+        trainer = prepared.config.trainer
+        recorded = start.state["environment"] if start.state else None
+        hardware = choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded)
+        with reported_errors(), take_directory(start, run, is_given=True).lock:
+            for line in start.notices():
+                print(line)
+            stopped = Session(run, start, prepared, hardware).run().stopped
+        return exit_code(stopped) if stopped else 0
+
+    return _child(train, run.parent, output)
+
+
+def fork_main(words: list[str], run: Path, output: Path, what: str | None = "auto") -> Child:
+    """The same by the command's own `main()`."""
+
+    def main() -> int:
+        sys.argv = ["gpt2ckpt.train", *_complete(words, run, what)]
+        gpt2ckpt.train.main()
+        return 0
+
+    return _child(main, run.parent, output)
+
+
+def _complete(words: list[str], run: Path, what: str | None) -> list[str]:
+    return [*words, f"hydra.run.dir={run}", *([f"+resume={what}"] if what else [])]
+
+
+def compose(words: list[str]) -> dict[str, Any]:
+    """The values of a config; composed once in a process and in the ones that it forks."""
+    return copy.deepcopy(_composed(tuple(words)))
+
+
+@functools.cache
+def _composed(words: tuple[str, ...]) -> dict[str, Any]:
+    return compose_config("train", list(words)).values
+
+
+def _child(action: Callable[[], int], cwd: Path, output: Path) -> Child:
     output.parent.mkdir(parents=True, exist_ok=True)
     pid = os.fork()
     if pid:
@@ -105,11 +161,13 @@ def fork(words: list[str], cwd: Path, output: Path) -> Child:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
-        sys.argv = ["gpt2ckpt.train", *words]
-        gpt2ckpt.train.main()
-        code = 0
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+        code = action()
     except SystemExit as stop:
         code = stop.code or 0
+    except UserError as error:
+        print(f"error: {error}")
+        code = error.exit_code
     except BaseException:
         traceback.print_exc()
     finally:
@@ -118,13 +176,14 @@ def fork(words: list[str], cwd: Path, output: Path) -> Child:
         os._exit(code if isinstance(code, int) else 1)
 
 
-def command(words: list[str], cwd: Path, output: Path) -> Child:
+def command(words: list[str], run: Path, output: Path, what: str | None = "auto") -> Child:
     """The same by the real command line: a fresh interpreter."""
     output.parent.mkdir(parents=True, exist_ok=True)
+    words = _complete(words, run, what)
     with output.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "gpt2ckpt.train", *words],
-            **{"cwd": cwd, "stdout": file, "stderr": subprocess.STDOUT},
+            **{"cwd": run.parent, "stdout": file, "stderr": subprocess.STDOUT},
         )
     process.returncode = 0  # it is waited for by `Child`
     return Child(process.pid, output)
@@ -176,6 +235,8 @@ def differing(first: Any, second: Any, path: str = "") -> str | None:
         same = first.dtype == second.dtype and first.shape == second.shape
         same = same and first.numpy().tobytes() == second.numpy().tobytes()
         return None if same else path
+    if isinstance(first, list) and all(isinstance(item, int | str) for item in first):
+        return None if first == second else path  # the 625 numbers of a generator
     pairs: list[tuple[Any, Any, str]] = []
     if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
         pairs = [(first[key], second[key], f"{path}.{key}") for key in first]

@@ -1,0 +1,133 @@
+"""A real file system that is full at random moments of a training: no file is lost, it goes on.
+
+Two small file systems, a tmpfs and an ext4 on a loop device, each with a file that takes most of
+it. An episode leaves a random rest of it free, trains, lets the space go away and come back some
+times, and at the end gives it back and resumes. All the time every file with a role must be valid;
+what was said to be saved must be there; and the end is bitwise that of an undisturbed training.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.torture import tiny
+from tests.torture.tally import Tally
+
+SIZE = 6 << 20  # bytes of each file system
+FREE = 1 << 20  # at most so much of it is left free while the disk is short
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A small file system and the file that fills it."""
+
+    kind: str
+    mount: Path
+
+    def leave_free(self, size: int) -> None:
+        """Fill the disk but for about `size` bytes."""
+        with contextlib.suppress(OSError), (self.mount / "filler").open("ab") as file:
+            free = shutil.disk_usage(self.mount).free
+            if free > size:
+                os.posix_fallocate(file.fileno(), file.tell(), free - size)
+
+    def give_back(self) -> None:
+        (self.mount / "filler").unlink(missing_ok=True)
+
+
+def torture(folder: Path, episodes: int, seed: int) -> Tally:
+    """So many episodes, on the two file systems in turn."""
+    tally, begun = Tally("full disk"), time.monotonic()
+    tiny.make_data(folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            disks = [stack.enter_context(_mounted(folder, kind)) for kind in ("tmpfs", "ext4")]
+        except (OSError, subprocess.CalledProcessError) as error:
+            tally.skipped = f"skipped: no small file system can be mounted here ({error}); be root"
+            return tally
+        words = _words(folder)
+        undisturbed = folder / "undisturbed"
+        child = tiny.fork(words, undisturbed, folder / "undisturbed.out")
+        if code := child.wait():
+            raise RuntimeError(f"the undisturbed training ended with {code}:\n{child.text()}")
+        expected = tiny.final_state(undisturbed)
+        for number in range(episodes):
+            dice, disk = random.Random(seed + number), disks[number % 2]
+            try:
+                _episode(disk, words, expected, dice, tally)
+            except Exception as error:
+                tally.fail(seed + number, f"{disk.kind}: {type(error).__name__}: {error}")
+            tally.done += 1
+            disk.give_back()
+            shutil.rmtree(disk.mount / "run", ignore_errors=True)
+    tally.seconds = time.monotonic() - begun
+    return tally
+
+
+def _words(folder: Path) -> list[str]:
+    words = [word for word in tiny.WORDS if not word.startswith(("data.train", "data.val"))]
+    return [*words, f"data.train={folder / 'train.bin'}", f"data.val={folder / 'val.bin'}"]
+
+
+def _episode(
+    disk: Disk, words: list[str], expected: dict[str, Any], dice: random.Random, tally: Tally
+) -> None:
+    run, output = disk.mount / "run", disk.mount.parent / f"{disk.kind}.out"
+    disk.leave_free(dice.randrange(FREE))
+    child, safe = tiny.fork(words, run, output), 0
+    end = time.monotonic() + tiny.PATIENCE
+    next_change = time.monotonic() + dice.random() * 0.3
+    while (code := child.ended()) is None:
+        assert time.monotonic() < end, f"it hangs: {child.text()[-1500:]}"
+        if time.monotonic() > next_change:
+            disk.give_back()
+            if dice.random() < 0.7:
+                disk.leave_free(dice.randrange(FREE))
+            next_change += dice.random() * 0.3
+        time.sleep(0.002)
+    text = child.text()
+    tally.counts["saves that failed, and were said to"] += text.count("SAVE FAILED")
+    safe = tiny.acknowledged(text)
+    assert code in (0, 1), f"it ended with {code}: {text[-1500:]}"
+    assert "Traceback" not in text, text[-1500:]
+    tally.counts["trained to the end" if code == 0 else "refused or given up, in a sentence"] += 1
+    damaged = tiny.damaged_files(run)
+    assert not damaged, f"{damaged}"
+    newest = tiny.newest_valid(run)
+    assert newest >= safe, f"step {safe} was said to be saved, and the newest left is {newest}"
+    disk.give_back()
+    child = tiny.fork(words, run, output)
+    code, text = child.wait(), child.text()
+    assert code == 0, f"with space again it ended with {code}: {text[-1500:]}"
+    where = tiny.differing(tiny.final_state(run), expected)
+    assert where is None, f"{where} differs from the undisturbed training's"
+    tally.counts["ended bitwise the same once there was space"] += 1
+
+
+@contextlib.contextmanager
+def _mounted(folder: Path, kind: str) -> Iterator[Disk]:
+    """A file system of SIZE bytes. Raises CalledProcessError where mounting is not allowed."""
+    mount, image = folder / kind, folder / f"{kind}.img"
+    mount.mkdir()
+    if kind == "tmpfs":
+        _call("mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(mount))
+    else:
+        with image.open("wb") as file:
+            file.truncate(SIZE)
+        _call("mkfs.ext4", "-q", "-O", "^has_journal", str(image))
+        _call("mount", "-o", "loop", str(image), str(mount))
+    try:
+        yield Disk(kind, mount)
+    finally:
+        _call("umount", str(mount))
+
+
+def _call(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True)
