@@ -77,12 +77,26 @@ def contradiction(name: str, meta: Mapping[str, Any]) -> str | None:
     match role_of(name):
         case Role.ROLLING | Role.EMERGENCY if step != number:
             return f"it holds step {step!r}: another file in its place"
-        case Role.EPOCH if number is not None and meta.get("epoch") != number + 1:
+        case Role.EPOCH if number is not None and not _ends_epoch(meta, number):
             return f"it holds step {step!r}, no end of epoch {number}: another file in its place"
         case Role.BEST | Role.BEST_BACKUP | Role.BEST_PREVIOUS:
             if meta.get("best_step", step) != step:
                 return f"it holds step {step!r}, not a best one: another file in its place"
     return None
+
+
+def _ends_epoch(meta: Mapping[str, Any], number: int) -> bool:
+    """Whether a state was reached by the step that ended epoch `number`; true if it does not say.
+
+    By its position in blocks: less than a step's blocks beyond the end.
+    """
+    try:
+        trainer, data = meta["config"]["trainer"], meta["data"]
+        beyond = data["position"] - (number + 1) * data["blocks_per_epoch"]
+        ends = 0 <= beyond < trainer["batch_size"] * trainer["grad_accum"]
+    except (KeyError, TypeError):
+        ends = True
+    return bool(ends) and meta.get("epoch") == number + 1
 
 
 def doubts(steps: Mapping[str, int]) -> dict[str, str]:

@@ -5,6 +5,7 @@ Each part gets seeds that count up from --seed; a failure is printed with its ow
 """
 
 import argparse
+import os
 import platform
 import random
 import shutil
@@ -29,23 +30,27 @@ ROUND = {"kills": 40, "damages": 800, "fuzz": 8000, "disk_full": 8, "crash_state
 
 
 def main() -> int:
-    """Run the parts; with --minutes round after round until these are over."""
+    """Run the parts in rounds; with --minutes round after round until these are over."""
     args = _arguments()
     tiny.warm_up()
     seed = args.seed if args.seed is not None else random.randrange(1 << 30)
     end = time.monotonic() + 60 * args.minutes
-    counts = {part: getattr(args, part) for part in PARTS}
-    if args.minutes:
-        counts = {part: ROUND[part] for part in PARTS}
+    left = {part: getattr(args, part) for part in PARTS}
     tallies: dict[str, Tally] = {}
-    while True:
-        for part, count in counts.items():
-            if count:
-                _add(tallies, part, _run(part, count, seed))
-        seed += 1_000_000
-        if time.monotonic() >= end:
-            break
-    _report(args, seed, list(tallies.values()))
+    first, home = seed, Path.cwd()
+    try:
+        while any(left.values()) or time.monotonic() < end:
+            for part in PARTS:
+                count = ROUND[part] if args.minutes else min(ROUND[part], left[part])
+                if count:
+                    os.chdir(home)
+                    _add(tallies, part, _run(part, count, seed))
+                    left[part] = max(0, left[part] - count)
+                    seed += count
+                    _report(args, first, list(tallies.values()))
+    except KeyboardInterrupt:
+        print("stopped: the table has what was done", file=sys.stderr)
+    print(table(list(tallies.values())))
     return 1 if any(tally.failures for tally in tallies.values()) else 0
 
 
@@ -83,16 +88,15 @@ def _add(tallies: dict[str, Tally], part: str, more: Tally) -> None:
 
 
 def _report(args: argparse.Namespace, seed: int, tallies: list[Tally]) -> None:
-    text = table(tallies)
-    print(text)
-    if args.output:
-        where = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
-        head = f"`python -m tests.torture.run {' '.join(sys.argv[1:])}`, seed {args.seed or seed}"
-        failures = [
-            f"- {failure.splitlines()[0]}" for tally in tallies for failure in tally.failures
-        ]
-        listed = "\n".join(["", "Failures:", *failures]) if failures else ""
-        args.output.write_text(f"{head}\n\n{where}, torch {torch.__version__}\n\n{text}\n{listed}")
+    """Write the table so far to the file that was asked for."""
+    if args.output is None:
+        return
+    where = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    command = f"python -m tests.torture.run {' '.join(sys.argv[1:])}"
+    found = [f"- {failure.splitlines()[0]}" for tally in tallies for failure in tally.failures]
+    lines = [f"`{command}`, first seed {seed}", "", f"{where}, torch {torch.__version__}", ""]
+    lines += [table(tallies), *(["", "Failures:", *found] if found else [])]
+    args.output.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
