@@ -76,10 +76,8 @@ VARIANTS = [
         "Muon, bfloat16, dropout, accumulation",
         [*MUON, *DROPOUT, *ACCUMULATION, "trainer.precision=bfloat16"],
     ),
-    Variant("compile", ["trainer.compile=true"]),
     Variant("compile, dropout", ["trainer.compile=true", *DROPOUT]),
     Variant("2 ranks, dropout, accumulation", [*DROPOUT, *ACCUMULATION], ranks=2),
-    Variant("2 ranks, Muon, bfloat16", [*MUON, "trainer.precision=bfloat16"], ranks=2),
 ]
 
 

@@ -1,24 +1,24 @@
 """Run the whole study: python -m experiments.exactness.run [--only WORD]. Writes results/.
 
-Each training is a process of its own. On one rank it is forked from a server that has imported
-PyTorch and nothing else, which saves the seconds of the import; two ranks are started by torchrun.
+Each training is a process of its own. On one rank it is forked from a server that has imported the
+modules and done nothing, which saves the seconds of the import. The runs that are not resumed are
+the real command; a resume begins behind Hydra (resume.py). Two ranks are the real command under
+torchrun throughout.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.exactness.jobs import Job, train
 from experiments.exactness.matrix import (
     BLOCK,
     BLOCKS_PER_EPOCH,
@@ -35,31 +35,20 @@ from experiments.exactness.table import as_markdown
 from experiments.processes import machine
 
 RESULTS = Path(__file__).parent / "results"
-PRELOADED = ["gpt2ckpt.train", "gpt2ckpt.training.session", "experiments.exactness.source"]
-AT_ONCE = 2
-LIMIT = 600  # seconds for one training
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training: the words of its command, how many ranks, and where copies go, if any are made"""
-
-    directory: Path
-    words: list[str]
-    ranks: int
-    copies: Path | None = None
+PRELOADED = ["experiments.exactness.jobs"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="variants whose name has this word; results/ is left alone")
     parser.add_argument("--disk", type=Path, help="a folder on the disk to use (default: $TMPDIR)")
+    parser.add_argument("--at-once", type=int, default=2, help="trainings at the same time")
     arguments = parser.parse_args()
     variants = [v for v in VARIANTS if arguments.only is None or arguments.only in v.name]
     begun = time.time()
     results: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory(dir=arguments.disk) as folder:
-        results["cases"] = study(Path(folder), variants)
+        results["cases"] = study(Path(folder), variants, arguments.at_once)
     results["seconds"] = round(time.time() - begun)
     text = as_markdown(results)
     print(text)
@@ -71,7 +60,7 @@ def main() -> None:
     sys.exit(1 if bad else 0)
 
 
-def study(folder: Path, variants: list[Variant]) -> list[dict[str, Any]]:
+def study(folder: Path, variants: list[Variant], at_once: int) -> list[dict[str, Any]]:
     """One row for each resume, and one for each run that made the checkpoints."""
     write_tokens(folder)
     context = multiprocessing.get_context("forkserver")
@@ -79,7 +68,7 @@ def study(folder: Path, variants: list[Variant]) -> list[dict[str, Any]]:
     os.chdir(folder)
     first = [job for v in variants for job in (unbroken(folder, v), source(folder, v))]
     rows = []
-    with context.Pool(AT_ONCE, maxtasksperchild=1) as pool:
+    with context.Pool(at_once, maxtasksperchild=1) as pool:
         for _ in pool.imap_unordered(train, first):
             print(".", end="", file=sys.stderr, flush=True)
         for v in variants:
@@ -127,51 +116,7 @@ def resumed(folder: Path, case: Case) -> Job:
     """Goes on, in a copy of the directory, from one file of it."""
     directory = folder / "resumed" / case.name
     copied = copy_run(folder / "copies" / case.variant.folder, case, directory)
-    return Job(directory, [f"+resume={copied}"], case.variant.ranks)
-
-
-def train(job: Job) -> None:
-    """The whole of one training in this process, or under torchrun. Raises if it failed."""
-    log = job.directory.with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    words = [*job.words, f"hydra.run.dir={job.directory}"]
-    code = _torchrun(job, words, log) if job.ranks > 1 else _here(job, words, log)
-    if code:
-        raise RuntimeError(f"{job.directory.name} ended with {code}:\n{log.read_text()[-3000:]}")
-
-
-def _torchrun(job: Job, words: list[str], log: Path) -> int:
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={job.ranks}", "-m"]
-    module = ["experiments.exactness.source", str(job.copies)] if job.copies else ["gpt2ckpt.train"]
-    root = str(Path(__file__).resolve().parents[2])
-    with log.open("wb") as output:
-        done = subprocess.run(
-            [sys.executable, *launch, *module, *words],
-            env={**os.environ, "PYTHONPATH": root},
-            stdout=output,
-            stderr=output,
-            timeout=LIMIT,
-            check=False,
-        )
-    return done.returncode
-
-
-def _here(job: Job, words: list[str], log: Path) -> int:
-    from experiments.exactness.source import train_and_copy
-    from gpt2ckpt.train import main as train_main
-
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.argv = ["gpt2ckpt.train", *words]
-    try:
-        train_and_copy(job.copies, job.directory) if job.copies else train_main()
-    except SystemExit as end:
-        return int(end.code or 0) if isinstance(end.code, int | None) else 1
-    except Exception:
-        traceback.print_exc()
-        return 1
-    return 0
+    return Job(directory, [f"+resume={copied}"], case.variant.ranks, resumed=copied)
 
 
 if __name__ == "__main__":
