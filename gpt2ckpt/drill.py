@@ -37,7 +37,7 @@ def main() -> None:
     """Entry point of the command."""
     with reported_errors():
         line = parse_command_line("drill")
-        own, words = _split(line.overrides)
+        own, words = split_overrides(line.overrides)
         if line.asks_hydra:
             run_hydra(line, lambda config: None)
             return
@@ -96,7 +96,7 @@ class _Kept(UserError):
         )
 
 
-def _split(words: list[str]) -> tuple[list[str], list[str]]:
+def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     """The drill's own overrides, misspelt ones too, and those of the training."""
     ours = [field.name for field in fields(DrillConfig)]
     theirs = all_keys(TRAIN)

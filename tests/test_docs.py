@@ -8,6 +8,7 @@ import pytest
 
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.config.registry import ROOTS
+from gpt2ckpt.drill import split_overrides
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/*/*.md")])
@@ -34,7 +35,11 @@ def hydra_commands() -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize(("module", "overrides"), hydra_commands(), ids=str)
 def test_commands_compose(module: str, overrides: list[str]) -> None:
     single = [override.split(",")[0] if "[" not in override else override for override in overrides]
-    compose_config(module, [override for override in single if "WHAT" not in override])
+    words = [override for override in single if "WHAT" not in override]
+    if module == "drill":
+        own, words = split_overrides(words)
+        compose_config("drill", own)
+    compose_config("train" if module == "drill" else module, words)
 
 
 def test_there_are_commands_to_check() -> None:
