@@ -134,6 +134,8 @@ class Session:
             *(trainer.batch_size, trainer.grad_accum, trainer.grad_clip),
             *(self.team, replica.summing, self._reseeding()),
         )
+        if isinstance(self.team, Group) and not self._is_sharded:
+            stepper.rehearse(state)
         tokens_per_step = prepared.blocks_per_step * block_size
         return Loop(
             state=state,

@@ -1,0 +1,87 @@
+"""Ranks that do not see the same files stop all of them before anything is written."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2ckpt.config.compose import compose_config
+from gpt2ckpt.config.replay import freeze
+from gpt2ckpt.errors import InputError
+from gpt2ckpt.parallel.group import Group
+from gpt2ckpt.parallel.ranks import Ranks
+from gpt2ckpt.runs.start import Start
+from gpt2ckpt.training.agreement import agree, follow, hardware_of
+from gpt2ckpt.training.preparation import prepare
+
+FIXTURES = Path(__file__).parents[1] / "checkpoint" / "fixtures"
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Group, Group]]:
+    """Two ranks that talk through a real store, in this process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    first, other = (Group(Ranks(rank, rank, 2, "127.0.0.1", port)) for rank in range(2))
+    assert first.directory_of_first_attempt() is None
+    first._notes.set("there", "")  # opens the store, which the first rank serves here
+    yield first, other
+
+
+def plan_of(token_data: Any, first: Group, change: dict[str, Any]) -> None:
+    """What the first rank does before it claims a directory, with one thing changed on its way."""
+    values = compose_config("train", [*token_data.overrides, "trainer.max_steps=2"]).values
+    start = Start(freeze(values), [])
+    prepared = prepare(start)
+    told = first.propose
+    first.propose = lambda plan: told({**plan, **change})  # type: ignore[method-assign]
+    agree(start, prepared, hardware_of(start, prepared, first), first)
+
+
+def outcome_of(token_data: Any, pair: tuple[Group, Group], change: dict[str, Any]) -> InputError:
+    """How the other rank refuses; the first must then end with its exit code."""
+    first, other = pair
+    refusals: list[InputError] = []
+
+    def follow_along() -> None:
+        try:
+            follow(other)
+        except InputError as error:
+            refusals.append(error)
+            other.end(error.exit_code, str(error))
+
+    thread = threading.Thread(target=follow_along)
+    thread.start()
+    with pytest.raises(SystemExit) as end:
+        plan_of(token_data, first, change)
+    thread.join()
+    assert end.value.code == 1
+    return refusals[0]
+
+
+def test_a_rank_that_reads_other_data_stops_all(token_data: Any, pair: Any) -> None:
+    refusal = outcome_of(token_data, pair, {"data": "0" * 32})
+    assert "this rank reads other data than the first" in str(refusal)
+
+
+def test_a_rank_that_reads_another_checkpoint_stops_all(token_data: Any, pair: Any) -> None:
+    file = next(FIXTURES.glob("*.pt"))
+    refusal = outcome_of(token_data, pair, {"file": str(file), "seal": "another"})
+    assert f"{file} is another file here than for the first rank" in str(refusal)
+
+
+def test_a_rank_without_the_checkpoint_stops_all(token_data: Any, pair: Any) -> None:
+    refusal = outcome_of(token_data, pair, {"file": "gone.pt", "seal": "any"})
+    assert "gone.pt" in str(refusal)
+
+
+def test_the_note_of_the_first_to_end_stands(pair: Any) -> None:
+    first, other = pair
+    assert other.end(1, "out of memory") is None
+    assert first.end(0) == 1
+    error = first.explained(RuntimeError("[gloo/pair.cc:5] Connection closed by peer [::1]:5. And"))
+    assert str(error) == "rank 1: out of memory"

@@ -1,0 +1,45 @@
+"""Three ranks: more than two numbers can be added in more than one order."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("three_ranks.py")
+
+
+@pytest.fixture(scope="module")
+def findings() -> list[dict[str, Any]]:
+    """What each of the ranks found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(SCRIPT), str(port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def test_a_stop_and_a_new_wrapper_change_no_bit(findings: list[dict[str, Any]]) -> None:
+    assert [found["same_bits"] for found in findings] == [True] * 3
+
+
+def test_an_evaluation_shared_out_is_that_of_one_rank_bit_by_bit(
+    findings: list[dict[str, Any]],
+) -> None:
+    assert [found["same_evaluation"] for found in findings] == [True] * 3
+
+
+def test_all_ranks_learn_the_same_numbers(findings: list[dict[str, Any]]) -> None:
+    assert [found["largest"] for found in findings] == [[2, 0]] * 3
+    assert [found["mean"] for found in findings] == [1.0] * 3
+
+
+def test_what_one_rank_is_asked_for_stops_an_evaluation_on_all(
+    findings: list[dict[str, Any]],
+) -> None:
+    assert [found["stopped_evaluation"] for found in findings] == [None] * 3
