@@ -4,8 +4,8 @@ Numbers are written so that they read back bitwise. JSON has no NaN or infinity:
 strings "NaN", "Infinity" and "-Infinity" (as in protobuf's JSON mapping), which `float()` reads.
 """
 
-import contextlib
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.errors import InputError
+from gpt2ckpt.loggers.append_file import AppendFile
 from gpt2ckpt.loggers.event import Event
 
+_log = logging.getLogger(__name__)
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -29,12 +31,11 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
-            # Unbuffered, so that what `write` did not take is known and can be cut off again.
-            self._file = path.open("ab", buffering=0)
+            self._lines = AppendFile(path)
         except OSError as error:
             raise InputError(f"{path} cannot be opened for writing: {error.strerror}") from error
-        self._waiting = b"" if _ends_with_newline(path) else b"\n"
 
     def log(self, event: Event) -> None:
         """Append one line.
@@ -42,33 +43,20 @@ class MetricsFile:
         Raises:
             OSError: it could not be written now; the next call tries again.
         """
-        self._waiting += encode(event).encode() + b"\n"
-        self._write_waiting()
+        self._lines.append(encode(event) + "\n")
 
     def text(self, step: int, text: str) -> None:
         """Samples are not metrics: they stand in the log."""
 
     def flush(self) -> None:
-        """Wait until everything logged so far is on the device."""
-        if self._waiting:
-            self._write_waiting()
-        os.fsync(self._file.fileno())
+        """Wait until everything logged so far is on the device. Raises OSError."""
+        self._lines.sync()
 
     def close(self) -> None:
-        """Close the file; what still could not be written is lost."""
-        self._file.close()
-
-    def _write_waiting(self) -> None:
-        end = os.fstat(self._file.fileno()).st_size
-        try:
-            written = self._file.write(self._waiting)
-            if written != len(self._waiting):
-                raise OSError("the disk took only a part of the line")
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._file.truncate(end)
-            raise
-        self._waiting = b""
+        """Close the file; what still could not be written is lost, and said."""
+        if lost := self._lines.lines_waiting:
+            _log.warning("%d lines of %s could not be written and are lost", lost, self._path)
+        self._lines.close()
 
 
 def encode(event: Event) -> str:
@@ -134,15 +122,6 @@ def _to_json(value: float) -> float | str:
 
 def _from_json(value: Any) -> Any:
     return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
-
-
-def _ends_with_newline(path: Path) -> bool:
-    """Whether a new line can follow; an empty file is fine."""
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,0 +1,204 @@
+"""Damage on disk is found and mended while a run trains, and nothing waits for that."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from checkpoint_helpers import (
+    event,
+    flip_random_byte,
+    names_in,
+    put,
+    small_state,
+    step_of,
+    tensors_state,
+)
+
+from gpt2ckpt.checkpoint import scrub
+from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.policy import Retention
+from gpt2ckpt.checkpoint.scrub import Scrub
+from gpt2ckpt.checkpoint.store import Store
+
+KEEP = Retention(9, 9)
+PATIENCE = 120  # seconds
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+
+def never() -> bool:
+    return False
+
+
+def full_round(folder: Path) -> Scrub:
+    scrubber = Scrub(folder, 1e6)
+    scrubber.request()
+    scrubber.run(never)
+    return scrubber
+
+
+def test_a_round_says_what_it_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for step in (1, 2):
+        put(tmp_path, step)
+    full_round(tmp_path)
+    assert [record.message for record in caplog.records] == [
+        "checked every byte of 3 files on disk (0.0 MB)"
+    ]
+
+
+@pytest.mark.parametrize("name", ["latest.pt", "rolling_last_backup.pt"])
+def test_a_damaged_file_is_replaced_and_kept_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    for step in (1, 2):
+        put(tmp_path, step)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    flip_random_byte(tmp_path / name, seed=1)
+    damaged = (tmp_path / name).read_bytes()
+    full_round(tmp_path)
+    assert {path.name: path.read_bytes() for path in Store(tmp_path).files()} == before
+    [aside] = tmp_path.glob("corrupt_*")
+    assert (aside / name).read_bytes() == damaged
+    [warning] = warnings(caplog)
+    assert warning.startswith("DAMAGED ON DISK") and name in warning and aside.name in warning
+
+
+def test_what_cannot_be_mended_is_said_once_and_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        put(tmp_path, step)
+    flip_random_byte(tmp_path / "rolling_step_000001.pt", seed=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    scrubber = full_round(tmp_path)
+    scrubber.request()
+    scrubber.run(never)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    [warning] = warnings(caplog)
+    assert "No copy of that state is left" in warning
+
+
+def test_a_file_that_reads_well_at_the_second_look_is_no_damage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, 1)
+    good = (tmp_path / "latest.pt").read_bytes()
+    flip_random_byte(tmp_path / "latest.pt", seed=1)
+    scrubber = Scrub(tmp_path, 1e6)
+    scrubber.request()
+    real = scrubber._confirmed
+
+    def mended(is_wanted: Callable[[], bool]) -> list[scrub.Corrupt]:
+        stat = (tmp_path / "latest.pt").stat()
+        (tmp_path / "latest.pt").write_bytes(good)
+        os.utime(tmp_path / "latest.pt", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        return real(is_wanted)
+
+    scrubber._confirmed = mended  # type: ignore[method-assign]
+    scrubber.run(never)
+    assert warnings(caplog) == []
+    assert not list(tmp_path.glob("corrupt_*"))
+
+
+def test_reading_is_no_faster_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, 1)
+    size = (tmp_path / "latest.pt").stat().st_size
+    naps: list[float] = []
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(scrub.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(scrub.time, "sleep", sleep)
+    scrubber = Scrub(tmp_path, size / 1e6)  # a file a second
+    scrubber.request()
+    scrubber.run(never)
+    assert sum(naps) >= 2, "two files of that size were read in less than two seconds"
+    assert max(naps) <= scrub.NAP, "a save would wait for the nap"
+
+
+def test_a_round_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        put(tmp_path, step)
+    scrubber = Scrub(tmp_path, 1e6)
+    scrubber.request()
+    stops = 0
+
+    def after_some() -> bool:
+        return scrubber._bytes > 4000 * (stops + 1)
+
+    while scrubber._under_way:
+        scrubber.run(after_some)
+        stops += 1
+        assert stops < 100
+    assert stops > 1
+    files = {path.stat().st_ino for path in Store(tmp_path).files()}
+    assert {key[1] for key in scrubber._checked} == files
+
+
+def test_saves_and_the_end_do_not_wait_for_a_round(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At a tenth of a megabyte a second the first round takes most of a minute."""
+    caplog.set_level(logging.INFO)
+    state = tensors_state(1, kilobytes=2000)
+    CheckpointManager(tmp_path, KEEP, None).save(state, event(1))
+    manager = CheckpointManager(
+        tmp_path, KEEP, None, in_background=True, scrub_every=1, scrub_mb_per_s=0.1
+    )
+    until(lambda: manager._scrub._bytes > 0)
+    assert manager.save({**state, "step": 2}, event(2, emergency=True)) is not None
+    manager.save({**state, "step": 3}, event(3))
+    assert manager.wait()
+    until(lambda: manager._scrub._bytes > 0)
+    manager.close()
+    assert not any(thread.is_alive() for thread in manager._writer._threads)
+    assert "checked every byte" not in caplog.text
+    assert step_of(tmp_path / "latest.pt") == 3
+
+
+def test_a_run_mends_itself_at_its_start_and_between_saves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for step in (1, 2):
+        put(tmp_path, step, regular=True, best=True)
+    flip_random_byte(tmp_path / "best_model.pt", seed=2)
+    manager = CheckpointManager(
+        tmp_path, KEEP, None, in_background=True, scrub_every=2, scrub_mb_per_s=1e6
+    )
+    until(lambda: len(warnings(caplog)) == 1)
+    assert step_of(tmp_path / "best_model.pt") == 2
+    manager.save(small_state(3), event(3))
+    assert manager.wait()
+    flip_random_byte(tmp_path / "best_model_backup.pt", seed=3)
+    manager.save(small_state(4), event(4))
+    assert manager.wait()
+    until(lambda: len(warnings(caplog)) == 2)
+    manager.close()
+    assert step_of(tmp_path / "best_model_backup.pt") == 2
+    assert {name for name in names_in(tmp_path) if name.endswith(".tmp")} == set()
+
+
+def test_without_scrubs_nothing_is_read(tmp_path: Path) -> None:
+    put(tmp_path, 1)
+    manager = CheckpointManager(tmp_path, KEEP, None, in_background=True)
+    for step in (2, 3):
+        manager.save(small_state(step), event(step))
+    manager.close()
+    assert manager._scrub._bytes == 0

@@ -1,0 +1,101 @@
+"""Whole commands on disks that are full, fill up, know no links, or lose the run's directory."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import events, finish, latest, opened, run, start, steps_done, succeed, wait_until
+
+NEEDED = 3_000_000  # bytes, about: a model of two layers of 32 takes 0.4 MB, the margin 1 MB
+
+
+def mounted(folder: Path, *words: str) -> Iterator[Path]:
+    folder.mkdir()
+    done = subprocess.run(["mount", *words, str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting needs root: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """16 MiB."""
+    yield from mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=16m", "tmpfs")
+
+
+def fill(folder: Path, spare: int) -> Path:
+    """A file of somebody else's that leaves `spare` bytes free."""
+    path = folder / "somebody_elses.bin"
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - spare)
+    return path
+
+
+def test_a_disk_that_is_full_and_one_that_fills_up(token_data: Any, disk: Path) -> None:
+    words = [*token_data.overrides, "trainer.max_steps=60", "checkpoint.save_every=20"]
+    others = fill(disk, spare=NEEDED // 4)
+    refused = run("train", [*words, "hydra.run.dir=run"], disk)
+    assert refused.code == 1
+    assert "are free, and the first save" in refused.sentence and " MB" in refused.sentence
+    assert sorted(path.name for path in disk.iterdir()) == [others.name], "something was written"
+    others.unlink()
+
+    process = start("train", [*words, "hydra.run.dir=run"], disk)
+    saves = disk / "run" / "checkpoints"
+    wait_until(process, (saves / "rolling_step_000020.pt").exists)
+    process.send_signal(signal.SIGSTOP)
+    fill(disk, spare=0)
+    process.send_signal(signal.SIGCONT)
+    done = succeed(finish(process))
+    assert "SAVE FAILED at step 60" in done.out and "checkpoints prune" in done.out
+    [emergency] = saves.glob("emergency_step_000060_*.pt")
+    assert opened(emergency)["reason"] == "the last save failed"
+    assert latest(disk / "run")["step"] == 60, "the last steps were lost on a full disk"
+    assert not list(saves.glob(".*")), "leftovers"
+    assert [step for step, _ in events(disk / "run")] == list(range(1, 61))
+
+
+def test_a_run_whose_directory_was_removed(token_data: Any, tmp_path: Path) -> None:
+    """It is not made again by itself, every save says so, and nothing is raised."""
+    words = [*token_data.overrides, "trainer.max_steps=100000", "checkpoint.save_every=5"]
+    process = start("train", [*words, "hydra.run.dir=run"], tmp_path)
+    wait_until(process, lambda: steps_done(tmp_path / "run") >= 10)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    there = len(events(tmp_path / "moved"))
+    wait_until(process, lambda: len(events(tmp_path / "moved")) > there + 20)
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert done.code == 130, done.err + done.out
+    assert done.err == ""
+    assert done.out.count("SAVE FAILED") >= 2 and "mkdir -p run/checkpoints" in done.out
+    assert "an older one is the newest" in done.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_system_without_links(token_data: Any, tmp_path: Path) -> None:
+    """exFAT, by FUSE: no hard links, names of one state are copies."""
+    if not (shutil.which("mkfs.exfat") and shutil.which("mount.exfat-fuse")):
+        pytest.skip("there is no exFAT here: install exfat-fuse and exfatprogs")
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.exfat", str(image)], check=True, capture_output=True)
+    options = ("-t", "exfat-fuse", "-o", "loop", str(image))
+    for disk in mounted(tmp_path / "disk", *options):
+        words = [*token_data.overrides, "trainer.max_steps=30", "checkpoint.save_every=10"]
+        done = succeed(run("train", [*words, "trainer.eval_every=10", "hydra.run.dir=run"], disk))
+        assert "SAVE FAILED" not in done.out
+        saves = disk / "run" / "checkpoints"
+        assert {opened(path)["step"] for path in saves.glob("*.pt")} == {10, 20, 30}
+        assert all(path.stat().st_nlink == 1 for path in saves.glob("*.pt"))
+        succeed(run("train", ["+resume=latest", "trainer.max_steps=40", "hydra.run.dir=run"], disk))
+        assert latest(disk / "run")["step"] == 40
+        succeed(run("checkpoints", ["verify", "run"], disk))

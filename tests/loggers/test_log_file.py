@@ -1,0 +1,98 @@
+"""train.log and metrics.jsonl on a disk that is full, and files that were deleted."""
+
+import logging
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2ckpt.loggers.append_file import AppendFile
+from gpt2ckpt.loggers.fanout import Loggers
+from gpt2ckpt.loggers.log_file import LogFile
+from gpt2ckpt.loggers.metrics_file import MetricsFile, read
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting needs root: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("test", logging.INFO, "", 0, text, None, None)
+
+
+def fill(folder: Path) -> Path:
+    path = folder / "somebody_elses.bin"
+    with path.open("wb", buffering=0) as file:
+        file.write(bytes(1 << 20))
+    return path
+
+
+def test_log_lines_wait_for_room_and_are_all_there_then(
+    disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = LogFile(str(disk / "train.log"))
+    handler.emit(record("first"))
+    others = fill(disk)
+    lines = [f"line {number} {'.' * 90}" for number in range(100)]
+    for line in lines:
+        handler.emit(record(line))
+    said = capsys.readouterr().err
+    assert said.count("cannot be written for now") == 1 and "No space left" in said
+    others.unlink()
+    handler.emit(record("last"))
+    handler.close()
+    assert (disk / "train.log").read_text().splitlines() == ["first", *lines, "last"]
+    assert capsys.readouterr().err == ""
+
+
+def test_lines_that_are_lost_at_the_end_are_counted(
+    disk: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    handler, metrics = LogFile(str(disk / "train.log")), MetricsFile(disk / "metrics.jsonl")
+    loggers = Loggers(metrics)
+    loggers.log({"step": 1, "train_loss": 1.0})
+    fill(disk)
+    for number in range(200):
+        handler.emit(record(f"line {number} {'.' * 90}"))
+        loggers.log({"step": number + 2, "train_loss": 1.0})
+    handler.close()
+    loggers.close()
+    written = (disk / "train.log").read_text().splitlines()
+    assert all(line.startswith("line ") and len(line) > 90 for line in written), "a torn line"
+    assert f"{200 - len(written)} lines of {disk}/train.log" in capsys.readouterr().err
+    kept = len(read(disk / "metrics.jsonl"))
+    assert f"{201 - kept} lines of {disk}/metrics.jsonl could not be written" in caplog.text
+
+
+def test_a_history_that_was_deleted_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    loggers = Loggers(MetricsFile(path))
+    path.unlink()
+    for step in (1, 2):
+        loggers.log({"step": step, "train_loss": 1.0})
+        loggers.flush()
+    said = [entry.message for entry in caplog.records if "it was deleted" in entry.message]
+    assert len(said) >= 1
+    assert not path.exists()
+
+
+def test_lines_waiting_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("torn")
+    file = AppendFile(tmp_path / "log")
+    assert file.lines_waiting == 0
+    file.append("a\nb\n")
+    assert (tmp_path / "log").read_text() == "torn\na\nb\n"
