@@ -4,6 +4,7 @@ import errno
 import logging
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from gpt2ckpt.checkpoint.repair import folders_of
 from gpt2ckpt.checkpoint.reserve import Reserve
 from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.snapshot import Staging, on_host
-from gpt2ckpt.checkpoint.store import Store
+from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.checkpoint.writer import HANG_SECONDS, Writer
 from gpt2ckpt.errors import CheckpointError
 
@@ -64,6 +65,7 @@ class CheckpointManager:
         self._retention = retention
         in_folder = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
         self._pinned = frozenset({resumed_from.name} if resumed_from and in_folder else ())
+        self._resumed_from = resumed_from
         self._staging = Staging() if in_background else None
         self._begun = time.monotonic()
         self._writing: Event | None = None
@@ -110,6 +112,18 @@ class CheckpointManager:
         waited = time.perf_counter() - start
         self._writer.start(lambda: self._write(snapshot, event, start, waited))
         return None
+
+    def last_regular(self) -> Found | None:
+        """The newest valid regular save, the one that is being written included; else the state
+        that this process was resumed or forked from; None if it began anew."""
+        self.wait()
+        return self._store.last_regular(self._resumed_from)
+
+    def go_back_to(self, found: Found) -> None:
+        """Set aside all that was saved after `found`, which is now the latest."""
+        aside = self._store.go_back_to(found.path, int(found.state["step"]), datetime.now())
+        if aside:
+            log.info("later checkpoints are set aside in %s", aside)
 
     def wait(self) -> bool:
         """Wait for the save that is being written. Returns whether the newest save succeeded."""

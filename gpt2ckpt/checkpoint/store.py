@@ -105,6 +105,18 @@ class Store:
         reasons = "; ".join(reason for _, reason in skipped)
         raise CheckpointError(f"no valid checkpoint is left in {self.folder}: {reasons}")
 
+    def last_regular(self, otherwise: Path | None) -> Found | None:
+        """The newest rolling file that is valid, else the file `otherwise`, if that is."""
+        skipped: list[tuple[Path, str]] = []
+        files = [path for path in self.files() if names.role_of(path.name) is Role.ROLLING]
+        files.sort(key=lambda path: names.number_in(path.name) or 0, reverse=True)
+        for path in [*files, *([otherwise] if otherwise else [])]:
+            try:
+                return Found(path, load(path), skipped)
+            except CheckpointError as error:
+                skipped.append((path, str(error)))
+        return None
+
     def go_back_to(self, chosen: Path, step: int, when: datetime) -> Path | None:
         """Set aside every state later than `step`, which a run resumed from `chosen` abandons.
 

@@ -82,6 +82,10 @@ def _check_trainer(trainer: TrainerConfig) -> None:
         at_least(f"trainer.{key}", getattr(trainer, key), 1)
     for key in ("grad_clip", "eval_every", "sample_every", "sample_tokens"):
         at_least(f"trainer.{key}", getattr(trainer, key), 0)
+    at_least("trainer.max_rollbacks", trainer.max_rollbacks, 0)
+    at_least("trainer.spike_window", trainer.spike_window, 2)
+    at_least("trainer.spike_zscore", trainer.spike_zscore, 1)
+    one_of("trainer.on_bad_loss", trainer.on_bad_loss, ("stop", "rollback"))
     at_least("trainer.threads", trainer.threads, 1)
     one_of("trainer.parallel", trainer.parallel, (DDP, FSDP))
     check_hardware(trainer.device, trainer.precision, "trainer.")

@@ -112,6 +112,8 @@ class ConstantConfig:
 class TrainerConfig:
     """The loop. One step trains `batch_size * grad_accum` blocks; `overfit` repeats the first.
 
+    `on_bad_loss` (stop or rollback) is for numbers that are not finite and, with `spike_zscore`,
+    for a loss so many standard deviations above the last `spike_window`.
     The run ends at `max_steps` or `max_epochs`, whichever comes first; with neither, after 480.
     """
 
@@ -133,6 +135,10 @@ class TrainerConfig:
     threads: int | None = None
     parallel: str = "ddp"
     overfit: bool = False
+    on_bad_loss: str = "stop"
+    max_rollbacks: int = 10
+    spike_zscore: float | None = None
+    spike_window: int = 100
 
 
 @dataclass

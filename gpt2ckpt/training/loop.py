@@ -11,18 +11,21 @@ from typing import Any
 
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.policy import Event
+from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.schema import CheckpointConfig, TrainerConfig
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.optim.schedule import Schedule
 from gpt2ckpt.parallel.group import Alone, Team
+from gpt2ckpt.training.bad_numbers import BadNumber, BadWeights
 from gpt2ckpt.training.evaluation import Evaluation
 from gpt2ckpt.training.interrupts import Interrupts
 from gpt2ckpt.training.meter import Meter
 from gpt2ckpt.training.progress import Progress
 from gpt2ckpt.training.replay_check import ReplayCheck
 from gpt2ckpt.training.report import eval_line, step_line
+from gpt2ckpt.training.rollback import go_back, react
 from gpt2ckpt.training.state import Provenance, TrainingState
-from gpt2ckpt.training.step import HalfApplied, NotFinite, Stepper, StepResult
+from gpt2ckpt.training.step import HalfApplied, Stepper, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ class Loop:
 
     `evaluate` and `sample` get a function that tells whether to stop half-way; `sample` returns a
     text, or None on a rank that has none to show. `manager` is None where this rank saves nothing.
+    `reopen` takes the history after a step away, and gives the loggers to go on with.
     """
 
     state: TrainingState
@@ -51,8 +55,10 @@ class Loop:
     bar: Progress
     evaluate: Callable[[Callable[[], bool]], Evaluation | None]
     sample: Callable[[Callable[[], bool]], str | None]
+    reopen: Callable[[int], Loggers]
     interrupts: Interrupts = field(default_factory=Interrupts)
     team: Team = field(default_factory=Alone)
+    _epoch_seen: int = 0
 
     def run(self) -> signal.Signals | None:
         """Train to the end. Returns the signal that asked for a stop, or None when finished.
@@ -73,10 +79,10 @@ class Loop:
             except BaseException as error:
                 cause = self.team.explained(error)
                 log.error("stopped after step %d: %s", self.state.counters.step, cause)
-                if self.state.is_sharded and not isinstance(error, NotFinite):
+                if self.state.is_sharded and not isinstance(error, BadNumber):
                     log.error("no emergency save: other ranks may not have their parts any more")
                 else:
-                    self._save_emergency(f"{type(cause).__name__}: {cause}")
+                    self._save_whatever_it_takes(f"{type(cause).__name__}: {cause}")
                 raise
             finally:
                 if self.manager is not None:
@@ -91,14 +97,36 @@ class Loop:
     def _train(self) -> None:
         counters = self.state.counters
         if counters.step > 0 and self._evaluation_is_due():
+            self._epoch_seen = (counters.position - self.stepper.blocks) // self.blocks_per_epoch
             self._between_steps()  # an earlier process was stopped before it
+        self._epoch_seen = self.epoch
         self.meter.start(counters.step)
         # Compiling takes minutes, which a step of nothing yet is not worth waiting for.
         self.interrupts.leaves_at_once = self.trainer.compile
-        while counters.step < self.total_steps and not self.interrupts.agree():
-            self._log_step(self._step())
-            self.interrupts.leaves_at_once = False
-            self._between_steps()
+        while self.state.counters.step < self.total_steps and not self.interrupts.agree():
+            try:
+                self._log_step(self._step())
+                self.interrupts.leaves_at_once = False
+                self._between_steps()
+            except BadNumber as bad:
+                self._go_on_without(bad)
+
+    def _go_on_without(self, bad: BadNumber) -> None:
+        """Skip the batch or go back, as the policy says; else raise `bad`."""
+        found = react(bad, self.state, self.trainer, self.stepper.blocks, self._last_regular)
+        if found is not None and self.manager is not None:
+            go_back(self.state, found)
+            self.manager.go_back_to(found)
+            step, self._epoch_seen = self.state.counters.step, self.epoch
+            self.loggers.close()
+            self.loggers, self.replay = self.reopen(step), ReplayCheck([])
+            self.meter.start(step)
+
+    def _last_regular(self) -> Found | None:
+        """Where to go back to: nowhere with several ranks, of which one alone reads and saves."""
+        if self.manager is None or self.team.size > 1:
+            return None
+        return self.manager.last_regular()
 
     def _step(self) -> StepResult:
         counters = self.state.counters
@@ -109,6 +137,8 @@ class Loop:
         counters.position += self.stepper.blocks
         counters.tokens_seen += self.tokens_per_step
         counters.train_loss = result.loss
+        window = self.trainer.spike_window if self.trainer.spike_zscore is not None else 0
+        counters.bad_numbers.accept(result.loss, window)
         return result
 
     def _log_step(self, result: StepResult) -> None:
@@ -131,6 +161,7 @@ class Loop:
                 "memory_bytes": speed.memory_bytes,
                 "tokens_seen": self.state.counters.tokens_seen,
                 "epoch": self.epoch,
+                **self.state.counters.bad_numbers.event(),
             }
         )
         line = step_line(
@@ -166,7 +197,7 @@ class Loop:
                 self.interrupts.pass_on()
 
     def _epoch_ended(self) -> int | None:
-        before = (self.state.counters.position - self.stepper.blocks) // self.blocks_per_epoch
+        before, self._epoch_seen = self._epoch_seen, self.epoch
         return self.epoch - 1 if self.epoch > before else None
 
     def _evaluation_is_due(self) -> bool:
@@ -203,6 +234,13 @@ class Loop:
             self.loggers.text(self.state.counters.step, text)
             log.info("sample: %s", text)
 
+    def _save_whatever_it_takes(self, reason: str) -> None:
+        """An emergency save whose own failure does not hide the error that it is made for."""
+        try:
+            self._save_emergency(reason)
+        except Exception as error:
+            log.error("the emergency save failed: %s: %s", type(error).__name__, error)
+
     def _save_emergency(self, reason: str) -> None:
         self._save(reason, emergency=True)
 
@@ -222,7 +260,13 @@ class Loop:
         step = self.state.counters.step
         if not self.state.is_finite():
             log.error("step %d is not saved: its weights are not finite; older files stay", step)
-            return
+            if emergency:
+                return
+            raise BadWeights(
+                f"the weights after step {step} are not finite: older checkpoints stay as they "
+                "are. To go on: +resume=latest with a lower optimizer.lr, or with "
+                "trainer.on_bad_loss=rollback, which skips the batches since that checkpoint"
+            )
         schedule: dict[str, Any] = {"total_steps": self.total_steps, "scale": self.schedule(step)}
         state = self.state.capture(self.provenance, self.epoch, schedule, reason)
         event = Event(step, datetime.now(), regular, emergency, best, epoch_ended)

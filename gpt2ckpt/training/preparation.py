@@ -99,8 +99,8 @@ def _total_steps(
     """The end that comes first of those that are set, counted on from the saved `state`."""
     ends = [trainer.max_steps] if trainer.max_steps else []
     if trainer.max_epochs:
-        done, position = (state["step"], state["data"]["position"]) if state else (0, 0)
-        left = trainer.max_epochs * blocks_per_epoch - position
+        done, trained = (state["step"], _blocks_trained(state)) if state else (0, 0)
+        left = trainer.max_epochs * blocks_per_epoch - trained
         ends.append(done + math.ceil(max(left, 0) / (trainer.batch_size * trainer.grad_accum)))
     return min(ends, default=DEFAULT_STEPS)
 
@@ -113,6 +113,12 @@ def _check_same_shape(start: Start, config: TrainConfig) -> None:
 
     if problem := check_shapes(config.model, start.found.state["model"]):
         raise CheckpointError(f"{start.found.path} cannot be used: {problem}")
+
+
+def _blocks_trained(state: dict[str, Any]) -> int:
+    """Skipped blocks do not count: the end of the run and its schedule stay what they were."""
+    skipped: int = state["data"].get("bad_numbers", {}).get("skipped_blocks", 0)
+    return int(state["data"]["position"]) - skipped
 
 
 def _check_same_data(start: Start, corpus: Corpus) -> None:

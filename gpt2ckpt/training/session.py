@@ -82,7 +82,10 @@ class Session:
             self._say_what_is_not_exact(self.start.state)
             for key in ("model", "optimizer"):
                 del self.start.state[key]  # copied: held, they would double the memory
-        loggers = self._open_loggers(config.logger, provenance, state.counters.step)
+        resumed = self.start.directory is not None or self.start.begins_again
+        loggers = self._open_loggers(
+            config.logger, provenance, state.counters.step, resumed=resumed
+        )
         replay = self._open_replay()
         loop = self._build_loop(state, provenance, loggers, replay)
         if self.team.is_first:
@@ -91,8 +94,8 @@ class Session:
             stopped = loop.run()
         finally:
             loop.bar.close()
-            loggers.close()
-            if sentence := replay.interrupted(state.counters.step):
+            loop.loggers.close()
+            if sentence := loop.replay.interrupted(state.counters.step):
                 log.info("%s", sentence)
         if self.team.is_first:
             announce.end(self.directory, loop, stopped)
@@ -133,6 +136,7 @@ class Session:
             *(replica.loss, loader, self.hardware),
             *(trainer.batch_size, trainer.grad_accum, trainer.grad_clip),
             *(self.team, replica.summing, self._reseeding()),
+            *(trainer.spike_zscore, trainer.spike_window),
         )
         if isinstance(self.team, Group) and not self._is_sharded:
             stepper.rehearse(state)
@@ -154,6 +158,7 @@ class Session:
             bar=self._open_bar(state.counters.step),
             evaluate=partial(self._evaluate, state.model),
             sample=partial(self._sample, state.model),
+            reopen=partial(self._reopen, provenance),
             interrupts=Interrupts(None if isinstance(self.team, Alone) else self.team.largest),
             team=self.team,
         )
@@ -223,10 +228,18 @@ class Session:
         manager.reserve(checkpoint_bytes(self.start, self.prepared.config))
         return manager
 
-    def _open_loggers(self, config: LoggerConfig, provenance: Provenance, step: int) -> Loggers:
+    def _reopen(self, provenance: Provenance, step: int) -> Loggers:
+        """After a rollback to `step`: as a resume from there would open them."""
+        metrics_file.rewind(self.directory / HISTORY, step)
+        (self.directory / REPLAY).unlink(missing_ok=True)
+        config = self.prepared.config.logger
+        return self._open_loggers(config, provenance, step, resumed=True)
+
+    def _open_loggers(
+        self, config: LoggerConfig, provenance: Provenance, step: int, *, resumed: bool
+    ) -> Loggers:
         if not self.team.is_first:
             return Loggers(Nowhere())
-        resumed = self.start.directory is not None or self.start.begins_again
         path = self.directory / HISTORY
         loggers = Loggers(metrics_file.MetricsFile(path))
         if config.tensorboard:

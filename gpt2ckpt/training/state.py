@@ -1,6 +1,7 @@
 """The training state: what a checkpoint holds, captured and brought back."""
 
 import dataclasses
+import math
 import platform
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import OptimizerSet
 from gpt2ckpt.parallel.group import Alone, Team
 from gpt2ckpt.runs.history import RunIdentity
+from gpt2ckpt.training.bad_numbers import Tally
 from gpt2ckpt.training.rng import capture_generators, restore_generators
 
 
@@ -33,6 +35,7 @@ class Counters:
     best_val_loss: float | None = None
     best_step: int | None = None
     evaluated_step: int = 0
+    bad_numbers: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,17 @@ class TrainingState:
         }
 
     def is_finite(self) -> bool:
-        """Whether every weight is a finite number; if sharded, a meeting of all ranks."""
+        """Whether every weight is a finite number, and every moment of the optimizer.
+
+        Of a sharded state the weights alone are looked at, in a meeting of all ranks.
+        """
         if not self.is_sharded:
-            return all(bool(weight.isfinite().all()) for weight in self.model.parameters())
+            moments = self.optimizer.state_dict()["state"].values()
+            values = [*self.model.parameters(), *(v for state in moments for v in state.values())]
+            return all(_is_finite(value) for value in values if isinstance(value, torch.Tensor))
         from gpt2ckpt.parallel.sharded import own_parts
 
-        is_bad = not all(bool(part.isfinite().all()) for part in own_parts(self.model))
+        is_bad = not all(_is_finite(part) for part in own_parts(self.model))
         return self.team.largest([int(is_bad)]) == [0]
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -128,6 +136,7 @@ class TrainingState:
             best_val_loss=saved["best_val_loss"],
             best_step=saved["best_step"],
             evaluated_step=saved["data"]["evaluated_step"],
+            bad_numbers=Tally(**saved["data"].get("bad_numbers", {})),
         )
 
     def _whole(self, tree: dict[str, Any]) -> dict[str, Any]:
@@ -144,6 +153,11 @@ class TrainingState:
         from gpt2ckpt.parallel.sharded import spread
 
         return spread(tensors, self.model)
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """A sum takes one pass and no memory; it can overflow, and then each element is looked at."""
+    return math.isfinite(float(tensor.detach().sum())) or bool(tensor.isfinite().all())
 
 
 def versions() -> dict[str, str]:

@@ -14,16 +14,13 @@ from gpt2ckpt.errors import UserError
 from gpt2ckpt.parallel.group import Alone, Team
 from gpt2ckpt.parallel.replica import LossFunction, at_once
 from gpt2ckpt.parallel.share import Share, share_of
+from gpt2ckpt.training.bad_numbers import check_loss, check_spike
 from gpt2ckpt.training.hardware import Hardware
 from gpt2ckpt.training.rng import capture_generators, restore_generators
 from gpt2ckpt.training.state import TrainingState
 
 
-class NotFinite(UserError):
-    """A loss or gradient norm that is not a finite number; the weights have not seen it."""
-
-
-class HalfApplied(Exception):
+class HalfApplied(UserError):
     """The update failed while it was being made: weights and optimizer no longer fit together."""
 
 
@@ -52,6 +49,8 @@ class Stepper:
     team: Team = field(default_factory=Alone)
     summing: Callable[[bool], AbstractContextManager[None]] = at_once
     reseed: Callable[[int], None] | None = None
+    spike_zscore: float | None = None
+    spike_window: int = 0
 
     @property
     def blocks(self) -> int:
@@ -67,7 +66,7 @@ class Stepper:
         """Train on the blocks from `position` on.
 
         On an exception the state is the one before the step, random generators included, unless it
-        is HalfApplied. Raises NotFinite instead of applying a loss or gradient that is not finite.
+        is HalfApplied. Raises NotFinite or LossSpike instead of applying a bad number.
         """
         generators = capture_generators()
         try:
@@ -86,7 +85,10 @@ class Stepper:
                     state.scaler.step(optimizer)
             state.scaler.update()
         except BaseException as error:
-            raise HalfApplied("the update of the weights was cut off") from error
+            raise HalfApplied(
+                "the update of the weights was cut off, so that this step is not saved and the "
+                f"last checkpoint stands: {type(error).__name__}: {error}"
+            ) from error
         finally:
             state.optimizer.zero_grad()
         return StepResult(loss, norm)
@@ -125,12 +127,10 @@ class Stepper:
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # if sharded
 
     def _check(self, state: TrainingState, loss: float, norm: float) -> None:
-        # With float16 an overflowing gradient is normal: the scaler skips the step and halves.
-        if not math.isfinite(loss) or not (math.isfinite(norm) or state.scaler.is_enabled()):
-            raise NotFinite(
-                f"the loss is {loss} and the gradient norm {norm}: the weights have not seen it; "
-                "go on from the last checkpoint with a lower optimizer.lr (+resume=latest)"
-            )
+        check_loss(loss, norm, norm_may_overflow=state.scaler.is_enabled())
+        if self.spike_zscore is not None:
+            recent = state.counters.bad_numbers.recent
+            check_spike(loss, recent, self.spike_window, self.spike_zscore)
 
     def _move(self, tensor: Tensor) -> Tensor:
         if self.hardware.device.type == "cuda":

@@ -15,8 +15,9 @@ from gpt2ckpt.checkpoint.store import load
 from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.training import session
+from gpt2ckpt.training.bad_numbers import BadWeights, NotFinite
 from gpt2ckpt.training.preparation import finished_notice, prepare
-from gpt2ckpt.training.step import HalfApplied, NotFinite
+from gpt2ckpt.training.step import HalfApplied
 
 KINDS = {
     "adamw": ["optimizer.lr=1e-2", "trainer.max_steps=36"],
@@ -165,12 +166,12 @@ def test_a_half_applied_step_is_never_saved(
 def test_weights_that_are_not_finite_never_become_a_checkpoint(
     token_data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The loss of the step that spoils the weights is still a number; the next one is none."""
+    """The loss of the step that spoils the weights is still a number."""
     words = [*token_data.overrides, "schedule=constant", "schedule.warmup_steps=0"]
     train([*words, "trainer.max_steps=3"], tmp_path / "run")
     before = (tmp_path / "run" / "checkpoints" / "latest.pt").read_bytes()
     more = ["+resume=latest", "optimizer.lr=1e39", "trainer.max_steps=9", "checkpoint.save_every=1"]
-    with caplog.at_level(logging.ERROR), pytest.raises(NotFinite):
+    with caplog.at_level(logging.ERROR), pytest.raises(BadWeights):
         train(more, tmp_path / "run")
     assert "step 4 is not saved: its weights are not finite" in caplog.text
     assert (tmp_path / "run" / "checkpoints" / "latest.pt").read_bytes() == before

@@ -15,10 +15,11 @@ from gpt2ckpt.data.loader import BlockLoader
 from gpt2ckpt.data.tokens import Piece, TokenStream
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
+from gpt2ckpt.training.bad_numbers import NotFinite
 from gpt2ckpt.training.hardware import choose_hardware
 from gpt2ckpt.training.rng import capture_generators, restore_generators, seed_everything
 from gpt2ckpt.training.state import Counters, TrainingState
-from gpt2ckpt.training.step import HalfApplied, NotFinite, Stepper, StepResult
+from gpt2ckpt.training.step import HalfApplied, Stepper, StepResult
 
 SHAPE = ModelConfig(2, 2, 32, 16, 64, dropout=0.1)
 TOKENS = np.random.default_rng(0).integers(0, 64, 40 * 16 + 1).astype(np.uint16)

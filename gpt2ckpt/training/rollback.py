@@ -1,0 +1,64 @@
+"""Carrying out what `bad_numbers` answers: skipping a batch, or going back to a checkpoint."""
+
+import logging
+from collections.abc import Callable
+
+from gpt2ckpt.checkpoint.store import Found
+from gpt2ckpt.config.schema import TrainerConfig
+from gpt2ckpt.training.bad_numbers import Answer, BadNumber, BadWeights, answer
+from gpt2ckpt.training.state import TrainingState
+
+log = logging.getLogger(__name__)
+
+
+def react(
+    bad: BadNumber,
+    state: TrainingState,
+    trainer: TrainerConfig,
+    blocks: int,
+    last_regular: Callable[[], Found | None],
+) -> Found | None:
+    """Move `state` past the `blocks` blocks that `bad` came from, or find where to go back to.
+
+    Returns the checkpoint to go back to, if that is the answer. Raises `bad` if the run must stop:
+    the policy says so, there were too many before, or there is no checkpoint to go back to.
+    """
+    counters, tally = state.counters, state.counters.bad_numbers
+    weights_are_bad = isinstance(bad, BadWeights)
+    what = answer(
+        tally, trainer.on_bad_loss, trainer.max_rollbacks, weights_are_bad=weights_are_bad
+    )
+    found = last_regular() if what is Answer.GO_BACK else None
+    if what is Answer.STOP or (what is Answer.GO_BACK and found is None):
+        if trainer.on_bad_loss == "stop":
+            raise bad
+        limit = f"{tally.rollbacks} rollbacks, trainer.max_rollbacks is {trainer.max_rollbacks}"
+        why = "no regular checkpoint to go back to" if what is Answer.GO_BACK else limit
+        raise type(bad)(f"{bad} ({why})") from bad
+    first = counters.position
+    if not weights_are_bad:
+        counters.position += blocks
+    if found is None:
+        tally.skip(blocks)
+        log.warning(
+            "step %d: blocks %d to %d are skipped, rollback %d of at most %d: %s",
+            *(counters.step + 1, first, counters.position - 1),
+            *(tally.rollbacks, trainer.max_rollbacks, str(bad).partition(":")[0]),
+        )
+    return found
+
+
+def go_back(state: TrainingState, found: Found) -> None:
+    """Bring `found` back into `state`, past all blocks that were trained or skipped since."""
+    position, rollbacks = state.counters.position, state.counters.bad_numbers.rollbacks
+    step = state.counters.step
+    state.restore(found.state)
+    counters = state.counters
+    counters.bad_numbers.rollbacks = rollbacks + 1
+    counters.bad_numbers.skipped_blocks += position - counters.position
+    counters.bad_numbers.in_a_row = 0
+    log.warning(
+        "rollback %d: from step %d back to step %d (%s), past the %d blocks since",
+        *(rollbacks + 1, step, counters.step, found.path.name, position - counters.position),
+    )
+    counters.position = position

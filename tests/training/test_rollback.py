@@ -1,0 +1,241 @@
+"""Runs that meet bad numbers: none reaches the weights, and what follows can be gone on with."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from training_helpers import differing, events, process_switches_restored, start_of, train
+
+from gpt2ckpt.checkpoint.store import load
+from gpt2ckpt.data.loader import BlockLoader
+from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.optim.optimizers import build_optimizer
+from gpt2ckpt.training.bad_numbers import BadNumber, BadWeights, LossSpike, NotFinite
+from gpt2ckpt.training.hardware import choose_hardware, prepare_process
+from gpt2ckpt.training.preparation import Prepared, prepare
+from gpt2ckpt.training.rng import seed_everything
+from gpt2ckpt.training.state import Counters, TrainingState
+from gpt2ckpt.training.step import Stepper
+
+WORDS = ["model.dropout=0.1", "checkpoint.save_every=5", "checkpoint.keep_rolling=99"]
+EPOCH = [*WORDS, "trainer.max_epochs=1", "trainer.on_bad_loss=rollback"]  # 62 blocks in 31 steps
+Change = Callable[[GPT2, torch.Tensor], torch.Tensor]
+
+
+def not_a_number(model: GPT2, loss: torch.Tensor) -> torch.Tensor:
+    return loss * float("nan")
+
+
+def five_times(model: GPT2, loss: torch.Tensor) -> torch.Tensor:
+    return loss * 5
+
+
+def spoils_a_weight(model: GPT2, loss: torch.Tensor) -> torch.Tensor:
+    """A bit flips in memory after the update: nothing shows in this step."""
+
+    def spoil(*_: Any) -> None:
+        handle.remove()
+        with torch.no_grad():
+            model.transformer.h[1].mlp.c_fc.weight[3, 4] = float("inf")
+
+    handle = register_optimizer_step_post_hook(spoil)
+    return loss
+
+
+@contextmanager
+def bad_block(prepared: Prepared, position: int, change: Change) -> Iterator[None]:
+    """Whoever trains on the block at `position` of the order gets a changed loss."""
+    config = prepared.config
+    loader = BlockLoader(prepared.corpus.train, config.model.block_size, config.seed)
+    bad, real = loader.batch(position, 1)[0][0], GPT2.loss
+
+    def loss(self: GPT2, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        value = real(self, inputs, targets)
+        return change(self, value) if (inputs == bad).all(1).any() else value
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GPT2, "loss", loss)
+        yield
+
+
+def final(run: Path) -> dict[str, Any]:
+    state = load(run / "checkpoints" / "latest.pt")
+    kept = ("step", "epoch", "tokens_seen", "train_loss", "data", "model", "optimizer", "rng")
+    return {key: state[key] for key in kept}
+
+
+def trained_by_hand(prepared: Prepared, positions: list[int]) -> GPT2:
+    """The model after steps on the batches at `positions`, made without any loop."""
+    config, hardware = prepared.config, choose_hardware("cpu", "float32", 1)
+    with process_switches_restored():
+        prepare_process(hardware, deterministic=True)
+        seed_everything(config.seed)
+        model = GPT2(config.model)
+        optimizer = build_optimizer(config.optimizer, model, "cpu")
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        state = TrainingState(model, optimizer, scaler, Counters())
+        loader = BlockLoader(prepared.corpus.train, config.model.block_size, config.seed)
+        stepper = Stepper(model.loss, loader, hardware, 2, 1, config.trainer.grad_clip)
+        for step, position in enumerate(positions):
+            optimizer.set_lr_scale(prepared.schedule(step))
+            stepper.step(state, position)
+    return model
+
+
+def goes_on_exactly(run: Path, tmp_path: Path) -> None:
+    """From each regular checkpoint of `run` to the same end."""
+    losses = {event["step"]: event["train_loss"] for event in events(run)}
+    for source in sorted((run / "checkpoints").glob("rolling_step_*.pt"))[:-1:3]:
+        fork = tmp_path / f"from_{source.stem}"
+        train([f"+resume={source}", "+fork=true"], fork)
+        assert differing(final(run), final(fork)) == [], source.name
+        assert all(losses[event["step"]] == event["train_loss"] for event in events(fork))
+
+
+def test_a_bad_batch_is_skipped_and_nothing_else_changes(token_data: Any, tmp_path: Path) -> None:
+    words, run = [*token_data.overrides, *EPOCH], tmp_path / "run"
+    prepared = prepare(start_of(words, tmp_path))
+    with bad_block(prepared, 17, not_a_number):  # in the ninth step: positions 16 and 17
+        train(words, run)
+        goes_on_exactly(run, tmp_path)
+    end = final(run)
+    assert (end["step"], end["data"]["position"]) == (31, 64)
+    assert end["data"]["bad_numbers"] == dataclasses.asdict(
+        prepared_tally(rollbacks=1, skipped_blocks=2)
+    )
+    assert (run / "checkpoints" / "epoch_00000.pt").exists()
+    assert [event["step"] for event in events(run)] == list(range(1, 32))
+    told = [event["step"] for event in events(run, "skipped_blocks")]
+    assert told == list(range(9, 32))
+    by_hand = trained_by_hand(prepared, [p for p in range(0, 64, 2) if p != 16])
+    assert differing(by_hand.state_dict(), end["model"]) == []
+
+
+def prepared_tally(**values: int) -> Any:
+    from gpt2ckpt.training.bad_numbers import Tally
+
+    return Tally(**values)
+
+
+def test_stop_saves_what_was_whole_and_the_sentence_says_how_to_go_on(
+    token_data: Any, tmp_path: Path
+) -> None:
+    words, run = [*token_data.overrides, *WORDS, "trainer.max_steps=14"], tmp_path / "run"
+    prepared = prepare(start_of(words, tmp_path))
+    with bad_block(prepared, 17, not_a_number):
+        with pytest.raises(NotFinite, match=r"\+resume=latest .*trainer.on_bad_loss=rollback"):
+            train(words, run)
+        [emergency] = (run / "checkpoints").glob("emergency_*.pt")
+        assert load(emergency)["step"] == 8
+        with pytest.raises(NotFinite):
+            train(["+resume=latest"], run)  # as it said
+        train(["+resume=latest", "trainer.on_bad_loss=rollback"], run)
+        skipping = tmp_path / "skipping"
+        train([*words, "trainer.on_bad_loss=rollback"], skipping)
+    assert differing(final(skipping), final(run)) == []
+
+
+@pytest.mark.parametrize(
+    ("position", "steps"),
+    [(13, "the losses after it are no numbers"), (18, "the save that is due finds it")],
+    ids=["by losses", "at a save"],
+)
+def test_bad_weights_go_back_to_the_last_regular_checkpoint(
+    token_data: Any, tmp_path: Path, position: int, steps: str
+) -> None:
+    """Step 7 or step 10 spoils a weight; saves are made every 5 steps."""
+    words, run = [*token_data.overrides, *EPOCH, "logger=tensorboard"], tmp_path / "run"
+    prepared = prepare(start_of(words, tmp_path))
+    with bad_block(prepared, position, spoils_a_weight):
+        train(words, run)
+        goes_on_exactly(run, tmp_path)
+    end = final(run)
+    assert all(bool(weight.isfinite().all()) for weight in end["model"].values())
+    assert end["step"] == 31
+    skipped = 20 - 10  # from step 5 on to the batch of step 10, the last that was tried
+    assert end["data"]["bad_numbers"]["skipped_blocks"] == skipped
+    assert end["data"]["bad_numbers"]["rollbacks"] == {13: 3, 18: 1}[position]
+    assert [event["step"] for event in events(run)] == list(range(1, 32))
+    assert tensorboard_steps(run) == list(range(1, 32))
+    by_hand = trained_by_hand(prepared, [*range(0, 10, 2), *range(20, 72, 2)])
+    assert differing(by_hand.state_dict(), end["model"]) == []
+
+
+def tensorboard_steps(run: Path) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    shown.Reload()
+    return [event.step for event in shown.Scalars("train/loss")]
+
+
+def test_a_spike_is_skipped_and_a_resume_skips_it_too(token_data: Any, tmp_path: Path) -> None:
+    """What counts as a spike depends on the losses before it, which the checkpoint carries."""
+    more = ["trainer.spike_zscore=8", "trainer.spike_window=6"]
+    words, run = [*token_data.overrides, *EPOCH, *more], tmp_path / "run"
+    prepared = prepare(start_of(words, tmp_path))
+    with bad_block(prepared, 24, five_times):
+        train(words, run)
+        goes_on_exactly(run, tmp_path)
+        with pytest.raises(LossSpike, match="standard deviations above the last 6"):
+            train([*words, "trainer.on_bad_loss=stop"], tmp_path / "stopped")
+    end = final(run)
+    assert end["data"]["bad_numbers"]["skipped_blocks"] == 2
+    assert len(end["data"]["bad_numbers"]["recent"]) == 6
+    by_hand = trained_by_hand(prepared, [p for p in range(0, 64, 2) if p != 24])
+    assert differing(by_hand.state_dict(), end["model"]) == []
+
+
+def test_a_training_that_diverges_stops_after_the_rollbacks_that_are_allowed(
+    token_data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For real: a learning rate that no training survives."""
+    words = [*token_data.overrides, *WORDS, "schedule=constant", "schedule.warmup_steps=0"]
+    run = tmp_path / "run"
+    train([*words, "trainer.max_steps=5"], run)
+    good = load(run / "checkpoints" / "latest.pt")
+    more = ["+resume=latest", "optimizer.lr=1e39", "trainer.max_steps=40"]
+    more += ["trainer.on_bad_loss=rollback", "trainer.max_rollbacks=4"]
+    with caplog.at_level(logging.WARNING), pytest.raises(BadNumber, match="4 rollbacks"):
+        train(more, run)
+    assert "back to step 5 (rolling_step_000005.pt)" in caplog.text
+    latest = load(run / "checkpoints" / "latest.pt")
+    assert latest["step"] == 5
+    assert differing(good["model"], latest["model"]) == []
+
+
+def test_without_a_regular_checkpoint_there_is_nowhere_to_go_back_to(
+    token_data: Any, tmp_path: Path
+) -> None:
+    words = [*token_data.overrides, *EPOCH, "checkpoint.save_every=1000"]
+    words += ["checkpoint.save_epochs=false"]
+    prepared = prepare(start_of(words, tmp_path))
+    with (
+        bad_block(prepared, 13, spoils_a_weight),
+        pytest.raises(NotFinite, match="no regular checkpoint to go back to"),
+    ):
+        train(words, tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
+
+
+def test_bad_weights_are_not_saved_even_where_the_loss_is_fine(
+    token_data: Any, tmp_path: Path
+) -> None:
+    words = [*token_data.overrides, *WORDS, "trainer.max_steps=14"]
+    prepared = prepare(start_of(words, tmp_path))
+    run = tmp_path / "run"
+    with (
+        bad_block(prepared, 18, spoils_a_weight),
+        pytest.raises(BadWeights, match="the weights after step 10 are not finite"),
+    ):
+        train(words, run)
+    assert load(run / "checkpoints" / "latest.pt")["step"] == 5
+    assert {path.name for path in (run / "checkpoints").glob("*0*.pt")} == {
+        "rolling_step_000005.pt"
+    }
