@@ -1,0 +1,54 @@
+"""What keeps a resume from being exact is said in one line; where nothing does, there is none."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_helpers import train
+
+WARNING = "not bitwise the same as without the stop: "
+
+
+@pytest.fixture
+def stopped(token_data: Any, tmp_path: Path) -> Path:
+    """A run of two steps, on one thread, in float32."""
+    words = [*token_data.overrides, "schedule=constant", "schedule.warmup_steps=0"]
+    train([*words, "trainer.max_steps=2"], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def resume(directory: Path, caplog: pytest.LogCaptureFixture, *more: str) -> list[str]:
+    """What the resumed training says that it cannot promise."""
+    caplog.clear()
+    train(["resume=latest", "trainer.max_steps=3", *more], directory)
+    messages = [record.getMessage() for record in caplog.records]
+    return [m.removeprefix(WARNING) for m in messages if m.startswith(WARNING)]
+
+
+def test_nothing_has_changed(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.set_num_threads(2)  # PyTorch's own choice does not count: the run keeps to its threads
+    assert resume(stopped, caplog) == []
+
+
+def test_another_number_of_threads(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert resume(stopped, caplog, "trainer.threads=2") == ["threads 1 → 2"]
+
+
+def test_another_precision(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said = resume(stopped, caplog, "trainer.precision=bfloat16")
+    assert said == ["precision float32 → bfloat16"]
+
+
+def test_another_pytorch(
+    stopped: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second PyTorch is not installed here: this one gives itself another name."""
+    old = torch.__version__
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    assert resume(stopped, caplog) == [f"torch {old} → 2.99.0"]
+
+
+def test_several_are_one_line(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said = resume(stopped, caplog, "trainer.threads=2", "trainer.precision=bfloat16")
+    assert said == ["precision float32 → bfloat16, threads 1 → 2"]
