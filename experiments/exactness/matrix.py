@@ -16,13 +16,11 @@ MOMENTS = {  # the last step before the stop
     "mid-epoch": 19,
     "epoch end": 12,
     "after an evaluation": 16,
-    "epoch end and evaluation": 24,
 }
 BACKUPS = {  # all three independent or older copies get their turn
     "mid-epoch": Role.ROLLING_BACKUP,
     "epoch end": Role.LATEST_BACKUP,
     "after an evaluation": Role.BEST_BACKUP,
-    "epoch end and evaluation": Role.ROLLING_BACKUP,
 }
 KINDS = {
     "rolling": Role.ROLLING,
@@ -76,8 +74,8 @@ VARIANTS = [
         "Muon, bfloat16, dropout, accumulation",
         [*MUON, *DROPOUT, *ACCUMULATION, "trainer.precision=bfloat16"],
     ),
-    Variant("compile, dropout", ["trainer.compile=true", *DROPOUT]),
     Variant("2 ranks, dropout, accumulation", [*DROPOUT, *ACCUMULATION], ranks=2),
+    Variant("compile, dropout", ["trainer.compile=true", *DROPOUT]),
 ]
 
 
@@ -103,3 +101,12 @@ class Case:
 
 def cases(variants: list[Variant]) -> list[Case]:
     return [Case(v, moment, kind) for v in variants for moment in MOMENTS for kind in KINDS]
+
+
+def groups(variants: list[Variant]) -> list[list[Variant]]:
+    """What is tried together, and written down before the next group begins."""
+    keys = [(variant.ranks, "trainer.compile=true" in variant.more) for variant in variants]
+    return [
+        [v for v, key in zip(variants, keys, strict=True) if key == wanted]
+        for wanted in dict.fromkeys(keys)
+    ]

@@ -1,4 +1,5 @@
-"""Run the whole study: python -m experiments.exactness.run [--only WORD]. Writes results/.
+"""Run the whole study: python -m experiments.exactness.run [--only WORD]. Writes results/, a
+group of variants after the other.
 
 Each training is a process of its own. On one rank it is forked from a server that has imported the
 modules and done nothing, which saves the seconds of the import. The runs that are not resumed are
@@ -29,6 +30,7 @@ from experiments.exactness.matrix import (
     Case,
     Variant,
     cases,
+    groups,
 )
 from experiments.exactness.outcome import compare, copy_run
 from experiments.exactness.table import as_markdown
@@ -40,24 +42,37 @@ PRELOADED = ["experiments.exactness.jobs"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="variants whose name has this word; results/ is left alone")
+    parser.add_argument("--only", default="", help="variants whose name has this word")
     parser.add_argument("--disk", type=Path, help="a folder on the disk to use (default: $TMPDIR)")
     parser.add_argument("--at-once", type=int, default=2, help="trainings at the same time")
     arguments = parser.parse_args()
-    variants = [v for v in VARIANTS if arguments.only is None or arguments.only in v.name]
-    begun = time.time()
-    results: dict[str, Any] = {"machine": machine()}
-    with tempfile.TemporaryDirectory(dir=arguments.disk) as folder:
-        results["cases"] = study(Path(folder), variants, arguments.at_once)
-    results["seconds"] = round(time.time() - begun)
-    text = as_markdown(results)
-    print(text)
-    if arguments.only is None:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        (RESULTS / "table.md").write_text(text)
-    bad = sum(not row["same"] for row in results["cases"])
-    sys.exit(1 if bad else 0)
+    variants = [variant for variant in VARIANTS if arguments.only in variant.name]
+    facts, rows = machine(), []
+    for group in groups(variants):
+        begun = time.time()
+        with tempfile.TemporaryDirectory(dir=arguments.disk) as folder:
+            found = study(Path(folder), group, arguments.at_once)
+        print(f"{len(found)} compared in {time.time() - begun:.0f} s", file=sys.stderr)
+        keep(found, facts)
+        rows += found
+    print((RESULTS / "table.md").read_text())
+    sys.exit(0 if all(row["same"] for row in rows) else 1)
+
+
+def keep(found: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Write the rows in the place of older ones of their variants."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / "results.json"
+    old = json.loads(path.read_text())["cases"] if path.exists() else []
+    new = {row["variant"] for row in found}
+    rows = [row for row in old if row["variant"] not in new] + found
+    order = [variant.name for variant in VARIANTS]
+    rows = sorted(
+        (r for r in rows if r["variant"] in order), key=lambda r: order.index(r["variant"])
+    )
+    results = {"machine": facts, "cases": rows}
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    (RESULTS / "table.md").write_text(as_markdown(results))
 
 
 def study(folder: Path, variants: list[Variant], at_once: int) -> list[dict[str, Any]]:
@@ -65,6 +80,7 @@ def study(folder: Path, variants: list[Variant], at_once: int) -> list[dict[str,
     write_tokens(folder)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    before = Path.cwd()
     os.chdir(folder)
     first = [job for v in variants for job in (unbroken(folder, v), source(folder, v))]
     rows = []
@@ -83,6 +99,7 @@ def study(folder: Path, variants: list[Variant], at_once: int) -> list[dict[str,
             rows.append(row)
             print("." if row["same"] else "X", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
+    os.chdir(before)
     return rows
 
 

@@ -17,7 +17,7 @@ def as_markdown(results: dict[str, Any]) -> str:
     parts = [
         "# Results\n",
         f"{facts['cpu']}, {facts['cores']} cores; Linux {facts['kernel']}, PyTorch "
-        f"{facts['torch']}, Python {facts['python']}; {results['seconds']:,} s in all.\n\n"
+        f"{facts['torch']}, Python {facts['python']}.\n\n"
         "`python -m experiments.exactness.run`\n",
         f"**{same} of {len(resumed)} resumed runs ended bitwise as the run that was never "
         f"stopped.** {_sources(rows)}\n",
