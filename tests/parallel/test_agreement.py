@@ -54,7 +54,7 @@ def outcome_of(token_data: Any, pair: tuple[Group, Group], change: dict[str, Any
             refusals.append(error)
             other.end(error.exit_code, str(error))
 
-    thread = threading.Thread(target=follow_along)
+    thread = threading.Thread(target=follow_along, daemon=True)
     thread.start()
     with pytest.raises(SystemExit) as end:
         plan_of(token_data, first, change)
