@@ -78,7 +78,7 @@ def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
         checkpoints=len(files),
         disk_bytes=disk_bytes(files),
         free_bytes=measure_free(directory),
-        resume_command=resume_command(directory) if files and stopped else None,
+        resume_command=resume_command(directory, loop.team.size) if files and stopped else None,
         sample_command=f"python -m gpt2ckpt.sample {as_typed('ckpt', str(directory))}"
         if files
         else None,
@@ -87,9 +87,11 @@ def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
         log.info("%s", line)
 
 
-def resume_command(directory: Path) -> str:
-    """What to type to go on with the run in `directory`."""
-    return f"python -m gpt2ckpt.train +resume=latest {as_typed('hydra.run.dir', str(directory))}"
+def resume_command(directory: Path, ranks: int = 1) -> str:
+    """What to type to go on with the run in `directory` on as many ranks."""
+    start = f"torchrun --standalone --nproc_per_node={ranks}" if ranks > 1 else "python"
+    given = as_typed("hydra.run.dir", str(directory))
+    return f"{start} -m gpt2ckpt.train +resume=latest {given}"
 
 
 def _files(corpus: Corpus, split: TokenStream) -> tuple[report.DataFile, ...]:

@@ -271,9 +271,10 @@ class Session:
 
     def _say_what_was_not_saved(self, step: int, stopped: signal.Signals | None) -> None:
         """The last save failed: to go on means to go back. A finished run is not finished then."""
+        command = announce.resume_command(self.directory, self.team.size)
         sentence = (
             f"the last save, at step {step}, failed, and an older one is the newest: free space "
-            f"or mend {self.directory}, then {announce.resume_command(self.directory)}"
+            f"or mend {self.directory}, then {command}"
         )
         if not stopped:
             raise InputError(sentence)
