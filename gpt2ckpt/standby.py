@@ -62,7 +62,7 @@ def stand_by() -> StandBy:
     handler = StandBy()
     with contextlib.suppress(ValueError):
         install(handler, handler.before)
-        atexit.register(_let_the_exit_code_stand)
+        atexit.register(let_the_exit_code_stand)
     return handler
 
 
@@ -98,7 +98,7 @@ def end_now(code: int, sentence: str = "") -> None:
     os._exit(code)
 
 
-def _let_the_exit_code_stand() -> None:
-    """The interpreter's last steps, in which it would no longer call a handler."""
+def let_the_exit_code_stand() -> None:
+    """A process that is ending ends with the code that it has, whatever it is sent meanwhile."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

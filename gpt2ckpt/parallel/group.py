@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpt2ckpt.errors import UserError
 from gpt2ckpt.parallel.ranks import Ranks, read_ranks
+from gpt2ckpt.standby import let_the_exit_code_stand
 
 if TYPE_CHECKING:
     import torch
@@ -280,6 +281,8 @@ def joined_ranks() -> Iterator[Team]:
         _end_with(group, error)
     else:
         group.end(0)
+    finally:
+        let_the_exit_code_stand()  # torchrun signals all ranks as soon as one has ended
 
 
 def _end_with(group: Group, error: Exception) -> None:
