@@ -65,7 +65,8 @@ class CheckpointManager:
         self._retention = retention
         in_folder = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
         self._pinned = frozenset({resumed_from.name} if resumed_from and in_folder else ())
-        self._resumed_from = resumed_from
+        self._resumed_from = self.newest = resumed_from  # newest: the last that is durable
+        self._seconds_a_copy: float | None = None
         self._staging = Staging() if in_background else None
         self._begun = time.monotonic()
         self._writing: Event | None = None
@@ -112,6 +113,16 @@ class CheckpointManager:
         waited = time.perf_counter() - start
         self._writer.start(lambda: self._write(snapshot, event, start, waited))
         return None
+
+    def seconds_to_save(self) -> float | None:
+        """How long an emergency save may take at the pace of the last save; None before any.
+
+        One that is being written is waited for: it is taken to have just begun.
+        """
+        if self._seconds_a_copy is None:
+            return None
+        waiting = copies(self._writing) if self._writing and self._writer.is_busy else 0
+        return (1 + waiting) * self._seconds_a_copy
 
     def last_regular(self) -> Found | None:
         """The newest valid regular save, the one that is being written included; else the state
@@ -175,6 +186,7 @@ class CheckpointManager:
         self.failed_step = None
         seconds = time.perf_counter() - start
         saved = Saved(path, encoded.size, seconds, seconds if waited is None else waited)
+        self.newest, self._seconds_a_copy = path, seconds / copies(event)
         self.saves += 1
         log.info(
             "saved %s (step %d, %.1f MB in %.2f s, training waited %.2f s)",

@@ -54,6 +54,12 @@ class Writer:
         self._last_beat = time.monotonic()
 
     @property
+    def is_busy(self) -> bool:
+        """Whether a task is running."""
+        running = self._running
+        return running is not None and not running.done()
+
+    @property
     def silence(self) -> float:
         """Seconds since the running task last gave a sign of life."""
         return time.monotonic() - self._last_beat

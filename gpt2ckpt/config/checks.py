@@ -96,6 +96,7 @@ def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
         at_least(f"checkpoint.{key}", getattr(checkpoint, key), 1)
     at_least("checkpoint.scrub_every", checkpoint.scrub_every, 0)
     at_least("checkpoint.scrub_mb_per_s", checkpoint.scrub_mb_per_s, 0.1)
+    at_least("checkpoint.grace_seconds", checkpoint.grace_seconds, 0)
     at_least("checkpoint.hang_seconds", checkpoint.hang_seconds, 1)
 
 

@@ -146,7 +146,8 @@ class CheckpointConfig:
     """What is saved when, and how many files of each pool are kept.
 
     Every `scrub_every` saves (0: never) all files are checked, at `scrub_mb_per_s` at most; a disk
-    that takes nothing for `hang_seconds` is not waited for.
+    that takes nothing for `hang_seconds` is not waited for. After a signal the process ends within
+    `grace_seconds`; null is no limit.
     """
 
     enabled: bool = True
@@ -159,6 +160,7 @@ class CheckpointConfig:
     scrub_every: int = 10
     scrub_mb_per_s: float = 50.0
     hang_seconds: float = 300.0
+    grace_seconds: float | None = None
 
 
 @dataclass

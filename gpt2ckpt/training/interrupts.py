@@ -37,6 +37,11 @@ class Interrupts:
         """Whether this process was sent a signal that asks for a stop."""
         return self._asked is not None
 
+    @property
+    def asked_at(self) -> float | None:
+        """When this process was asked to stop, by time.monotonic()."""
+        return self._asked[1] if self._asked else None
+
     def agree(self) -> signal.Signals | None:
         """The signal that asked for a stop. A meeting of all ranks: call it on each alike."""
         if self._largest is not None:

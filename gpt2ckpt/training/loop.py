@@ -17,6 +17,7 @@ from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.optim.schedule import Schedule
 from gpt2ckpt.parallel.group import Alone, Team
 from gpt2ckpt.training.bad_numbers import BadNumber, BadWeights
+from gpt2ckpt.training.deadline import Abandoned, Deadline, Watchdog, fits
 from gpt2ckpt.training.evaluation import Evaluation
 from gpt2ckpt.training.interrupts import Interrupts
 from gpt2ckpt.training.meter import Meter
@@ -56,7 +57,8 @@ class Loop:
     evaluate: Callable[[Callable[[], bool]], Evaluation | None]
     sample: Callable[[Callable[[], bool]], str | None]
     reopen: Callable[[int], Loggers]
-    interrupts: Interrupts = field(default_factory=Interrupts)
+    deadline: Deadline
+    interrupts: Interrupts
     team: Team = field(default_factory=Alone)
     _epoch_seen: int = 0
 
@@ -65,13 +67,13 @@ class Loop:
 
         On an exception the last whole state is saved as an emergency checkpoint, and it is raised.
         """
-        with self.interrupts:
+        with self.interrupts, Watchdog(self.checkpoint.grace_seconds, self._last_words):
             try:
                 self._train()
                 if self.interrupts.stop:
                     name, step = self.interrupts.stop.name, self.state.counters.step
                     log.info("%s: stopped after step %d", name, step)
-                    self._save_emergency(name)
+                    self._save_in_time(name)
                 elif self._shared(self.manager is not None and not self.manager.wait()):
                     self._save_emergency("the last save failed")  # space is kept for this one
             except HalfApplied:
@@ -110,6 +112,9 @@ class Loop:
                 self._between_steps()
             except BadNumber as bad:
                 self._go_on_without(bad)
+            except Abandoned:
+                log.warning("the step is given up: it would not end in time")
+                return
 
     def _go_on_without(self, bad: BadNumber) -> None:
         """Skip the batch or go back, as the policy says; else raise `bad`."""
@@ -132,7 +137,9 @@ class Loop:
         counters = self.state.counters
         self.state.optimizer.set_lr_scale(self.schedule(counters.step))
         position = 0 if self.trainer.overfit else counters.position
+        begun = time.monotonic()
         result = self.stepper.step(self.state, position)
+        self.deadline.step_seconds = time.monotonic() - begun
         counters.step += 1
         counters.position += self.stepper.blocks
         counters.tokens_seen += self.tokens_per_step
@@ -233,6 +240,19 @@ class Loop:
         if text and not self.interrupts.is_asked_to_stop:  # half a text is none
             self.loggers.text(self.state.counters.step, text)
             log.info("sample: %s", text)
+
+    def _save_in_time(self, name: str) -> None:
+        """An emergency save, unless it could not end before the deadline."""
+        seconds = self.manager.seconds_to_save() if self.manager is not None else None
+        if fits(seconds, self.deadline.left()):
+            self._save_emergency(name)
+        else:
+            words = "an emergency save would take about %.0f s and does not fit: %s"
+            log.warning(words, seconds, self._last_words())
+
+    def _last_words(self) -> str:
+        newest = self.manager.newest if self.manager is not None else None
+        return f"The newest checkpoint is {newest}" if newest else "There is no checkpoint yet"
 
     def _save_whatever_it_takes(self, reason: str) -> None:
         """An emergency save whose own failure does not hide the error that it is made for."""

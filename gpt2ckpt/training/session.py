@@ -29,6 +29,7 @@ from gpt2ckpt.runs.claim import CHECKPOINTS, HISTORY
 from gpt2ckpt.runs.history import REPLAY, identity_in, origin_in
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training import announce
+from gpt2ckpt.training.deadline import Deadline, step_fits
 from gpt2ckpt.training.evaluation import Evaluation, evaluate
 from gpt2ckpt.training.hardware import Hardware, differences, prepare_process
 from gpt2ckpt.training.interrupts import Interrupts
@@ -132,11 +133,23 @@ class Session:
         block_size, trainer = config.model.block_size, config.trainer
         loader = BlockLoader(prepared.corpus.train, block_size, config.seed)
         replica = self._replicate(state.model)
+        manager, is_alone = self._open_manager(), isinstance(self.team, Alone)
+        interrupts = Interrupts(None if is_alone else self.team.largest)
+        deadline = Deadline(config.checkpoint.grace_seconds, lambda: interrupts.asked_at)
+
+        def gives_up(share_left: float) -> bool:
+            save = manager.seconds_to_save() if manager is not None else None
+            # Ranks give nothing up: they would have to agree within a step.
+            return is_alone and not step_fits(
+                share_left, deadline.step_seconds, save, deadline.left()
+            )
+
         stepper = Stepper(
             *(replica.loss, loader, self.hardware),
             *(trainer.batch_size, trainer.grad_accum, trainer.grad_clip),
             *(self.team, replica.summing, self._reseeding()),
             *(trainer.spike_zscore, trainer.spike_window),
+            gives_up,
         )
         if isinstance(self.team, Group) and not self._is_sharded:
             stepper.rehearse(state)
@@ -150,7 +163,7 @@ class Session:
             tokens_per_step=tokens_per_step,
             trainer=trainer,
             checkpoint=config.checkpoint,
-            manager=self._open_manager(),
+            manager=manager,
             loggers=loggers,
             provenance=provenance,
             replay=replay,
@@ -159,7 +172,8 @@ class Session:
             evaluate=partial(self._evaluate, state.model),
             sample=partial(self._sample, state.model),
             reopen=partial(self._reopen, provenance),
-            interrupts=Interrupts(None if isinstance(self.team, Alone) else self.team.largest),
+            deadline=deadline,
+            interrupts=interrupts,
             team=self.team,
         )
 

@@ -15,6 +15,7 @@ from gpt2ckpt.parallel.group import Alone, Team
 from gpt2ckpt.parallel.replica import LossFunction, at_once
 from gpt2ckpt.parallel.share import Share, share_of
 from gpt2ckpt.training.bad_numbers import check_loss, check_spike
+from gpt2ckpt.training.deadline import Abandoned
 from gpt2ckpt.training.hardware import Hardware
 from gpt2ckpt.training.rng import capture_generators, restore_generators
 from gpt2ckpt.training.state import TrainingState
@@ -38,6 +39,7 @@ class Stepper:
 
     The ranks of `team` share them. `summing(last)` is entered around each forward pass, see
     `gpt2ckpt.parallel.replica`; `reseed` is called before each step with the steps done so far.
+    `gives_up` is asked before each part, with the share of the step that is left: Abandoned.
     """
 
     loss: LossFunction
@@ -51,6 +53,7 @@ class Stepper:
     reseed: Callable[[int], None] | None = None
     spike_zscore: float | None = None
     spike_window: int = 0
+    gives_up: Callable[[float], bool] = lambda share_left: False
 
     @property
     def blocks(self) -> int:
@@ -110,7 +113,9 @@ class Stepper:
 
     def _accumulate(self, state: TrainingState, position: int) -> float:
         losses = []
-        for part in self.share:
+        for number, part in enumerate(self.share):
+            if self.gives_up(1 - number / len(self.share)):
+                raise Abandoned
             inputs, targets = self.loader.batch(position + part.offset, part.count)
             is_last = part is self.share[-1]
             with self.summing(is_last), self.hardware.autocast():

@@ -1,0 +1,109 @@
+"""What fits into the time that is left, and the end of a process that takes longer."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_helpers import train
+
+from gpt2ckpt.checkpoint.store import load
+from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.training.deadline import Deadline, fits, step_fits
+
+
+def test_without_a_limit_or_a_measure_all_is_tried() -> None:
+    assert fits(1e9, None) and fits(None, 0.1) and step_fits(1.0, 1e9, None, None)
+
+
+def test_a_save_has_to_end_in_time_with_some_margin() -> None:
+    assert fits(10.0, 12.0)
+    assert not fits(10.0, 11.9)
+
+
+@pytest.mark.parametrize(
+    ("share", "step", "save", "left", "expected"),
+    [(0.5, 10, 2.0, 7.5, True), (0.5, 10, 2.0, 7.3, False), (0.1, 10, None, 1.1, True)],
+)
+def test_the_rest_of_a_step_counts_as_well(
+    share: float, step: float, save: float | None, left: float, expected: bool
+) -> None:
+    assert step_fits(share, step, save, left) is expected
+
+
+def test_what_is_left_counts_from_the_signal() -> None:
+    assert Deadline(None, time.monotonic).left() is None
+    assert Deadline(30.0, lambda: None).left() is None
+    left = Deadline(30.0, lambda: time.monotonic() - 20).left()
+    assert left is not None and 0 < left <= 10
+
+
+STUCK = """
+import ctypes, os, signal
+from gpt2ckpt.training.deadline import Watchdog
+from gpt2ckpt.training.interrupts import Interrupts
+with Interrupts() as interrupts, Watchdog(0.2, lambda: "The newest checkpoint is latest.pt"):
+    os.kill(os.getpid(), signal.SIGUSR1)  # no stop
+    os.kill(os.getpid(), signal.SIGTERM)
+    while True:  # and never back in the interpreter
+        ctypes.CDLL(None).sleep(600)
+"""
+IN_TIME = STUCK.replace("while True:", "if False:") + 'print("in time", interrupts.stop.name)'
+
+
+def test_a_process_that_does_not_come_to_an_end_is_ended() -> None:
+    command = [sys.executable, "-c", STUCK]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 143
+    assert done.stderr == "SIGTERM: the 0.2 s are over. The newest checkpoint is latest.pt\n"
+
+
+def test_one_that_does_is_left_alone() -> None:
+    command = [sys.executable, "-c", IN_TIME]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "in time SIGTERM\n", "")
+
+
+def stop_in_the_fifth_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM in the first of the two micro-batches of step 5."""
+    import os
+    import signal
+
+    real, calls = GPT2.loss, []
+
+    def loss(self: GPT2, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(GPT2, "loss", loss)
+
+
+@pytest.mark.parametrize(("seconds", "files"), [(0.0, 1), (1e6, 0)])
+def test_a_step_that_would_take_too_long_is_given_up(
+    token_data: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    files: int,
+) -> None:
+    """The state before it is saved, if that fits: a save is said to take `seconds`."""
+    from gpt2ckpt.checkpoint.manager import CheckpointManager
+    from gpt2ckpt.training import deadline
+
+    words = [*token_data.overrides, "trainer.max_steps=12", "trainer.grad_accum=2"]
+    words += ["checkpoint.grace_seconds=3000", "checkpoint.save_every=3"]
+    monkeypatch.setattr(CheckpointManager, "seconds_to_save", lambda self: seconds)
+    left = iter([1e-9, 3000.0])  # in the step, and when it is given up
+    monkeypatch.setattr(
+        deadline.Deadline, "left", lambda self: next(left) if self.asked_at() else None
+    )
+    stop_in_the_fifth_step(monkeypatch)
+    train(words, tmp_path / "run")
+    emergencies = list((tmp_path / "run" / "checkpoints").glob("emergency_*.pt"))
+    assert len(emergencies) == files
+    assert [load(path)["step"] for path in emergencies] == [4] * files
+    assert load(tmp_path / "run" / "checkpoints" / "latest.pt")["step"] == (4 if files else 3)
