@@ -21,6 +21,10 @@ class InputError(UserError):
     """A file, directory or data set that is missing or cannot be used."""
 
 
+class LockedError(InputError):
+    """A run directory in which another process trains."""
+
+
 class CheckpointError(InputError):
     """A checkpoint that is missing, incomplete, damaged or of another shape."""
 

@@ -10,32 +10,30 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from gpt2ckpt.application import CommandLine, parse_command_line, run_hydra
-from gpt2ckpt.config.compose import Composed, compose_config, quoted, sweep_jobs
-from gpt2ckpt.config.registry import build_typed
-from gpt2ckpt.config.replay import freeze, task_overrides
+from gpt2ckpt.config.compose import Composed, compose_config, quoted
+from gpt2ckpt.config.replay import task_overrides
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.exits import reported_errors
-from gpt2ckpt.parallel.group import Alone, Group, Team, joined_ranks, left_at_once
+from gpt2ckpt.parallel.group import Group, Team, joined_ranks, left_at_once
 from gpt2ckpt.parallel.ranks import read_ranks
-from gpt2ckpt.runs.claim import Claim, claim_sweep, protection_notice
 from gpt2ckpt.runs.start import (
     Start,
     find_start,
+    foretold,
     hydra_record,
     take_directory,
     words_after_restart,
 )
-from gpt2ckpt.training.preparation import Prepared, check_settings, finished_notice, prepare
+from gpt2ckpt.sweeps.launch import run_sweep
+from gpt2ckpt.training.preparation import finished_notice, prepare
 from gpt2ckpt.training.room import check_room
 
 if TYPE_CHECKING:
-    from gpt2ckpt.training.hardware import Hardware
     from gpt2ckpt.training.session import Outcome
 
 log = logging.getLogger(__name__)
@@ -55,7 +53,7 @@ def main() -> None:
         elif line.multirun:
             if isinstance(team, Group):
                 raise ConfigError("a sweep trains on one rank: start it without torchrun")
-            _sweep(line)
+            sys.exit(run_sweep(line))
         else:
             sys.exit(_single(_line_of_attempt(line, team), team))
 
@@ -85,7 +83,11 @@ def _single(line: CommandLine, team: Team) -> int:
     if notice := finished_notice(start, prepared):
         print(notice)
         return 0
+    if composed.values["dry_run"]:
+        print("\n".join(foretold(start, wanted, is_given=is_given)))
+        return 0
     from gpt2ckpt.training.agreement import agree, hardware_of  # imports torch
+    from gpt2ckpt.training.session import train_claimed
 
     hardware = hardware_of(start, prepared, team)
     check_room(start, prepared.config, start.directory or wanted)
@@ -98,7 +100,7 @@ def _single(line: CommandLine, team: Team) -> int:
 
     def task(_: DictConfig) -> None:
         try:
-            outcomes.append(_train(start, prepared, hardware, claim, team))
+            outcomes.append(train_claimed(claim, start, prepared, hardware, team))
         except Exception as error:
             outcomes.append(error)  # Hydra would print about it, too
 
@@ -108,56 +110,6 @@ def _single(line: CommandLine, team: Team) -> int:
         raise outcomes[0]
     stopped = outcomes[0].stopped
     return exit_code(stopped) if stopped else 0
-
-
-def _sweep(line: CommandLine) -> None:
-    """Train every job of a sweep; all of their configs are checked before the first begins."""
-    composed = None
-    for overrides in sweep_jobs(line.overrides):
-        composed = _compose(line, overrides)
-        check_settings(build_typed("train", freeze(composed.values)))
-    if composed is None:
-        raise ConfigError("this sweep has no jobs: give a key several values, as in seed=1,2")
-    wanted, resumed = Path(composed.hydra.sweep.dir), composed.values["resume"] is not None
-    is_given = any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in line.overrides)
-    directory = wanted if is_given and resumed else claim_sweep(wanted, is_given=is_given)
-    if is_given and directory != wanted:
-        print(protection_notice(wanted, directory, "hydra.sweep.dir"))
-    records = [hydra_record(job) for job in (directory.iterdir() if directory.is_dir() else ())]
-    more = [f"hydra.sweep.dir={quoted(str(directory))}"]
-    run_hydra(
-        *(line, lambda config: _job(line, config)),
-        [*more, f"hydra.output_subdir={max(records, key=_age, default='.hydra')}"],
-    )
-
-
-def _age(record: str) -> tuple[int, str]:
-    return len(record), record  # resume_10 comes after resume_9
-
-
-def _job(line: CommandLine, config: DictConfig) -> float | None:
-    """One job of a sweep, in the directory that Hydra made for it; its best validation loss."""
-    hydra = HydraConfig.get()
-    directory = Path(hydra.runtime.output_dir)
-    values: Any = OmegaConf.to_container(config, resolve=True)
-    overrides = list(hydra.overrides.task)
-    start = find_start(
-        *(values, overrides, directory, directory.parent),
-        lambda more: _compose(line, more).values,
-    )
-    prepared = prepare(start)
-    if notice := finished_notice(start, prepared):
-        log.info("%s", notice)
-        return start.state["best_val_loss"] if start.state else None
-    from gpt2ckpt.training.agreement import hardware_of  # imports torch
-
-    hardware = hardware_of(start, prepared, Alone())
-    check_room(start, prepared.config, directory)
-    claim = take_directory(start, directory, is_given=True)
-    outcome = _train(start, prepared, hardware, claim, Alone())
-    if outcome.stopped:
-        sys.exit(exit_code(outcome.stopped))  # ends the sweep; an exception only ends this job
-    return outcome.best_val_loss
 
 
 def _compose(line: CommandLine, overrides: list[str]) -> Composed:
@@ -195,20 +147,6 @@ def _with_recorded_overrides(line: CommandLine, start: Start) -> CommandLine:
 
 def _launch_words(line: CommandLine) -> list[str]:
     return [word for word in line.overrides if not task_overrides([word])]
-
-
-def _train(
-    start: Start, prepared: Prepared, hardware: "Hardware", claim: Claim, team: Team
-) -> "Outcome":
-    """Train in the claimed directory."""
-    from gpt2ckpt.training.session import Session
-
-    with claim.lock:
-        for line in [claim.notice, *start.notices()]:
-            if line:
-                log.info("%s", line)
-        team.announce(str(claim.directory))
-        return Session(claim.directory, start, prepared, hardware, team).run()
 
 
 if __name__ == "__main__":

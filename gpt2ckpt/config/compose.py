@@ -21,6 +21,11 @@ import gpt2ckpt
 from gpt2ckpt.config.registry import ROOTS, no_such_key, register_schemas, without_interpolation
 from gpt2ckpt.errors import ConfigError
 
+PLUGINS = {  # how the configs of Hydra's plugins begin, and what brings them
+    "hydra/launcher/joblib": "hydra-joblib-launcher",
+    "hydra/sweeper/sampler": "hydra-optuna-sweeper 'sqlalchemy<2' 'alembic<1.17'",
+}
+
 
 @dataclass(frozen=True)
 class Composed:
@@ -137,6 +142,9 @@ def _explain_syntax(text: str) -> str:
 def _explain_missing(error: MissingConfigException) -> str:
     missing = error.missing_cfg_file or "the config"
     options = [str(option) for option in error.options or []]
+    for start, packages in PLUGINS.items():
+        if missing.startswith(start):
+            return f"{missing} comes with packages that are not installed: pip install {packages}"
     group, _, choice = missing.rpartition("/")
     if not options:
         return f"there is no config {missing}"

@@ -18,7 +18,7 @@ from gpt2ckpt.config.registry import KINDS
 from gpt2ckpt.errors import ConfigError
 
 Values = dict[str, Any]
-NOT_FROZEN = ("resume", "fork")
+NOT_FROZEN = ("resume", "fork", "dry_run")
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "gelu")
 WATCHING = (  # keys, or how keys begin, that no weight depends on
     *("name", "logger.", "checkpoint."),

@@ -189,6 +189,7 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     resume: str | None = None
     fork: bool | None = None
+    dry_run: bool | None = None
 
 
 @dataclass

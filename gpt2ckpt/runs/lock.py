@@ -18,7 +18,7 @@ from types import TracebackType
 
 from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.space import FULL
-from gpt2ckpt.errors import InputError
+from gpt2ckpt.errors import InputError, LockedError
 from gpt2ckpt.runs.owner import Verdict, decode, encode, judge, this_process
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class RunLock:
                 if _changes(self._path, found, watch):
                     verdict = Verdict.ALIVE
             if verdict is Verdict.ALIVE:
-                raise InputError(_refusal(self._path.parent))
+                raise LockedError(_refusal(self._path.parent))
             self._remove(found)
 
     def _create(self) -> None:
@@ -174,7 +174,7 @@ def is_locked(directory: Path) -> bool:
 def refuse_if_locked(directory: Path) -> None:
     """Raise InputError naming the process that trains in `directory`, if one surely does."""
     if _ask(directory) is Verdict.ALIVE:
-        raise InputError(_refusal(directory))
+        raise LockedError(_refusal(directory))
 
 
 def refuse_links(directory: Path) -> None:
@@ -221,7 +221,7 @@ def _flock(descriptor: int, directory: Path) -> bool:
             return False
         else:
             return True
-    raise InputError(_refusal(directory))
+    raise LockedError(_refusal(directory))
 
 
 def _changes(path: Path, content: bytes, seconds: float) -> bool:

@@ -15,7 +15,7 @@ from gpt2ckpt.config.compose import spelled
 from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, task_overrides
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.runs import history, resume
-from gpt2ckpt.runs.claim import CHECKPOINTS, Claim, claim, claim_again
+from gpt2ckpt.runs.claim import CHECKPOINTS, Claim, claim, claim_again, holds_run
 from gpt2ckpt.runs.history import Point, RunIdentity
 from gpt2ckpt.runs.lock import RunLock, refuse_if_locked
 
@@ -163,6 +163,16 @@ def words_after_restart(words: list[str], directory: Path) -> list[str]:
     kept = [word for word in words if not word.lstrip("+").startswith(dropped)]
     given = f"hydra.run.dir={spelled(str(directory))}"
     return [*kept, *(["resume=auto"] if has_state else []), given]
+
+
+def foretold(start: Start, wanted: Path, *, is_given: bool) -> list[str]:
+    """What training would do with `start`, for those who ask before (dry_run)."""
+    if start.directory is not None:
+        return ["dry run: nothing is written. It would go on:", *start.notices()]
+    where = str(wanted)
+    if is_given and not start.begins_again and holds_run(wanted):
+        where = f"{wanted}_run_… ({wanted} holds a run already)"
+    return [f"dry run: nothing is written. It would start anew in {where}", *start.notices()]
 
 
 def hydra_record(directory: Path) -> str:

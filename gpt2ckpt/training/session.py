@@ -25,7 +25,7 @@ from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
 from gpt2ckpt.parallel.group import Alone, Group, Team
 from gpt2ckpt.parallel.replica import Replica, at_once, data_parallel
-from gpt2ckpt.runs.claim import CHECKPOINTS, HISTORY
+from gpt2ckpt.runs.claim import CHECKPOINTS, HISTORY, Claim
 from gpt2ckpt.runs.history import REPLAY, identity_in, origin_in
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training import announce
@@ -293,3 +293,15 @@ class Session:
         if not stopped:
             raise InputError(sentence)
         log.warning("%s", sentence)
+
+
+def train_claimed(
+    claim: Claim, start: Start, prepared: Prepared, hardware: Hardware, team: Team
+) -> Outcome:
+    """Train in the claimed directory, and release it."""
+    with claim.lock:
+        for line in [claim.notice, *start.notices()]:
+            if line:
+                log.info("%s", line)
+        team.announce(str(claim.directory))
+        return Session(claim.directory, start, prepared, hardware, team).run()

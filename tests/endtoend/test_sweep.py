@@ -1,53 +1,117 @@
-"""A multirun trains a full run for every job."""
+"""A multirun trains a full run for every job, and goes on where it was when given again."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from commands import Done, latest, run, steps_done, succeed
+from commands import Done, latest, run, steps_done, tree
+
+from gpt2ckpt.runs.lock import RunLock
+from gpt2ckpt.train import main
+
+RUN_FILES = {".hydra", "checkpoints", "metrics.jsonl", "train.log", ".history.json"}
+SWEEP_FILES = {"multirun.yaml", "jobs.jsonl", "table.txt"}
+
+
+def words(token_data: Any, *more: str) -> list[str]:
+    length = ("trainer.max_steps=4", "trainer.eval_every=4", "trainer.eval_steps=1")
+    return ["-m", *token_data.overrides, *length, *more]
 
 
 @pytest.fixture(scope="module")
 def swept(token_data: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """Three jobs, the first of which lacks its data."""
     cwd = tmp_path_factory.mktemp("sweep")
-    words = ["-m", *token_data.overrides, "trainer.max_steps=4", "optimizer.lr=1e-3,2e-3"]
-    return cwd, run("train", words, cwd)
+    for name in ("a.bin", "b.bin"):
+        shutil.copy(token_data.train, cwd / name)
+    return cwd, run("train", words(token_data, "data.train=late.bin,a.bin,b.bin"), cwd)
 
 
 def test_every_job_is_a_full_run_directory(swept: tuple[Path, Done]) -> None:
-    cwd, done = swept
-    succeed(done)
-    [sweep] = (cwd / "outputs").iterdir()
-    assert sweep.name.startswith("gpt2_sweep_")
-    assert {path.name for path in sweep.iterdir()} == {"0", "1", "multirun.yaml"}
-    for job, lr in (("0", 1e-3), ("1", 2e-3)):
-        folder = sweep / job
-        expected = {".hydra", "checkpoints", "metrics.jsonl", "train.log", ".history.json"}
-        assert {path.name for path in folder.iterdir()} == expected
-        assert (latest(folder)["step"], steps_done(folder)) == (4, 4)
-        assert latest(folder)["config"]["optimizer"]["lr"] == lr
-        record = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
-        assert record["optimizer"]["lr"] == lr
-
-
-def test_the_jobs_are_runs_of_their_own(swept: tuple[Path, Done]) -> None:
     [sweep] = (swept[0] / "outputs").iterdir()
-    assert latest(sweep / "0")["run"]["id"] != latest(sweep / "1")["run"]["id"]
+    assert sweep.name.startswith("gpt2_sweep_")
+    assert {path.name for path in sweep.iterdir()} == {"1", "2", *SWEEP_FILES}
+    for job, data in (("1", "a.bin"), ("2", "b.bin")):
+        folder = sweep / job
+        assert {path.name for path in folder.iterdir()} == RUN_FILES
+        assert (latest(folder)["step"], steps_done(folder)) == (4, 4)
+        assert latest(folder)["config"]["data"]["train"] == data
+        record = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
+        assert record["data"]["train"] == data
+        hydra = yaml.safe_load((folder / ".hydra" / "hydra.yaml").read_text())["hydra"]
+        assert Path(hydra["runtime"]["output_dir"]) == folder
+        assert f"data.train={data}" in yaml.safe_load(
+            (folder / ".hydra/overrides.yaml").read_text()
+        )
+        assert "step 4/4" in (folder / "train.log").read_text()
+    assert latest(sweep / "1")["run"]["id"] != latest(sweep / "2")["run"]["id"]
 
 
-def test_a_sweep_that_is_given_again_goes_on_where_it_was(
+def test_a_failed_job_stops_no_other_and_the_table_says_why(swept: tuple[Path, Done]) -> None:
+    done = swept[1]
+    assert done.code == 1
+    [sweep] = (swept[0] / "outputs").iterdir()
+    table = (sweep / "table.txt").read_text().splitlines()
+    assert "\n".join(table) in done.out
+    assert all(len(line) <= 100 for line in table)
+    loss = f"{latest(sweep / '1')['best_val_loss']:.4f}"
+    assert [line.split()[-2:] for line in table if line.startswith("1 ")] == [["finished", loss]]
+    assert sum("failed" in line for line in table) == 1
+    assert any("late.bin" in line and line.startswith("-: ") for line in table)
+    assert "+resume=auto" in done.out.splitlines()[-1]
+
+
+def test_a_sweep_that_is_given_again_finds_each_job_by_what_it_trains(
     token_data: Any, swept: tuple[Path, Done]
 ) -> None:
-    """Finished jobs are not trained again, whatever is missing is."""
+    """In another order, in two processes, while another process has one of them.
+
+    What was finished before is left byte for byte as it was.
+    """
     cwd = swept[0]
     [sweep] = (cwd / "outputs").iterdir()
-    for path in (sweep / "1" / "checkpoints").iterdir():
-        path.unlink()
-    before = (sweep / "0" / "metrics.jsonl").stat().st_mtime_ns
-    words = ["-m", *token_data.overrides, "trainer.max_steps=4", "optimizer.lr=1e-3,2e-3"]
-    done = run("train", [*words, f"hydra.sweep.dir={sweep}", "+resume=auto"], cwd)
-    assert "is finished: step 4 of 4" in succeed(done).out
-    assert (sweep / "0" / "metrics.jsonl").stat().st_mtime_ns == before
-    assert latest(sweep / "1")["step"] == 4
-    assert {path.name for path in sweep.iterdir()} == {"0", "1", "multirun.yaml"}
+    shutil.copy(token_data.train, cwd / "late.bin")
+    before = tree(sweep)
+    mixed = ("data.train=b.bin,a.bin,late.bin", f"hydra.sweep.dir={sweep}", "+resume=auto")
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    with RunLock(sweep / "1"):
+        done = run("train", words(token_data, *mixed, *launcher), cwd)
+    after = tree(sweep)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"jobs.jsonl", "table.txt"}
+    assert {path.name for path in sweep.iterdir() if path.is_dir()} == {"1", "2", "3", ".hydra"}
+    assert latest(sweep / "3")["config"]["data"]["train"] == "late.bin"
+    assert steps_done(sweep / "3") == 4
+    assert (sweep / ".hydra" / "resume_1" / "multirun.yaml").exists()
+    rows = {line.split()[0]: line for line in (sweep / "table.txt").read_text().splitlines()}
+    assert "finished before" in rows["2"]
+    assert "another process has it" in rows["1"]
+    assert done.code == 1
+    assert f"{sweep / '1'} is being trained by process " in done.err
+
+
+def test_a_dry_run_says_what_each_job_would_do_and_writes_nothing(
+    token_data: Any,
+    swept: tuple[Path, Done],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cwd = swept[0]
+    [sweep] = (cwd / "outputs").iterdir()
+    monkeypatch.chdir(cwd)
+    again = ["data.train=a.bin,c.bin", f"hydra.sweep.dir={sweep}"]
+    shutil.copy(token_data.train, "c.bin")
+    before = tree(cwd)
+    for more in (["dry_run=true"], ["+dry_run=true", "trainer.max_steps=6"]):
+        monkeypatch.setattr("sys.argv", ["t", *words(token_data, *again, "resume=auto", *more)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+    first, second = capsys.readouterr().out.split("dry run: ")[1:]
+    assert "1    data.train=a.bin  finished" in first
+    assert "data.train=c.bin  new" in first
+    assert "1    data.train=a.bin  resume from step 4" in second
+    assert "1: trainer.max_steps: 4 → 6" in second
+    assert tree(cwd) == before

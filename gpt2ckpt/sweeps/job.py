@@ -1,0 +1,257 @@
+"""One job of a sweep, as Hydra's launchers call it: in the main process or in a worker's.
+
+Hydra itself writes nothing into a job's directory. It would open the log and overwrite the record
+of a job that is finished, under a number that says nothing; so both are written here.
+"""
+
+import copy
+import logging
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from gpt2ckpt.application import CommandLine
+from gpt2ckpt.config.compose import compose_config
+from gpt2ckpt.errors import InputError, LockedError, UserError
+from gpt2ckpt.parallel.group import Alone
+from gpt2ckpt.runs.resume import AUTO
+from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
+from gpt2ckpt.standby import Interrupted, exit_code
+from gpt2ckpt.sweeps import folder, journal
+from gpt2ckpt.sweeps.journal import Entry, Status
+from gpt2ckpt.sweeps.matching import Job, Recorded, find_own
+from gpt2ckpt.sweeps.stop import WorkerSignals, worker_signals
+from gpt2ckpt.training.preparation import finished_notice, prepare
+from gpt2ckpt.training.room import check_room
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NoMetric:
+    """What a job returns that has no validation loss to return."""
+
+    reason: str
+    stopped: int = 0  # exit code of the sweep that was asked to stop
+
+    def __float__(self) -> float:
+        """Optuna's sweeper asks for it. A failed job it notes as such; a stop ends it here."""
+        if self.stopped:
+            raise SystemExit(self.stopped)
+        raise ValueError(self.reason)
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """The function that Hydra runs for every job; it travels to workers by pickle.
+
+    `hydra` holds the settings of Hydra's that were taken from it: subdir and job_logging.
+    """
+
+    line: CommandLine
+    sweep: Path
+    launch: str
+    swept: list[str]
+    hydra: dict[str, Any]
+    main_pid: int
+    wants_trace: bool
+
+    def __call__(self, config: DictConfig) -> "float | NoMetric":
+        """Train, go on or pass over; never raises an Exception."""
+        signals, hydra = self._signals(), HydraConfig.get()
+        values: Any = OmegaConf.to_container(config, resolve=True)
+        job = Job.of(list(hydra.overrides.task), values, self.swept)
+        entry = Entry(self.launch, int(hydra.job.num), Status.NOT_STARTED, label=job.label)
+        places: list[Path] = []
+        stopped = 0
+        try:
+            self._record(replace(entry, status=Status.STARTED))
+            if signals:
+                self._enter(signals)
+            entry, received = self._run(job, values, config, entry, places)
+            stopped = exit_code(received) if received else 0
+            if signals and received:
+                signals.received = received
+        except Interrupted as stop:
+            stopped = int(str(stop.code))
+        except Exception as error:
+            entry = self._failed(entry, error)
+        finally:
+            if signals:
+                signals.in_job = False
+        if places:
+            entry = replace(entry, job=str(places[0].relative_to(self.sweep)))
+        self._record(entry)
+        _forget_compiled()
+        return self._result(entry, stopped)
+
+    def _run(
+        self,
+        job: Job,
+        values: dict[str, Any],
+        config: DictConfig,
+        entry: Entry,
+        places: list[Path],
+    ) -> tuple[Entry, signal.Signals | None]:
+        """Train in the job's own directory, an old or a new one, which `places` gets.
+
+        Also returns the signal that stopped it, if one did.
+        """
+        is_resumed = values["resume"] is not None
+        own = find_own(job, folder.read_jobs(self.sweep)) if is_resumed else None
+        places += [own.directory] if own else []
+        overrides = list(HydraConfig.get().overrides.task)
+        start = find_job_start(self.line, self.sweep, overrides, values, own)
+        prepared = prepare(start)
+        if finished_notice(start, prepared):
+            best = start.state["best_val_loss"] if start.state else None
+            return replace(entry, status=Status.WAS_FINISHED, best_val_loss=best), None
+        from gpt2ckpt.training.agreement import hardware_of  # imports torch
+        from gpt2ckpt.training.session import train_claimed
+
+        hardware = hardware_of(start, prepared, Alone())
+        if not own:
+            places.append(self._new_directory(job, config))
+        [directory] = places
+        check_room(start, prepared.config, directory)
+        claim = take_directory(start, directory, is_given=True)
+        with claim.lock:
+            launch = self._launch_config(config, directory)
+            if own:
+                _write_record(directory / hydra_record(directory), config, launch)
+            configure_log(launch.hydra.job_logging, launch.hydra.verbose)
+            outcome = train_claimed(claim, start, prepared, hardware, Alone())
+        status = Status.INTERRUPTED if outcome.stopped else Status.FINISHED
+        ended = replace(entry, status=status, best_val_loss=outcome.best_val_loss)
+        return ended, outcome.stopped
+
+    def _new_directory(self, job: Job, config: DictConfig) -> Path:
+        def name_of(number: int) -> str:
+            launch = self._launch_config(config, self.sweep, number)
+            return str(OmegaConf.select(launch, "hydra.sweep.subdir"))
+
+        def fill(temporary: Path, final: Path) -> None:
+            _write_record(temporary / ".hydra", config, self._launch_config(config, final))
+
+        with folder.locked(self.sweep):
+            if config.resume is not None and find_own(job, folder.read_jobs(self.sweep)):
+                raise LockedError("another process has just begun with it")
+            try:
+                number = int(HydraConfig.get().job.num)
+                return folder.make_directory(self.sweep, number, name_of, fill)
+            except OSError as error:
+                raise InputError(
+                    f"no directory can be made in {self.sweep} ({error.strerror})"
+                ) from error
+
+    def _launch_config(
+        self, config: DictConfig, directory: Path, number: int | None = None
+    ) -> DictConfig:
+        """The whole config as Hydra would have it, had it chosen `directory`."""
+        launch = copy.deepcopy(config)
+        with read_write(launch), open_dict(launch):
+            launch.hydra = copy.deepcopy(HydraConfig.get())
+            with read_write(launch.hydra), open_dict(launch.hydra):
+                launch.hydra.sweep.dir = str(self.sweep)
+                launch.hydra.sweep.subdir = (
+                    self.hydra["subdir"]
+                    if number is not None
+                    else str(directory.relative_to(self.sweep))
+                )
+                launch.hydra.output_subdir = ".hydra"
+                launch.hydra.job_logging = self.hydra["job_logging"]
+                launch.hydra.runtime.output_dir = str(directory.absolute())
+                if number is not None:
+                    launch.hydra.job.num = number
+                simple = launch.hydra.job_logging.get("formatters", {}).get("simple")
+                if simple is not None and os.getpid() != self.main_pid:
+                    simple.format = f"[{launch.hydra.sweep.subdir}] {simple.format}"
+        return launch
+
+    def _enter(self, signals: WorkerSignals) -> None:
+        """Let a stop end the job from here on. The order leaves no gap: the main process first
+        notes that it stops and then looks for jobs that have started, a job the other way round.
+        """
+        signals.in_job = True
+        if signals.received or self._is_stopped():
+            raise Interrupted(exit_code(signals.received or signal.SIGTERM))
+
+    def _failed(self, entry: Entry, error: Exception) -> Entry:
+        if self.wants_trace:
+            traceback.print_exc()
+        status = Status.LOCKED if isinstance(error, LockedError) else Status.FAILED
+        known = isinstance(error, UserError)
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        return replace(entry, status=status, reason=reason)
+
+    def _signals(self) -> WorkerSignals | None:
+        return None if os.getpid() == self.main_pid else worker_signals()
+
+    def _is_stopped(self) -> bool:
+        return any(e.status is Status.STOP for e in journal.read(self.sweep, self.launch))
+
+    def _record(self, entry: Entry) -> None:
+        try:
+            journal.append(self.sweep, replace(entry, time=journal.now()))
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self.sweep / journal.NAME, error.strerror)
+
+    def _result(self, entry: Entry, stopped: int) -> "float | NoMetric":
+        if entry.status in (Status.FAILED, Status.LOCKED):
+            log.error("job %s: %s", entry.job or entry.label, entry.reason)
+        if stopped:
+            if os.getpid() == self.main_pid:
+                sys.exit(stopped)  # no other begins
+            return NoMetric(entry.status, stopped)
+        if entry.best_val_loss is None:
+            return NoMetric(entry.reason or "it has no validation loss")
+        return entry.best_val_loss
+
+
+def find_job_start(
+    line: CommandLine,
+    sweep: Path,
+    overrides: list[str],
+    values: dict[str, Any],
+    own: Recorded | None,
+) -> Start:
+    """How a job starts: it goes on in the directory that is its `own`, or anew, or as a fork.
+
+    Raises as find_start does.
+    """
+    values = dict(values)
+    if own is not None and own.step is not None and values["fork"]:
+        values |= {"resume": AUTO, "fork": None}  # it was forked by the first launch
+    elif values["resume"] == AUTO and own is None:
+        values["resume"] = None
+    directory = own.directory if own else None
+    start = find_start(
+        *(values, overrides, directory, sweep.parent),
+        lambda words: compose_config(line.config_name, words, line.config_dir).values,
+    )
+    # What an earlier launch has left there without coming to a save is the job's own.
+    return replace(start, begins_again=True) if own and not start.directory else start
+
+
+def _write_record(record: Path, config: DictConfig, launch: DictConfig) -> None:
+    """What Hydra writes of a launch."""
+    record.mkdir(parents=True)
+    hydra = OmegaConf.masked_copy(launch, "hydra")
+    (record / "hydra.yaml").write_text(OmegaConf.to_yaml(hydra), encoding="utf-8")
+    overrides = OmegaConf.to_yaml(launch.hydra.overrides.task)
+    (record / "overrides.yaml").write_text(overrides, encoding="utf-8")
+    (record / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+
+
+def _forget_compiled() -> None:
+    """Let torch.compile begin afresh: it gives up on a model after eight other shapes of it."""
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()

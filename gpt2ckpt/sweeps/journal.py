@@ -1,0 +1,81 @@
+"""jobs.jsonl in a sweep's folder: what became of each job, whichever process trained it.
+
+Every line is appended by one write, so that jobs which run side by side do not mix theirs.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+NAME = "jobs.jsonl"
+
+
+class Status(StrEnum):
+    """How far a job has come in one launch of its sweep."""
+
+    STARTED = "started"
+    FINISHED = "finished"
+    WAS_FINISHED = "finished before"
+    FAILED = "failed"
+    LOCKED = "another process has it"
+    INTERRUPTED = "interrupted"
+    NOT_STARTED = "not started"
+    STOP = "stop"  # the whole sweep was asked to
+
+
+COMPLETE = (Status.FINISHED, Status.WAS_FINISHED)
+
+
+def now() -> str:
+    """The local time, as the entries have it."""
+    return f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of the job `number` (as Hydra counts in one launch) in the directory `job`."""
+
+    launch: str
+    number: int
+    status: Status
+    job: str = ""
+    label: str = ""
+    best_val_loss: float | None = None
+    reason: str = ""
+    pid: int = field(default_factory=os.getpid)
+    time: str = field(default_factory=now)
+
+
+def append(sweep: Path, entry: Entry) -> None:
+    """Add a line. Raises OSError."""
+    line = json.dumps(asdict(entry), allow_nan=False) + "\n"
+    descriptor = os.open(sweep / NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def read(sweep: Path, launch: str) -> list[Entry]:
+    """The entries of one launch, in order; a line that a kill cut off is passed over."""
+    try:
+        lines = (sweep / NAME).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    entries = []
+    for line in lines:
+        try:
+            fields = json.loads(line)
+            if fields["launch"] == launch:
+                entries.append(Entry(**{**fields, "status": Status(fields["status"])}))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return entries
+
+
+def last_of_each(entries: list[Entry]) -> dict[int, Entry]:
+    """The newest entry of each job, by its number."""
+    return {entry.number: entry for entry in entries if entry.status is not Status.STOP}

@@ -1,0 +1,157 @@
+"""Running a sweep: Hydra's sweeper and launcher in the middle, a folder before, a table after."""
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+from omegaconf import OmegaConf
+
+from gpt2ckpt.application import CommandLine, run_hydra
+from gpt2ckpt.config.compose import as_typed, quoted
+from gpt2ckpt.errors import InputError
+from gpt2ckpt.exits import FULL_ERROR
+from gpt2ckpt.runs.claim import claim_sweep, protection_notice
+from gpt2ckpt.runs.start import hydra_record
+from gpt2ckpt.standby import exit_code, install
+from gpt2ckpt.sweeps import journal
+from gpt2ckpt.sweeps.job import SweepJob
+from gpt2ckpt.sweeps.journal import COMPLETE, Entry, Status
+from gpt2ckpt.sweeps.plan import Plan, plan_sweep
+from gpt2ckpt.sweeps.preview import preview
+from gpt2ckpt.sweeps.stop import RELAYED, LauncherSignals
+from gpt2ckpt.sweeps.table import Row, table
+
+TABLE = "table.txt"
+
+
+def run_sweep(line: CommandLine) -> int:
+    """Train the jobs of a multirun, or say with dry_run what would be trained; the exit code.
+
+    Raises UserError for what is wrong with all of it; what is wrong with one job ends that one.
+    """
+    plan = plan_sweep(line)
+    more: list[str] = []
+    if plan.is_optuna:
+        from gpt2ckpt.sweeps.study import check_study
+
+        check_study(plan.hydra.sweeper, plan.values["trainer"]["eval_every"])
+    if plan.values["dry_run"]:
+        return preview(plan)
+    sweep = _claim(plan)
+    if plan.is_optuna and plan.is_continued:
+        from gpt2ckpt.sweeps.study import settings_to_go_on
+
+        more = settings_to_go_on(plan.hydra.sweeper)
+    launch = _Launch(plan, sweep, f"{datetime.now():%Y%m%d_%H%M%S}_{os.getpid()}")
+    return launch.run(more)
+
+
+def _claim(plan: Plan) -> Path:
+    """The folder to train in: the old one of a sweep that goes on, else a new one."""
+    wanted = plan.wanted
+    sweep = wanted if plan.is_continued else claim_sweep(wanted, is_given=plan.is_given)
+    if plan.is_given and sweep != wanted:
+        print(protection_notice(wanted, sweep, "hydra.sweep.dir"))
+    try:
+        sweep.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the sweep directory {sweep} cannot be made ({error.strerror}): give another with "
+            "hydra.sweep.dir=DIR"
+        ) from error
+    return sweep
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """One process of a sweep in the folder `sweep`; `name` marks its entries in the journal."""
+
+    plan: Plan
+    sweep: Path
+    name: str
+
+    def run(self, more: list[str]) -> int:
+        """Have Hydra run all jobs. Whatever happens to them, the table says it."""
+        signals = LauncherSignals(self._stop_workers)
+        if self.plan.is_parallel:
+            install(signals, signals.before)
+        hydra = OmegaConf.to_container(self.plan.hydra, resolve=False)
+        assert isinstance(hydra, dict)
+        kept = {"subdir": hydra["sweep"]["subdir"], "job_logging": hydra["job_logging"]}
+        wants_trace = os.environ.get(FULL_ERROR) == "1"
+        job = SweepJob(
+            *(self.plan.line, self.sweep, self.name, self.plan.swept, kept),
+            *(os.getpid(), wants_trace),
+        )
+        words = [f"hydra.sweep.dir={quoted(str(self._record()))}", "hydra.sweep.subdir=."]
+        words += ["hydra.output_subdir=null", "hydra.job_logging.root=null", *more]
+        broken, stopped = "", 0
+        try:
+            run_hydra(self.plan.line, job, words)
+        except SystemExit as end:
+            stopped = int(end.code or 0) if isinstance(end.code, int | None) else 1
+        except Exception as error:  # a worker that was killed, or the sweeper's own
+            broken = f"the sweep has broken off: {type(error).__name__}: {error}".splitlines()[0]
+        if signals.received is not None:
+            stopped = exit_code(signals.received)
+        rows = self._rows()
+        lines = table(rows)
+        self._write_table(lines)
+        print("\n".join(["", *lines]), flush=True)
+        if broken and not stopped:
+            print(f"error: {broken}", file=sys.stderr)
+        complete = not broken and all(row.status in COMPLETE for row in rows)
+        if not complete:
+            print(f"to continue: {self._command()}")
+        return stopped or (0 if complete else 1)
+
+    def _record(self) -> Path:
+        """Where Hydra writes multirun.yaml: beside the jobs, or for a later launch by itself."""
+        if not (self.sweep / "multirun.yaml").exists():
+            return self.sweep
+        first = self.sweep / ".hydra"
+        first.mkdir(exist_ok=True)
+        return self.sweep / hydra_record(self.sweep)
+
+    def _rows(self) -> list[Row]:
+        entries = journal.last_of_each(journal.read(self.sweep, self.name))
+        labels = {number: job.job.label for number, job in enumerate(self.plan.jobs)}
+        labels |= {number: entry.label for number, entry in entries.items()}
+        rows = []
+        for number, label in sorted(labels.items()):
+            entry = entries.get(number, Entry(self.name, number, Status.NOT_STARTED))
+            status, reason = entry.status, entry.reason
+            if status is Status.STARTED:
+                status, reason = Status.FAILED, "its process was killed"
+            name = entry.job or "-"
+            rows.append(Row(name, label, status, entry.best_val_loss, reason))
+        return rows
+
+    def _write_table(self, lines: list[str]) -> None:
+        try:
+            (self.sweep / TABLE).write_text("\n".join([*lines, ""]), encoding="utf-8")
+        except OSError as error:
+            print(f"{self.sweep / TABLE} cannot be written: {error.strerror}", file=sys.stderr)
+
+    def _command(self) -> str:
+        words = [
+            shlex.quote(word)
+            for word in self.plan.line.overrides
+            if not word.lstrip("+").startswith(("hydra.sweep.dir=", "resume="))
+        ]
+        flags = [shlex.quote(flag) for flag in self.plan.line.flags]
+        typed = as_typed("hydra.sweep.dir", str(self.sweep))
+        return " ".join(["python -m gpt2ckpt.train", *flags, *words, typed, "+resume=auto"])
+
+    def _stop_workers(self) -> None:
+        """Tell the workers, those that train and those that are about to."""
+        journal.append(self.sweep, Entry(self.name, -1, Status.STOP))
+        entries = journal.last_of_each(journal.read(self.sweep, self.name)).values()
+        training = {entry.pid for entry in entries if entry.status is Status.STARTED}
+        for child in psutil.Process().children(recursive=True):
+            if child.pid in training:
+                child.send_signal(RELAYED)

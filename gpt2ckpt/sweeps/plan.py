@@ -1,0 +1,144 @@
+"""What a multirun asks for, found out and checked before anything is written or trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import IntervalSweep, Override
+from omegaconf import DictConfig, OmegaConf
+
+from gpt2ckpt.application import CommandLine
+from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides, sweep_jobs
+from gpt2ckpt.config.registry import build_typed
+from gpt2ckpt.config.replay import Values, freeze
+from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.runs.resume import AUTO, SELECTORS
+from gpt2ckpt.sweeps import folder
+from gpt2ckpt.sweeps.matching import Job, Recorded, find_own, swept_keys
+from gpt2ckpt.training.preparation import check_settings
+
+BASIC = ("BasicSweeper", "BasicLauncher")
+OPTUNA = "OptunaSweeper"
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job that is known beforehand, as those of Hydra's basic sweeper are."""
+
+    overrides: list[str]  # with those for Hydra
+    values: Values
+    job: Job
+    own: Recorded | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked sweep. `jobs` is empty where the sweeper finds them on its way."""
+
+    line: CommandLine
+    jobs: list[PlannedJob]
+    swept: list[str]
+    values: Values  # of the first job, or of one like the first
+    hydra: DictConfig
+
+    @property
+    def wanted(self) -> Path:
+        """The folder that the command names, or the one that it would get."""
+        return Path(self.hydra.sweep.dir)
+
+    @property
+    def is_given(self) -> bool:
+        return given_dir(self.line)
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether jobs are looked for in the folder."""
+        return self.is_given and self.values["resume"] is not None
+
+    @property
+    def is_optuna(self) -> bool:
+        return target(self.hydra.sweeper) == OPTUNA
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether jobs train in processes of their own."""
+        return target(self.hydra.launcher) not in BASIC
+
+
+def plan_sweep(line: CommandLine) -> Plan:
+    """Compose and check every job that can be known. Raises ConfigError; nothing is written."""
+    first = _compose(line, [_one_value(o) for o in parse_overrides(line.overrides)])
+    if first.hydra.job.chdir:
+        raise ConfigError("hydra.job.chdir=true would move the relative paths: leave it out")
+    _check_resume(line, first.values)
+    params = OmegaConf.to_container(first.hydra.sweeper.get("params") or OmegaConf.create({}))
+    assert isinstance(params, dict)
+    words = [*(f"{key!s}={value}" for key, value in params.items()), *line.overrides]
+    swept = swept_keys(words)
+    if target(first.hydra.sweeper) not in BASIC:
+        last = _compose(line, [_one_value(o, last=True) for o in parse_overrides(words)])
+        for composed in (first, last):
+            check_settings(build_typed("train", freeze(composed.values)))
+        return Plan(line, [], swept, first.values, first.hydra)
+    jobs = _basic_jobs(line, words, swept)
+    return Plan(line, jobs, swept, jobs[0].values, first.hydra)
+
+
+def given_dir(line: CommandLine) -> bool:
+    """Whether the command names the sweep's folder."""
+    return any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in line.overrides)
+
+
+def target(config: DictConfig) -> str:
+    """The class that one of Hydra's groups chooses."""
+    return str(config.get("_target_", "")).rpartition(".")[2]
+
+
+def _basic_jobs(line: CommandLine, words: list[str], swept: list[str]) -> list[PlannedJob]:
+    jobs = []
+    recorded: list[Recorded] | None = None
+    for overrides in sweep_jobs(words):
+        composed = _compose(line, overrides)
+        check_settings(build_typed("train", freeze(composed.values)))
+        job, own = Job.of(overrides, composed.values, swept), None
+        if composed.values["resume"] is not None and given_dir(line):
+            if recorded is None:
+                recorded = folder.read_jobs(Path(composed.hydra.sweep.dir))
+            own = find_own(job, recorded)
+        jobs.append(PlannedJob(overrides, composed.values, job, own))
+    if not jobs:
+        raise ConfigError("this sweep has no jobs: give a key several values, as in seed=1,2")
+    return jobs
+
+
+def _check_resume(line: CommandLine, values: Values) -> None:
+    what = values["resume"]
+    if what is None or values["fork"]:
+        return
+    if what not in SELECTORS:
+        raise ConfigError(
+            f"resume={what} would have every job go on with the same run: add fork=true to start "
+            f"new runs from it, or continue a sweep with hydra.sweep.dir=DIR +resume={AUTO}"
+        )
+    if not given_dir(line):
+        raise ConfigError(
+            f"resume={what} continues a sweep: say which with hydra.sweep.dir=DIR, or leave resume "
+            "out to start a new one"
+        )
+
+
+def _compose(line: CommandLine, overrides: list[str]) -> Composed:
+    return compose_config(line.config_name, overrides, line.config_dir)
+
+
+def _one_value(override: Override, *, last: bool = False) -> str:
+    """One of the values that a sweep goes through, as an override; others as they are."""
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    key, value = override.get_key_element(), override.value()
+    if isinstance(value, IntervalSweep):
+        return f"{key}={value.end if last else value.start}"
+    values: list[Any] = list(override.sweep_string_iterator())
+    if not values:
+        raise ConfigError(f"{override.input_line} has no values")
+    return f"{key}={values[-1 if last else 0]}"

@@ -1,0 +1,52 @@
+"""dry_run for a sweep: what each job would do. Nothing is written."""
+
+from itertools import count
+from pathlib import Path
+
+from gpt2ckpt.errors import UserError
+from gpt2ckpt.runs.claim import claim_base, holds_run
+from gpt2ckpt.runs.lock import refuse_if_locked
+from gpt2ckpt.sweeps.job import find_job_start
+from gpt2ckpt.sweeps.plan import Plan, PlannedJob
+from gpt2ckpt.sweeps.table import Row, table
+from gpt2ckpt.training.preparation import finished_notice, prepare
+
+
+def preview(plan: Plan) -> int:
+    """Print what would be trained; exit code 1 if any job would be refused."""
+    where = plan.wanted
+    if not plan.is_continued and _is_taken(where):
+        where = where.with_name(f"{claim_base(where).name}_sweep_…")
+    print(f"dry run: nothing is written; the sweep's folder would be {where}")
+    if not plan.jobs:
+        print(f"the jobs are found by {plan.hydra.sweeper._target_.rpartition('.')[2]} on its way")
+        return 0
+    taken = {job.own.directory.name for job in plan.jobs if job.own}
+    free = (str(n) for n in count() if str(n) not in taken and not (where / str(n)).exists())
+    rows = [_row(plan, job, free_name=None if job.own else next(free)) for job in plan.jobs]
+    print("\n".join(table(rows)))
+    return 1 if any(row.status == "refused" for row in rows) else 0
+
+
+def _row(plan: Plan, job: PlannedJob, free_name: str | None) -> Row:
+    name = job.own.directory.name if job.own else str(free_name)
+    try:
+        if job.own is not None:
+            refuse_if_locked(job.own.directory)
+        start = find_job_start(plan.line, plan.wanted, job.overrides, job.values, job.own)
+        prepared = prepare(start)
+    except UserError as error:
+        return Row(name, job.job.label, "refused", None, str(error))
+    state = start.state
+    best = state["best_val_loss"] if state else None
+    if finished_notice(start, prepared):
+        return Row(name, job.job.label, "finished", best)
+    if state is None:
+        return Row(name, job.job.label, "new" if job.own is None else "start again")
+    verb = "resume" if start.directory else "fork"
+    changes = "; ".join(map(str, start.changes))
+    return Row(name, job.job.label, f"{verb} from step {state['step']}", best, changes)
+
+
+def _is_taken(where: Path) -> bool:
+    return where.is_dir() and any(holds_run(job) for job in where.iterdir())
