@@ -96,7 +96,7 @@ def _ends_epoch(meta: Mapping[str, Any], number: int) -> bool:
         ends = 0 <= beyond < trainer["batch_size"] * trainer["grad_accum"]
     except (KeyError, TypeError):
         ends = True
-    return bool(ends) and meta.get("epoch") == number + 1
+    return bool(ends) and meta.get("epoch", number + 1) == number + 1
 
 
 def doubts(steps: Mapping[str, int]) -> dict[str, str]:
