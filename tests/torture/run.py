@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from tests.torture import damage, full_disk, fuzz, kills, tiny
+from tests.torture import crash_states, damage, full_disk, fuzz, kills, tiny
 from tests.torture.tally import Tally, table
 
 PARTS: dict[str, Callable[[Path, int, int], Tally]] = {
@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[Path, int, int], Tally]] = {
     "damages": damage.torture,
     "fuzz": fuzz.torture,
     "disk_full": full_disk.torture,
+    "crash_states": crash_states.torture,
 }
 ROUND = {"kills": 40, "damages": 800, "fuzz": 8000, "disk_full": 8, "crash_states": 1600}
 

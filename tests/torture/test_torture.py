@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.torture.tally import Tally, table
 
 ROOT = Path(__file__).parents[2]
-COUNTS = {"--kills": 6, "--damages": 60, "--fuzz": 600, "--disk-full": 2}
+COUNTS = {"--kills": 6, "--damages": 60, "--fuzz": 600, "--disk-full": 2, "--crash-states": 100}
 
 
 def test_nothing_is_lost_nothing_silent_no_code_run() -> None:

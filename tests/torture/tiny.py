@@ -9,6 +9,7 @@ Hydra's composing. Three ways to start, from cheap to complete:
 - `command`: a fresh interpreter with the real command line.
 """
 
+import contextlib
 import copy
 import functools
 import json
@@ -171,9 +172,10 @@ def _child(action: Callable[[], int], cwd: Path, output: Path) -> Child:
     except BaseException:
         traceback.print_exc()
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code if isinstance(code, int) else 1)
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)  # in any case: it must not run on in here
 
 
 def command(words: list[str], run: Path, output: Path, what: str | None = "auto") -> Child:

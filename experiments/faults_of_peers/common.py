@@ -1,0 +1,101 @@
+"""What every trainer of the comparison shares: the model, the data, the settings, how it is killed.
+
+Each trainer is a program `python -m experiments.faults_of_peers.NAME DIR [--lr X] [--resume]` that
+trains the same small GPT-2 on the same tokens in DIR, saves every SAVE_EVERY steps, appends a line
+`STEP LOSS` to DIR/losses.txt after each step, and with --resume goes on as that tool's
+documentation says. At the end it writes DIR/final.pt, the state dict of the model.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+STEPS, SAVE_EVERY, BATCH, BLOCK, VOCABULARY = 60, 5, 4, 32, 64
+LR = 1e-3
+SEED = 1337
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line of a trainer."""
+
+    directory: Path
+    lr: float
+    resume: bool
+
+
+def settings() -> Settings:
+    """Parse the command line and settle what makes a training repeatable."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--lr", type=float, default=LR)
+    parser.add_argument("--resume", action="store_true")
+    args = parser.parse_args()
+    args.directory.mkdir(parents=True, exist_ok=True)
+    return Settings(args.directory.resolve(), args.lr, args.resume)
+
+
+def make_tokens(path: Path) -> None:
+    """A random walk over 64 words, uint16: an epoch is 80 steps."""
+    import numpy as np
+
+    walk = np.cumsum(np.random.default_rng(0).integers(-2, 3, 80 * BATCH * BLOCK + 1)) % VOCABULARY
+    walk.astype("<u2").tofile(path)
+
+
+def blocks(path: Path) -> "list[tuple[object, object]]":
+    """Inputs and targets of every block, int64 tensors."""
+    import numpy as np
+    import torch
+
+    tokens = torch.from_numpy(np.fromfile(path, dtype="<u2").astype(np.int64))
+    count = (len(tokens) - 1) // BLOCK
+    return [
+        (tokens[i * BLOCK : (i + 1) * BLOCK], tokens[i * BLOCK + 1 : (i + 1) * BLOCK + 1])
+        for i in range(count)
+    ]
+
+
+def build_model() -> "object":
+    """GPT-2 of transformers with dropout: 2 layers of 32."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(SEED)
+    torch.set_num_threads(1)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=BLOCK,
+        n_layer=2,
+        n_head=2,
+        n_embd=32,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def note(directory: Path, step: int, loss: float) -> None:
+    """Append a step to losses.txt; on a full disk nothing, since that is no trainer's doing."""
+    with contextlib.suppress(OSError), (directory / "losses.txt").open("a") as file:
+        file.write(f"{step} {loss!r}\n")
+
+
+def finish(directory: Path, weights: object) -> None:
+    """Write the weights at the end, for the study."""
+    import torch
+
+    with contextlib.suppress(OSError, RuntimeError):
+        torch.save(weights, directory / "final.pt")
+
+
+def quiet() -> None:
+    """No progress bars, no network, no telemetry."""
+    os.environ.update(
+        HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false"
+    )
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
