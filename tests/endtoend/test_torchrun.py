@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from commands import Done, environment, events, latest, opened, same_bits, steps_done, succeed
-from commands import run as run_alone
+from commands import start as start_alone
 
 STEPS = 100
 MIDDLE = 60  # an evaluation is due there anyway, and a run that ends makes one
@@ -49,6 +49,10 @@ def finish(group: Group) -> Done:
 
 def run(words: list[str], cwd: Path, *flags: str) -> Done:
     return finish(start(words, cwd, *flags))
+
+
+def run_alone(words: list[str], cwd: Path) -> Done:
+    return finish(start_alone("train", words, cwd))
 
 
 def kill(group: Group) -> None:
@@ -103,7 +107,7 @@ def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def alone(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same without dropout by one process."""
     folder = tmp_path_factory.mktemp("alone")
-    succeed(run_alone("train", [*words, "hydra.run.dir=alone"], folder))
+    succeed(run_alone([*words, "hydra.run.dir=alone"], folder))
     return folder / "alone"
 
 
@@ -187,7 +191,7 @@ def test_a_signal_to_one_rank_stops_all_and_other_numbers_of_ranks_go_on(
     assert opened(emergency)["step"] == steps_done(directory) < MIDDLE
 
     again = ["hydra.run.dir=run", "+resume=latest"]
-    one = succeed(run_alone("train", [*again, f"trainer.max_steps={MIDDLE}"], tmp_path))
+    one = succeed(run_alone([*again, f"trainer.max_steps={MIDDLE}"], tmp_path))
     assert "not bitwise the same as without the stop: ranks 2 → 1" in one.out
     two = succeed(run([*again, f"trainer.max_steps={STEPS}"], tmp_path))
     assert "ranks 1 → 2" in two.out
@@ -210,7 +214,7 @@ def test_a_sharded_model_is_saved_whole_and_goes_on_in_one_process(
     for name, weight in state["model"].items():
         assert weight.shape == expected["model"][name].shape
     again = ["hydra.run.dir=run", "+resume=latest", f"trainer.max_steps={STEPS}"]
-    succeed(run_alone("train", again, tmp_path))
+    succeed(run_alone(again, tmp_path))
     for key in ("train_loss", "val_loss"):
         losses = [loss for _, loss in events(directory, key)]
         assert losses == pytest.approx([loss for _, loss in events(alone, key)], rel=1e-4), key
