@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,10 @@ def main() -> None:
     variants = [variant for variant in VARIANTS if arguments.only in variant.name]
     facts, rows = machine(), []
     for group in groups(variants):
-        begun = time.time()
         with tempfile.TemporaryDirectory(dir=arguments.disk) as folder:
-            found = study(Path(folder), group, arguments.at_once)
-        print(f"{len(found)} compared in {time.time() - begun:.0f} s", file=sys.stderr)
-        keep(found, facts)
-        rows += found
+            for row in study(Path(folder), group, arguments.at_once):
+                rows.append(row)
+                keep(rows, facts)  # what is cut off here has been for something
     print((RESULTS / "table.md").read_text())
     sys.exit(0 if all(row["same"] for row in rows) else 1)
 
@@ -75,32 +73,30 @@ def keep(found: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     (RESULTS / "table.md").write_text(as_markdown(results))
 
 
-def study(folder: Path, variants: list[Variant], at_once: int) -> list[dict[str, Any]]:
-    """One row for each resume, and one for each run that made the checkpoints."""
+def study(folder: Path, variants: list[Variant], at_once: int) -> Iterator[dict[str, Any]]:
+    """A row for each resume, and one for each run that made the checkpoints, as they come."""
     write_tokens(folder)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     before = Path.cwd()
     os.chdir(folder)
     first = [job for v in variants for job in (unbroken(folder, v), source(folder, v))]
-    rows = []
     with context.Pool(at_once, maxtasksperchild=1) as pool:
         for _ in pool.imap_unordered(train, first):
             print(".", end="", file=sys.stderr, flush=True)
         for v in variants:
             steady = folder / "unbroken" / v.folder
-            rows.append(compare(v.name, "never stopped", "-", source(folder, v).directory, steady))
+            yield compare(v.name, "never stopped", "-", source(folder, v).directory, steady)
         tried = cases(variants)
         jobs = [resumed(folder, case) for case in tried]
         for number, _ in enumerate(pool.imap(train, jobs)):
             case, job = tried[number], jobs[number]
             steady = folder / "unbroken" / case.variant.folder
             row = compare(case.variant.name, case.moment, case.kind, job.directory, steady)
-            rows.append(row)
             print("." if row["same"] else "X", end="", file=sys.stderr, flush=True)
+            yield row
     print(file=sys.stderr)
     os.chdir(before)
-    return rows
 
 
 def write_tokens(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from experiments.exactness.matrix import KINDS, MOMENTS, STEPS
+from experiments.exactness.matrix import KINDS, MOMENTS, STEPS, VARIANTS, cases
 from experiments.report import grid
 
 Row = dict[str, Any]
@@ -23,6 +23,7 @@ def as_markdown(results: dict[str, Any]) -> str:
         f"stopped.** {_sources(rows)}\n",
         "A cell names the step that the resume went on from; = is: every tensor, every generator "
         f"and all {STEPS} losses are bitwise the same.",
+        *_missing(resumed),
     ]
     for moment, step in MOMENTS.items():
         parts += [f"\n## Stopped after step {step}: {moment}\n", _table(resumed, moment)]
@@ -35,6 +36,11 @@ def as_markdown(results: dict[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def _missing(resumed: list[Row]) -> list[str]:
+    count = len(cases(VARIANTS)) - len(resumed)
+    return [f"\n**{count} cells have not been run yet.**"] if count else []
+
+
 def _sources(rows: list[Row]) -> str:
     made = [row for row in rows if row["kind"] == "-"]
     same = sum(row["same"] for row in made)
@@ -45,9 +51,8 @@ def _sources(rows: list[Row]) -> str:
 
 
 def _table(rows: list[Row], moment: str) -> str:
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
     cells = {(r["variant"], r["kind"]): _cell(r) for r in rows if r["moment"] == moment}
-    lines = [[variant, *(cells[variant, kind] for kind in KINDS)] for variant in variants]
+    lines = [[v.name, *(cells.get((v.name, kind), "not run") for kind in KINDS)] for v in VARIANTS]
     return grid(["", *KINDS], lines)
 
 

@@ -1,17 +1,20 @@
 """The recovery drill as a user runs it: what passes, what fails, and what it leaves behind."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import gpt2ckpt
 
 ROOT = Path(gpt2ckpt.__file__).resolve().parents[1]
-LONG = 500  # seconds for three trainings on a busy machine
+LONG = 900  # seconds for three trainings on a busy machine
 FORGETS_GENERATORS = """
 import sys
 
@@ -43,7 +46,7 @@ def one_sentence(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 def test_a_kill_in_a_save_costs_nothing_but_time(token_data: Any, tmp_path: Path) -> None:
-    words = [*token_data.overrides, "model.dropout=0.1", "trainer.grad_accum=2"]
+    words = [*token_data.overrides, "model.dropout=0.1", "trainer.grad_accum=2", "ranks=2"]
     done = drill([*words, "trainer.eval_every=5", "hydra.run.dir='my runs/a=b'"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "exact        yes, bitwise" in done.stdout and "PASSED" in done.stdout
@@ -62,6 +65,23 @@ def test_a_resume_that_is_not_exact_fails_and_is_kept(token_data: Any, tmp_path:
     [kept] = (tmp_path / "outputs").iterdir()
     assert str(kept.relative_to(tmp_path)) in done.stderr
     assert (kept / "killed" / "checkpoints" / "latest.pt").exists()
+
+
+def test_ctrl_c_leaves_nothing_behind(token_data: Any, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpt2ckpt.drill", *token_data.overrides],
+        **{"cwd": tmp_path, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+    )
+    trainings: list[psutil.Process] = []
+    while not trainings:
+        assert process.poll() is None, process.communicate()
+        trainings = psutil.Process(process.pid).children()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=LONG)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+    assert psutil.wait_procs(trainings, timeout=LONG)[1] == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_whose_fsync_fails_is_refused_before_any_training(
