@@ -7,6 +7,7 @@ checkpoint that is not sealed again must be refused; a sealed one may be read.
 """
 
 import contextlib
+import fcntl
 import io
 import json
 import mmap
@@ -370,7 +371,9 @@ class _Lock:
 
     def __init__(self, run: Path) -> None:
         run.mkdir()
-        self.run, self.lock = run, RunLock(run)
+        self.run = run  # held by hand: a RunLock watches its label, and ends a process that lost it
+        self.descriptor = os.open(run, os.O_RDONLY)
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
 
     def __call__(self, data: bytes) -> None:
         scratch_write(self.run / "run.lock", data)
