@@ -47,8 +47,8 @@ def publish(
     write, and would report success.
 
     `spare` is a file that is not needed any more and has space: the bytes go into its blocks, so
-    that a full disk can be written to. (Deleting it would not do: XFS and btrfs give the space of a
-    deleted file back some time later.)
+    that a full disk can be written to. (Were it deleted first, somebody else could take its space,
+    and XFS and btrfs give the space of a deleted file back some time later.)
 
     Raises OSError from the file system (a full disk, a failing sync) and whatever `check` raises.
     """

@@ -60,8 +60,10 @@ def test_a_full_disk_fails_a_regular_save_and_takes_an_emergency_one(
     assert "SAVE FAILED at step 2" in warning and "checkpoints prune" in warning
     assert (folder / RESERVE).exists(), "a regular save took what is kept for an emergency"
 
+    kept = (folder / RESERVE).stat().st_ino
     saved = manager.save({**state, "step": 3}, event(3, emergency=True))
     assert saved is not None, caplog.text
+    assert saved.path.stat().st_ino == kept, "somebody else could have taken the space first"
     assert step_of(saved.path) == step_of(folder / "latest.pt") == 3
     others.unlink()
     os.sync()
