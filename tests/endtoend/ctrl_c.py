@@ -6,7 +6,6 @@ The first moment is that from which the process can catch signals at all: the ke
 caught signals says so. Before, in the interpreter's own start, nobody can.
 """
 
-import json
 import random
 import signal
 import subprocess
@@ -14,10 +13,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands import Done, finish, run, start, steps_done
+from commands import Done, finish, start, steps_done
+
+from gpt2ckpt.checkpoint.store import check
+from gpt2ckpt.errors import CheckpointError
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -83,28 +86,28 @@ def problem_of(done: Done, number: signal.Signals, phase: str, folder: Path) -> 
     saves = folder / "run" / "checkpoints"
     if phase == "training" and not any(saves.glob("emergency_step_*.pt")):
         return f"no emergency checkpoint{everything}"
-    if any(saves.glob("*.pt")):
-        checked = run("checkpoints", ["verify", "run", "--json"], folder)
-        if checked.code != 0 or not all(state["valid"] for state in json.loads(checked.out)):
-            return f"verify: {checked.out}{checked.err}"
+    for path in saves.glob("*.pt"):
+        try:
+            check(path)
+        except CheckpointError as error:
+            return f"{path} is not valid: {error}"
     return ""
 
 
 def stop_often(
     words: list[str], folder: Path, count: int, seed: int, numbers: tuple[signal.Signals, ...]
-) -> list[Stop]:
+) -> Iterator[Stop]:
     """`count` runs, each stopped at a random moment: in turn in its start, its steps, its end."""
     dice = random.Random(seed)
     begin = time.monotonic()
-    stops = [stop_at(words, _made(folder / "stop_0"), numbers[0], 1, 0.0)]
+    yield stop_at(words, _made(folder / "stop_0"), numbers[0], 1, 0.0)
     start_up = time.monotonic() - begin  # and an end, which is short
     for turn in range(1, count):
         step, longest = (0, start_up) if turn % 3 == 1 else (STEPS, 0.3)
         if turn % 3 == 2:
             step, longest = dice.randrange(1, STEPS), 0.03
         place, number = _made(folder / f"stop_{turn}"), numbers[turn % len(numbers)]
-        stops.append(stop_at(words, place, number, step, dice.random() * longest))
-    return stops
+        yield stop_at(words, place, number, step, dice.random() * longest)
 
 
 def _made(folder: Path) -> Path:
@@ -124,8 +127,11 @@ def main() -> None:
         for split, tokens in (("train", walk[:2000]), ("val", walk[2000:])):
             tokens.astype("<u2").tofile(folder / f"{split}.bin")
         words = [*SETTINGS, f"data.train={folder}/train.bin", f"data.val={folder}/val.bin"]
-        stops = stop_often(words, folder, count, seed, (signal.SIGINT,))
-    print(f"seed {seed}, {count} times SIGINT")
+        print(f"seed {seed}, {count} times SIGINT")
+        stops = []
+        for stop in stop_often(words, folder, count, seed, (signal.SIGINT,)):
+            print(f"  {stop.seconds:.3f} s after step {stop.step}: {stop.phase}", flush=True)
+            stops.append(stop)
     for phase, times in sorted(Counter(stop.phase for stop in stops).items()):
         print(f"  {phase}: {times}")
     bad = [stop for stop in stops if stop.problem]

@@ -1,0 +1,21 @@
+"""Signals at random moments of real runs, their start and their end included: see ctrl_c.py."""
+
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+from ctrl_c import STEPS, stop_often
+
+COUNT = int(os.environ.get("CTRL_C_COUNT", "4"))  # each takes some three seconds
+SEED = int(os.environ.get("CTRL_C_SEED", random.randrange(1 << 30)))
+
+
+def test_whatever_a_signal_meets(token_data: Any, tmp_path: Path) -> None:
+    words = [*token_data.overrides, f"trainer.max_steps={STEPS}", "checkpoint.save_every=10"]
+    words += ["trainer.eval_every=25", "trainer.eval_steps=3"]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    stops = list(stop_often(words, tmp_path, COUNT, SEED, numbers))
+    assert [stop for stop in stops if stop.problem] == [], f"seed {SEED}"
+    assert {stop.phase for stop in stops} >= {"training"}
