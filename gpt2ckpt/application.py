@@ -36,9 +36,12 @@ def parse_command_line(config_name: str) -> CommandLine:
 
     def refuse(message: str) -> NoReturn:
         flags = [flag for action in parser._actions for flag in action.option_strings]
-        word = message.rpartition(" ")[2]
-        close = difflib.get_close_matches(word, flags, n=1)
-        hint = f" Did you mean {close[0]}?" if close else " --help lists what there is."
+        words = [word for word in message.split() if word.startswith("-")]
+        word = words[0].partition("=")[0] if words else message.rpartition(" ")[2]
+        close = difflib.get_close_matches(word, flags, n=1, cutoff=0.75)
+        hint = " Settings are written key=value, without dashes; --help lists what there is."
+        if close:
+            hint = f" Did you mean {close[0]}?"
         raise ConfigError(f"{message}.{hint}")
 
     parser.error = refuse  # type: ignore[method-assign]

@@ -102,8 +102,7 @@ class Store:
                 return Found(path, load(path), skipped)
             except CheckpointError as error:
                 skipped.append((path, str(error)))
-        reasons = "; ".join(reason for _, reason in skipped)
-        raise CheckpointError(f"no valid checkpoint is left in {self.folder}: {reasons}")
+        raise CheckpointError(f"no valid checkpoint is left in {self.folder}: {_reasons(skipped)}")
 
     def last_regular(self, otherwise: Path | None) -> Found | None:
         """The newest rolling file that is valid, else the file `otherwise`, if that is."""
@@ -191,6 +190,14 @@ class Store:
         except (CheckpointError, KeyError, OverflowError, TypeError, ValueError):
             named = names.role_of(path.name) in (Role.ROLLING, Role.EMERGENCY)
             return names.number_in(path.name) or -1 if named else -1
+
+
+def _reasons(skipped: list[tuple[Path, str]]) -> str:
+    """Every file by name, those with the same reason together."""
+    files: dict[str, list[str]] = {}
+    for path, reason in skipped:
+        files.setdefault(reason.removeprefix(f"{path} "), []).append(path.name)
+    return "; ".join(f"{', '.join(called)} {reason}" for reason, called in files.items())
 
 
 def check(path: Path, watch: durable.Watch = durable.unwatched) -> None:

@@ -128,6 +128,12 @@ def explain(error: BaseException, root: str = "train") -> str:
 def _explain_syntax(text: str) -> str:
     if taken := re.search(r"An item is already at '([^']+)'", text):
         return f"{taken[1]} has a value already: write {taken[1]}=VALUE without the plus"
+    if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
+        key, value = ambiguous.groups()
+        return (
+            f"{key}={value} has commas: for a sweep over its parts add -m; a text with commas is "
+            f"""quoted twice, as in "{key}='{value}'\", and a list is written [{value}]"""
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip() and "https:" not in line]
     if lines[0].startswith("Error parsing override"):
         word = lines[0].removeprefix("Error parsing override ")

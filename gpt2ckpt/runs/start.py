@@ -13,7 +13,7 @@ from typing import Any
 from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.config.compose import spelled
 from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, task_overrides
-from gpt2ckpt.errors import CheckpointError, InputError
+from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
 from gpt2ckpt.runs import history, resume
 from gpt2ckpt.runs.claim import CHECKPOINTS, Claim, claim, claim_again, holds_run
 from gpt2ckpt.runs.history import Point, RunIdentity
@@ -52,11 +52,16 @@ class Start:
         parent = {"id": run["id"], "step": self.found.state["step"], "file": str(self.found.path)}
         return RunIdentity(secrets.token_hex(4), name, parent)
 
+    def passed_over(self) -> list[str]:
+        """A line for each file that was not taken because it is damaged, or not there."""
+        skipped = self.found.skipped if self.found else []
+        return [f"skipped {path}: {reason.removeprefix(f'{path} ')}" for path, reason in skipped]
+
     def notices(self) -> list[str]:
         """What the user has to know of the resume: files passed over, and each changed key."""
         if self.found is None:
             return []
-        lines = [f"skipped {path}: {reason}" for path, reason in self.found.skipped]
+        lines = self.passed_over()
         verb = "resuming" if self.directory else "forking"
         lines.append(f"{verb} from {self.found.path}, step {self.found.state['step']}")
         return lines + [f"{change}  ({change.effect})" for change in self.changes]
@@ -79,6 +84,8 @@ def find_start(
     new = task_overrides(overrides)
     what, fork = values["resume"], bool(values["fork"])
     if what is None:
+        if fork:
+            raise ConfigError("fork=true needs a state to fork from: add +resume=PATH")
         return Start(freeze(values), new)
     place = resume.locate(str(what), given, outputs)
     if place is None:

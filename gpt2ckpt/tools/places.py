@@ -10,7 +10,7 @@ from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.repair import ABANDONED, CORRUPT
 from gpt2ckpt.checkpoint.store import Store, read_meta
-from gpt2ckpt.errors import CheckpointError, InputError
+from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
 from gpt2ckpt.runs.claim import CHECKPOINTS
 from gpt2ckpt.runs.resume import SELECTORS, newest_run
 
@@ -89,10 +89,17 @@ def checkpoint_named(what: str) -> Path:
         found = f"{len(runs)} runs: name one of them" if runs else "no checkpoints"
         raise CheckpointError(f"{path} holds {found}")
     if not path.exists():
-        close = difflib.get_close_matches(what, SELECTORS, n=1)
-        hint = f". Did you mean {close[0]}?" if close else ""
-        raise CheckpointError(f"there is no file or directory {what}{hint}")
+        raise no_such_place(what)
     return path
+
+
+def no_such_place(what: str) -> CheckpointError | ConfigError:
+    """The error for a word that is no path: one without a slash may be a misspelt selector."""
+    if "/" in what or "." in what:
+        return CheckpointError(f"there is no file or directory {what}")
+    close = difflib.get_close_matches(what, SELECTORS, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return ConfigError(f"{what} is no file, no directory and none of {', '.join(SELECTORS)}.{hint}")
 
 
 def _of_role(run: Run, role: Role) -> Path:

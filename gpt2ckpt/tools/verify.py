@@ -15,7 +15,7 @@ from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.runs.resume import SELECTORS
 from gpt2ckpt.tools import text
 from gpt2ckpt.tools.command_line import Verb, add_json
-from gpt2ckpt.tools.places import checkpoint_named, find_runs, no_runs
+from gpt2ckpt.tools.places import checkpoint_named, find_runs, no_runs, no_such_place
 
 FOREIGN = "it is no checkpoint of gpt2ckpt"
 
@@ -156,6 +156,8 @@ def _targets(words: list[str]) -> list[tuple[Path, bool]]:
         if path.is_file() or word in SELECTORS:
             targets.append((path if path.is_file() else checkpoint_named(word), True))
         else:
+            if not path.exists() and path.name == word:
+                raise no_such_place(word)
             folders += [run.folder for run in find_runs(path)]
     return targets + [(file, False) for folder in folders for file in _files(folder)]
 

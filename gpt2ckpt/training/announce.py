@@ -13,6 +13,7 @@ from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.data.corpus import Corpus
 from gpt2ckpt.data.tokens import TokenStream
 from gpt2ckpt.runs.claim import CHECKPOINTS
+from gpt2ckpt.runs.command import command
 from gpt2ckpt.training import report
 from gpt2ckpt.training.hardware import Hardware
 from gpt2ckpt.training.loop import Loop
@@ -21,6 +22,7 @@ from gpt2ckpt.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 BYTES_PER_VALUE = 4  # float32
+COPIES = 2  # of the bytes that a regular save writes
 SINGLE_ROLES = 5  # latest_backup, rolling_last_backup, and the three of the best model
 
 
@@ -60,14 +62,25 @@ def start(
     saving = _saving(directory, config.checkpoint, state)
     for line in report.start_report(machine, model, plan, saving):
         log.info("%s", line)
+    warmup, steps = config.schedule.warmup_steps, prepared.total_steps
+    if warmup > steps:
+        share = prepared.schedule(steps - 1)
+        log.warning(
+            "the warm-up of %d steps is longer than the run: the learning rate only reaches %.0f%% "
+            "of what is set (schedule.warmup_steps)",
+            *(warmup, 100 * share),
+        )
 
 
 def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
     """Say what was done, what is on disk, and how to go on."""
     counters, files = loop.state.counters, Store(directory / CHECKPOINTS).files()
+    sizes = [file.stat().st_size for file in files]
+    free, steps = measure_free(directory), loop.meter.steps(counters.step)
     facts = report.SummaryFacts(
-        steps=counters.step,
-        tokens=counters.tokens_seen,
+        steps=steps,
+        all_steps=counters.step,
+        tokens=steps * loop.tokens_per_step,
         seconds=loop.meter.seconds,
         tokens_per_s=median(loop.meter.speeds) if loop.meter.speeds else 0.0,
         train_loss=counters.train_loss,
@@ -77,11 +90,10 @@ def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
         run_dir=directory,
         checkpoints=len(files),
         disk_bytes=disk_bytes(files),
-        free_bytes=measure_free(directory),
+        free_bytes=free,
+        saves_left=free // (COPIES * max(sizes)) if any(sizes) else None,
         resume_command=resume_command(directory, loop.team.size) if files and stopped else None,
-        sample_command=f"python -m gpt2ckpt.sample {as_typed('ckpt', str(directory))}"
-        if files
-        else None,
+        sample_command=command("sample", as_typed("ckpt", str(directory))) if files else None,
     )
     for line in report.summary(facts):
         log.info("%s", line)
@@ -89,9 +101,12 @@ def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
 
 def resume_command(directory: Path, ranks: int = 1) -> str:
     """What to type to go on with the run in `directory` on as many ranks."""
-    start = f"torchrun --standalone --nproc_per_node={ranks}" if ranks > 1 else "python"
     given = as_typed("hydra.run.dir", str(directory))
-    return f"{start} -m gpt2ckpt.train +resume=latest {given}"
+    if ranks == 1:
+        return command("train", "+resume=latest", given)
+    return (
+        f"torchrun --standalone --nproc_per_node={ranks} -m gpt2ckpt.train +resume=latest {given}"
+    )
 
 
 def _files(corpus: Corpus, split: TokenStream) -> tuple[report.DataFile, ...]:

@@ -54,6 +54,10 @@ class Meter:
         finally:
             self._paused += time.perf_counter() - start
 
+    def steps(self, step: int) -> int:
+        """How many steps this process made, now that `step` are done."""
+        return step - self._first_step
+
     @property
     def seconds(self) -> float:
         """Since `start`, everything included."""

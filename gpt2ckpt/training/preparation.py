@@ -87,10 +87,13 @@ def finished_notice(start: Start, prepared: Prepared) -> str | None:
     by_epochs = trainer.max_epochs and trainer.max_steps != prepared.total_steps
     key = "trainer.max_epochs" if by_epochs else "trainer.max_steps"
     now = trainer.max_epochs if by_epochs else prepared.total_steps
-    return (
-        f"{start.directory or 'the run'} is finished: step {start.state['step']} of "
-        f"{prepared.total_steps}. To go on, raise {key} (now {now})."
+    step = start.state["step"]
+    of = f"of {prepared.total_steps}" if step == prepared.total_steps else "is past its end"
+    sentence = (
+        f"{start.directory or 'the run'} is finished: step {step} {of}. To go on, raise {key} "
+        f"(now {now})."
     )
+    return "\n".join([*start.passed_over(), sentence])
 
 
 def _total_steps(

@@ -89,10 +89,13 @@ class SavingFacts:
 
 @dataclass(frozen=True)
 class SummaryFacts:
-    """What a process did until its end. Losses are None where none was computed; `tokens_per_s` is
-    the median over the logged steps; `best_step` is the step of `best_val_loss`."""
+    """What a process did until its end: `steps` by itself, of `all_steps` of the run, and the
+    tokens of these. Losses are None where none was computed; `tokens_per_s` is the median over the
+    logged steps; `best_step` is the step of `best_val_loss`; `saves_left` more saves
+    fit on the disk."""
 
     steps: int
+    all_steps: int
     tokens: int
     seconds: float
     tokens_per_s: float
@@ -104,6 +107,7 @@ class SummaryFacts:
     checkpoints: int
     disk_bytes: int
     free_bytes: int
+    saves_left: int | None
     resume_command: str | None
     sample_command: str | None
 
@@ -167,13 +171,15 @@ def eval_line(
 
 def summary(facts: SummaryFacts) -> list[str]:
     """What was done, what is on disk, and how to go on."""
+    in_all = f" ({facts.all_steps:,} in all)" if facts.all_steps != facts.steps else ""
     done = (
-        f"{_plural(facts.steps, 'step')}, {facts.tokens:,} tokens in "
+        f"{_plural(facts.steps, 'step')}{in_all}, {facts.tokens:,} tokens in "
         f"{human_duration(facts.seconds)}, median {facts.tokens_per_s:,.0f} tok/s"
     )
+    left = "" if facts.saves_left is None else f": {facts.saves_left:,} more saves fit"
     disk = (
-        f"{_plural(facts.checkpoints, 'checkpoint')}, {human_bytes(facts.disk_bytes)} on disk, "
-        f"{human_bytes(facts.free_bytes)} free"
+        f"{_plural(facts.checkpoints, 'file')}, {human_bytes(facts.disk_bytes)} on disk, "
+        f"{human_bytes(facts.free_bytes)} free{left}"
     )
     rows = [("trained", done), ("loss", _losses(facts)), ("run", str(facts.run_dir))]
     commands = [("go on", facts.resume_command), ("sample", facts.sample_command)]

@@ -69,6 +69,7 @@ def test_every_root_config_has_a_schema_and_a_file(name: str) -> None:
         "sample": ["ckpt=a.pt"],
         "evaluate": ["ckpt=a.pt", "data=embedded"],
         "prepare": ["data.train=a.txt", "out=shards"],
+        "drill": [],
     }[name]
     config = build_typed(name, compose_config(name, needed).values)
     assert type(config) is ROOTS[name]

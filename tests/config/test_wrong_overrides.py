@@ -63,7 +63,7 @@ WRONG = {
     "optimizer.lr==3": "'optimizer.lr==3' is no override",
     "optimizer.betas=[1": "'optimizer.betas=[1' is no override",
     "+optimizer.lr=3": "optimizer.lr has a value already: write optimizer.lr=VALUE without",
-    "trainer.max_steps=1,2": "add --multirun",
+    "trainer.max_steps=1,2": "for a sweep over its parts add -m",
     "name=${nothing}": "name is not possible: Interpolation key 'nothing' not found",
     # foreign code
     "optimizer.kind=os.system": "optimizer.kind is 'os.system'; it must be one of adamw, muon",

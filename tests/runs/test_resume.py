@@ -152,7 +152,7 @@ def test_when_nothing_valid_is_left_every_file_is_named_and_kept(tmp_path: Path)
     with pytest.raises(CheckpointError, match="no valid checkpoint is left") as raised:
         find("latest", given=run)
     for path in (run / "checkpoints").iterdir():
-        assert str(path) in str(raised.value)
+        assert path.name in str(raised.value)
     assert tree(run) == before
 
 

@@ -1,5 +1,6 @@
 """Help, wrong words, exit codes, pipes, and that nothing slow is imported."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -130,11 +131,12 @@ def test_a_closed_pipe_is_silent(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "part"),
-    [("bset", "Did you mean best?"), ("latest", "there is no run in outputs")],
+    ("path", "code", "part"),
+    [("bset", 2, "Did you mean best?"), ("latest", 1, "there is no run in outputs")],
 )
-def test_a_path_that_is_none(path, part, checkpoints, tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = checkpoints("show", path)
-    assert done.code == 1
-    assert part in done.err
+def test_a_path_that_is_none(path, code, part, checkpoints, tmp_path: Path) -> None:
+    with contextlib.chdir(tmp_path):
+        for verb in ("show", "verify"):
+            done = checkpoints(verb, path)
+            assert done.code == code
+            assert part in done.err

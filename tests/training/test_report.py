@@ -72,6 +72,7 @@ SAVING = SavingFacts(
 )
 SUMMARY = SummaryFacts(
     steps=480,
+    all_steps=480,
     tokens=491_520,
     seconds=134.2,
     tokens_per_s=3839.6,
@@ -83,6 +84,7 @@ SUMMARY = SummaryFacts(
     checkpoints=3,
     disk_bytes=173_822_976,
     free_bytes=35_000_000_000,
+    saves_left=302,
     resume_command="python -m gpt2ckpt.train +resume=outputs/gpt2_run_20260102_030405",
     sample_command="python -m gpt2ckpt.sample ckpt=outputs/gpt2_run_20260102_030405",
 )
@@ -223,17 +225,24 @@ def test_the_summary():
         trained      480 steps, 491,520 tokens in 2m 14s, median 3,840 tok/s
         loss         train 4.2031, val 3.2518 (perplexity 25.8), best val 3.2104 at step 400
         run          outputs/gpt2_run_20260102_030405
-        saved        3 checkpoints, 173.8 MB on disk, 35.0 GB free
+        saved        3 files, 173.8 MB on disk, 35.0 GB free: 302 more saves fit
         go on        python -m gpt2ckpt.train +resume=outputs/gpt2_run_20260102_030405
         sample       python -m gpt2ckpt.sample ckpt=outputs/gpt2_run_20260102_030405""")
 
 
+def test_the_summary_of_a_process_that_went_on():
+    line = summary(replace(SUMMARY, steps=17, all_steps=30, tokens=1_088))[0]
+    assert line.startswith("trained      17 steps (30 in all), 1,088 tokens in ")
+
+
 def test_the_summary_of_a_run_without_losses_or_checkpoints():
     nothing = {"train_loss": None, "val_loss": None, "best_val_loss": None, "best_step": None}
-    bare = replace(SUMMARY, **nothing, checkpoints=1, resume_command=None, sample_command=None)
+    bare = replace(
+        SUMMARY, **nothing, checkpoints=1, saves_left=None, resume_command=None, sample_command=None
+    )
     lines = summary(bare)
     assert lines[1] == "loss         none"
-    assert lines[3:] == ["saved        1 checkpoint, 173.8 MB on disk, 35.0 GB free"]
+    assert lines[3:] == ["saved        1 file, 173.8 MB on disk, 35.0 GB free"]
 
 
 def test_commands_are_never_broken():
