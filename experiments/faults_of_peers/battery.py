@@ -127,7 +127,8 @@ class Battery:
             time.sleep(0.002)
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
-        process.wait()
+        if process.wait() != -number:
+            raise RuntimeError("it ended before the signal came: the machine is too busy")
         return directory
 
     def copy(self, name: str) -> Path:
