@@ -34,7 +34,7 @@ def hydra_commands() -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(("module", "overrides"), hydra_commands(), ids=str)
 def test_commands_compose(module: str, overrides: list[str]) -> None:
-    single = [override.split(",")[0] if "[" not in override else override for override in overrides]
+    single = [word if set("['") & set(word) else word.split(",")[0] for word in overrides]
     words = [override for override in single if "WHAT" not in override]
     if module == "drill":
         own, words = split_overrides(words)

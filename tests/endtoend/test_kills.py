@@ -1,6 +1,8 @@
 """A run that is killed at random moments ends as the one that was left alone, bit by bit."""
 
+import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -12,8 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gpt2ckpt.loggers.wandb_offline import _steps
 
 STEPS = 240
+KILLS = int(os.environ.get("GPT2CKPT_KILLS", "4"))  # each costs a start
 SEED = random.randrange(1 << 30)  # printed by the assertion that fails
 SETTINGS = [
     "data=tokens",
@@ -40,13 +46,17 @@ SETTINGS = [
 
 
 def start(folder: Path, *more: str) -> "subprocess.Popen[str]":
+    """A training in a process group of its own, to be killed with all that it starts."""
     command = [sys.executable, "-m", "gpt2ckpt.train", *SETTINGS, *more]
+    env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    env |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
     pipe, merged = subprocess.PIPE, subprocess.STDOUT
-    return subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=merged, text=True)
+    options = {"env": env, "text": True, "start_new_session": True}
+    return subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=merged, **options)
 
 
 def finish(process: "subprocess.Popen[str]") -> str:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     return output
 
@@ -62,11 +72,12 @@ def steps_done(run: Path) -> int:
 
 def kill_in_the_middle(process: "subprocess.Popen[str]", run: Path, dice: random.Random) -> None:
     """SIGKILL once some more steps are done, and a little later: between steps, in a save, …"""
-    target = steps_done(run) + dice.randrange(1, 50)
+    target = steps_done(run) + dice.randrange(1, max(2, 2 * STEPS // (KILLS + 2)))
     while steps_done(run) < target and process.poll() is None:
         time.sleep(0.002)
     time.sleep(dice.random() * 0.03)
-    process.kill()
+    with contextlib.suppress(ProcessLookupError):  # it may have come to its end meanwhile
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
 
 
@@ -112,14 +123,20 @@ def undisturbed(folder: Path) -> Path:
     return folder / "undisturbed"
 
 
-def test_a_run_killed_five_times_ends_bitwise_as_one_never_killed(
-    folder: Path, undisturbed: Path
-) -> None:
+@pytest.fixture(scope="module")
+def killed(folder: Path) -> tuple[Path, str]:
+    """A run that was killed again and again, with all loggers on; and its last output."""
     run, dice = folder / "killed", random.Random(SEED)
-    for _ in range(5):
-        process = start(folder, "hydra.run.dir=killed", "+resume=auto")
-        kill_in_the_middle(process, run, dice)
-    output = finish(start(folder, "hydra.run.dir=killed", "+resume=auto"))
+    words = ("hydra.run.dir=killed", "+resume=auto", "logger=all")
+    for _ in range(KILLS):
+        kill_in_the_middle(start(folder, *words), run, dice)
+    return run, finish(start(folder, *words))
+
+
+def test_a_run_killed_again_and_again_ends_bitwise_as_one_never_killed(
+    killed: tuple[Path, str], undisturbed: Path
+) -> None:
+    run, output = killed
     expected, found = state_of(undisturbed), state_of(run)
     for key in ("model", "optimizer", "rng", "data", "step", "epoch", "tokens_seen", "scaler"):
         assert_same(found[key], expected[key], f"seed {SEED}: {key}")
@@ -127,7 +144,29 @@ def test_a_run_killed_five_times_ends_bitwise_as_one_never_killed(
     assert found["best_val_loss"] == expected["best_val_loss"]
     assert train_losses(run) == train_losses(undisturbed), f"seed {SEED}"
     assert [step for step, _ in train_losses(run)] == list(range(1, STEPS + 1))
-    assert "differs" not in output
+    assert "differs" not in (run / "train.log").read_text() + output
+    assert not list((run / "checkpoints").glob("abandoned_*"))
+
+
+def test_a_killed_run_is_one_curve_in_tensorboard(killed: tuple[Path, str]) -> None:
+    run, _ = killed
+    events = EventAccumulator(str(run / "tensorboard"), {"scalars": 0})
+    events.Reload()
+    curve = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    expected = [(step, float(np.float32(loss))) for step, loss in train_losses(run)]
+    assert curve == expected, f"seed {SEED}"
+    assert len(list((run / "tensorboard").iterdir())) > 1
+    evaluations = [event.step for event in events.Scalars("val/loss")]
+    assert evaluations == [*range(25, STEPS, 25), STEPS], f"seed {SEED}"
+
+
+def test_a_killed_run_is_one_run_in_wandb(killed: tuple[Path, str]) -> None:
+    run, _ = killed
+    files = list((run / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) > 1
+    assert {path.name for path in files} == {f"run-{state_of(run)['run']['id']}.wandb"}
+    sent = sorted(step for path in files for step in _steps(path))
+    assert sent == list(range(1, STEPS + 1)), f"seed {SEED}"
 
 
 def test_ctrl_c_saves_and_the_printed_command_goes_on_bitwise(

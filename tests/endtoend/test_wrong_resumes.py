@@ -1,0 +1,110 @@
+"""Twenty wrong ways to resume: each one sentence, the right exit code, and nothing changed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Done, environment, tree
+
+WRONG = {
+    # words after the command: exit code, and what the sentence must say
+    "+resume=lates hydra.run.dir=run": (2, "Did you mean latest?"),
+    "+resume=best_prevous hydra.run.dir=run": (2, "Did you mean best_previous?"),
+    "+resum=latest hydra.run.dir=run": (2, "Did you mean resume?"),
+    "--resume latest": (2, "--resume"),
+    "+resume= hydra.run.dir=run": (2, "resume is empty"),
+    "+resume=run/checkpoints/gone.pt": (1, "there is no such file or directory"),
+    "+resume=lr=1e-3/latest.pt": (2, "lr=1e-3/latest.pt"),
+    "+resume=my\tlatest.pt": (1, "my latest.pt: there is no such file or directory"),
+    "+resume=gone/run": (1, "gone/run: there is no such file or directory"),
+    "+resume=other.pt": (1, "other.pt cannot be used"),
+    "+resume=notes.txt": (1, "notes.txt cannot be used"),
+    "+resume=foreign": (1, "there is no checkpoint in foreign"),
+    "+resume=latest hydra.run.dir=gone": (1, "there is no checkpoint in gone"),
+    "+resume=latest hydra.run.dir=empty": (1, "there is no checkpoint in empty"),
+    "+resume=latest": (1, "there is no checkpoint in outputs"),
+    "+resume=emergency hydra.run.dir=run": (1, "there is no emergency checkpoint in run"),
+    "+resume=corrupt": (1, "no valid checkpoint is left in corrupt"),
+    "+resume=auto hydra.run.dir=corrupt": (1, "no valid checkpoint is left in corrupt"),
+    "+resume=auto hydra.run.dir=foreign": (1, "there is no checkpoint in foreign"),
+    "+resume=latest hydra.run.dir=run model.n_layer=3": (2, "model.n_layer: 2 → 3"),
+    "+resume=latest hydra.run.dir=run model.vocab_size=65": (2, "model.vocab_size: 64 → 65"),
+    "+resume=latest hydra.run.dir=run optimizer=muon": (2, "optimizer.kind: adamw → muon"),
+    "+resume=latest hydra.run.dir=run optimizer.lrr=1": (2, "Did you mean optimizer.lr?"),
+    "+resume=latest hydra.run.dir=run data.train=gone.bin": (1, "gone.bin"),
+    "+resume=latest hydra.run.dir=run trainer.max_steps=ten": (2, "trainer.max_steps=ten"),
+    "+fork=true hydra.run.dir=run": (2, "fork=true needs a state to fork from"),
+    "+resume=latest hydra.run.dir=fixed trainer.max_steps=130": (1, "fixed cannot be written"),
+}
+
+# One process imports the command, and each command line runs in a child of it.
+COMMANDS = """
+import json, os, sys
+from gpt2ckpt import train
+
+for number, line in enumerate(json.load(sys.stdin)):
+    child = os.fork()
+    if child == 0:
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{sys.argv[1]}/{number}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+        sys.argv = ["train.py", *line]
+        train.main()
+        sys.exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def refused(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> "dict[str, Done]":
+    cwd, out = tmp_path_factory.mktemp("wrong"), tmp_path_factory.mktemp("said")
+    for name in ("run", "corrupt", "fixed"):
+        shutil.copytree(reference.directory, cwd / name, copy_function=shutil.copy2)
+    for path in (cwd / "corrupt" / "checkpoints").iterdir():
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:-100])
+    (cwd / "foreign" / "checkpoints").mkdir(parents=True)
+    (cwd / "foreign" / "checkpoints" / "model.pt").write_text("of another project")
+    (cwd / "other.pt").write_text("of another project")
+    (cwd / "notes.txt").write_text("buy milk")
+    (cwd / "empty").mkdir()
+    fixed = shutil.which("chattr") is not None and fix(cwd / "fixed", True)
+    before = tree(cwd)
+    words = [words for words in WRONG if fixed or "=fixed" not in words]
+    lines = [[word.replace("\t", " ") for word in line.split(" ")] for line in words]
+    process = subprocess.run(
+        [sys.executable, "-c", COMMANDS, str(out)],
+        **{"cwd": cwd, "env": environment(), "input": json.dumps(lines), "text": True},
+        **{"capture_output": True, "timeout": 900},
+    )
+    if fixed:
+        fix(cwd / "fixed", False)
+    assert process.returncode == 0, process.stderr
+    assert tree(cwd) == before
+    said = [
+        [(out / f"{i}.{name}").read_text() for name in ("out", "err")] for i in range(len(words))
+    ]
+    codes = [int(line) for line in process.stdout.split()]
+    return {line: Done(code, *text) for line, code, text in zip(words, codes, said, strict=True)}
+
+
+def fix(directory: Path, fixed: bool) -> bool:
+    """Let nobody, not even root, make or remove a file in `directory`; whether that works."""
+    command = ["chattr", "+i" if fixed else "-i", str(directory)]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_resume_is_one_sentence_and_changes_nothing(
+    refused: "dict[str, Done]", words: str
+) -> None:
+    if words not in refused:
+        pytest.skip("needs root, chattr and a file system that knows immutable directories")
+    code, expected = WRONG[words]
+    done = refused[words]
+    assert expected in done.sentence
+    assert (done.code, done.out) == (code, "")
