@@ -126,5 +126,5 @@ def test_a_sweep_has_a_job_for_every_combination() -> None:
 def test_what_is_frozen_names_no_run_to_resume() -> None:
     values = compose_config("train", ["resume=latest", "fork=true"]).values
     frozen = freeze(values)
-    assert set(values) - set(frozen) == {"resume", "fork"}
+    assert set(values) - set(frozen) == {"dry_run", "fork", "resume"}
     assert build_typed("train", frozen).resume is None
