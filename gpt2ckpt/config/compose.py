@@ -23,7 +23,7 @@ from gpt2ckpt.errors import ConfigError
 
 PLUGINS = {  # how the configs of Hydra's plugins begin, and what brings them
     "hydra/launcher/joblib": "hydra-joblib-launcher",
-    "hydra/sweeper/sampler": "hydra-optuna-sweeper 'sqlalchemy<2' 'alembic<1.17'",
+    "hydra/sweeper/optuna": "hydra-optuna-sweeper 'sqlalchemy<2' 'alembic<1.17'",
 }
 
 

@@ -42,10 +42,13 @@ def run_sweep(line: CommandLine) -> int:
     if plan.values["dry_run"]:
         return preview(plan)
     sweep = _claim(plan)
-    if plan.is_optuna and plan.is_continued:
-        from gpt2ckpt.sweeps.study import settings_to_go_on
+    if plan.is_optuna:
+        from gpt2ckpt.sweeps.study import settings_to_go_on, study_settings
 
-        more = settings_to_go_on(plan.hydra.sweeper)
+        sweeper, name = plan.hydra.sweeper, str(plan.values["name"])
+        more = study_settings(sweeper, sweep, name, " ".join(line.overrides))
+        if plan.is_continued:
+            more += settings_to_go_on(sweeper, sweep, name)
     launch = _Launch(plan, sweep, f"{datetime.now():%Y%m%d_%H%M%S}_{os.getpid()}")
     return launch.run(more)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from gpt2ckpt.config.compose import spelled
 from gpt2ckpt.errors import ConfigError, InputError
 
 
@@ -13,7 +14,7 @@ def check_study(sweeper: DictConfig, eval_every: int) -> None:
     """Raise ConfigError for settings with which Optuna would learn nothing, or cannot work."""
     import sqlalchemy
 
-    if int(sqlalchemy.__version__.partition(".")[0]) > 1 and sweeper.storage is not None:
+    if int(sqlalchemy.__version__.partition(".")[0]) > 1:
         raise ConfigError(
             f"this version of Optuna cannot keep a study with SQLAlchemy {sqlalchemy.__version__}: "
             "pip install 'sqlalchemy<2' 'alembic<1.17'"
@@ -22,7 +23,24 @@ def check_study(sweeper: DictConfig, eval_every: int) -> None:
         raise ConfigError("Optuna needs a validation loss: trainer.eval_every must be above 0")
 
 
-def settings_to_go_on(sweeper: DictConfig) -> list[str]:
+def study_settings(sweeper: DictConfig, sweep: Path, name: str, given: str) -> list[str]:
+    """The overrides that keep the study in the sweep's folder, and let no failed trial end it.
+
+    What the command line `given` says of them stands.
+    """
+    defaults = {
+        "storage": f"sqlite:///{sweep}/study.db",
+        "study_name": name,
+        "max_failure_rate": 1.0,
+    }
+    return [
+        f"hydra.sweeper.{key}={spelled(value)}"
+        for key, value in defaults.items()
+        if not sweeper[key] and f"hydra.sweeper.{key}=" not in given
+    ]
+
+
+def settings_to_go_on(sweeper: DictConfig, sweep: Path, name: str) -> list[str]:
     """The overrides with which the sweeper comes to its number of trials, not to that many more.
 
     Trials that were cut off or have failed are asked for once more, with the same values: so each
@@ -30,12 +48,11 @@ def settings_to_go_on(sweeper: DictConfig) -> list[str]:
     """
     import optuna
 
-    url = str(sweeper.storage)
-    file = Path(url.removeprefix("sqlite:///"))
-    if sweeper.storage is None or (url.startswith("sqlite:///") and not file.exists()):
+    url = str(sweeper.storage or f"sqlite:///{sweep}/study.db")
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         return []
     try:
-        study = optuna.load_study(sweeper.study_name, url)
+        study = optuna.load_study(sweeper.study_name or name, url)
     except KeyError:
         return []  # killed before it was made
     except Exception as error:

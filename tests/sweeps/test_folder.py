@@ -1,0 +1,60 @@
+"""Directories of a sweep are made whole, under free names, and read for what they are."""
+
+from pathlib import Path
+
+from gpt2ckpt.sweeps import folder, journal
+from gpt2ckpt.sweeps.journal import Entry, Status
+from gpt2ckpt.sweeps.table import WIDTH, Row, table
+
+
+def fill(temporary: Path, final: Path) -> None:
+    (temporary / ".hydra").mkdir()
+    (temporary / ".hydra" / "config.yaml").write_text(f"seed: 7\nname: {final.name}\n")
+    (temporary / ".hydra" / "overrides.yaml").write_text("- seed=7\n- +resume=auto\n")
+
+
+def test_a_taken_number_is_passed_over_and_an_empty_directory_is_not(tmp_path: Path) -> None:
+    (tmp_path / "0" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "1").mkdir()
+    assert folder.make_directory(tmp_path, 0, str, fill) == tmp_path / "1"
+    assert folder.make_directory(tmp_path, 0, str, fill) == tmp_path / "2"
+
+
+def test_names_without_a_number_get_one_when_they_are_taken(tmp_path: Path) -> None:
+    made = [folder.make_directory(tmp_path, 3, lambda _: "lr=1/a", fill) for _ in range(3)]
+    assert [str(path.relative_to(tmp_path)) for path in made] == ["lr=1/a", "lr=1/a_4", "lr=1/a_5"]
+    assert len(folder.read_jobs(tmp_path)) == 3
+
+
+def test_what_a_kill_left_half_made_is_no_job_and_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / folder.IN_THE_MAKING / ".hydra").mkdir(parents=True)
+    assert folder.read_jobs(tmp_path) == []
+    assert folder.make_directory(tmp_path, 0, str, fill) == tmp_path / "0"
+    assert {path.name for path in tmp_path.iterdir()} == {"0"}
+
+
+def test_a_job_without_a_checkpoint_is_known_by_its_record(tmp_path: Path) -> None:
+    folder.make_directory(tmp_path, 0, str, fill)
+    [job] = folder.read_jobs(tmp_path)
+    assert (job.config["seed"], job.overrides, job.step) == (7, ["seed=7"], None)
+    (tmp_path / "0" / ".hydra" / "config.yaml").write_text("{")
+    assert folder.read_jobs(tmp_path) == []
+
+
+def test_the_journal_gives_the_newest_of_each_job_of_one_launch(tmp_path: Path) -> None:
+    for launch, status in (("a", Status.FAILED), ("b", Status.STARTED), ("b", Status.FINISHED)):
+        journal.append(tmp_path, Entry(launch, 0, status))
+    with (tmp_path / journal.NAME).open("a") as file:
+        file.write('{"launch": "b", "num')
+    entries = journal.last_of_each(journal.read(tmp_path, "b"))
+    assert [entry.status for entry in entries.values()] == [Status.FINISHED]
+
+
+def test_the_table_fits_and_says_everything() -> None:
+    label = " ".join(f"optimizer.some_long_key_{n}=0.123456" for n in range(5))
+    lines = table(
+        [Row("12", label, "failed", None, "no such file " * 20), Row("3", "a=1", "new", 2)]
+    )
+    assert max(map(len, lines)) <= WIDTH
+    assert all(word in "\n".join(lines) for word in label.split())
+    assert lines[-1].startswith("  ")
