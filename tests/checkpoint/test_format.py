@@ -179,7 +179,7 @@ def test_another_version_of_the_format_is_named() -> None:
         *((1, 2), {1, 2}, b"bytes", object(), 1j, Path("x"), np.ones(2), np.int64(1)),
         *(torch.ones(2, dtype=torch.complex64), torch.eye(2).to_sparse(), torch.int32),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_a_file_cannot_hold_is_refused(value: Any) -> None:
     with pytest.raises(TypeError, match=r"a checkpoint"):
