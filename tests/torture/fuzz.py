@@ -209,7 +209,7 @@ def _targets(folder: Path) -> dict[str, Target]:
         "overrides": Target(json_of(words), _read_words, 0.5),
         "metrics.jsonl": Target(bytes_of(corpora["metrics"]), on_file(metrics_file.read), 3),
         "W&B offline file": Target(bytes_of(corpora["wandb"]), on_file(_read_wandb), 3),
-        "run.lock": Target(bytes_of(corpora["lock"]), _Lock(folder / "locked"), 2),
+        "run.lock": Target(bytes_of(corpora["lock"]), _Lock(folder / "locked"), 0.1),  # it waits
         "nanoGPT's ckpt.pt": Target(bytes_of(corpora["nanogpt"]), on_file(load_pretrained), 1.5),
         "config.json": Target(bytes_of(corpora["config"]), _Folder(hf, "config.json"), 1.5),
         "model.safetensors": Target(
