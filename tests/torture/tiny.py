@@ -152,6 +152,7 @@ def _composed(words: tuple[str, ...]) -> dict[str, Any]:
 
 def _child(action: Callable[[], int], cwd: Path, output: Path) -> Child:
     output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("")  # a child may be killed before it has begun
     pid = os.fork()
     if pid:
         return Child(pid, output)
