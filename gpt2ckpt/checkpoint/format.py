@@ -11,7 +11,6 @@ before anything is written.
 """
 
 import json
-import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import xxhash
 
-from gpt2ckpt.checkpoint import archive
+from gpt2ckpt.checkpoint import archive, tensor_tree
+from gpt2ckpt.checkpoint.tensor_tree import ITEM_SIZES, TENSOR_KEY
 from gpt2ckpt.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -32,17 +32,10 @@ SEAL_PREFIX = b"gpt2ckpt seal xxh3_128 "
 SEAL_SIZE = len(SEAL_PREFIX) + 32
 CHUNK = 1 << 20  # bytes digested at a time: small enough to stay in the processor's cache
 LARGEST_GAP = 4 * archive.LARGEST_RECORD  # bytes between tensors, which are read at once
-MOST_DIMENSIONS = 64  # what PyTorch can build
 MOST_LEVELS = 100  # of metadata within metadata: what reads it may call itself for each
-TENSOR_KEY = "$tensor"
 CONSTANT_RECORDS = (("byteorder", b"little"), ("version", b"3\n"))  # for torch.load
-ITEM_SIZES = {  # bytes of one element of each type that a tensor may have
-    **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2},
-    **{"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1},
-}
 
 Buffer = bytes | memoryview
-_Path = tuple[Any, str | int] | None  # the path of the container, and the key in it
 
 
 @dataclass(frozen=True)
@@ -258,7 +251,7 @@ def read_index(file: BinaryIO) -> Index:
         offset = placed.end
     if _skeleton_digest(file, storages, size) != seal:
         raise CheckpointError("its metadata or structure is damaged (seal does not match)")
-    _check_tree(tree, storages)
+    tensor_tree.check(tree, [storage.size for storage in storages])
     return Index(meta, tree, storages)
 
 
@@ -276,7 +269,7 @@ def verify(file: BinaryIO) -> Index:
         for part in _parts(file, storage.size, buffer):
             state.update(part)
         if state.hexdigest() != storage.digest:
-            raise CheckpointError(f"the tensor {_name_of(index.tree, number)} is damaged")
+            raise _damaged(index, number)
     return index
 
 
@@ -294,7 +287,7 @@ def load(file: BinaryIO) -> dict[str, Any]:
         view = raw.numpy().data
         file.seek(storage.offset)
         if _read_into(file, view) != storage.size or digest(view) != storage.digest:
-            raise CheckpointError(f"the tensor {_name_of(index.tree, number)} is damaged")
+            raise _damaged(index, number)
         storages.append(raw)
     tensors: dict[str, Tensor] = {}
 
@@ -319,8 +312,12 @@ def load(file: BinaryIO) -> dict[str, Any]:
 
 def tensors(index: Index) -> dict[str, tuple[str, list[int], Storage]]:
     """The type, shape and storage of each tensor by its dotted name."""
-    found = ((_dotted(path), description) for path, description in _tensors(index.tree))
+    found = ((tensor_tree.dotted(path), entry) for path, entry in tensor_tree.walk(index.tree))
     return {name: (dtype, shape, index.storages[n]) for name, (n, dtype, shape) in found}
+
+
+def _damaged(index: Index, number: int) -> CheckpointError:
+    return CheckpointError(f"the tensor {tensor_tree.name_of(index.tree, number)} is damaged")
 
 
 def _size_of(file: BinaryIO) -> int:
@@ -393,45 +390,3 @@ def _read_into(file: BinaryIO, view: memoryview) -> int:
             break
         done += count
     return done
-
-
-def _tensors(tree: dict[str, Any]) -> Iterator[tuple[_Path, Any]]:
-    """Each tensor's path and description. No recursion: a file may nest deeply."""
-    stack: list[tuple[_Path, Any]] = [(None, tree)]
-    while stack:
-        path, value = stack.pop()
-        if isinstance(value, dict) and TENSOR_KEY in value:
-            yield path, value[TENSOR_KEY]
-            continue
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        nested = [((path, key), item) for key, item in items if isinstance(item, dict | list)]
-        stack += reversed(nested)
-
-
-def _dotted(path: _Path) -> str:
-    parts = []
-    while path is not None:
-        path, key = path
-        parts.append(str(key))
-    return ".".join(reversed(parts))
-
-
-def _check_tree(tree: dict[str, Any], storages: list[Storage]) -> None:
-    """Raise CheckpointError unless each tensor's type and shape fit the bytes of its storage."""
-    for path, description in _tensors(tree):
-        try:
-            number, dtype, shape = description
-            fits = len(shape) <= MOST_DIMENSIONS
-            fits = fits and all(type(extent) is int and 0 <= extent < 1 << 63 for extent in shape)
-            fits = fits and type(number) is int and 0 <= number < len(storages)
-            fits = fits and math.prod(shape) * ITEM_SIZES[dtype] == storages[number].size
-        except (KeyError, TypeError, ValueError):
-            fits = False
-        if not fits:
-            raise CheckpointError(f"tensors.json does not describe the tensor {_dotted(path)}")
-
-
-def _name_of(tree: dict[str, Any], number: int) -> str:
-    """The dotted name of the first tensor that uses storage `number`."""
-    users = (path for path, description in _tensors(tree) if description[0] == number)
-    return _dotted(next(users, (None, f"data/{number}")))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK = 512  # bytes; the unit of st_blocks (stat(2))
+BOUNDLESS = 1 << 60  # bytes free on a file system that counts none, as some network disks do
 FEW_SAVES = 10
 FULL = {errno.ENOSPC, errno.EDQUOT}  # the disk itself, or a user's share of it
 
@@ -33,7 +34,8 @@ def measure_free(folder: Path) -> int:
     """Free bytes of the file system that `folder` is on, or will be, for this user."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else BOUNDLESS
 
 
 def disk_bytes(paths: Iterable[Path]) -> int:

@@ -63,17 +63,17 @@ class Loop:
     _epoch_seen: int = 0
 
     def run(self) -> signal.Signals | None:
-        """Train to the end. Returns the signal that asked for a stop, or None when finished.
+        """Train to the end. Returns the signal that stopped it, or None when finished.
 
         On an exception the last whole state is saved as an emergency checkpoint, and it is raised.
         """
         with self.interrupts, Watchdog(self.checkpoint.grace_seconds, self._last_words):
             try:
                 self._train()
-                if self.interrupts.stop:
-                    name, step = self.interrupts.stop.name, self.state.counters.step
-                    log.info("%s: stopped after step %d", name, step)
-                    self._save_in_time(name)
+                stopped = self.interrupts.stop  # one that comes later meets a finished training
+                if stopped:
+                    log.info("%s: stopped after step %d", stopped.name, self.state.counters.step)
+                    self._save_in_time(stopped.name)
                 elif self._shared(self.manager is not None and not self.manager.wait()):
                     self._save_emergency("the last save failed")  # space is kept for this one
             except HalfApplied:
@@ -89,7 +89,7 @@ class Loop:
             finally:
                 if self.manager is not None:
                     self.manager.close()
-        return self.interrupts.stop
+        return stopped
 
     @property
     def epoch(self) -> int:

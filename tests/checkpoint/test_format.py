@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gpt2ckpt.checkpoint import format
+from gpt2ckpt.checkpoint.tensor_tree import ITEM_SIZES, TENSOR_KEY
 from gpt2ckpt.checkpoint.torch_pickle import STORAGE_TYPES
 from gpt2ckpt.errors import CheckpointError
 
@@ -62,7 +63,7 @@ def test_every_dtype_returns_bit_for_bit(dtype: torch.dtype) -> None:
 
 def test_format_and_torch_know_the_same_dtypes() -> None:
     names = {str(dtype).removeprefix("torch."): dtype.itemsize for dtype in STORAGE_TYPES}
-    assert names == format.ITEM_SIZES
+    assert names == ITEM_SIZES
 
 
 def test_special_floats_keep_their_bits() -> None:
@@ -201,7 +202,7 @@ leaves = st.one_of(
     *(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text()),
     st.lists(st.integers(-128, 127), max_size=4).map(lambda v: torch.tensor(v, dtype=torch.int8)),
 )
-keys = st.text().filter(lambda key: key != format.TENSOR_KEY)
+keys = st.text().filter(lambda key: key != TENSOR_KEY)
 trees = st.recursive(
     leaves, lambda inner: st.lists(inner) | st.dictionaries(keys, inner), max_leaves=12
 )

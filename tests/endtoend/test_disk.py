@@ -3,32 +3,21 @@
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import events, finish, latest, opened, run, start, steps_done, succeed, wait_until
+from real_disks import formatted, mounted
 
 NEEDED = 3_000_000  # bytes, about: a model of two layers of 32 takes 0.4 MB, the margin 1 MB
-
-
-def mounted(folder: Path, *words: str) -> Iterator[Path]:
-    folder.mkdir()
-    done = subprocess.run(["mount", *words, str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mounting needs root: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """16 MiB."""
-    yield from mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=16m", "tmpfs")
+    yield from mounted(["-t", "tmpfs", "-o", "size=16m", "tmpfs"], tmp_path / "disk")
 
 
 def fill(folder: Path, spare: int) -> Path:
@@ -82,20 +71,13 @@ def test_a_run_whose_directory_was_removed(token_data: Any, tmp_path: Path) -> N
 
 def test_a_file_system_without_links(token_data: Any, tmp_path: Path) -> None:
     """exFAT, by FUSE: no hard links, names of one state are copies."""
-    if not (shutil.which("mkfs.exfat") and shutil.which("mount.exfat-fuse")):
-        pytest.skip("there is no exFAT here: install exfat-fuse and exfatprogs")
-    image = tmp_path / "image"
-    with image.open("wb") as file:
-        file.truncate(64 << 20)
-    subprocess.run(["mkfs.exfat", str(image)], check=True, capture_output=True)
-    options = ("-t", "exfat-fuse", "-o", "loop", str(image))
-    for disk in mounted(tmp_path / "disk", *options):
-        words = [*token_data.overrides, "trainer.max_steps=30", "checkpoint.save_every=10"]
-        done = succeed(run("train", [*words, "trainer.eval_every=10", "hydra.run.dir=run"], disk))
+    for disk in formatted("exfat", tmp_path / "disk"):
+        words = [*token_data.overrides, "trainer.max_steps=20", "checkpoint.save_every=10"]
+        done = succeed(run("train", [*words, "trainer.eval_every=20", "hydra.run.dir=run"], disk))
         assert "SAVE FAILED" not in done.out
         saves = disk / "run" / "checkpoints"
-        assert {opened(path)["step"] for path in saves.glob("*.pt")} == {10, 20, 30}
+        assert {opened(path)["step"] for path in saves.glob("*.pt")} == {10, 20}
         assert all(path.stat().st_nlink == 1 for path in saves.glob("*.pt"))
-        succeed(run("train", ["+resume=latest", "trainer.max_steps=40", "hydra.run.dir=run"], disk))
-        assert latest(disk / "run")["step"] == 40
+        succeed(run("train", ["+resume=latest", "trainer.max_steps=25", "hydra.run.dir=run"], disk))
+        assert latest(disk / "run")["step"] == 25
         succeed(run("checkpoints", ["verify", "run"], disk))

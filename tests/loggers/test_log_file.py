@@ -1,11 +1,11 @@
 """train.log and metrics.jsonl on a disk that is full, and files that were deleted."""
 
 import logging
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from real_disks import mounted
 
 from gpt2ckpt.loggers.append_file import AppendFile
 from gpt2ckpt.loggers.fanout import Loggers
@@ -16,16 +16,7 @@ from gpt2ckpt.loggers.metrics_file import MetricsFile, read
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mounting needs root: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+    yield from mounted(["-t", "tmpfs", "-o", "size=64k", "tmpfs"], tmp_path / "disk")
 
 
 def record(text: str) -> logging.LogRecord:

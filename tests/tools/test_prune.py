@@ -11,6 +11,7 @@ from tools_helpers import NOON, damage, make_run, save, tree
 
 from gpt2ckpt.checkpoint.store import Store, check
 from gpt2ckpt.runs.lock import LOCK_NAME, RunLock
+from gpt2ckpt.runs.owner import encode, this_process
 from gpt2ckpt.tools.inventory import Entry, Group, Inode
 from gpt2ckpt.tools.places import Run
 from gpt2ckpt.tools.pruning import Limits, freed_bytes, plan
@@ -143,10 +144,11 @@ def make_root(root: Path) -> list[Path]:
         (run / ".hydra" / "resume_1").mkdir(parents=True)
         (run / "tensorboard").mkdir()
         for name in (
-            *("metrics.jsonl", "train.log", LOCK_NAME, ".hydra/config.yaml"),
+            *("metrics.jsonl", "train.log", ".hydra/config.yaml"),
             *(".hydra/resume_1/overrides.yaml", "tensorboard/events.out.tfevents.1.host.2.0"),
         ):
             (run / name).write_text("x")
+        (run / LOCK_NAME).write_bytes(encode(this_process(), beat=0))  # and no kernel's lock: dead
     return runs
 
 

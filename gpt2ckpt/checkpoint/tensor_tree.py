@@ -1,0 +1,63 @@
+"""Where tensors stand in a checkpoint's metadata, and whether each fits the bytes it names.
+
+In place of a tensor the tree has `{"$tensor": [storage, type, shape]}`, `storage` being the number
+of its record in the file; docs/format.md describes it. Torch is not needed.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from gpt2ckpt.errors import CheckpointError
+
+TENSOR_KEY = "$tensor"
+MOST_DIMENSIONS = 64  # what PyTorch can build
+ITEM_SIZES = {  # bytes of one element of each type that a tensor may have
+    **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2},
+    **{"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1},
+}
+
+Path = tuple[Any, str | int] | None  # the path of the container, and the key in it
+
+
+def walk(tree: dict[str, Any]) -> Iterator[tuple[Path, Any]]:
+    """Each tensor's path and description. No recursion: a file may nest deeply."""
+    stack: list[tuple[Path, Any]] = [(None, tree)]
+    while stack:
+        path, value = stack.pop()
+        if isinstance(value, dict) and TENSOR_KEY in value:
+            yield path, value[TENSOR_KEY]
+            continue
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        nested = [((path, key), item) for key, item in items if isinstance(item, dict | list)]
+        stack += reversed(nested)
+
+
+def dotted(path: Path) -> str:
+    """The keys of a path from the outermost on, joined by dots."""
+    parts = []
+    while path is not None:
+        path, key = path
+        parts.append(str(key))
+    return ".".join(reversed(parts))
+
+
+def name_of(tree: dict[str, Any], number: int) -> str:
+    """The dotted name of the first tensor that uses storage `number`."""
+    users = (path for path, description in walk(tree) if description[0] == number)
+    return dotted(next(users, (None, f"data/{number}")))
+
+
+def check(tree: dict[str, Any], sizes: list[int]) -> None:
+    """Raise CheckpointError unless each tensor's type and shape fit the bytes of its storage."""
+    for path, description in walk(tree):
+        try:
+            number, dtype, shape = description
+            fits = len(shape) <= MOST_DIMENSIONS
+            fits = fits and all(type(extent) is int and 0 <= extent < 1 << 63 for extent in shape)
+            fits = fits and type(number) is int and 0 <= number < len(sizes)
+            fits = fits and math.prod(shape) * ITEM_SIZES[dtype] == sizes[number]
+        except (KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise CheckpointError(f"tensors.json does not describe the tensor {dotted(path)}")
