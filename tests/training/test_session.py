@@ -11,6 +11,7 @@ import pytest
 import torch
 from training_helpers import differing, events, start_of, train
 
+from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.store import load
 from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.model.gpt2 import GPT2
@@ -100,6 +101,22 @@ def test_an_evaluation_that_a_signal_cut_off_is_made_after_the_resume(
             for run in ("whole", "cut")
         ]
         assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("moment", ["wait", "close"])
+def test_a_signal_after_the_last_step_meets_a_finished_training(
+    token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    real = getattr(CheckpointManager, moment)
+
+    def interrupted(manager: CheckpointManager) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(manager)
+
+    monkeypatch.setattr(CheckpointManager, moment, interrupted)
+    outcome = train([*token_data.overrides, "trainer.max_steps=4"], tmp_path / "run")
+    assert outcome.stopped is None
+    assert load(tmp_path / "run" / "checkpoints" / "latest.pt")["step"] == 4
 
 
 def fail_in_step(monkeypatch: pytest.MonkeyPatch, at: int, then: Any) -> None:
