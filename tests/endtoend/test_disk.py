@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from commands import events, finish, latest, opened, run, start, steps_done, succeed, wait_until
 from real_disks import formatted, mounted
@@ -41,6 +42,7 @@ def test_a_disk_that_is_full_and_one_that_fills_up(token_data: Any, disk: Path) 
     saves = disk / "run" / "checkpoints"
     wait_until(process, (saves / "rolling_step_000020.pt").exists)
     process.send_signal(signal.SIGSTOP)
+    wait_until(process, lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
     fill(disk, spare=0)
     process.send_signal(signal.SIGCONT)
     done = succeed(finish(process))
