@@ -35,13 +35,16 @@ ROOTS: dict[str, type] = {
 
 
 def register_schemas() -> None:
-    """Tell Hydra the schema of every root config and of every choice of every group."""
+    """Tell Hydra the schema of every root config and of every choice of every group.
+
+    In no group of their own: --help lists groups, and would offer them.
+    """
     store = ConfigStore.instance()
     for name, root in ROOTS.items():
-        store.store(group="schema", name=name, node=root, package="_global_")
+        store.store(name=f"schema_{name}", node=root)
     for group, kinds in KINDS.items():
         for kind, node in kinds.items():
-            store.store(group=f"schema/{group}", name=kind, node=node)
+            store.store(name=f"schema_{group}_{kind}", node=node)
 
 
 def build_typed(root: str, plain: dict[str, Any]) -> Any:

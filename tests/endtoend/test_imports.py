@@ -48,3 +48,4 @@ def test_help_names_the_groups_and_how_to_go_on(tmp_path: Path) -> None:
     out = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True)
     for expected in ("+resume=latest", "optimizer: adamw, muon", "checkpoint: light, off, safe"):
         assert expected in out.stdout
+    assert "schema" not in out.stdout  # what is registered for Hydra alone is nothing to choose
