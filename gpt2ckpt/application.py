@@ -12,7 +12,12 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 
-from gpt2ckpt.config.compose import compose_config, conf_directory
+from gpt2ckpt.config.compose import (
+    compose_config,
+    conf_directory,
+    explained,
+    refuse_non_choices,
+)
 from gpt2ckpt.config.registry import build_typed, register_schemas
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.exits import FULL_ERROR, reported_errors
@@ -67,12 +72,19 @@ def run_simple(name: str, task: Callable[[Any], None]) -> None:
     with reported_errors():
         line = parse_command_line(name)
         if line.asks_hydra:
-            run_hydra(line, lambda config: None)
+            ask_hydra(line)
             return
         if line.multirun:
             raise ConfigError(f"{name} has no multirun: leave -m out")
         composed = compose_config(line.config_name, line.overrides, line.config_dir)
         task(build_typed(name, composed.values))
+
+
+def ask_hydra(line: CommandLine) -> None:
+    """Let Hydra answer --help, --cfg and the like."""
+    refuse_non_choices(line.overrides)
+    with explained(line.config_name):
+        run_hydra(line, lambda config: None)
 
 
 def run_hydra(line: CommandLine, task: Callable[[Any], Any], more: Sequence[str] = ()) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from gpt2ckpt.application import CommandLine, parse_command_line, run_hydra
+from gpt2ckpt.application import CommandLine, ask_hydra, parse_command_line
 from gpt2ckpt.config.checks import at_least
 from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides
 from gpt2ckpt.config.registry import all_keys, build_typed
@@ -39,7 +39,7 @@ def main() -> None:
         line = parse_command_line("drill")
         own, words = split_overrides(line.overrides)
         if line.asks_hydra:
-            run_hydra(line, lambda config: None)
+            ask_hydra(line)
             return
         sys.exit(_drill(line, own, words))
 

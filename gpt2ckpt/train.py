@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from gpt2ckpt.application import CommandLine, parse_command_line, run_hydra
+from gpt2ckpt.application import CommandLine, ask_hydra, parse_command_line, run_hydra
 from gpt2ckpt.config.compose import Composed, compose_config, quoted
 from gpt2ckpt.config.replay import task_overrides
 from gpt2ckpt.errors import ConfigError
@@ -49,7 +49,7 @@ def main() -> None:
             sys.exit(follow(team))
         line = parse_command_line("train")
         if line.asks_hydra:
-            run_hydra(line, lambda config: None)
+            ask_hydra(line)
         elif line.multirun:
             if isinstance(team, Group):
                 raise ConfigError("a sweep trains on one rank: start it without torchrun")

@@ -15,16 +15,26 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 import gpt2ckpt
-from gpt2ckpt.config.registry import ROOTS, no_such_key, register_schemas, without_interpolation
+from gpt2ckpt.config.registry import (
+    ROOTS,
+    no_such_key,
+    register_schemas,
+    what_it_takes,
+    without_interpolation,
+)
 from gpt2ckpt.errors import ConfigError
 
 PLUGINS = {  # how the configs of Hydra's plugins begin, and what brings them
     "hydra/launcher/joblib": "hydra-joblib-launcher",
     "hydra/sweeper/optuna": "hydra-optuna-sweeper 'sqlalchemy<2' 'alembic<1.17'",
 }
+NO_KEY = "not in '"  # OmegaConf: Key 'x' not in 'TrainerConfig'
+IN_FILE = re.compile(  # what Hydra says of a file with a wrong key or value
+    r"In '(.+)': (\w+) raised while composing config:\n(.+)\n\s+full_key: (.*)"
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ def compose_config(name: str, overrides: list[str], extra_dir: Path | None = Non
     `extra_dir` is a config folder of the user's (--config-dir). Raises ConfigError.
     """
     register_schemas()
-    _refuse_non_choices(overrides)
+    refuse_non_choices(overrides)
     if extra_dir is not None:
         overrides = [*overrides, f"hydra.searchpath=[{quoted(f'file://{extra_dir.resolve()}')}]"]
     GlobalHydra.instance().clear()
@@ -109,20 +119,29 @@ def explain(error: BaseException, root: str = "train") -> str:
     """One sentence that says which override or key is wrong, and the nearest valid one."""
     if isinstance(error, MissingConfigException):
         return _explain_missing(error)
-    text = str(error)
+    text, root = str(error), root if root in ROOTS else "train"
+    if match := IN_FILE.match(text):
+        file, kind, reason, key = match.groups()
+        return f"{file}.yaml: {_explain_value(key, reason, kind == 'ValidationError', root)}"
     inner = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     reason = str(inner).splitlines()[0] if inner else "it does not fit"
-    key, override = "", ""
-    if match := re.search(r"Error merging override (\S+)", text):
+    key = override = str(getattr(inner, "full_key", None) or "")
+    if match := re.search(r"Error merging override (.+)", text):
         override = match[1]
-        key = override.partition("=")[0].lstrip("+~")
     elif match := re.search(r"Could not override '([^'@]+)", text):
-        key, reason = match[1], "not in 'it'"
-    elif isinstance(error, OmegaConfBaseException) and error.full_key:
-        key = override = str(error.full_key)
-    if key and "not in '" in reason:
-        return no_such_key(key, root if root in ROOTS else "train")
-    return f"{override} is not possible: {reason}" if key else _explain_syntax(text)
+        return no_such_key(max(key, match[1], key=len), root)
+    if not key:
+        return _explain_syntax(text)
+    sentence = _explain_value(key, reason, isinstance(inner, ValidationError), root)
+    return sentence if NO_KEY in reason else f"{override} is not possible: {sentence}"
+
+
+def _explain_value(key: str, reason: str, is_type: bool, root: str) -> str:
+    key = key.partition("[")[0]  # of a list, not of what is in it
+    if NO_KEY in reason:
+        return no_such_key(key, root)
+    takes = what_it_takes(key, root) if is_type else ""
+    return f"{key} must be {takes}" if takes else reason
 
 
 def _explain_syntax(text: str) -> str:
@@ -170,7 +189,7 @@ def parse_overrides(overrides: list[str]) -> Any:
     return parsed
 
 
-def _refuse_non_choices(overrides: list[str]) -> None:
+def refuse_non_choices(overrides: list[str]) -> None:
     """Name the group where Hydra only says that something must be a string."""
     groups = {path.name for path in conf_directory().iterdir() if path.is_dir()}
     for override in parse_overrides(overrides):

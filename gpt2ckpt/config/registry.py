@@ -3,11 +3,12 @@
 import dataclasses
 import difflib
 import re
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from gpt2ckpt.config import schema
 from gpt2ckpt.errors import ConfigError
@@ -31,6 +32,14 @@ ROOTS: dict[str, type] = {
     "evaluate": schema.EvaluateConfig,
     "prepare": schema.PrepareConfig,
     "drill": schema.DrillConfig,
+}
+IN_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    tuple[float, float]: "a list of two numbers, as in [0.9,0.95]",
+    list[str]: "a list of texts, as in [a,b]",
 }
 
 
@@ -86,10 +95,15 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         missing = next(key for key in OmegaConf.missing_keys(OmegaConf.merge(node, values)))
         raise ConfigError(f"{prefix}{missing} is missing: give {prefix}{missing}=VALUE") from error
     except OmegaConfBaseException as error:
-        key = f"{prefix}{error.full_key or ''}"
-        reason = str(error).splitlines()[0]
-        unknown = "not in '" in reason
-        raise ConfigError(no_such_key(key) if unknown else f"{key}: {reason}") from error
+        place, reason = f"{prefix}{error.full_key or ''}", str(error).splitlines()[0]
+        key = place.partition("[")[0]  # of a list, not of what is in it
+        if "not in '" in reason:
+            raise ConfigError(no_such_key(key)) from error
+        takes = what_it_takes(key) if isinstance(error, ValidationError) else ""
+        reason = (
+            f"{place} is {error.value!r}; {key} must be {takes}" if takes else f"{key}: {reason}"
+        )
+        raise ConfigError(reason) from error
 
 
 def _literal(value: Any) -> Any:
@@ -135,6 +149,18 @@ def no_such_key(key: str, root: str = "train") -> str:
     matches += difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     hint = f" Did you mean {matches[0]}?" if matches and matches[0] != key else ""
     return f"there is no config key or group {key}.{hint}"
+
+
+def what_it_takes(key: str, root: str = "train") -> str:
+    """The type of `key` in words, for who gave it another; empty for a key that is not known."""
+    group, _, leaf = key.rpartition(".")
+    whole = get_type_hints(ROOTS[root])
+    classes = [*KINDS.get(group, {}).values(), whole.get(group), None if group else ROOTS[root]]
+    hints = [get_type_hints(cls).get(leaf) for cls in classes if dataclasses.is_dataclass(cls)]
+    hint = next(filter(None, hints), None)
+    words = [IN_WORDS[part] for part in (hint, *get_args(hint)) if part in IN_WORDS]
+    or_null = ", or null" if NoneType in get_args(hint) else ""
+    return f"{words[0]}{or_null}" if words else ""
 
 
 def _has(cls: type, leaf: str) -> bool:

@@ -1,5 +1,8 @@
 """What cannot be meant is refused in one sentence that names the key and the nearest right one."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from gpt2ckpt.config.compose import compose_config
@@ -32,13 +35,23 @@ WRONG = {
     "trainer=null": "trainer=null names no choice: give trainer=NAME",
     "data=3": "data=3 names no choice: give data=NAME",
     # wrong types
-    "trainer.max_steps=ten": "trainer.max_steps=ten is not possible: Value 'ten'",
-    "trainer.max_steps=1.5": "Value '1.5' of type 'float'",
-    "optimizer.lr=fast": "optimizer.lr=fast is not possible",
+    "trainer.max_steps=ten": "trainer.max_steps=ten is not possible: "
+    "trainer.max_steps must be a whole number, or null",
+    "trainer.max_steps=1.5": "trainer.max_steps must be a whole number, or null",
+    "trainer={max_steps:ten}": "trainer.max_steps must be a whole number, or null",
+    "trainer={max_stepz:10}": "Did you mean trainer.max_steps?",
+    "optimizer.lr=fast": "optimizer.lr=fast is not possible: optimizer.lr must be a number",
+    "optimizer.betas=abc": "optimizer.betas=abc is not possible: optimizer.betas must be a list of "
+    "two numbers, as in [0.9,0.95]",
+    "optimizer.betas=[0.9,x]": "optimizer.betas must be a list of two numbers",
     "optimizer.betas=[0.9]": "optimizer.betas is [0.9]; it must be two numbers",
-    "model.bias=maybe": "Value 'maybe' is not a valid bool",
-    "model.n_layer=null": "model.n_layer=null is not possible",
-    "fork=maybe": "fork=maybe is not possible",
+    "trainer.compile=maybe": "trainer.compile=maybe is not possible: "
+    "trainer.compile must be true or false",
+    "model.n_layer=2.5": "model.n_layer=2.5 is not possible: model.n_layer must be a whole number",
+    "model.n_layer=null": "model.n_layer must be a whole number",
+    "trainer.sample_prompt=[a]": "trainer.sample_prompt must be a text",
+    "logger.wandb_tags=3": "logger.wandb_tags must be a list of texts, as in [a,b]",
+    "fork=maybe": "fork=maybe is not possible: fork must be true or false, or null",
     # out of range
     "seed=-1": "seed is -1; it must be at least 0",
     "name=a/b": "name='a/b' becomes part of a directory name",
@@ -96,6 +109,46 @@ def test_the_other_commands_name_keys_of_their_own(root: str, word: str, expecte
     with pytest.raises(ConfigError) as raised:
         compose_config(root, [word])
     assert str(raised.value).endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("max_steps: ten", "trainer.max_steps must be a whole number, or null"),
+        (
+            "max_step: 10",
+            "there is no config key or group trainer.max_step. Did you mean trainer.max_steps?",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_of_the_user_s_names_the_file(
+    tmp_path: Path, line: str, expected: str
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\ntrainer:\n  {line}\n")
+    with pytest.raises(ConfigError) as raised:
+        compose_config("train", ["experiment=mine"], tmp_path)
+    assert str(raised.value) == f"experiment/mine.yaml: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "expected"),
+    [
+        (
+            "trainer",
+            {"max_steps": "ten"},
+            "trainer.max_steps is 'ten'; trainer.max_steps must be a",
+        ),
+        ("optimizer", {"betas": [0.9, "x"]}, "optimizer.betas[1] is 'x'; optimizer.betas must be"),
+    ],
+)
+def test_a_wrong_type_in_a_frozen_config_is_named(
+    group: str, values: dict[str, Any], expected: str
+) -> None:
+    plain = compose_config("train", []).values
+    with pytest.raises(ConfigError) as raised:
+        build_typed("train", {**plain, group: {**plain[group], **values}})
+    assert str(raised.value).startswith(expected)
 
 
 @pytest.mark.parametrize("key", [key for key in all_keys("train") if key.count(".") == 1])
