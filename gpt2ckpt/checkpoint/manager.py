@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint import durable, format, space
+from gpt2ckpt.checkpoint.aside import folders_of
 from gpt2ckpt.checkpoint.policy import Event, Retention, copies
-from gpt2ckpt.checkpoint.repair import folders_of
 from gpt2ckpt.checkpoint.reserve import Reserve
 from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.snapshot import Staging, on_host

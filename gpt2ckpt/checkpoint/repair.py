@@ -7,16 +7,16 @@ while no other process saves into the folder.
 import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from gpt2ckpt.checkpoint import durable, format, names
+from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT, folders_aside, free_name
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.store import check, read_meta
 from gpt2ckpt.errors import CheckpointError
 
 INDEPENDENT = (Role.ROLLING_BACKUP, Role.BEST_BACKUP)  # second copies, in blocks of their own
-ABANDONED, CORRUPT = "abandoned_", "corrupt_"  # how the folders of what is set aside begin
 
 Identity = tuple[str, ...]
 
@@ -66,19 +66,6 @@ def same_files(folder: Path) -> list[list[Path]]:
     return _by_inode(sorted(paths, key=lambda path: (path.parent != folder, path)))
 
 
-def folders_aside(folder: Path, prefix: str) -> list[Path]:
-    """The folders in `folder` that hold what was set aside; a link, which leads out, is none."""
-    found = (path for path in folder.glob(f"{prefix}*") if path.is_dir())
-    return sorted(path for path in found if not path.is_symlink())
-
-
-def folders_of(folder: Path) -> list[Path]:
-    """A folder, and those in it of what was set aside."""
-    aside = [path for word in (ABANDONED, CORRUPT) for path in folder.glob(f"{word}*")]
-    inner = [path for place in aside for path in place.rglob("*")]
-    return [folder, *(path for path in (*aside, *inner) if path.is_dir())]
-
-
 def repair(folder: Path, found: Diagnosis, when: datetime) -> list[Mended]:
     """Replace every corrupt file of which a valid copy is left.
 
@@ -86,8 +73,7 @@ def repair(folder: Path, found: Diagnosis, when: datetime) -> list[Mended]:
     of its own again. Raises OSError or CheckpointError; a name then stands for what it stood for,
     or for the valid copy.
     """
-    while (aside := folder / f"{CORRUPT}{when:%Y%m%d_%H%M%S}").exists():
-        when += timedelta(seconds=1)
+    aside = free_name(folder, CORRUPT, when)
     mended = []
     for corrupt in found.corrupt:
         sources = _copies_of(corrupt, found.valid)

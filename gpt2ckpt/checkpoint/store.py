@@ -6,11 +6,12 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gpt2ckpt.checkpoint import durable, format, names, policy
+from gpt2ckpt.checkpoint.aside import ABANDONED, free_name
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.errors import CheckpointError
 
@@ -125,8 +126,7 @@ class Store:
         later = [path for path in self.files() if self._step_of(path) > step]
         if not later:
             return None
-        while (aside := self.folder / f"abandoned_{when:%Y%m%d_%H%M%S}").exists():
-            when += timedelta(seconds=1)
+        aside = free_name(self.folder, ABANDONED, when)
         durable.make_directory(aside)
         for path in later:
             durable.link(path, aside / path.name)

@@ -7,13 +7,13 @@ compared. Lines of what is abandoned go to the folder that the abandoned checkpo
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint import durable
-from gpt2ckpt.checkpoint.repair import ABANDONED
+from gpt2ckpt.checkpoint.aside import ABANDONED, free_name
 from gpt2ckpt.config.replay import Values
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.runs.claim import CHECKPOINTS, HISTORY
@@ -111,7 +111,9 @@ def go_on(
     curve = before.by_id.get(own, before.curve) if branch else before.curve
     same = list(takewhile(lambda event: curve.settings_of(event["step"]) == settings, again))
     if lost and (aside or branch or same != again):
-        aside = aside or _new_folder(directory / CHECKPOINTS)
+        if aside is None:
+            aside = free_name(directory / CHECKPOINTS, ABANDONED, datetime.now())
+            durable.make_directory(aside)
         _write_lines(aside / HISTORY, lost)
     if not (aside or branch):
         same = [*_until(point.step, waiting), *same]
@@ -153,14 +155,6 @@ def _joined(first: Events, second: Events) -> Events:
         [*first, *(event for event in second if event["step"] not in known)],
         key=lambda event: int(event["step"]),
     )
-
-
-def _new_folder(checkpoints: Path) -> Path:
-    when = datetime.now()
-    while (folder := checkpoints / f"{ABANDONED}{when:%Y%m%d_%H%M%S}").exists():
-        when += timedelta(seconds=1)
-    durable.make_directory(folder)
-    return folder
 
 
 def _write_replay(path: Path, events: Events) -> None:

@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2ckpt.checkpoint.aside import ABANDONED
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.store import Found, Store, load
 from gpt2ckpt.errors import CheckpointError, ConfigError
@@ -94,7 +95,7 @@ def newest_run(outputs: Path) -> Path | None:
 
 def _place_of(file: Path) -> Place:
     folder = file.absolute().parent  # links are kept: checkpoints/ may be one
-    while folder.name.startswith("abandoned_"):
+    while folder.name.startswith(ABANDONED):
         folder = folder.parent
     if folder.name != CHECKPOINTS:
         return Place(folder, file=file, in_run=False)

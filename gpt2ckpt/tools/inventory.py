@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint import names, space
+from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT, folders_aside
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.repair import ABANDONED, CORRUPT, folders_aside
 from gpt2ckpt.checkpoint.store import Store, read_meta
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.tools.places import Run

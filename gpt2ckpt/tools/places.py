@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2ckpt.checkpoint import names
+from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.repair import ABANDONED, CORRUPT
 from gpt2ckpt.checkpoint.store import Store, read_meta
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
 from gpt2ckpt.runs.claim import CHECKPOINTS

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2ckpt.checkpoint import durable
+from gpt2ckpt.checkpoint.aside import ABANDONED
 from gpt2ckpt.checkpoint.reserve import RESERVE
 from gpt2ckpt.runs.history import CURVES, REPLAY
 from gpt2ckpt.runs.lock import LOCK_NAME
@@ -14,7 +15,7 @@ from gpt2ckpt.tools.places import Run
 # Paths within a run directory, besides its checkpoints.
 OURS = re.compile(
     rf"metrics\.jsonl|train\.log|{re.escape(LOCK_NAME)}|{re.escape(REPLAY)}|{re.escape(CURVES)}"
-    r"|checkpoints/abandoned_[^/]+/metrics\.jsonl"
+    rf"|checkpoints/{ABANDONED}[^/]+/metrics\.jsonl"
     r"|\.hydra/(resume_\d+/)?(config|hydra|overrides)\.yaml"
     r"|tensorboard/events\.out\.tfevents\.[^/]+"
     r"|wandb/((offline-)?run-[^/]+/.+|latest-run|debug[^/]*\.log|wandb-resume\.json)"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint import durable, names
-from gpt2ckpt.checkpoint.repair import CORRUPT, INDEPENDENT
+from gpt2ckpt.checkpoint.aside import CORRUPT
+from gpt2ckpt.checkpoint.repair import INDEPENDENT
 from gpt2ckpt.checkpoint.store import Store, check, is_checkpoint, read_meta
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.runs.resume import SELECTORS
