@@ -16,7 +16,7 @@ from gpt2ckpt.checkpoint.names import LATEST
 from gpt2ckpt.config.compose import spelled
 from gpt2ckpt.errors import ConfigError, InputError, UserError
 from gpt2ckpt.loggers import metrics_file
-from gpt2ckpt.runs.claim import CHECKPOINTS, HISTORY
+from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY
 
 SAVED = re.compile(r"saved (\S+) \(step (\d+), .* in ([\d.]+) s, training waited ([\d.]+) s\)")
 WRITING = re.compile(r"\.(rolling_step_\d+\.pt)\..+\.tmp")

@@ -1,19 +1,14 @@
 """Claiming a directory for a new run, so that no two runs ever share one."""
 
 import os
-import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
 
 from gpt2ckpt.errors import InputError
+from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, STAMP, STAMPED
 from gpt2ckpt.runs.lock import RunLock, is_locked
-
-CHECKPOINTS = "checkpoints"
-HISTORY = "metrics.jsonl"
-STAMP = "%Y%m%d_%H%M%S"
-STAMPED = re.compile(r"(?P<base>.*_(?:run|sweep))_(?P<stamp>\d{8}_\d{6})")
 
 
 @dataclass(frozen=True)

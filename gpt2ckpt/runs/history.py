@@ -16,11 +16,8 @@ from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.aside import ABANDONED, free_name
 from gpt2ckpt.config.replay import Values
 from gpt2ckpt.loggers import metrics_file
-from gpt2ckpt.runs.claim import CHECKPOINTS, HISTORY
 from gpt2ckpt.runs.curves import Curve, Curves, decode, encode, settings_digest
-
-REPLAY = ".replay.jsonl"  # events of steps that are trained again, until they are compared
-CURVES = ".history.json"  # curves.Curves
+from gpt2ckpt.runs.layout import CHECKPOINTS, CURVES, HISTORY, REPLAY
 
 Events = list[dict[str, Any]]
 

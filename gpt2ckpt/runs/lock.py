@@ -19,16 +19,16 @@ from types import TracebackType
 from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.space import FULL
 from gpt2ckpt.errors import InputError, LockedError
+from gpt2ckpt.runs.layout import HISTORY, LOCK_NAME, LOG, RECORD
 from gpt2ckpt.runs.owner import Verdict, decode, encode, judge, this_process
 
 log = logging.getLogger(__name__)
 
-LOCK_NAME = "run.lock"
 BEAT_SECONDS = 5.0
 WATCH_SECONDS = 60.0  # without a beat: longer than a file system's cache of another machine
 LOOK_SECONDS = 1.0
 # What a process of a run opens by name and writes to: a link would lead the writes elsewhere.
-WRITTEN = (LOCK_NAME, "metrics.jsonl", ".metrics.jsonl.tmp", "train.log", ".hydra")
+WRITTEN = (LOCK_NAME, HISTORY, f".{HISTORY}.tmp", LOG, RECORD)
 
 
 class RunLock:

@@ -8,7 +8,8 @@ from gpt2ckpt.checkpoint.aside import ABANDONED
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.store import Found, Store, load
 from gpt2ckpt.errors import CheckpointError, ConfigError
-from gpt2ckpt.runs.claim import CHECKPOINTS, STAMPED, holds_checkpoints
+from gpt2ckpt.runs.claim import holds_checkpoints
+from gpt2ckpt.runs.layout import CHECKPOINTS, STAMPED
 
 AUTO = "auto"
 SELECTORS = {

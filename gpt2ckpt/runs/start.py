@@ -15,8 +15,9 @@ from gpt2ckpt.config.compose import spelled
 from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, task_overrides
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
 from gpt2ckpt.runs import history, resume
-from gpt2ckpt.runs.claim import CHECKPOINTS, Claim, claim, claim_again, holds_run
+from gpt2ckpt.runs.claim import Claim, claim, claim_again, holds_run
 from gpt2ckpt.runs.history import Point, RunIdentity
+from gpt2ckpt.runs.layout import CHECKPOINTS, RECORD
 from gpt2ckpt.runs.lock import RunLock, refuse_if_locked
 
 
@@ -184,8 +185,8 @@ def foretold(start: Start, wanted: Path, *, is_given: bool) -> list[str]:
 
 def hydra_record(directory: Path) -> str:
     """Where Hydra records this launch in `directory`: .hydra, or .hydra/resume_N for the Nth."""
-    first = directory / ".hydra"
+    first = directory / RECORD
     if not first.exists():
-        return ".hydra"
+        return RECORD
     numbers = [re.fullmatch(r"resume_(\d+)", path.name) for path in first.iterdir()]
-    return f".hydra/resume_{1 + max((int(match[1]) for match in numbers if match), default=0)}"
+    return f"{RECORD}/resume_{1 + max((int(match[1]) for match in numbers if match), default=0)}"

@@ -17,10 +17,9 @@ from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.store import Store, read_meta
 from gpt2ckpt.config.replay import flatten, freeze, task_overrides
 from gpt2ckpt.errors import CheckpointError, ConfigError
-from gpt2ckpt.runs.claim import CHECKPOINTS
+from gpt2ckpt.runs.layout import CHECKPOINTS, RECORD
 from gpt2ckpt.sweeps.matching import Recorded
 
-HYDRA = ".hydra"
 IN_THE_MAKING = ".new"  # one at a time: under the lock
 
 
@@ -80,7 +79,7 @@ def _directories(parent: Path) -> Iterator[Path]:
     for path in sorted(parent.iterdir(), key=lambda path: (len(path.name), path.name)):
         if path.name.startswith(".") or not path.is_dir():
             continue
-        if (path / HYDRA).is_dir() or (path / CHECKPOINTS).is_dir():
+        if (path / RECORD).is_dir() or (path / CHECKPOINTS).is_dir():
             yield path
         else:
             yield from _directories(path)
@@ -97,9 +96,9 @@ def _read_job(directory: Path) -> Recorded | None:
         except (CheckpointError, ConfigError, KeyError, TypeError, ValueError, AttributeError):
             continue  # damaged: the next one says the same
     try:
-        config: Any = OmegaConf.load(directory / HYDRA / "config.yaml")
+        config: Any = OmegaConf.load(directory / RECORD / "config.yaml")
         values: Any = OmegaConf.to_container(config, resolve=True)
-        words: Any = OmegaConf.to_container(OmegaConf.load(directory / HYDRA / "overrides.yaml"))
+        words: Any = OmegaConf.to_container(OmegaConf.load(directory / RECORD / "overrides.yaml"))
         return Recorded(directory, flatten(freeze(values)), task_overrides(words))
     except (OSError, YAMLError, OmegaConfBaseException, ConfigError, AttributeError, TypeError):
         return None

@@ -22,6 +22,7 @@ from gpt2ckpt.application import CommandLine
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import InputError, LockedError, UserError
 from gpt2ckpt.parallel.group import Alone
+from gpt2ckpt.runs.layout import RECORD
 from gpt2ckpt.runs.resume import AUTO
 from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
 from gpt2ckpt.standby import Interrupted, exit_code
@@ -139,7 +140,7 @@ class SweepJob:
             return str(OmegaConf.select(launch, "hydra.sweep.subdir"))
 
         def fill(temporary: Path, final: Path) -> None:
-            _write_record(temporary / ".hydra", config, self._launch_config(config, final))
+            _write_record(temporary / RECORD, config, self._launch_config(config, final))
 
         with folder.locked(self.sweep):
             if config.resume is not None and find_own(job, folder.read_jobs(self.sweep)):
@@ -166,7 +167,7 @@ class SweepJob:
                     if number is not None
                     else str(directory.relative_to(self.sweep))
                 )
-                launch.hydra.output_subdir = ".hydra"
+                launch.hydra.output_subdir = RECORD
                 launch.hydra.job_logging = self.hydra["job_logging"]
                 launch.hydra.runtime.output_dir = str(directory.absolute())
                 if number is not None:

@@ -15,6 +15,7 @@ from gpt2ckpt.config.compose import as_typed, quoted
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.exits import FULL_ERROR
 from gpt2ckpt.runs.claim import claim_sweep, protection_notice
+from gpt2ckpt.runs.layout import RECORD
 from gpt2ckpt.runs.start import hydra_record
 from gpt2ckpt.standby import exit_code, install
 from gpt2ckpt.sweeps import journal
@@ -116,7 +117,7 @@ class _Launch:
         """Where Hydra writes multirun.yaml: beside the jobs, or for a later launch by itself."""
         if not (self.sweep / "multirun.yaml").exists():
             return self.sweep
-        first = self.sweep / ".hydra"
+        first = self.sweep / RECORD
         first.mkdir(exist_ok=True)
         return self.sweep / hydra_record(self.sweep)
 

@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from gpt2ckpt.runs.layout import LOG
 from gpt2ckpt.tools import text
 from gpt2ckpt.tools.command_line import Verb
 from gpt2ckpt.tools.inventory import Entry, Group, scan
 from gpt2ckpt.tools.places import DIR_HELP, Run, find_runs, no_runs
 
-LOG_NAME = "train.log"
 # As training writes it; the date is of the form that conf/train.yaml gives the log.
 RESUMED = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+\] resuming from .*, step (\d+)\n?")
 
@@ -104,9 +104,7 @@ def _plain(value: object) -> str:
 
 def _events(run: Run, entries: list[Entry]) -> list[str]:
     """Resumes out of the log, and what they abandoned, each with its time."""
-    events = [
-        (when, f"resumed from step {step}") for when, step in _resumes(run.directory / LOG_NAME)
-    ]
+    events = [(when, f"resumed from step {step}") for when, step in _resumes(run.directory / LOG)]
     folders: dict[Path, list[int]] = {}
     for entry in entries:
         if entry.group is Group.ABANDONED:

@@ -11,10 +11,8 @@ from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.store import Store, read_meta
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
-from gpt2ckpt.runs.claim import CHECKPOINTS
+from gpt2ckpt.runs.layout import CHECKPOINTS, OUTPUTS, TENSORBOARD, WANDB
 from gpt2ckpt.runs.resume import SELECTORS, newest_run
-
-OUTPUTS = Path("outputs")
 
 DIR_HELP = "a run, its checkpoints folder, or a folder with runs in it (default: outputs)"
 PATH_HELP = (
@@ -129,5 +127,5 @@ def _below(root: Path) -> list[Run]:
             linked = directory / name
             if linked.is_symlink() and (linked / CHECKPOINTS).is_dir():
                 found.setdefault(linked.resolve(), Run(linked, linked / CHECKPOINTS))
-        inner[:] = [name for name in inner if name not in (CHECKPOINTS, "wandb", "tensorboard")]
+        inner[:] = [name for name in inner if name not in (CHECKPOINTS, WANDB, TENSORBOARD)]
     return sorted(found.values(), key=lambda run: run.directory)

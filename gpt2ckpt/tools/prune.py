@@ -10,7 +10,7 @@ from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.space import disk_bytes
 from gpt2ckpt.checkpoint.store import check
 from gpt2ckpt.errors import CheckpointError, InputError
-from gpt2ckpt.runs.claim import HISTORY, STAMP, STAMPED
+from gpt2ckpt.runs.layout import HISTORY, STAMP, STAMPED
 from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.tools import text
 from gpt2ckpt.tools.command_line import Verb, count

@@ -7,18 +7,27 @@ from pathlib import Path
 from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.aside import ABANDONED
 from gpt2ckpt.checkpoint.reserve import RESERVE
-from gpt2ckpt.runs.history import CURVES, REPLAY
-from gpt2ckpt.runs.lock import LOCK_NAME
+from gpt2ckpt.runs.layout import (
+    CHECKPOINTS,
+    CURVES,
+    HISTORY,
+    LOCK_NAME,
+    LOG,
+    RECORD,
+    REPLAY,
+    TENSORBOARD,
+    WANDB,
+)
 from gpt2ckpt.tools.inventory import scan
 from gpt2ckpt.tools.places import Run
 
 # Paths within a run directory, besides its checkpoints.
 OURS = re.compile(
-    rf"metrics\.jsonl|train\.log|{re.escape(LOCK_NAME)}|{re.escape(REPLAY)}|{re.escape(CURVES)}"
-    rf"|checkpoints/{ABANDONED}[^/]+/metrics\.jsonl"
-    r"|\.hydra/(resume_\d+/)?(config|hydra|overrides)\.yaml"
-    r"|tensorboard/events\.out\.tfevents\.[^/]+"
-    r"|wandb/((offline-)?run-[^/]+/.+|latest-run|debug[^/]*\.log|wandb-resume\.json)"
+    "|".join(map(re.escape, (HISTORY, LOG, LOCK_NAME, REPLAY, CURVES)))
+    + rf"|{CHECKPOINTS}/{ABANDONED}[^/]+/{re.escape(HISTORY)}"
+    rf"|{re.escape(RECORD)}/(resume_\d+/)?(config|hydra|overrides)\.yaml"
+    rf"|{TENSORBOARD}/events\.out\.tfevents\.[^/]+"
+    rf"|{WANDB}/((offline-)?run-[^/]+/.+|latest-run|debug[^/]*\.log|wandb-resume\.json)"
 )
 TEMPORARY = re.compile(rf"\..+\.pt\.[^/]+-\d+-[0-9a-f]{{8}}{re.escape(durable.TEMPORARY_SUFFIX)}")
 

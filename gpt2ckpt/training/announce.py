@@ -12,8 +12,8 @@ from gpt2ckpt.config.compose import as_typed
 from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.data.corpus import Corpus
 from gpt2ckpt.data.tokens import TokenStream
-from gpt2ckpt.runs.claim import CHECKPOINTS
 from gpt2ckpt.runs.command import command
+from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.training import report
 from gpt2ckpt.training.hardware import Hardware
 from gpt2ckpt.training.loop import Loop

@@ -12,7 +12,7 @@ from gpt2ckpt.config.replay import SHAPE
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.model.convert import load_pretrained
-from gpt2ckpt.runs.claim import CHECKPOINTS
+from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.runs.resume import locate, read
 
 POSITIONS = "transformer.wpe.weight"

@@ -7,7 +7,7 @@ from gpt2ckpt.checkpoint.reserve import RESERVE, with_margin
 from gpt2ckpt.config.schema import ModelConfig, TrainConfig
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.model.counts import count_parameters
-from gpt2ckpt.runs.claim import CHECKPOINTS
+from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.runs.start import Start
 
 BYTES_PER_VALUE = 4  # float32

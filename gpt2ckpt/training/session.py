@@ -25,8 +25,9 @@ from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
 from gpt2ckpt.parallel.group import Alone, Group, Team
 from gpt2ckpt.parallel.replica import Replica, at_once, data_parallel
-from gpt2ckpt.runs.claim import CHECKPOINTS, HISTORY, Claim
-from gpt2ckpt.runs.history import REPLAY, identity_in, origin_in
+from gpt2ckpt.runs.claim import Claim
+from gpt2ckpt.runs.history import identity_in, origin_in
+from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, REPLAY, TENSORBOARD
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training import announce
 from gpt2ckpt.training.deadline import Deadline, step_fits
@@ -257,7 +258,7 @@ class Session:
         path = self.directory / HISTORY
         loggers = Loggers(metrics_file.MetricsFile(path))
         if config.tensorboard:
-            folder = self.directory / "tensorboard"
+            folder = self.directory / TENSORBOARD
             loggers.add("TensorBoard", lambda: TensorBoardLogger(folder, purge_step=step + 1))
         if config.wandb:
             loggers.add(

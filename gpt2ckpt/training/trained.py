@@ -1,7 +1,6 @@
 """A trained model out of a checkpoint, to sample from or to evaluate."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint.store import Found
@@ -10,6 +9,7 @@ from gpt2ckpt.config.registry import build_model_config
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.model.convert import check_shapes
 from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.runs.layout import OUTPUTS
 from gpt2ckpt.runs.resume import locate, read
 from gpt2ckpt.training.hardware import Hardware, choose_hardware, prepare_process
 
@@ -24,17 +24,15 @@ class Trained:
     found: Found
 
 
-def load_trained(
-    what: str, device: str, precision: str, outputs: Path = Path("outputs")
-) -> Trained:
+def load_trained(what: str, device: str, precision: str) -> Trained:
     """The model that `what` names: a file, a run directory or a selector such as `best`.
 
     Raises CheckpointError if there is none that is valid, ConfigError for an unknown device.
     """
     check_hardware(device, precision)
-    place = locate(what, None, outputs, key="ckpt")
+    place = locate(what, None, OUTPUTS, key="ckpt")
     if place is None:
-        raise CheckpointError(f"there is no run under {outputs}: name one with ckpt=PATH")
+        raise CheckpointError(f"there is no run under {OUTPUTS}: name one with ckpt=PATH")
     found = read(place)
     config = build_model_config(found.state["config"]["model"])
     if problem := check_shapes(config, found.state["model"]):

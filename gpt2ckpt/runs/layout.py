@@ -1,0 +1,18 @@
+"""What a run directory is called, and what is in it."""
+
+import re
+from pathlib import Path
+
+OUTPUTS = Path("outputs")  # where conf/train.yaml puts run directories
+STAMP = "%Y%m%d_%H%M%S"
+STAMPED = re.compile(r"(?P<base>.*_(?:run|sweep))_(?P<stamp>\d{8}_\d{6})")
+
+CHECKPOINTS = "checkpoints"
+HISTORY = "metrics.jsonl"
+LOG = "train.log"  # as in conf/train.yaml
+RECORD = ".hydra"  # what Hydra records of each launch
+TENSORBOARD = "tensorboard"
+WANDB = "wandb"  # W&B itself calls it so
+LOCK_NAME = "run.lock"
+REPLAY = ".replay.jsonl"  # events of steps that are trained again, until they are compared
+CURVES = ".history.json"  # runs/curves.py
