@@ -6,18 +6,13 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
 
-from gpt2ckpt.checkpoint.manager import CheckpointManager
-from gpt2ckpt.checkpoint.policy import Event
-from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.schema import CheckpointConfig, TrainerConfig
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.optim.schedule import Schedule
 from gpt2ckpt.parallel.group import Alone, Team
-from gpt2ckpt.training.bad_numbers import BadNumber, BadWeights
-from gpt2ckpt.training.deadline import Abandoned, Deadline, Watchdog, fits
+from gpt2ckpt.training.bad_numbers import BadNumber
+from gpt2ckpt.training.deadline import Abandoned, Deadline, Watchdog
 from gpt2ckpt.training.evaluation import Evaluation
 from gpt2ckpt.training.interrupts import Interrupts
 from gpt2ckpt.training.meter import Meter
@@ -25,7 +20,8 @@ from gpt2ckpt.training.progress import Progress
 from gpt2ckpt.training.replay_check import ReplayCheck
 from gpt2ckpt.training.report import eval_line, step_line
 from gpt2ckpt.training.rollback import go_back, react
-from gpt2ckpt.training.state import Provenance, TrainingState
+from gpt2ckpt.training.saving import Saver
+from gpt2ckpt.training.state import TrainingState
 from gpt2ckpt.training.step import HalfApplied, Stepper, StepResult
 
 log = logging.getLogger(__name__)
@@ -36,7 +32,7 @@ class Loop:
     """Trains `state` up to `total_steps` and keeps everybody informed.
 
     `evaluate` and `sample` get a function that tells whether to stop half-way; `sample` returns a
-    text, or None on a rank that has none to show. `manager` is None where this rank saves nothing.
+    text, or None on a rank that has none to show.
     `reopen` takes the history after a step away, and gives the loggers to go on with.
     """
 
@@ -48,9 +44,8 @@ class Loop:
     tokens_per_step: int
     trainer: TrainerConfig
     checkpoint: CheckpointConfig
-    manager: CheckpointManager | None
+    saver: Saver
     loggers: Loggers
-    provenance: Provenance
     replay: ReplayCheck
     meter: Meter
     bar: Progress
@@ -67,15 +62,15 @@ class Loop:
 
         On an exception the last whole state is saved as an emergency checkpoint, and it is raised.
         """
-        with self.interrupts, Watchdog(self.checkpoint.grace_seconds, self._last_words):
+        with self.interrupts, Watchdog(self.checkpoint.grace_seconds, self.saver.last_words):
             try:
                 self._train()
                 stopped = self.interrupts.stop  # one that comes later meets a finished training
                 if stopped:
                     log.info("%s: stopped after step %d", stopped.name, self.state.counters.step)
-                    self._save_in_time(stopped.name)
-                elif self._shared(self.manager is not None and not self.manager.wait()):
-                    self._save_emergency("the last save failed")  # space is kept for this one
+                    self.saver.save_in_time(stopped.name)
+                elif self.saver.has_failed():
+                    self.saver.save_emergency("the last save failed")  # space is kept for this one
             except HalfApplied:
                 raise
             except BaseException as error:
@@ -84,17 +79,16 @@ class Loop:
                 if self.state.is_sharded and not isinstance(error, BadNumber):
                     log.error("no emergency save: other ranks may not have their parts any more")
                 else:
-                    self._save_whatever_it_takes(f"{type(cause).__name__}: {cause}")
+                    self.saver.save_whatever_it_takes(f"{type(cause).__name__}: {cause}")
                 raise
             finally:
-                if self.manager is not None:
-                    self.manager.close()
+                self.saver.close()
         return stopped
 
     @property
     def epoch(self) -> int:
         """Full passes over the data so far."""
-        return self.state.counters.position // self.blocks_per_epoch
+        return self.state.counters.epoch(self.blocks_per_epoch)
 
     def _train(self) -> None:
         counters = self.state.counters
@@ -118,20 +112,15 @@ class Loop:
 
     def _go_on_without(self, bad: BadNumber) -> None:
         """Skip the batch or go back, as the policy says; else raise `bad`."""
-        found = react(bad, self.state, self.trainer, self.stepper.blocks, self._last_regular)
-        if found is not None and self.manager is not None:
+        found = react(bad, self.state, self.trainer, self.stepper.blocks, self.saver.last_regular)
+        if found is not None:
             go_back(self.state, found)
-            self.manager.go_back_to(found)
+            self.saver.go_back_to(found)
             step, self._epoch_seen = self.state.counters.step, self.epoch
             self.loggers.close()
-            self.loggers, self.replay = self.reopen(step), ReplayCheck([])
+            self.loggers = self.saver.loggers = self.reopen(step)
+            self.replay = ReplayCheck([])
             self.meter.start(step)
-
-    def _last_regular(self) -> Found | None:
-        """Where to go back to: nowhere with several ranks, of which one alone reads and saves."""
-        if self.manager is None or self.team.size > 1:
-            return None
-        return self.manager.last_regular()
 
     def _step(self) -> StepResult:
         counters = self.state.counters
@@ -193,14 +182,14 @@ class Loop:
             if _is_due(step, self.trainer.sample_every) and not self.interrupts.stop:
                 self._sample()
             is_last = step == self.total_steps
-            self._save(
+            self.saver.save(
                 "final" if is_last else "regular",
                 regular=_is_due(step, self.checkpoint.save_every) or is_last,
                 best=is_best and self.checkpoint.save_best,
                 epoch_ended=self._epoch_ended() if self.checkpoint.save_epochs else None,
             )
             if self.interrupts.take_save_request():
-                self._save_emergency("SIGUSR1")
+                self.saver.save_emergency("SIGUSR1")
                 self.interrupts.pass_on()
 
     def _epoch_ended(self) -> int | None:
@@ -218,9 +207,8 @@ class Loop:
         evaluation = self.evaluate(lambda: self.interrupts.agree() is not None)
         if evaluation is None:
             return False
-        if self.manager is not None and self.manager.lost_best:
+        if self.saver.take_lost_best():
             counters.best_val_loss = counters.best_step = None  # any valid best is better than none
-            self.manager.lost_best = False
         best = None
         if counters.best_val_loss is not None and counters.best_step is not None:
             best = (counters.best_val_loss, counters.best_step)
@@ -240,62 +228,6 @@ class Loop:
         if text and not self.interrupts.is_asked_to_stop:  # half a text is none
             self.loggers.text(self.state.counters.step, text)
             log.info("sample: %s", text)
-
-    def _save_in_time(self, name: str) -> None:
-        """An emergency save, unless it could not end before the deadline."""
-        seconds = self.manager.seconds_to_save() if self.manager is not None else None
-        if fits(seconds, self.deadline.left()):
-            self._save_emergency(name)
-        else:
-            words = "an emergency save would take about %.0f s and does not fit: %s"
-            log.warning(words, seconds, self._last_words())
-
-    def _last_words(self) -> str:
-        newest = self.manager.newest if self.manager is not None else None
-        return f"The newest checkpoint is {newest}" if newest else "There is no checkpoint yet"
-
-    def _save_whatever_it_takes(self, reason: str) -> None:
-        """An emergency save whose own failure does not hide the error that it is made for."""
-        try:
-            self._save_emergency(reason)
-        except Exception as error:
-            log.error("the emergency save failed: %s: %s", type(error).__name__, error)
-
-    def _save_emergency(self, reason: str) -> None:
-        self._save(reason, emergency=True)
-
-    def _save(
-        self,
-        reason: str,
-        *,
-        regular: bool = False,
-        emergency: bool = False,
-        best: bool = False,
-        epoch_ended: int | None = None,
-    ) -> None:
-        wanted = regular or emergency or best or epoch_ended is not None
-        if not self._shared(wanted and self.manager is not None):
-            return
-        self.loggers.flush()
-        step = self.state.counters.step
-        if not self.state.is_finite():
-            log.error("step %d is not saved: its weights are not finite; older files stay", step)
-            if emergency:
-                return
-            raise BadWeights(
-                f"the weights after step {step} are not finite: older checkpoints stay as they "
-                "are. To go on: +resume=latest with a lower optimizer.lr, or with "
-                "trainer.on_bad_loss=rollback, which skips the batches since that checkpoint"
-            )
-        schedule: dict[str, Any] = {"total_steps": self.total_steps, "scale": self.schedule(step)}
-        state = self.state.capture(self.provenance, self.epoch, schedule, reason)
-        event = Event(step, datetime.now(), regular, emergency, best, epoch_ended)
-        if self.manager is not None:
-            self.manager.save(state, event)
-
-    def _shared(self, is_to_save: bool) -> bool:
-        """Whether this rank has a part in a save; of a sharded state all have, if one has."""
-        return bool(self.team.largest([is_to_save])[0]) if self.state.is_sharded else is_to_save
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -42,6 +42,7 @@ from gpt2ckpt.training.replay_check import ReplayCheck
 from gpt2ckpt.training.rng import seed_everything, seed_rank
 from gpt2ckpt.training.room import checkpoint_bytes
 from gpt2ckpt.training.sampling import Sampling, sample_text
+from gpt2ckpt.training.saving import Saver
 from gpt2ckpt.training.state import Counters, Provenance, TrainingState, versions
 from gpt2ckpt.training.step import Stepper
 
@@ -101,8 +102,9 @@ class Session:
                 log.info("%s", sentence)
         if self.team.is_first:
             announce.end(self.directory, loop, stopped)
-        if loop.manager is not None and loop.manager.failed_step is not None:
-            self._say_what_was_not_saved(loop.manager.failed_step, stopped)
+        manager = loop.saver.manager
+        if manager is not None and manager.failed_step is not None:
+            self._say_what_was_not_saved(manager.failed_step, stopped)
         return Outcome(stopped, state.counters.best_val_loss)
 
     def _build_state(self) -> TrainingState:
@@ -155,6 +157,10 @@ class Session:
         if isinstance(self.team, Group) and not self._is_sharded:
             stepper.rehearse(state)
         tokens_per_step = prepared.blocks_per_step * block_size
+        saver = Saver(
+            *(state, manager, provenance, prepared.schedule),
+            *(prepared.total_steps, prepared.blocks_per_epoch, deadline, loggers),
+        )
         return Loop(
             state=state,
             stepper=stepper,
@@ -164,9 +170,8 @@ class Session:
             tokens_per_step=tokens_per_step,
             trainer=trainer,
             checkpoint=config.checkpoint,
-            manager=manager,
+            saver=saver,
             loggers=loggers,
-            provenance=provenance,
             replay=replay,
             meter=Meter(tokens_per_step, self.hardware.device),
             bar=self._open_bar(state.counters.step),

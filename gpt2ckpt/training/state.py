@@ -37,6 +37,10 @@ class Counters:
     evaluated_step: int = 0
     bad_numbers: Tally = field(default_factory=Tally)
 
+    def epoch(self, blocks_per_epoch: int) -> int:
+        """Full passes over the data so far."""
+        return self.position // blocks_per_epoch
+
 
 @dataclass(frozen=True)
 class Provenance:

@@ -1,0 +1,123 @@
+"""Which states of a training are saved: finite ones, in time, by the rank that saves."""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.policy import Event
+from gpt2ckpt.checkpoint.store import Found
+from gpt2ckpt.loggers.fanout import Loggers
+from gpt2ckpt.optim.schedule import Schedule
+from gpt2ckpt.training.bad_numbers import BadWeights
+from gpt2ckpt.training.deadline import Deadline, fits
+from gpt2ckpt.training.state import Provenance, TrainingState
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Saver:
+    """Saves `state` when it is told to. `manager` is None where this rank saves nothing."""
+
+    state: TrainingState
+    manager: CheckpointManager | None
+    provenance: Provenance
+    schedule: Schedule
+    total_steps: int
+    blocks_per_epoch: int
+    deadline: Deadline
+    loggers: Loggers
+
+    def save(
+        self,
+        reason: str,
+        *,
+        regular: bool = False,
+        emergency: bool = False,
+        best: bool = False,
+        epoch_ended: int | None = None,
+    ) -> None:
+        """Save the state under the roles that are wanted, if any is.
+
+        Raises BadWeights for a state that is not finite, but for an emergency.
+        """
+        wanted = regular or emergency or best or epoch_ended is not None
+        if not self._shared(wanted and self.manager is not None):
+            return
+        self.loggers.flush()
+        counters = self.state.counters
+        step = counters.step
+        if not self.state.is_finite():
+            log.error("step %d is not saved: its weights are not finite; older files stay", step)
+            if emergency:
+                return
+            raise BadWeights(
+                f"the weights after step {step} are not finite: older checkpoints stay as they "
+                "are. To go on: +resume=latest with a lower optimizer.lr, or with "
+                "trainer.on_bad_loss=rollback, which skips the batches since that checkpoint"
+            )
+        schedule: dict[str, Any] = {"total_steps": self.total_steps, "scale": self.schedule(step)}
+        epoch = counters.epoch(self.blocks_per_epoch)
+        state = self.state.capture(self.provenance, epoch, schedule, reason)
+        event = Event(step, datetime.now(), regular, emergency, best, epoch_ended)
+        if self.manager is not None:
+            self.manager.save(state, event)
+
+    def save_emergency(self, reason: str) -> None:
+        """Save the state beside the regular ones."""
+        self.save(reason, emergency=True)
+
+    def save_in_time(self, name: str) -> None:
+        """An emergency save, unless it could not end before the deadline."""
+        seconds = self.manager.seconds_to_save() if self.manager is not None else None
+        if fits(seconds, self.deadline.left()):
+            self.save_emergency(name)
+        else:
+            words = "an emergency save would take about %.0f s and does not fit: %s"
+            log.warning(words, seconds, self.last_words())
+
+    def save_whatever_it_takes(self, reason: str) -> None:
+        """An emergency save whose own failure does not hide the error that it is made for."""
+        try:
+            self.save_emergency(reason)
+        except Exception as error:
+            log.error("the emergency save failed: %s: %s", type(error).__name__, error)
+
+    def last_words(self) -> str:
+        """What there is to go on from."""
+        newest = self.manager.newest if self.manager is not None else None
+        return f"The newest checkpoint is {newest}" if newest else "There is no checkpoint yet"
+
+    def has_failed(self) -> bool:
+        """Whether the last save has, which is waited for."""
+        return self._shared(self.manager is not None and not self.manager.wait())
+
+    def take_lost_best(self) -> bool:
+        """Whether a save of the best model has failed since the last call."""
+        if self.manager is None or not self.manager.lost_best:
+            return False
+        self.manager.lost_best = False
+        return True
+
+    def last_regular(self) -> Found | None:
+        """Where to go back to: nowhere with several ranks, of which one alone reads and saves."""
+        if self.manager is None or self.state.team.size > 1:
+            return None
+        return self.manager.last_regular()
+
+    def go_back_to(self, found: Found) -> None:
+        """Set aside all that was saved after `found`, which is now the latest."""
+        assert self.manager is not None  # it gave `found`
+        self.manager.go_back_to(found)
+
+    def close(self) -> None:
+        """Wait for the last save."""
+        if self.manager is not None:
+            self.manager.close()
+
+    def _shared(self, is_to_save: bool) -> bool:
+        """Whether this rank has a part in a save; of a sharded state all have, if one has."""
+        state = self.state
+        return bool(state.team.largest([is_to_save])[0]) if state.is_sharded else is_to_save
