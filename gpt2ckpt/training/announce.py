@@ -111,9 +111,9 @@ def resume_command(directory: Path, ranks: int = 1) -> str:
 
 def _files(corpus: Corpus, split: TokenStream) -> tuple[report.DataFile, ...]:
     """The files that a split takes its tokens from; of a held-out file each split has a part."""
-    sizes = {file.name: file.size_bytes for file in corpus.files}
+    held = {file.name: file.tokens for file in corpus.files}
     pieces = [(piece.name, len(piece.tokens)) for piece in split.pieces]
-    return tuple(report.DataFile(name, sizes[name], tokens) for name, tokens in pieces)
+    return tuple(report.DataFile(name, tokens, held[name]) for name, tokens in pieces)
 
 
 def _saving(

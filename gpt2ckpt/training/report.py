@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from gpt2ckpt.data.tokens import count_blocks
+
 WIDTH = 100
 _LABEL = 13
 _OFF_ON = ("off", "on")
@@ -50,11 +52,11 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A source of tokens and its size in bytes."""
+    """A source of tokens: how many of those that it holds are used."""
 
     name: str
-    bytes: int
     tokens: int
+    held: int
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,8 @@ def start_report(
             *_machine_rows(machine),
             *_model_rows(model, parameters),
             *_plan_rows(plan, parameters),
-            *_data_rows("train data", plan.train),
-            *_data_rows("val data", plan.val),
+            *_data_rows("train data", plan.train, plan.block_size),
+            *_data_rows("val data", plan.val, plan.block_size),
             *_saving_rows(saving),
         ]
     )
@@ -257,16 +259,21 @@ def _plan_rows(plan: PlanFacts, parameters: int) -> list[_Row]:
     return [("step", step), ("training", whole)]
 
 
-def _data_rows(label: str, files: tuple[DataFile, ...]) -> list[_Row]:
+def _data_rows(label: str, files: tuple[DataFile, ...], block_size: int) -> list[_Row]:
     """All files together if they are several, then the first of them by name."""
-    every = DataFile(
-        f"{len(files):,} files", sum(f.bytes for f in files), sum(f.tokens for f in files)
-    )
+    used, held = sum(file.tokens for file in files), sum(file.held for file in files)
+    every = DataFile(f"{len(files):,} files", used, held)
     shown = [*([every] if len(files) > 1 else []), *files[:_FILES_SHOWN]]
-    entries = [f"{f.name}: {f.tokens:,} tokens, {human_bytes(f.bytes)}" for f in shown]
+    entries = [f"{file.name}: {_used(file)}" for file in shown]
+    entries[0] += f", {_plural(count_blocks(used, block_size), 'block')}"
     if len(files) > _FILES_SHOWN:
         entries.append(f"and {len(files) - _FILES_SHOWN:,} more")
     return [(label if at == 0 else "", entry) for at, entry in enumerate(entries)]
+
+
+def _used(file: DataFile) -> str:
+    of = f" of {file.held:,}" if file.held != file.tokens else ""
+    return f"{file.tokens:,}{of} tokens"
 
 
 def _saving_rows(saving: SavingFacts) -> list[_Row]:

@@ -57,8 +57,8 @@ PLAN = PlanFacts(
     grad_accum=1,
     block_size=128,
     steps_per_epoch=122.125,
-    train=(DataFile("embedded", 418_613, 125_113),),
-    val=(DataFile("embedded, the last 10%", 46_513, 13_902),),
+    train=(DataFile("embedded", 125_113, 139_015),),
+    val=(DataFile("embedded", 13_902, 139_015),),
 )
 SAVING = SavingFacts(
     enabled=True,
@@ -111,8 +111,8 @@ def test_the_start_of_a_run():
         work         44.0 MFLOP per token, forward and backward
         step         8 blocks of 128 = 1,024 tokens (micro-batch 8, accumulation 1)
         training     480 steps, 491,520 tokens, 3.93 epochs, 0.07 tokens per parameter
-        train data   embedded: 125,113 tokens, 418.6 KB
-        val data     embedded, the last 10%: 13,902 tokens, 46.5 KB
+        train data   embedded: 125,113 of 139,015 tokens, 977 blocks
+        val data     embedded: 13,902 of 139,015 tokens, 108 blocks
         run          outputs/gpt2_run_20260102_030405
         checkpoints  every 250 steps and at the end; the last 10 and 10 of emergencies are kept
         disk         86.9 MB a checkpoint, at most 1.9 GB for 22, 35.2 GB free"""
@@ -130,14 +130,14 @@ def test_several_ranks_and_a_resumed_run():
 
 
 def test_many_data_files_are_summed_and_the_first_named():
-    files = tuple(DataFile(f"shard_{at}.bin", 2_000_000, 1_000_000) for at in range(1200))
+    files = tuple(DataFile(f"shard_{at}.bin", 1_000_000, 1_000_000) for at in range(1200))
     lines = start_report(MACHINE, MODEL, replace(PLAN, train=files), SAVING)
     at = next(at for at, line in enumerate(lines) if line.startswith("train data"))
     assert lines[at : at + 5] == [
-        "train data   1,200 files: 1,200,000,000 tokens, 2.4 GB",
-        "             shard_0.bin: 1,000,000 tokens, 2.0 MB",
-        "             shard_1.bin: 1,000,000 tokens, 2.0 MB",
-        "             shard_2.bin: 1,000,000 tokens, 2.0 MB",
+        "train data   1,200 files: 1,200,000,000 tokens, 9,374,999 blocks",
+        "             shard_0.bin: 1,000,000 tokens",
+        "             shard_1.bin: 1,000,000 tokens",
+        "             shard_2.bin: 1,000,000 tokens",
         "             and 1,197 more",
     ]
 
