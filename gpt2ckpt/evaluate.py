@@ -14,7 +14,7 @@ from gpt2ckpt.application import run_simple
 from gpt2ckpt.config.checks import at_least
 from gpt2ckpt.config.registry import build_data_config
 from gpt2ckpt.config.schema import EvaluateConfig
-from gpt2ckpt.data.corpus import open_corpus
+from gpt2ckpt.data.corpus import open_validation
 
 
 def main() -> None:
@@ -34,11 +34,11 @@ def _evaluate(config: EvaluateConfig) -> None:
         print(f"skipped {path}: {reason}", file=sys.stderr)
     data = config.data or build_data_config(trained.config["data"])
     shape = trained.model.config
-    corpus = open_corpus(data, shape.vocab_size, shape.block_size)
-    batches = validation(corpus.val, shape.block_size, config.batch_size)
+    val, description = open_validation(data, shape.vocab_size, shape.block_size)
+    batches = validation(val, shape.block_size, config.batch_size)
     result = evaluate(trained.model, batches, trained.hardware, stop=lambda: False)
     assert result is not None  # nobody asks it to stop
-    print(f"{trained.found.path}, step {trained.found.state['step']}; {corpus.description}")
+    print(f"{trained.found.path}, step {trained.found.state['step']}; {description}")
     answer: dict[str, Any] = {
         "val_loss": result.loss,
         "perplexity": math.exp(min(result.loss, 700.0)),

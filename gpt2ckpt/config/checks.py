@@ -29,6 +29,8 @@ def check_config(config: TrainConfig) -> None:
     for group in ("data", "optimizer", "schedule"):
         if getattr(config, group) is None:
             raise ConfigError(f"there is no {group}: give {group}=NAME or leave ~{group} out")
+    if getattr(config.data, "train", "") is None:
+        raise ConfigError("data.train is missing: give a file or a glob, data.train=PATH")
     if len(config.optimizer.betas) != 2:
         raise ConfigError(
             f"optimizer.betas is {list(config.optimizer.betas)}; it must be two numbers"

@@ -37,10 +37,13 @@ class EmbeddedDataConfig:
 
 @dataclass
 class TextDataConfig:
-    """UTF-8 text files of the user's; without `val` the last `val_fraction` is held out."""
+    """UTF-8 text files of the user's; without `val` the last `val_fraction` is held out.
+
+    `train` is null only where nothing is trained: evaluating on `val`.
+    """
 
     kind: str = "text"
-    train: str = MISSING
+    train: str | None = None
     val: str | None = None
     val_fraction: float = 0.1
 
@@ -50,7 +53,7 @@ class TokensDataConfig:
     """Token files: nanoGPT's headerless uint16 or llm.c's shards, memory-mapped."""
 
     kind: str = "tokens"
-    train: str = MISSING
+    train: str | None = None
     val: str = MISSING
 
 

@@ -6,15 +6,22 @@ about a gigabyte, make shards of it once and train on those (data=tokens).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDataConfig
 from gpt2ckpt.data.files import expand_files
-from gpt2ckpt.data.sources import Source, check_tokenizer_fits, held_out, text_sources
+from gpt2ckpt.data.sources import (
+    Source,
+    check_tokenizer_fits,
+    file_sources,
+    held_out,
+    text_sources,
+)
 from gpt2ckpt.data.tokens import Piece, Tokens, TokenStream, count_blocks, open_token_file
-from gpt2ckpt.errors import InputError
+from gpt2ckpt.errors import ConfigError, InputError
 
 _WHOLE_TOKENS = 1 << 19  # files up to 1 MiB are hashed whole
 _SAMPLES = 16
@@ -75,6 +82,30 @@ def open_corpus(
     return corpus
 
 
+def open_validation(
+    config: EmbeddedDataConfig | TextDataConfig | TokensDataConfig,
+    vocab_size: int,
+    block_size: int,
+) -> tuple[TokenStream, str]:
+    """The validation split alone, and a description: files of its own need none to train on.
+
+    Arguments and errors are those of `open_corpus`.
+    """
+    if isinstance(config, EmbeddedDataConfig) or config.val is None:
+        if not isinstance(config, EmbeddedDataConfig) and config.train is None:
+            raise ConfigError("data.val is missing: give a file or a glob, data.val=PATH")
+        corpus = open_corpus(config, vocab_size, block_size)
+        return corpus.val, corpus.description
+    if isinstance(config, TokensDataConfig):
+        pieces, files = _open_files(expand_files("data.val", config.val), vocab_size)
+    else:
+        check_tokenizer_fits(vocab_size)
+        pieces, files = _encode_sources(file_sources("data.val", config.val))
+    val = TokenStream(pieces, vocab_size)
+    _require_block("validation", val, block_size, "more in data.val")
+    return val, f"{_described(config.kind, files)}, {len(val):,} validation tokens"
+
+
 def _open_text(config: EmbeddedDataConfig | TextDataConfig, vocab_size: int) -> Corpus:
     check_tokenizer_fits(vocab_size)
     train_sources, val_sources = text_sources(config)
@@ -101,25 +132,32 @@ def _encode_sources(sources: Sequence[Source]) -> tuple[list[Piece], list[Corpus
 def _open_tokens(config: TokensDataConfig, vocab_size: int) -> Corpus:
     train_paths = expand_files("data.train", config.train)
     val_paths = expand_files("data.val", config.val)
-    pieces = [open_token_file(path, vocab_size) for path in [*train_paths, *val_paths]]
-    files = [
-        CorpusFile(piece.name, path.stat().st_size, len(piece.tokens))
-        for path, piece in zip([*train_paths, *val_paths], pieces, strict=True)
-    ]
+    pieces, files = _open_files([*train_paths, *val_paths], vocab_size)
     train = TokenStream(pieces[: len(train_paths)], vocab_size)
     val = TokenStream(pieces[len(train_paths) :], vocab_size)
     return _corpus(config.kind, train, val, files, whole=False)
 
 
+def _open_files(paths: Sequence[Path], vocab_size: int) -> tuple[list[Piece], list[CorpusFile]]:
+    pieces = [open_token_file(path, vocab_size) for path in paths]
+    files = [
+        CorpusFile(piece.name, path.stat().st_size, len(piece.tokens))
+        for path, piece in zip(paths, pieces, strict=True)
+    ]
+    return pieces, files
+
+
 def _corpus(
     kind: str, train: TokenStream, val: TokenStream, files: list[CorpusFile], *, whole: bool
 ) -> Corpus:
-    megabytes = sum(file.size_bytes for file in files) / 1e6
-    description = (
-        f"{kind}: {len(files)} {'file' if len(files) == 1 else 'files'}, {megabytes:,.1f} MB, "
-        f"{len(train):,} training and {len(val):,} validation tokens"
-    )
+    tokens = f"{len(train):,} training and {len(val):,} validation tokens"
+    description = f"{_described(kind, files)}, {tokens}"
     return Corpus(train, val, _digest([train, val], whole=whole), tuple(files), description)
+
+
+def _described(kind: str, files: list[CorpusFile]) -> str:
+    megabytes = sum(file.size_bytes for file in files) / 1e6
+    return f"{kind}: {len(files)} {'file' if len(files) == 1 else 'files'}, {megabytes:,.1f} MB"
 
 
 def _digest(streams: Sequence[TokenStream], *, whole: bool) -> str:

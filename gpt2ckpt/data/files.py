@@ -6,7 +6,7 @@ from pathlib import Path
 from gpt2ckpt.errors import ConfigError, InputError
 
 
-def expand_files(setting: str, patterns: str) -> list[Path]:
+def expand_files(setting: str, patterns: str | None) -> list[Path]:
     """The regular files that `patterns` names, each once, sorted by path.
 
     Args:
@@ -19,7 +19,7 @@ def expand_files(setting: str, patterns: str) -> list[Path]:
         ConfigError: nothing is given.
         InputError: a pattern matches no file, or names a folder.
     """
-    if patterns.strip() in ("", "???"):
+    if patterns is None or patterns.strip() in ("", "???"):
         raise ConfigError(f"{setting} is not set: give a file or a glob, {setting}=PATH")
     parts = [patterns] if _exists(patterns) else patterns.split(",")
     found: set[Path] = set()

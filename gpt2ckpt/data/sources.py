@@ -39,8 +39,8 @@ def text_sources(
         )
     if isinstance(config, EmbeddedDataConfig):
         return [_embedded()], None
-    train = _file_sources("data.train", config.train)
-    return train, None if config.val is None else _file_sources("data.val", config.val)
+    train = file_sources("data.train", config.train)
+    return train, None if config.val is None else file_sources("data.val", config.val)
 
 
 def held_out(tokens: int, val_fraction: float) -> int:
@@ -57,7 +57,13 @@ def check_tokenizer_fits(vocab_size: int) -> None:
         )
 
 
-def _file_sources(setting: str, patterns: str) -> list[Source]:
+def file_sources(setting: str, patterns: str | None) -> list[Source]:
+    """A source per file that `patterns` names; `setting` is the key, for messages.
+
+    Raises:
+        ConfigError: nothing is given.
+        InputError: a file or pattern that does not exist.
+    """
     return [
         Source(str(path), _size(path), partial(_tokens_of_file, path))
         for path in expand_files(setting, patterns)

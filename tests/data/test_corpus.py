@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDataConfig
-from gpt2ckpt.data.corpus import Corpus, open_corpus
+from gpt2ckpt.data.corpus import Corpus, open_corpus, open_validation
 from gpt2ckpt.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_encoding
 from gpt2ckpt.data.tokens import TokenStream
 from gpt2ckpt.errors import ConfigError, InputError
@@ -76,6 +76,31 @@ def test_text_with_files_of_its_own_for_validation(tmp_path: Path) -> None:
     assert _all(corpus.train) == [*encode("some training text " * 9), END_OF_TEXT]
     assert _all(corpus.val) == [*encode("validation text " * 3), END_OF_TEXT]
     assert len(corpus.files) == 2
+
+
+def test_validation_files_of_their_own_need_none_to_train_on(tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("validation text " * 3)
+    tokens = [*gpt2_encoding().encode_ordinary("validation text " * 3), END_OF_TEXT]
+    _tokens(tmp_path / "v.bin", np.array(tokens))
+    for train in (None, str(tmp_path / "gone")):
+        text = TextDataConfig(train=train, val=str(tmp_path / "val.txt"))
+        shard = TokensDataConfig(train=train, val=str(tmp_path / "v.bin"))
+        for config in (text, shard):
+            val, description = open_validation(config, VOCAB_SIZE, 4)
+            assert _all(val) == tokens
+            assert description == f"{config.kind}: 1 file, 0.0 MB, {len(tokens)} validation tokens"
+    with pytest.raises(InputError, match=r"validation data has .* data\.val"):
+        open_validation(text, VOCAB_SIZE, 64)
+    with pytest.raises(ConfigError, match=r"data\.val is missing: give .*data\.val=PATH"):
+        open_validation(TextDataConfig(), VOCAB_SIZE, 4)
+
+
+def test_a_held_out_part_is_the_one_that_training_validates_on(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one two three four\n" * 20)
+    for config in (_text(tmp_path / "a.txt", fraction=0.25), EmbeddedDataConfig()):
+        corpus = open_corpus(config, VOCAB_SIZE, 4)
+        val, description = open_validation(config, VOCAB_SIZE, 4)
+        assert (_all(val), description) == (_all(corpus.val), corpus.description)
 
 
 def test_tokens_are_joined_in_the_order_of_names(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(reference: Any, folder: Path) -> dict[str, Done]:
+def done(reference: Any, folder: Path, token_data: Any) -> dict[str, Done]:
     shards = ["data=tokens", "data.train=shards/train_*.bin", "data.val=shards/val_*.bin"]
     text = ["data=text", "data.train='prose *.txt'", "data.val_fraction=0.2"]
     weights = f"model.init_from={reference.directory}/checkpoints/best_model.pt"
@@ -39,6 +39,7 @@ def done(reference: Any, folder: Path) -> dict[str, Done]:
         {
             "prepare": ("prepare", [*text, "out=shards", "shard_tokens=200"]),
             "evaluate": ("evaluate", [ckpt, "batch_size=7"]),
+            "on_val": ("evaluate", [ckpt, "data=tokens", f"data.val={token_data.val}"]),
         },
     )
     words = [*shards, *TINY, *QUICK, "hydra.run.dir=on_shards"]
@@ -88,6 +89,14 @@ def test_evaluate_equals_transformers_for_a_trained_checkpoint(
     assert answer["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
     assert answer["tokens"] == tokens
     assert (answer["step"], answer["precision"]) == (120, "float32")
+
+
+def test_evaluate_needs_no_file_to_train_on(done: dict[str, Done]) -> None:
+    own, given = (
+        json.loads(succeed(done[key]).out.splitlines()[-1]) for key in ("evaluate", "on_val")
+    )
+    assert given["val_loss"] == pytest.approx(own["val_loss"], abs=1e-6)
+    assert given["tokens"] == own["tokens"]
 
 
 def test_prepare_makes_shards_that_training_reads(folder: Path, done: dict[str, Done]) -> None:
