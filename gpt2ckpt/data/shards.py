@@ -103,6 +103,8 @@ def _staging(out: Path) -> Iterator[Path]:
     """A hidden folder inside `out`, removed at the end; so is `out`, if it was made in vain."""
     made = not out.exists()
     lock = -1
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: shards go into a folder, give another with out=FOLDER")
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = os.open(out, os.O_RDONLY)
@@ -137,7 +139,8 @@ def _refuse_existing(out: Path) -> None:
     for pattern in ("train_*.bin", "val_*.bin"):
         for path in sorted(out.glob(pattern)):
             raise InputError(
-                f"{out} already holds shards ({path.name}): give another folder, or delete them"
+                f"{out} already holds shards ({path.name}): give another folder with out=FOLDER, "
+                "or delete them"
             )
 
 
@@ -166,6 +169,7 @@ def _write_and_publish(
             _write_shard(path, parts)
             written.append(path)
     out = staging.parent
+    _refuse_existing(out)  # that came meanwhile: a rename would replace it
     published = [path.rename(out / path.name) for path in written]
     folder = os.open(out, os.O_RDONLY)
     try:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,16 @@ def test_a_folder_with_shards_is_refused_and_left_alone(tmp_path: Path) -> None:
         assert [path.read_bytes() for path in folder.iterdir()] == [b"mine"]
 
 
+def test_a_shard_that_comes_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def tokens() -> Iterator[np.ndarray]:
+        yield _u16(1)
+        (tmp_path / "train_000000.bin").write_bytes(b"mine")
+
+    with pytest.raises(InputError, match=r"already holds shards \(train_000000\.bin\)"):
+        write_shards({"train": tokens()}, tmp_path, 10)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+
+
 def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     write_shards({"train": [_u16(1)]}, tmp_path, 10)
@@ -85,7 +96,7 @@ def test_shards_of_an_impossible_size_are_a_config_error(tmp_path: Path, shard_t
 
 def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file: cannot write shards: File exists"):
+    with pytest.raises(InputError, match=r"file is a file: .*out=FOLDER"):
         write_shards({"train": [_u16(1)]}, tmp_path / "file", 10)
     with pytest.raises(InputError, match="cannot write shards: Not a directory"):
         write_shards({"train": [_u16(1)]}, tmp_path / "file" / "out", 10)
