@@ -49,11 +49,12 @@ def locate(what: str, given: Path | None, outputs: Path, key: str = "resume") ->
             return Place(directory, SELECTORS[what])
         if what == AUTO:
             return None
-        where = directory or outputs
-        raise CheckpointError(
-            f"there is no checkpoint in {where}: name a run directory or a checkpoint file with "
-            f"{key}=PATH" + (", or leave resume out to start anew" if key == "resume" else "")
-        )
+        instead = f"name a run directory or a checkpoint file with {key}=PATH"
+        instead += ", or leave resume out to start anew" if key == "resume" else ""
+        if directory is None:
+            raise no_run(outputs, instead)
+        where = f"{directory}" if given else f"{directory}, the newest run"
+        raise CheckpointError(f"there is no checkpoint in {where}: {instead}")
     if not what.strip():
         raise ConfigError(f"{key} is empty: it takes {', '.join(SELECTORS)} or a path")
     path = Path(what).expanduser()
@@ -92,6 +93,15 @@ def newest_run(outputs: Path) -> Path | None:
     stamped = [(STAMPED.fullmatch(path.name), path) for path in outputs.iterdir()]
     runs = [(match["stamp"], path) for match, path in stamped if match and "_run_" in path.name]
     return max(runs)[1] if runs else None
+
+
+def no_run(outputs: Path, instead: str) -> CheckpointError:
+    """The error where a name such as latest can mean nothing; `instead` is what else to do."""
+    what = "holds no run" if outputs.is_dir() else "does not exist"
+    return CheckpointError(
+        f"there is no checkpoint in {outputs}, since {outputs.absolute()} {what}: give the command "
+        f"where the run was started, or {instead}"
+    )
 
 
 def _place_of(file: Path) -> Place:

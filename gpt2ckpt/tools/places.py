@@ -12,7 +12,7 @@ from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.store import Store, read_meta
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
 from gpt2ckpt.runs.layout import CHECKPOINTS, OUTPUTS, TENSORBOARD, WANDB
-from gpt2ckpt.runs.resume import SELECTORS, newest_run
+from gpt2ckpt.runs.resume import SELECTORS, newest_run, no_run
 
 DIR_HELP = "a run, its checkpoints folder, or a folder with runs in it (default: outputs)"
 PATH_HELP = (
@@ -78,7 +78,7 @@ def checkpoint_named(what: str) -> Path:
     if what in SELECTORS:
         directory = newest_run(OUTPUTS)
         if directory is None:
-            raise CheckpointError(f"there is no run in {OUTPUTS}: give a run directory or a file")
+            raise no_run(OUTPUTS, "name a run directory or a file")
         return _of_role(Run(directory, directory / CHECKPOINTS), SELECTORS[what])
     if path.is_dir():
         runs = find_runs(path)

@@ -10,7 +10,7 @@ from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.model.convert import check_shapes
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.runs.layout import OUTPUTS
-from gpt2ckpt.runs.resume import locate, read
+from gpt2ckpt.runs.resume import locate, no_run, read
 from gpt2ckpt.training.hardware import Hardware, choose_hardware, prepare_process
 
 
@@ -32,7 +32,7 @@ def load_trained(what: str, device: str, precision: str) -> Trained:
     check_hardware(device, precision)
     place = locate(what, None, OUTPUTS, key="ckpt")
     if place is None:
-        raise CheckpointError(f"there is no run under {OUTPUTS}: name one with ckpt=PATH")
+        raise no_run(OUTPUTS, "name one with ckpt=PATH")
     found = read(place)
     config = build_model_config(found.state["config"]["model"])
     if problem := check_shapes(config, found.state["model"]):

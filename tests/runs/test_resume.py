@@ -186,10 +186,25 @@ def test_auto_starts_anew_only_where_there_is_no_checkpoint(tmp_path: Path) -> N
 
 
 def test_what_is_not_there_is_said_with_what_to_type(tmp_path: Path) -> None:
-    for given in (None, tmp_path):
+    (tmp_path / "empty_run_20251106_120000").mkdir(parents=True)
+    for given, outputs, reason in (
+        (
+            None,
+            Path("gone"),
+            f"gone, since {Path.cwd()}/gone does not exist: give the command where",
+        ),
+        (
+            None,
+            tmp_path / "empty_run_20251106_120000",
+            "120000 holds no run: give the command where",
+        ),
+        (None, tmp_path, f"{tmp_path}/empty_run_20251106_120000, the newest run: name a run"),
+        (tmp_path, tmp_path, f"{tmp_path}: name a run directory or a checkpoint file with resume="),
+    ):
         with pytest.raises(CheckpointError) as raised:
-            locate("latest", given, tmp_path)
-        assert f"there is no checkpoint in {tmp_path}" in str(raised.value)
+            locate("latest", given, outputs)
+        assert str(raised.value).startswith("there is no checkpoint in ")
+        assert reason in str(raised.value)
         assert "resume=PATH, or leave resume out" in str(raised.value)
     with pytest.raises(CheckpointError, match=r"ckpt=PATH$"):
         locate("best", None, tmp_path, key="ckpt")

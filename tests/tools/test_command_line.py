@@ -132,7 +132,7 @@ def test_a_closed_pipe_is_silent(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "code", "part"),
-    [("bset", 2, "Did you mean best?"), ("latest", 1, "there is no run in outputs")],
+    [("bset", 2, "Did you mean best?"), ("latest", 1, "there is no checkpoint in outputs")],
 )
 def test_a_path_that_is_none(path, code, part, checkpoints, tmp_path: Path) -> None:
     with contextlib.chdir(tmp_path):
