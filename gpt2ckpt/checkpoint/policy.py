@@ -13,6 +13,9 @@ from datetime import datetime
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.names import Role
 
+COPIES = 2  # of the bytes of a regular save: its file, and the independent copy
+SINGLE_ROLES = 5  # latest_backup, rolling_last_backup, and the three of the best model
+
 
 @dataclass(frozen=True)
 class Retention:
@@ -88,6 +91,11 @@ def plan(
         *_surplus(present, own, Role.EMERGENCY, retention.keep_emergency),
     ]
     return operations + [Delete(name) for name in surplus if name not in pinned]
+
+
+def most_files(retention: Retention) -> int:
+    """How many files take space of their own at the same time, those of epochs left out."""
+    return retention.keep_rolling + retention.keep_emergency + SINGLE_ROLES
 
 
 def copies(event: Event) -> int:

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpt2ckpt.checkpoint.policy import COPIES, Retention, most_files
 from gpt2ckpt.recovery.filesystem import FileSystem
 
-SINGLE_ROLES = 5  # latest_backup, rolling_last_backup, and the three of the best model
-COPIES = 2  # a regular save writes its file and the independent copy
 STATE = ("step", "epoch", "tokens_seen", "data.position", "train_loss", "rng", "schedule", "scaler")
 
 
@@ -107,8 +106,7 @@ class Drill:
 
 def disk_need(settings: Settings, cost: Cost) -> Disk:
     """How long the disk lasts: the pools fill up first, from then on only epochs come on top."""
-    files = settings.keep_rolling + SINGLE_ROLES + settings.keep_emergency
-    pools = files * cost.size
+    pools = most_files(Retention(settings.keep_rolling, settings.keep_emergency)) * cost.size
     count = int(settings.total_steps / settings.steps_per_epoch) if settings.save_epochs else 0
     epochs = count * cost.size
     if pools + epochs <= cost.free:

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from statistics import median
 
+from gpt2ckpt.checkpoint.policy import COPIES, Retention, most_files
 from gpt2ckpt.checkpoint.space import disk_bytes, measure_free
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import as_typed
@@ -21,13 +22,16 @@ from gpt2ckpt.training.preparation import Prepared
 from gpt2ckpt.training.state import TrainingState
 
 log = logging.getLogger(__name__)
-BYTES_PER_VALUE = 4  # float32
-COPIES = 2  # of the bytes that a regular save writes
-SINGLE_ROLES = 5  # latest_backup, rolling_last_backup, and the three of the best model
 
 
 def start(
-    directory: Path, prepared: Prepared, hardware: Hardware, state: TrainingState, ranks: int = 1
+    directory: Path,
+    prepared: Prepared,
+    hardware: Hardware,
+    state: TrainingState,
+    *,
+    checkpoint_bytes: int,
+    ranks: int = 1,
 ) -> None:
     """Say what is about to be done, on what, and where it goes."""
     config = prepared.config
@@ -59,7 +63,7 @@ def start(
         train=_files(prepared.corpus, prepared.corpus.train),
         val=_files(prepared.corpus, prepared.corpus.val),
     )
-    saving = _saving(directory, config.checkpoint, state)
+    saving = _saving(directory, config.checkpoint, checkpoint_bytes)
     for line in report.start_report(machine, model, plan, saving):
         log.info("%s", line)
     warmup, steps = config.schedule.warmup_steps, prepared.total_steps
@@ -117,17 +121,15 @@ def _files(corpus: Corpus, split: TokenStream) -> tuple[report.DataFile, ...]:
 
 
 def _saving(
-    directory: Path, checkpoint: CheckpointConfig, state: TrainingState
+    directory: Path, checkpoint: CheckpointConfig, checkpoint_bytes: int
 ) -> report.SavingFacts:
-    values_per_parameter = 3  # the weight and at most two moments of the optimizer
-    size = sum(p.numel() for p in state.model.parameters()) * values_per_parameter * BYTES_PER_VALUE
     return report.SavingFacts(
         enabled=checkpoint.enabled,
         run_dir=directory,
         save_every=checkpoint.save_every,
         keep_rolling=checkpoint.keep_rolling,
         keep_emergency=checkpoint.keep_emergency,
-        checkpoint_bytes=size,
-        max_kept=checkpoint.keep_rolling + checkpoint.keep_emergency + SINGLE_ROLES,
+        checkpoint_bytes=checkpoint_bytes,
+        max_kept=most_files(Retention(checkpoint.keep_rolling, checkpoint.keep_emergency)),
         free_bytes=measure_free(directory),
     )

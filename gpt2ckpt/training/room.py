@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from gpt2ckpt.checkpoint import durable, space
+from gpt2ckpt.checkpoint.policy import COPIES
 from gpt2ckpt.checkpoint.reserve import RESERVE, with_margin
 from gpt2ckpt.config.schema import ModelConfig, TrainConfig
 from gpt2ckpt.errors import InputError
@@ -11,7 +12,6 @@ from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.runs.start import Start
 
 BYTES_PER_VALUE = 4  # float32
-COPIES = 2  # of the first regular save: its file, and the independent one
 
 
 def check_room(start: Start, config: TrainConfig, directory: Path) -> None:

@@ -92,7 +92,12 @@ class Session:
         replay = self._open_replay()
         loop = self._build_loop(state, provenance, loggers, replay)
         if self.team.is_first:
-            announce.start(self.directory, self.prepared, hardware, state, self.team.size)
+            size = checkpoint_bytes(self.start, config)
+            announce.start(
+                *(self.directory, self.prepared, hardware, state),
+                checkpoint_bytes=size,
+                ranks=self.team.size,
+            )
         try:
             stopped = loop.run()
         finally:
