@@ -1,7 +1,6 @@
 """What the commands with a config share: Hydra's command line."""
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from gpt2ckpt.config.compose import (
     refuse_non_choices,
 )
 from gpt2ckpt.config.registry import build_typed, register_schemas
-from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.errors import ConfigError, did_you_mean
 from gpt2ckpt.exits import FULL_ERROR, reported_errors
 
 
@@ -43,10 +42,9 @@ def parse_command_line(config_name: str) -> CommandLine:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         words = [word for word in message.split() if word.startswith("-")]
         word = words[0].partition("=")[0] if words else message.rpartition(" ")[2]
-        close = difflib.get_close_matches(word, flags, n=1, cutoff=0.75)
-        hint = " Settings are written key=value, without dashes; --help lists what there is."
-        if close:
-            hint = f" Did you mean {close[0]}?"
+        hint = did_you_mean(word, flags, cutoff=0.75) or (
+            " Settings are written key=value, without dashes; --help lists what there is."
+        )
         raise ConfigError(f"{message}.{hint}")
 
     parser.error = refuse  # type: ignore[method-assign]

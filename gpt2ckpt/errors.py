@@ -1,5 +1,8 @@
 """The errors that a user sees as one sentence; each carries the exit code of the command."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something that the user can put right: the message says what, where, and how."""
@@ -27,6 +30,12 @@ class LockedError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint that is missing, incomplete, damaged or of another shape."""
+
+
+def did_you_mean(word: str, choices: Iterable[str], *, cutoff: float = 0.6, start: str = "") -> str:
+    """A sentence that names the choice most like `word`, after `start`; empty if none is."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)
+    return f" Did you mean {start}{close[0]}?" if close else ""
 
 
 def _visible(character: str) -> str:

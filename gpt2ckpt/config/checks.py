@@ -3,7 +3,6 @@
 Those of the optimizer and the schedule stand in gpt2ckpt/optim, beside what they protect.
 """
 
-import difflib
 import math
 import re
 
@@ -13,7 +12,7 @@ from gpt2ckpt.config.schema import (
     TrainConfig,
     TrainerConfig,
 )
-from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.errors import ConfigError, did_you_mean
 
 DDP, FSDP = "ddp", "fsdp"
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -49,8 +48,7 @@ def at_least(key: str, value: float | None, least: float) -> None:
 def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ConfigError naming the nearest choice unless `value` is one of them."""
     if value not in choices:
-        close = difflib.get_close_matches(value, choices, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(value, choices)
         raise ConfigError(f"{key} is {value!r}; it must be one of {', '.join(choices)}.{hint}")
 
 

@@ -1,7 +1,6 @@
 """Composing a config with Hydra, with its errors turned into one sentence each."""
 
 import contextlib
-import difflib
 import re
 import shlex
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from gpt2ckpt.config.registry import (
     what_it_takes,
     without_interpolation,
 )
-from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.errors import ConfigError, did_you_mean
 
 PLUGINS = {  # how the configs of Hydra's plugins begin, and what brings them
     "hydra/launcher/joblib": "hydra-joblib-launcher",
@@ -173,8 +172,7 @@ def _explain_missing(error: MissingConfigException) -> str:
     group, _, choice = missing.rpartition("/")
     if not options:
         return f"there is no config {missing}"
-    close = difflib.get_close_matches(choice, options, n=1)
-    hint = f" Did you mean {group}={close[0]}?" if close else ""
+    hint = did_you_mean(choice, options, start=f"{group}=")
     return f"there is no {group}={choice}; the options are {', '.join(options)}.{hint}"
 
 

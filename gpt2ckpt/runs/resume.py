@@ -1,13 +1,12 @@
 """Finding the state that `resume=WHAT` means."""
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2ckpt.checkpoint.aside import ABANDONED
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.store import Found, Store, load
-from gpt2ckpt.errors import CheckpointError, ConfigError
+from gpt2ckpt.errors import CheckpointError, ConfigError, did_you_mean
 from gpt2ckpt.runs.claim import holds_checkpoints
 from gpt2ckpt.runs.layout import CHECKPOINTS, STAMPED
 
@@ -64,8 +63,7 @@ def locate(what: str, given: Path | None, outputs: Path, key: str = "resume") ->
     if path.is_file():
         return _place_of(path)
     if "/" not in what and not what.endswith(".pt"):
-        close = difflib.get_close_matches(what, SELECTORS, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(what, SELECTORS)
         raise ConfigError(
             f"{key}={what} is no file, no directory and none of {', '.join(SELECTORS)}.{hint}"
         )

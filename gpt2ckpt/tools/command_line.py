@@ -1,14 +1,14 @@
 """What a verb is, and a command line whose errors name the nearest right word."""
 
 import argparse
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.errors import ConfigError, did_you_mean
 
 PROGRAM = "python -m gpt2ckpt.checkpoints"
+CUTOFF = 0.5  # how much like a right word a wrong one must be
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: -"):
             word = message.split()[2].partition("=")[0]
             flags = [flag for action in self._actions for flag in action.option_strings]
-            hint = _nearest(word, flags)
+            hint = did_you_mean(word, flags, cutoff=CUTOFF)
         raise ConfigError(f"{message}.{hint or ' --help lists what there is.'}")
 
 
@@ -54,8 +54,8 @@ def call(verbs: Mapping[str, Verb], words: Sequence[str]) -> int:
         verb.add_arguments(parser)
         return verb.run(parser.parse_intermixed_args(words[1:]))
     if words and not words[0].startswith("-"):
-        listed = ", ".join(verbs)
-        raise ConfigError(f"there is no verb {words[0]}: {listed}.{_nearest(words[0], verbs)}")
+        hint = did_you_mean(words[0], verbs, cutoff=CUTOFF)
+        raise ConfigError(f"there is no verb {words[0]}: {', '.join(verbs)}.{hint}")
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} VERB [words]",
@@ -82,11 +82,6 @@ def count(least: int) -> Callable[[str], int]:
         return int(word)
 
     return parse
-
-
-def _nearest(word: str, choices: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _listed(verbs: Mapping[str, Verb]) -> str:

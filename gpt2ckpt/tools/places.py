@@ -1,6 +1,5 @@
 """What DIR and PATH on the command line stand for. Nothing here reads a tensor."""
 
-import difflib
 import os
 import sys
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.store import Store, read_meta
-from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
+from gpt2ckpt.errors import CheckpointError, ConfigError, InputError, did_you_mean
 from gpt2ckpt.runs.layout import CHECKPOINTS, OUTPUTS, TENSORBOARD, WANDB
 from gpt2ckpt.runs.resume import SELECTORS, newest_run, no_run
 
@@ -95,8 +94,7 @@ def no_such_place(what: str) -> CheckpointError | ConfigError:
     """The error for a word that is no path: one without a slash may be a misspelt selector."""
     if "/" in what or "." in what:
         return CheckpointError(f"there is no file or directory {what}")
-    close = difflib.get_close_matches(what, SELECTORS, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
+    hint = did_you_mean(what, SELECTORS)
     return ConfigError(f"{what} is no file, no directory and none of {', '.join(SELECTORS)}.{hint}")
 
 
