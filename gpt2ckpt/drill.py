@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gpt2ckpt.application import CommandLine, ask_hydra, parse_command_line
 from gpt2ckpt.config.checks import at_least
-from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides
+from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides, sets
 from gpt2ckpt.config.registry import all_keys, build_typed
 from gpt2ckpt.config.replay import freeze, task_overrides
 from gpt2ckpt.config.schema import DrillConfig
@@ -62,7 +62,7 @@ def _drill(line: CommandLine, own: list[str], words: list[str]) -> int:
             "nothing to drill"
         )
     parent = Path(composed.hydra.run.dir).parent
-    words = [*line.flags, *(word for word in words if not _is_run_dir(word))]
+    words = [*line.flags, *(word for word in words if not sets(word, "hydra.run.dir"))]
     with _scratch(parent) as scratch:
         found = _examine(scratch)
         if found.problems:
@@ -115,10 +115,6 @@ def _refuse_others(line: CommandLine) -> None:
         raise ConfigError(
             "a drill starts its ranks itself: python -m gpt2ckpt.drill ranks=N without torchrun"
         )
-
-
-def _is_run_dir(word: str) -> bool:
-    return word.lstrip("+").startswith("hydra.run.dir=")
 
 
 def _settings(composed: Composed, prepared: Prepared, ranks: int) -> Settings:

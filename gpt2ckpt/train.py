@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from gpt2ckpt.application import CommandLine, ask_hydra, parse_command_line, run_hydra
-from gpt2ckpt.config.compose import Composed, compose_config, quoted
+from gpt2ckpt.config.compose import Composed, compose_config, quoted, sets
 from gpt2ckpt.config.replay import task_overrides
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.exits import reported_errors
@@ -72,7 +72,7 @@ def _single(line: CommandLine, team: Team) -> int:
     wanted = Path(composed.hydra.run.dir)
     if composed.hydra.job.chdir:
         raise ConfigError("hydra.job.chdir=true would move the relative paths: leave it out")
-    is_given = any(word.lstrip("+").startswith("hydra.run.dir=") for word in line.overrides)
+    is_given = any(sets(word, "hydra.run.dir") for word in line.overrides)
     start = find_start(
         *(composed.values, line.overrides, wanted if is_given else None, wanted.parent),
         lambda overrides: _compose(line, overrides).values,

@@ -77,6 +77,11 @@ def sweep_jobs(overrides: list[str]) -> list[list[str]]:
     return [list(job) for batch in batches for job in batch]
 
 
+def sets(word: str, *keys: str) -> bool:
+    """Whether the override `word` gives one of `keys` a value."""
+    return word.lstrip("+").startswith(tuple(f"{key}=" for key in keys))
+
+
 def quoted(text: str) -> str:
     """`text` as a quoted string of Hydra's override grammar."""
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", without_interpolation(text))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint.store import Found, Store
-from gpt2ckpt.config.compose import spelled
+from gpt2ckpt.config.compose import sets, spelled
 from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, task_overrides
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
 from gpt2ckpt.runs import history, resume
@@ -167,8 +167,8 @@ def words_after_restart(words: list[str], directory: Path) -> list[str]:
     It goes on from the newest state there; as long as there is none, it starts as it did.
     """
     has_state = any((directory / CHECKPOINTS).glob("**/*.pt"))
-    dropped = ("hydra.run.dir=", *(("resume=", "fork=") if has_state else ()))
-    kept = [word for word in words if not word.lstrip("+").startswith(dropped)]
+    dropped = ("hydra.run.dir", *(("resume", "fork") if has_state else ()))
+    kept = [word for word in words if not sets(word, *dropped)]
     given = f"hydra.run.dir={spelled(str(directory))}"
     return [*kept, *(["resume=auto"] if has_state else []), given]
 

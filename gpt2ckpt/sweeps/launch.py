@@ -11,7 +11,7 @@ import psutil
 from omegaconf import OmegaConf
 
 from gpt2ckpt.application import CommandLine, run_hydra
-from gpt2ckpt.config.compose import as_typed, quoted
+from gpt2ckpt.config.compose import as_typed, quoted, sets
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.exits import FULL_ERROR
 from gpt2ckpt.runs.claim import claim_sweep, protection_notice
@@ -39,7 +39,7 @@ def run_sweep(line: CommandLine) -> int:
     if plan.is_optuna:
         from gpt2ckpt.sweeps.study import check_study
 
-        check_study(plan.hydra.sweeper, plan.values["trainer"]["eval_every"])
+        check_study(plan.values["trainer"]["eval_every"])
     if plan.values["dry_run"]:
         return preview(plan)
     sweep = _claim(plan)
@@ -145,7 +145,7 @@ class _Launch:
         words = [
             shlex.quote(word)
             for word in self.plan.line.overrides
-            if not word.lstrip("+").startswith(("hydra.sweep.dir=", "resume="))
+            if not sets(word, "hydra.sweep.dir", "resume")
         ]
         flags = [shlex.quote(flag) for flag in self.plan.line.flags]
         typed = as_typed("hydra.sweep.dir", str(self.sweep))

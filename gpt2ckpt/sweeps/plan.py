@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
 from gpt2ckpt.application import CommandLine
-from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides, sweep_jobs
+from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides, sets, sweep_jobs
 from gpt2ckpt.config.registry import build_typed
 from gpt2ckpt.config.replay import Values, freeze
 from gpt2ckpt.errors import ConfigError
@@ -86,7 +86,7 @@ def plan_sweep(line: CommandLine) -> Plan:
 
 def given_dir(line: CommandLine) -> bool:
     """Whether the command names the sweep's folder."""
-    return any(word.lstrip("+").startswith("hydra.sweep.dir=") for word in line.overrides)
+    return any(sets(word, "hydra.sweep.dir") for word in line.overrides)
 
 
 def target(config: DictConfig) -> str:

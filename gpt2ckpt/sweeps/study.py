@@ -10,7 +10,7 @@ from gpt2ckpt.config.compose import spelled
 from gpt2ckpt.errors import ConfigError, InputError
 
 
-def check_study(sweeper: DictConfig, eval_every: int) -> None:
+def check_study(eval_every: int) -> None:
     """Raise ConfigError for settings with which Optuna would learn nothing, or cannot work."""
     import sqlalchemy
 
