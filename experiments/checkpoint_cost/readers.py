@@ -14,7 +14,7 @@ import torch
 
 from experiments.checkpoint_cost.savers import SAVERS
 from experiments.checkpoint_cost.states import build_state
-from gpt2ckpt.checkpoint import store
+from gpt2ckpt.checkpoint import reading
 
 BUFFER = 1 << 20  # bytes; the fastest of 256 KiB, 1, 2 and 8 MiB: it stays in the cache
 LISTED = 100  # files
@@ -112,11 +112,11 @@ def _load_safetensors(path: Path) -> None:
 
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "gpt2ckpt, verified": ("gpt2ckpt", store.load),
+    "gpt2ckpt, verified": ("gpt2ckpt", reading.load),
     "torch.load": ("torch.save + fsync", _load_torch),
     "torch.load, mmap": ("torch.save + fsync", _load_torch_mapped),
     "safetensors": ("safetensors + fsync", _load_safetensors),
-    "checkpoints verify": ("gpt2ckpt", store.check),
+    "checkpoints verify": ("gpt2ckpt", reading.check),
     "reading the file": ("gpt2ckpt", _read),
 }
 RESTORES = ("gpt2ckpt, verified", "torch.load", "torch.load, mmap", "safetensors")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.exactness.matrix import MOMENTS, STEPS, Case
-from gpt2ckpt.checkpoint.store import check, read_meta
+from gpt2ckpt.checkpoint.reading import check, read_meta
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.recovery.facts import differing_losses, differing_state
 from gpt2ckpt.tools.diff import compare_tensors

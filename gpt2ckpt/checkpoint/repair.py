@@ -13,7 +13,7 @@ from pathlib import Path
 from gpt2ckpt.checkpoint import durable, format, names
 from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT, folders_aside, free_name
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.store import check, read_meta
+from gpt2ckpt.checkpoint.reading import check, read_meta
 from gpt2ckpt.errors import CheckpointError
 
 INDEPENDENT = (Role.ROLLING_BACKUP, Role.BEST_BACKUP)  # second copies, in blocks of their own

@@ -13,9 +13,9 @@ from datetime import datetime
 from pathlib import Path
 
 from gpt2ckpt.checkpoint import durable
+from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.checkpoint.repair import Corrupt, Diagnosis, Mended, repair, same_files
 from gpt2ckpt.checkpoint.space import human_bytes
-from gpt2ckpt.checkpoint.store import check
 from gpt2ckpt.errors import CheckpointError
 
 log = logging.getLogger(__name__)

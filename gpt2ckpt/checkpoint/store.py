@@ -1,24 +1,17 @@
 """One checkpoints/ folder: puts states in under their roles, and finds valid ones again."""
 
-import contextlib
-import io
-import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
 from gpt2ckpt.checkpoint import durable, format, names, policy
 from gpt2ckpt.checkpoint.aside import ABANDONED, free_name
 from gpt2ckpt.checkpoint.names import Role
+from gpt2ckpt.checkpoint.reading import check, load, read_meta
 from gpt2ckpt.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer as Buffer
-
-PIECE = 1 << 20  # bytes of one read
 NEXT_BEST = {  # where to look when no file of a role is valid, before the newest of all
     Role.BEST: (Role.BEST_BACKUP, Role.BEST_PREVIOUS),
     Role.BEST_PREVIOUS: (Role.BEST, Role.BEST_BACKUP),
@@ -200,37 +193,6 @@ def _reasons(skipped: list[tuple[Path, str]]) -> str:
     return "; ".join(f"{', '.join(called)} {reason}" for reason, called in files.items())
 
 
-def check(path: Path, watch: durable.Watch = durable.unwatched) -> None:
-    """Raise CheckpointError unless every byte of the file is what was written.
-
-    What `watch` raises, other than OSError, comes out as it is.
-    """
-    with _opened(path, watch) as file:
-        format.verify(file)
-
-
-def load(path: Path) -> dict[str, Any]:
-    """The verified state in a file. Raises CheckpointError naming the file."""
-    with _opened(path) as file:
-        return format.load(file)
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """What a file says of itself without its tensors. Raises CheckpointError naming the file."""
-    with _opened(path) as file:
-        return format.read_meta(file)
-
-
-def seal_of(path: Path) -> str:
-    """The seal of a checkpoint that was loaded: equal for files of equal content only.
-
-    Raises CheckpointError naming the file if it cannot be read.
-    """
-    with _opened(path) as file:
-        file.seek(-format.SEAL_SIZE, os.SEEK_END)
-        return file.read().decode("ascii", "replace")
-
-
 def _meta_or_none(path: Path) -> dict[str, Any] | None:
     try:
         return read_meta(path)
@@ -244,47 +206,3 @@ def _run_and_age(meta: dict[str, Any]) -> tuple[str, int, str]:
     step = meta.get("step")
     owner = str(run.get("id")) if isinstance(run, dict) else ""
     return owner, step if type(step) is int else -1, str(meta.get("saved_at", ""))
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a file begins like a checkpoint of this project, whole or damaged."""
-    try:
-        with _open(path) as file:
-            return format.is_ours(file)
-    except (CheckpointError, OSError):
-        return False
-
-
-class _Watched(io.FileIO):
-    """A file that tells how many bytes each read gave."""
-
-    def __init__(self, descriptor: int, watch: durable.Watch) -> None:
-        super().__init__(descriptor, "rb")
-        self._watch = watch
-
-    def readinto(self, buffer: "Buffer", /) -> int:
-        count = super().readinto(memoryview(buffer)[:PIECE])
-        self._watch(count)
-        return count
-
-
-def _open(path: Path, watch: durable.Watch = durable.unwatched) -> BinaryIO:
-    """Open a plain file. Opening a pipe would wait for a writer for ever, so that is not waited."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise CheckpointError("it is no regular file")
-    if watch is durable.unwatched:
-        return open(descriptor, "rb")  # noqa: PTH123
-    return io.BufferedReader(_Watched(descriptor, watch))
-
-
-@contextlib.contextmanager
-def _opened(path: Path, watch: durable.Watch = durable.unwatched) -> Iterator[BinaryIO]:
-    try:
-        with _open(path, watch) as file:
-            yield file
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} cannot be used: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from gpt2ckpt.checkpoint.names import LATEST
-from gpt2ckpt.checkpoint.store import check, read_meta
+from gpt2ckpt.checkpoint.reading import check, read_meta
 from gpt2ckpt.config.replay import Values
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.recovery.facts import (

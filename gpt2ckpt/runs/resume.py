@@ -5,7 +5,8 @@ from pathlib import Path
 
 from gpt2ckpt.checkpoint.aside import ABANDONED
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.store import Found, Store, load
+from gpt2ckpt.checkpoint.reading import load
+from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.errors import CheckpointError, ConfigError, did_you_mean
 from gpt2ckpt.runs.claim import holds_checkpoints
 from gpt2ckpt.runs.layout import CHECKPOINTS, STAMPED

@@ -14,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.store import Store, read_meta
+from gpt2ckpt.checkpoint.reading import read_meta
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.replay import flatten, freeze, task_overrides
 from gpt2ckpt.errors import CheckpointError, ConfigError
 from gpt2ckpt.runs.layout import CHECKPOINTS, RECORD

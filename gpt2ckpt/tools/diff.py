@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gpt2ckpt.checkpoint import format
-from gpt2ckpt.checkpoint.store import check
+from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.config.replay import Change, Effect, classify, difference, flatten
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.tools import text

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2ckpt.checkpoint import durable
-from gpt2ckpt.checkpoint.store import load
+from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.config.registry import build_model_config
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError

@@ -10,7 +10,8 @@ from typing import Any
 from gpt2ckpt.checkpoint import names, space
 from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT, folders_aside
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.store import Store, read_meta
+from gpt2ckpt.checkpoint.reading import read_meta
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.tools.places import Run
 

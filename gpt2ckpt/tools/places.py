@@ -8,7 +8,8 @@ from pathlib import Path
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.store import Store, read_meta
+from gpt2ckpt.checkpoint.reading import read_meta
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError, did_you_mean
 from gpt2ckpt.runs.layout import CHECKPOINTS, OUTPUTS, TENSORBOARD, WANDB
 from gpt2ckpt.runs.resume import SELECTORS, newest_run, no_run

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint.store import read_meta
+from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.config.compose import spelled
 from gpt2ckpt.config.registry import KINDS
 from gpt2ckpt.config.replay import flatten

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from gpt2ckpt.checkpoint.store import read_meta
+from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.tools import text
 from gpt2ckpt.tools.command_line import Verb, add_json
 from gpt2ckpt.tools.places import PATH_HELP, checkpoint_named

@@ -8,7 +8,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint.store import Found, load, seal_of
+from gpt2ckpt.checkpoint.reading import load, seal_of
+from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.config.replay import Change
 from gpt2ckpt.config.schema import MuonConfig, TrainConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gpt2ckpt.checkpoint.store import is_checkpoint, load
+from gpt2ckpt.checkpoint.reading import is_checkpoint, load
 from gpt2ckpt.config.compose import parse_overrides
 from gpt2ckpt.config.registry import build_model_config
 from gpt2ckpt.config.replay import SHAPE

@@ -16,7 +16,8 @@ import torch
 
 from gpt2ckpt.checkpoint import archive, format
 from gpt2ckpt.checkpoint.policy import Event, Retention
-from gpt2ckpt.checkpoint.store import Store, check, load
+from gpt2ckpt.checkpoint.reading import check, load
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 
 NOON = datetime(2025, 11, 6, 12, 0, 0)

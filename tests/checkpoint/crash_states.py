@@ -25,9 +25,10 @@ from gpt2ckpt.checkpoint import names, reserve
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.policy import Event, Retention
+from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.checkpoint.repair import diagnose, repair
 from gpt2ckpt.checkpoint.scrub import Scrub
-from gpt2ckpt.checkpoint.store import Store, check
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.tools import prune
 

@@ -16,7 +16,8 @@ from preload import Faults
 
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.policy import Retention
-from gpt2ckpt.checkpoint.store import Store, check
+from gpt2ckpt.checkpoint.reading import check
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 
 KEEP = Retention(4, 4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from checkpoint_helpers import small_state, to_bytes
 
-from gpt2ckpt.checkpoint import format, store
+from gpt2ckpt.checkpoint import format, reading
 from gpt2ckpt.config.schema import AdamWConfig, ModelConfig, MuonConfig
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
@@ -21,8 +21,8 @@ MANUAL = Path(__file__).parents[2] / "docs" / "format.md"
 
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.pt")), ids=lambda path: path.stem)
 def test_files_of_every_version_stay_readable(path: Path) -> None:
-    store.check(path)
-    state, wanted = store.load(path), small_state(7)
+    reading.check(path)
+    state, wanted = reading.load(path), small_state(7)
     assert state["step"] == 7
     assert torch.equal(state["model"]["wte"], wanted["model"]["wte"])
     assert state["model"]["head"] is state["model"]["wte"]
@@ -56,7 +56,7 @@ def test_a_training_state_opens_with_plain_torch_load(
 ) -> None:
     state, path = captured(optimizer), tmp_path / "latest.pt"
     path.write_bytes(to_bytes(state))
-    ours = store.load(path)
+    ours = reading.load(path)
     for mmap in (False, True):
         loaded = torch.load(path, weights_only=True, mmap=mmap)
         assert set(loaded) == set(ours) == set(state)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from checkpoint_helpers import forged, is_detected, records_of, sealed, small_state, to_bytes
 
-from gpt2ckpt.checkpoint import archive, format, store
+from gpt2ckpt.checkpoint import archive, format, reading
 from gpt2ckpt.errors import CheckpointError
 
 SMALL = to_bytes(small_state())
@@ -45,7 +45,7 @@ def test_a_bomb_in_data_pkl_is_never_unpickled(tmp_path: Path) -> None:
 def test_a_torch_file_with_a_bomb_is_refused(tmp_path: Path) -> None:
     path, crater = tmp_path / "latest.pt", tmp_path / "crater"
     torch.save({"format": format.FORMAT, "step": 1, "model": Bomb(crater)}, path)
-    for read in (store.load, store.check, store.read_meta):
+    for read in (reading.load, reading.check, reading.read_meta):
         with pytest.raises(CheckpointError, match=r"latest\.pt cannot be used: it is"):
             read(path)
     assert not crater.exists()
@@ -68,8 +68,8 @@ def test_what_is_no_file_of_ours(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "torch.pt")
     names = ("plain.zip", "empty.pt", "text.pt", "folder.pt", "torch.pt", "missing.pt")
     for path in [tmp_path / name for name in names]:
-        assert not store.is_checkpoint(path)
-        for read in (store.load, store.check, store.read_meta):
+        assert not reading.is_checkpoint(path)
+        for read in (reading.load, reading.check, reading.read_meta):
             with pytest.raises(CheckpointError, match=path.name) as caught:
                 read(path)
             assert "\n" not in str(caught.value)
@@ -196,7 +196,7 @@ def test_a_record_larger_than_any_of_ours_is_not_read(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError, match="67,108,864 are the most"):
-            store.read_meta(path)
+            reading.read_meta(path)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()

@@ -10,13 +10,13 @@ import pytest
 import torch
 from checkpoint_helpers import forged, regions_of, small_state, tensors_state, to_bytes
 
-from gpt2ckpt.checkpoint import format, store
+from gpt2ckpt.checkpoint import format, reading
 from gpt2ckpt.errors import CheckpointError
 
 
 def ours_accepts(path: Path) -> bool:
     try:
-        store.check(path)
+        reading.check(path)
     except CheckpointError:
         return False
     return True
@@ -67,7 +67,7 @@ def test_both_read_the_same(tmp_path: Path, state: dict[str, Any]) -> None:
     path = tmp_path / "state.pt"
     path.write_bytes(to_bytes(state))
     theirs = independent_reader.read(path)
-    assert as_theirs(theirs.state, theirs.tensors) == as_ours(store.load(path)) == as_ours(state)
+    assert as_theirs(theirs.state, theirs.tensors) == as_ours(reading.load(path)) == as_ours(state)
 
 
 def test_both_refuse_the_same(tmp_path: Path) -> None:

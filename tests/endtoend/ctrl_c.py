@@ -19,7 +19,7 @@ from pathlib import Path
 
 from commands import Done, finish, start, steps_done
 
-from gpt2ckpt.checkpoint.store import check
+from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.errors import CheckpointError
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tools_helpers import damage, frozen, save
 
-from gpt2ckpt.checkpoint.store import load
+from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.config.registry import build_model_config
 from gpt2ckpt.data.tokenizer import gpt2_encoding
 from gpt2ckpt.model.gpt2 import GPT2

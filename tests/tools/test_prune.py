@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tools_helpers import NOON, damage, make_run, save, tree
 
-from gpt2ckpt.checkpoint.store import Store, check
+from gpt2ckpt.checkpoint.reading import check
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.runs.lock import LOCK_NAME, RunLock
 from gpt2ckpt.runs.owner import encode, this_process
 from gpt2ckpt.tools.inventory import Entry, Group, Inode

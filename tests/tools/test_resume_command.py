@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tools_helpers import frozen, save, shell
 
-from gpt2ckpt.checkpoint.store import read_meta
+from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.config.compose import compose_config, parse_overrides
 from gpt2ckpt.config.replay import freeze, replay
 from gpt2ckpt.tools.resume_command import in_shell, overrides, resume_command

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint import names
-from gpt2ckpt.checkpoint.store import Store, load
+from gpt2ckpt.checkpoint.reading import load
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.runs import resume
 from gpt2ckpt.tools.verify import check_folder

@@ -32,7 +32,8 @@ import torch
 import gpt2ckpt.train
 from gpt2ckpt.application import reported_errors
 from gpt2ckpt.checkpoint import names
-from gpt2ckpt.checkpoint.store import Store, check, load
+from gpt2ckpt.checkpoint.reading import check, load
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import CheckpointError, UserError
 from gpt2ckpt.loggers import metrics_file

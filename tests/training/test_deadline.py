@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from training_helpers import train
 
-from gpt2ckpt.checkpoint.store import load
+from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.training.deadline import Deadline, fits, step_fits
 

@@ -12,7 +12,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from training_helpers import differing, events, process_switches_restored, start_of, train
 
-from gpt2ckpt.checkpoint.store import load
+from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.data.loader import BlockLoader
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer

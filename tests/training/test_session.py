@@ -12,7 +12,7 @@ import torch
 from training_helpers import differing, events, start_of, train
 
 from gpt2ckpt.checkpoint.manager import CheckpointManager
-from gpt2ckpt.checkpoint.store import load
+from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.training import session
