@@ -19,7 +19,8 @@ from gpt2ckpt.config.compose import Composed, compose_config, quoted, sets
 from gpt2ckpt.config.replay import task_overrides
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.exits import reported_errors
-from gpt2ckpt.parallel.group import Group, Team, joined_ranks, left_at_once
+from gpt2ckpt.parallel.ending import joined_ranks, left_at_once
+from gpt2ckpt.parallel.group import Group, Team
 from gpt2ckpt.parallel.ranks import read_ranks
 from gpt2ckpt.runs.start import (
     Start,
@@ -86,7 +87,8 @@ def _single(line: CommandLine, team: Team) -> int:
     if composed.values["dry_run"]:
         print("\n".join(foretold(start, wanted, is_given=is_given)))
         return 0
-    from gpt2ckpt.training.agreement import agree, hardware_of  # imports torch
+    from gpt2ckpt.training.agreement import agree  # imports torch
+    from gpt2ckpt.training.hardware import hardware_of
     from gpt2ckpt.training.session import train_claimed
 
     hardware = hardware_of(start, prepared, team)

@@ -9,7 +9,7 @@ from pathlib import Path
 from gpt2ckpt.config.replay import Values
 from gpt2ckpt.parallel.group import Alone
 from gpt2ckpt.runs.start import find_start, take_directory
-from gpt2ckpt.training.agreement import hardware_of
+from gpt2ckpt.training.hardware import hardware_of
 from gpt2ckpt.training.preparation import prepare
 from gpt2ckpt.training.session import Session
 

@@ -8,21 +8,14 @@ Whoever ends first, for whatever reason, leaves a note under `end`. Everybody wh
 ends with the same exit code; so one sentence is printed, by the rank that knows it.
 """
 
-import atexit
 import contextlib
 import json
-import logging
-import os
 import re
-import sys
 import time
-import warnings
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpt2ckpt.errors import UserError
-from gpt2ckpt.parallel.ranks import Ranks, read_ranks
-from gpt2ckpt.standby import let_the_exit_code_stand
+from gpt2ckpt.parallel.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -231,84 +224,10 @@ class Group:
 Team: TypeAlias = Alone | Group
 
 
-@contextlib.contextmanager
-def left_at_once() -> Iterator[None]:
-    """End a rank without taking its process group apart; to be entered before all else.
-
-    Seen with PyTorch 2.13: the destructor of a gloo group waits for the group's threads with the
-    interpreter's lock in its hand, and one of them may be waiting for that lock.
-    """
-    code: object = 0
-    try:
-        yield
-    except SystemExit as end:
-        code = end.code
-        if read_ranks(os.environ) is None:
-            raise
-    if read_ranks(os.environ) is not None:
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
-                stream.flush()
-        os._exit(code if isinstance(code, int) else int(code is not None))
-
-
-@contextlib.contextmanager
-def joined_ranks() -> Iterator[Team]:
-    """This process's place among the ranks; how it ends is told to the others.
-
-    Of an error one rank tells the user, the one that met it first; the others are silent, and all
-    have the same exit code.
-    """
-    ranks = read_ranks(os.environ)
-    if ranks is None:
-        yield Alone()
-        return
-    if not ranks.is_first:
-        _be_silent()
-    group = Group(ranks)
-    try:
-        yield group
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        earlier = group.end(code)
-        raise SystemExit(code if earlier is None else earlier) from end
-    except KeyboardInterrupt as interrupt:
-        if group.end(130) is None:
-            raise
-        raise SystemExit(130) from interrupt
-    except Exception as error:
-        _end_with(group, error)
-    else:
-        group.end(0)
-    finally:
-        let_the_exit_code_stand()  # torchrun signals all ranks as soon as one has ended
-
-
-def _end_with(group: Group, error: Exception) -> None:
-    cause = group.explained(error)
-    reason = str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
-    code = cause.exit_code if isinstance(cause, UserError) else 1
-    if (earlier := group.end(code, reason)) is not None:
-        raise SystemExit(earlier or 1) from error
-    if group.is_first or cause is not error:
-        raise cause
-    told = UserError(f"rank {group.rank}: {reason}")
-    told.exit_code = code
-    raise told from error
-
-
 def _prefixed(prefix: str, store: Any) -> Any:
     import torch.distributed as dist
 
     return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
-
-
-def _be_silent() -> None:
-    """Only errors are shown of the other ranks: everything else is said once, by the first."""
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (open until the process ends)
 
 
 def _is_of_communication(error: BaseException) -> bool:

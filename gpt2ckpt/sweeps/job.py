@@ -115,7 +115,7 @@ class SweepJob:
         if finished_notice(start, prepared):
             best = start.state["best_val_loss"] if start.state else None
             return replace(entry, status=Status.WAS_FINISHED, best_val_loss=best), None
-        from gpt2ckpt.training.agreement import hardware_of  # imports torch
+        from gpt2ckpt.training.hardware import hardware_of  # imports torch
         from gpt2ckpt.training.session import train_claimed
 
         hardware = hardware_of(start, prepared, Alone())

@@ -18,7 +18,7 @@ from gpt2ckpt.parallel.group import Group, Team
 from gpt2ckpt.parallel.share import share_of
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.standby import exit_code
-from gpt2ckpt.training.hardware import Hardware, choose_hardware
+from gpt2ckpt.training.hardware import Hardware, hardware_of
 from gpt2ckpt.training.preparation import Prepared, prepare
 
 
@@ -66,16 +66,6 @@ def follow(group: Group) -> int:
 
     outcome = Session(directory, start, prepared, hardware, group).run()
     return group.wait_for_end(exit_code(outcome.stopped) if outcome.stopped else 0)
-
-
-def hardware_of(start: Start, prepared: Prepared, team: Team) -> Hardware:
-    """What this rank computes on. Raises ConfigError if there is no such thing."""
-    trainer = prepared.config.trainer
-    recorded: dict[str, Any] | None = start.state["environment"] if start.state else None
-    if recorded and recorded.get("ranks", 1) != team.size:
-        recorded = {key: recorded[key] for key in recorded if key != "threads"}
-    local_rank = team.local_rank if isinstance(team, Group) else None
-    return choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded, local_rank)
 
 
 def _check_sharded(config: TrainConfig, hardware: Hardware) -> None:

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 
 from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.parallel.group import Group, Team
+from gpt2ckpt.runs.start import Start
+from gpt2ckpt.training.preparation import Prepared
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
@@ -80,6 +83,16 @@ def choose_hardware(
             "precision=float16 needs a CUDA device: take bfloat16 or float32, or auto"
         )
     return Hardware(chosen, device_reason, precision, reason, threads or torch.get_num_threads())
+
+
+def hardware_of(start: Start, prepared: Prepared, team: Team) -> Hardware:
+    """What this rank computes on. Raises ConfigError if there is no such thing."""
+    trainer = prepared.config.trainer
+    recorded: dict[str, Any] | None = start.state["environment"] if start.state else None
+    if recorded and recorded.get("ranks", 1) != team.size:
+        recorded = {key: recorded[key] for key in recorded if key != "threads"}
+    local_rank = team.local_rank if isinstance(team, Group) else None
+    return choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded, local_rank)
 
 
 def prepare_process(hardware: Hardware, *, deterministic: bool) -> None:

@@ -14,7 +14,8 @@ from gpt2ckpt.errors import InputError
 from gpt2ckpt.parallel.group import Group
 from gpt2ckpt.parallel.ranks import Ranks
 from gpt2ckpt.runs.start import Start
-from gpt2ckpt.training.agreement import agree, follow, hardware_of
+from gpt2ckpt.training.agreement import agree, follow
+from gpt2ckpt.training.hardware import hardware_of
 from gpt2ckpt.training.preparation import prepare
 
 FIXTURES = Path(__file__).parents[1] / "checkpoint" / "fixtures"
