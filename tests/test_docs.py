@@ -42,5 +42,24 @@ def test_commands_compose(module: str, overrides: list[str]) -> None:
     compose_config("train" if module == "drill" else module, words)
 
 
+def test_every_file_stands_in_the_architecture_and_is_there() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    tree, _, rest = page.partition("## Where is")
+    floors = page.partition("## checkpoint/")[2]
+    told = {"": re.findall(r"\b(\w+\.py)", tree), "checkpoint": re.findall(r"`(\w+\.py)`", floors)}
+    for folder, files in re.findall(r"^\| `(\w+)/` \| (.*) \|$", rest, re.MULTILINE):
+        told[folder] = re.findall(r"`(\w+\.py)`", files)
+    package = ROOT / "gpt2ckpt"
+    there: dict[str, set[str]] = {"": set()}
+    for path in package.rglob("*.py"):
+        folder = path.parent.relative_to(package).as_posix().removeprefix(".")
+        there.setdefault(folder, set()).add(path.name)
+    assert {folder: {*files} for folder, files in told.items()} == {
+        folder: files - {"__init__.py"} for folder, files in there.items()
+    }
+    for name in re.findall(r"`(\w+/\w+\.py)`", page):
+        assert (package / name).exists(), name
+
+
 def test_there_are_commands_to_check() -> None:
     assert len(hydra_commands()) > 10
