@@ -1,6 +1,8 @@
 """Claiming a directory for a new run, so that no two runs ever share one."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -29,7 +31,7 @@ def claim(wanted: Path, now: datetime, *, is_given: bool) -> Claim:
 
     Raises InputError if the directory cannot be made.
     """
-    try:
+    with _making("run", wanted):
         if not is_given:
             return _claim_stamped(claim_base(wanted), now)
         if not (holds_run(wanted) or is_locked(wanted)):
@@ -42,40 +44,26 @@ def claim(wanted: Path, now: datetime, *, is_given: bool) -> Claim:
         return Claim(
             made.directory, made.lock, protection_notice(wanted, made.directory, "hydra.run.dir")
         )
-    except OSError as error:
-        raise InputError(
-            f"the run directory {wanted} cannot be made ({error.strerror}): give another with "
-            "hydra.run.dir=DIR"
-        ) from error
 
 
 def claim_again(wanted: Path) -> Claim:
     """Claim `wanted` itself. Raises InputError if it lives or cannot be made."""
-    try:
+    with _making("run", wanted):
         wanted.mkdir(parents=True, exist_ok=True)
         return Claim(wanted, RunLock(wanted))
-    except OSError as error:
-        raise InputError(
-            f"the run directory {wanted} cannot be made ({error.strerror}): give another with "
-            "hydra.run.dir=DIR"
-        ) from error
 
 
-def claim_sweep(wanted: Path, *, is_given: bool) -> Path:
-    """The folder for a new sweep: `wanted`, or beside it where that was given and holds runs.
+def claim_sweep(wanted: Path, *, is_given: bool, is_continued: bool) -> Path:
+    """The folder of a sweep: `wanted`, or of a new one beside it where that was given and is taken.
 
     Raises InputError if it cannot be made.
     """
-    try:
+    with _making("sweep", wanted):
         if not is_given:
             return claim_name(claim_base(wanted), datetime.now())
-        if wanted.is_dir() and any(holds_run(job) for job in wanted.iterdir()):
+        if not is_continued and holds_sweep(wanted):
             return claim_name(wanted.with_name(f"{wanted.name}_sweep"), datetime.now())
-    except OSError as error:
-        raise InputError(
-            f"the sweep directory {wanted} cannot be made ({error.strerror}): give another with "
-            "hydra.sweep.dir=DIR"
-        ) from error
+        wanted.mkdir(parents=True, exist_ok=True)
     return wanted
 
 
@@ -105,6 +93,11 @@ def holds_run(directory: Path) -> bool:
     return has_history or holds_checkpoints(directory)
 
 
+def holds_sweep(directory: Path) -> bool:
+    """Whether any folder in `directory` holds a run."""
+    return directory.is_dir() and any(holds_run(job) for job in directory.iterdir())
+
+
 def holds_checkpoints(directory: Path) -> bool:
     """Whether there is any .pt file in the directory's checkpoints/, at any depth.
 
@@ -122,6 +115,17 @@ def holds_checkpoints(directory: Path) -> bool:
         return False
     walk = os.walk(folder, onerror=refuse)
     return any(name.endswith(".pt") for _, _, files in walk for name in files)
+
+
+@contextmanager
+def _making(what: str, wanted: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"the {what} directory {wanted} cannot be made ({error.strerror}): give another with "
+            f"hydra.{what}.dir=DIR"
+        ) from error
 
 
 def _claim_stamped(base: Path, now: datetime) -> Claim:

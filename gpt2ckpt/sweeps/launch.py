@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 
 from gpt2ckpt.application import CommandLine, run_hydra
 from gpt2ckpt.config.compose import as_typed, quoted, sets
-from gpt2ckpt.errors import InputError
 from gpt2ckpt.exits import FULL_ERROR
 from gpt2ckpt.runs.claim import claim_sweep, protection_notice
 from gpt2ckpt.runs.layout import RECORD
@@ -56,17 +55,10 @@ def run_sweep(line: CommandLine) -> int:
 
 def _claim(plan: Plan) -> Path:
     """The folder to train in: the old one of a sweep that goes on, else a new one."""
-    wanted = plan.wanted
-    sweep = wanted if plan.is_continued else claim_sweep(wanted, is_given=plan.is_given)
-    if plan.is_given and sweep != wanted:
+    wanted, is_given = plan.wanted, plan.is_given
+    sweep = claim_sweep(wanted, is_given=is_given, is_continued=plan.is_continued)
+    if is_given and sweep != wanted:
         print(protection_notice(wanted, sweep, "hydra.sweep.dir"))
-    try:
-        sweep.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"the sweep directory {sweep} cannot be made ({error.strerror}): give another with "
-            "hydra.sweep.dir=DIR"
-        ) from error
     return sweep
 
 

@@ -1,10 +1,9 @@
 """dry_run for a sweep: what each job would do. Nothing is written."""
 
 from itertools import count
-from pathlib import Path
 
 from gpt2ckpt.errors import UserError
-from gpt2ckpt.runs.claim import claim_base, holds_run
+from gpt2ckpt.runs.claim import claim_base, holds_sweep
 from gpt2ckpt.runs.lock import refuse_if_locked
 from gpt2ckpt.sweeps.job import find_job_start
 from gpt2ckpt.sweeps.plan import Plan, PlannedJob
@@ -15,7 +14,7 @@ from gpt2ckpt.training.preparation import finished_notice, prepare
 def preview(plan: Plan) -> int:
     """Print what would be trained; exit code 1 if any job would be refused."""
     where = plan.wanted
-    if not plan.is_continued and _is_taken(where):
+    if not plan.is_continued and holds_sweep(where):
         where = where.with_name(f"{claim_base(where).name}_sweep_…")
     print(f"dry run: nothing is written; the sweep's folder would be {where}")
     if not plan.jobs:
@@ -46,7 +45,3 @@ def _row(plan: Plan, job: PlannedJob, free_name: str | None) -> Row:
     verb = "resume" if start.directory else "fork"
     changes = "; ".join(map(str, start.changes))
     return Row(name, job.job.label, f"{verb} from step {state['step']}", best, changes)
-
-
-def _is_taken(where: Path) -> bool:
-    return where.is_dir() and any(holds_run(job) for job in where.iterdir())
