@@ -13,7 +13,6 @@ from gpt2ckpt.config.checks import check_model
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.model.attention import causal_attention
 from gpt2ckpt.model.cache import KeyValueCache, LayerCache
-from gpt2ckpt.model.counts import ParameterCounts, count_flops_per_token, count_parameters
 from gpt2ckpt.model.loss import linear_cross_entropy
 
 LAYER_NORM_EPS = 1e-5
@@ -74,18 +73,6 @@ class GPT2(nn.Module):
         hidden = self.hidden(tokens).flatten(0, 1)
         loss: Tensor = linear_cross_entropy(hidden, self.lm_head.weight, targets.flatten())
         return loss
-
-    def parameter_count(self) -> int:
-        """Number of parameters, the tied one counted once."""
-        return self.parameter_counts().total
-
-    def parameter_counts(self) -> ParameterCounts:
-        """Number of parameters by part."""
-        return count_parameters(self.config)
-
-    def flops_per_token(self) -> int:
-        """Floating-point operations to train on one token of a full block, forward and backward."""
-        return count_flops_per_token(self.config)
 
 
 class Transformer(nn.Module):

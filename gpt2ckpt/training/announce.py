@@ -13,13 +13,13 @@ from gpt2ckpt.config.compose import as_typed
 from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.data.corpus import Corpus
 from gpt2ckpt.data.tokens import TokenStream
+from gpt2ckpt.model.counts import count_flops_per_token, count_parameters
 from gpt2ckpt.runs.command import command
 from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.training import report
 from gpt2ckpt.training.hardware import Hardware
 from gpt2ckpt.training.loop import Loop
 from gpt2ckpt.training.preparation import Prepared
-from gpt2ckpt.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ def start(
     directory: Path,
     prepared: Prepared,
     hardware: Hardware,
-    state: TrainingState,
     *,
+    done_steps: int,
     checkpoint_bytes: int,
     ranks: int = 1,
 ) -> None:
@@ -39,8 +39,8 @@ def start(
         **{key: getattr(config.model, key) for key in ("n_layer", "n_head", "n_embd")},
         block_size=config.model.block_size,
         vocab_size=config.model.vocab_size,
-        parameters_by_part=dataclasses.asdict(state.model.parameter_counts()),
-        flops_per_token=state.model.flops_per_token(),
+        parameters_by_part=dataclasses.asdict(count_parameters(config.model)),
+        flops_per_token=count_flops_per_token(config.model),
     )
     machine = report.MachineFacts(
         device=f"{hardware.device}, {hardware.name}",
@@ -55,7 +55,7 @@ def start(
     )
     plan = report.PlanFacts(
         total_steps=prepared.total_steps,
-        done_steps=state.counters.step,
+        done_steps=done_steps,
         batch_size=config.trainer.batch_size,
         grad_accum=config.trainer.grad_accum,
         block_size=config.model.block_size,

@@ -94,7 +94,8 @@ class Session:
         if self.team.is_first:
             size = checkpoint_bytes(self.start, config)
             announce.start(
-                *(self.directory, self.prepared, hardware, state),
+                *(self.directory, self.prepared, hardware),
+                done_steps=state.counters.step,
                 checkpoint_bytes=size,
                 ranks=self.team.size,
             )

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.model.counts import count_flops_per_token, count_parameters
 from gpt2ckpt.model.gpt2 import GPT2
 
 PUBLISHED = {
@@ -32,7 +33,7 @@ def tokens_of(config: ModelConfig, batch: int = 2, seed: int = 1) -> torch.Tenso
 @pytest.mark.parametrize("expected", PUBLISHED)
 def test_published_parameter_counts(expected: int) -> None:
     model = meta_model(PUBLISHED[expected])
-    assert model.parameter_count() == expected
+    assert count_parameters(model.config).total == expected
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
@@ -46,7 +47,7 @@ def test_counts_by_part_match_the_parameters(bias: bool) -> None:
         "mlp": ".mlp.",
         "norm": "ln_",
     }
-    counts = model.parameter_counts()
+    counts = count_parameters(model.config)
     for part, mark in parts.items():
         found = sum(p.numel() for name, p in model.named_parameters() if mark in name)
         assert getattr(counts, part) == found, part
@@ -119,7 +120,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 def test_flops_per_token_of_the_small_model() -> None:
     # By hand: 6 * (124,439,808 - 1024 * 768) + 12 * 12 * 768 * 1024
-    assert meta_model(ModelConfig()).flops_per_token() == 855_166_464
+    assert count_flops_per_token(ModelConfig()) == 855_166_464
 
 
 def test_too_many_tokens_are_refused() -> None:
