@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from gpt2ckpt.errors import ConfigError, UserError
 from gpt2ckpt.standby import Interrupted, stand_by
-from gpt2ckpt.training.waiting import wait_briefly
+from gpt2ckpt.waiting import wait_briefly
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 

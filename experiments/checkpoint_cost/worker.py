@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.processes import resident_bytes
-from gpt2ckpt.training.waiting import wait_briefly
+from gpt2ckpt.waiting import wait_briefly
 
 SAVES = 2  # timed after the first, which is reported by itself
 

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.processes import resident_bytes
 from experiments.training_speed.shapes import SHAPES, Shape
 from experiments.training_speed.table import LIMIT, OWN
-from gpt2ckpt.training.waiting import wait_briefly
+from gpt2ckpt.waiting import wait_briefly
 
 
 def build_step(variant: str, shape: Shape) -> Callable[[], float]:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from gpt2ckpt.training.waiting import wait_briefly
+from gpt2ckpt.waiting import wait_briefly
 
 
 def test_waits_briefly_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
