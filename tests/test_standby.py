@@ -23,6 +23,7 @@ print("still here")
 
 def run(script: str, *words: str, **more: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", script, *words]
+    more.setdefault("preexec_fn", lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # nohup
     return subprocess.run(command, capture_output=True, text=True, timeout=60, **more)  # type: ignore[call-overload,no-any-return]
 
 
@@ -139,13 +140,19 @@ def test_each_command_stands_by_before_it_imports_anything_heavy() -> None:
     """Both as a module and as a console script."""
     import gpt2ckpt
 
-    for name in ("train", "evaluate", "sample", "prepare", "checkpoints"):
+    for name in ("train", "evaluate", "sample", "prepare", "checkpoints", "drill"):
         text = (Path(gpt2ckpt.__file__).parent / f"{name}.py").read_text()
         first = text.index("    stand_by()")
         imports = [
             line for line in text[:first].splitlines() if line.startswith(("from", "import"))
         ]
         assert len(imports) == 1 and "gpt2ckpt.standby" in imports[0], name
+    told = (
+        "import signal, gpt2ckpt.scripts as scripts\n"
+        "scripts.import_module = lambda _: exit(type(signal.getsignal(signal.SIGTERM)).__name__)\n"
+        "scripts.train()"
+    )
+    assert run(told).stderr == "StandBy\n"
     slow = (
         "import sys, gpt2ckpt.scripts; print([m for m in ('torch', 'hydra') if m in sys.modules])"
     )

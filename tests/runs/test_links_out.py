@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt2ckpt.checkpoint.durable import publish
+from gpt2ckpt.checkpoint.reserve import RESERVE, Reserve
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.runs.lock import WRITTEN, RunLock
 
@@ -19,6 +21,19 @@ def test_a_link_that_a_run_would_write_through_is_refused(name: str, tmp_path: P
     assert victim.read_text() == "precious"
     (run / name).unlink()
     RunLock(run).release()
+
+
+def test_the_space_kept_for_an_emergency_is_not_taken_through_a_link(tmp_path: Path) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "checkpoints"
+    victim.write_text("precious")
+    folder.mkdir()
+    (folder / RESERVE).symlink_to(victim)
+    assert Reserve(folder).hold(1 << 20) is not None
+    (folder / RESERVE).symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        publish(folder / "latest.pt", [b"state"], lambda path: None, spare=folder / RESERVE)
+    assert victim.read_text() == "precious"
+    assert list(folder.iterdir()) == []
 
 
 def test_a_deeply_nested_label_is_no_crash(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What fits into the time that is left, and the end of a process that takes longer."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,11 +68,40 @@ def test_one_that_does_is_left_alone() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "in time SIGTERM\n", "")
 
 
+TRAINING = """
+import ctypes, os, signal, sys
+from pathlib import Path
+from training_helpers import train
+from gpt2ckpt.model.gpt2 import GPT2
+real, calls = GPT2.loss, []
+def loss(self, *arguments):
+    calls.append(1)
+    if len(calls) == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+        ctypes.CDLL(None).sleep(600)
+    return real(self, *arguments)
+GPT2.loss = loss
+train(sys.argv[2:], Path(sys.argv[1]))
+"""
+
+
+def test_a_training_that_is_stuck_is_ended_and_its_newest_checkpoint_named(
+    token_data: Any, tmp_path: Path
+) -> None:
+    words = [*token_data.overrides, "checkpoint.save_every=3", "checkpoint.grace_seconds=0.2"]
+    words += ["checkpoint.async_save=false"]
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINING, str(tmp_path / "run"), *words],
+        **{"env": {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, "timeout": 120},
+        **{"capture_output": True, "text": True},
+    )
+    assert done.returncode == 143, done.stderr
+    assert "SIGTERM: the 0.2 s are over. The newest checkpoint is" in done.stderr
+    assert "rolling_step_000003.pt" in done.stderr
+
+
 def stop_in_the_fifth_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM in the first of the two micro-batches of step 5."""
-    import os
-    import signal
-
     real, calls = GPT2.loss, []
 
     def loss(self: GPT2, *arguments: Any) -> Any:

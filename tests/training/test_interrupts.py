@@ -52,6 +52,43 @@ def test_the_same_signal_again_stops_at_once(name: str, code: int) -> None:
     assert done.stdout == "stopping True\n"
 
 
+OTHERS = """
+import os, signal
+from gpt2ckpt.training.interrupts import Interrupts
+for largest in (None, lambda numbers: numbers):
+    with Interrupts(largest) as interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT if largest is None else signal.SIGTERM)
+        print(interrupts.agree().name)
+"""
+
+
+def test_another_signal_does_not_end_it_nor_does_a_launchers_copy_of_the_same_to_a_rank() -> None:
+    """A terminal's Ctrl+C reaches a rank by itself and once more through torchrun."""
+    command = [sys.executable, "-c", OTHERS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "SIGINT\nSIGTERM\n")
+
+
+def test_what_one_rank_was_asked_for_all_ranks_do() -> None:
+    """`told` are the numbers of another rank, which no signal has reached this one from."""
+    told = [0, 0]
+    with Interrupts(lambda own: [max(pair) for pair in zip(own, told, strict=True)]) as interrupts:
+        assert interrupts.agree() is None
+        assert not interrupts.take_save_request()
+        told[:] = [0, 1]
+        assert interrupts.agree() is None
+        assert interrupts.take_save_request()
+        told[:] = [signal.SIGTERM, 0]
+        assert interrupts.agree() is signal.SIGTERM
+        told[:] = [0, 0]
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.stop is signal.SIGTERM, "alone it must not stop: the others train on"
+        assert interrupts.agree() is signal.SIGINT
+        assert interrupts.take_save_request()
+
+
 def test_the_handlers_before_it_are_called_and_come_back() -> None:
     """A launcher's own handler puts the job back into its queue."""
     received: list[int] = []

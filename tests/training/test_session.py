@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from real_disks import mounted
 from training_helpers import differing, events, start_of, train
 
 from gpt2ckpt.checkpoint.manager import CheckpointManager
@@ -18,6 +19,7 @@ from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.training import session
 from gpt2ckpt.training.bad_numbers import BadWeights, NotFinite
 from gpt2ckpt.training.preparation import finished_notice, prepare
+from gpt2ckpt.training.state import TrainingState
 from gpt2ckpt.training.step import HalfApplied
 
 KINDS = {
@@ -156,8 +158,43 @@ def test_a_step_that_fails_leaves_an_emergency_checkpoint_that_goes_on_exactly(
     assert state["step"] == 6
     assert state["reason"].startswith(error.__name__)
     assert all(weight.isfinite().all() for weight in state["model"].values())
+    assert not list(emergency.parent.glob(".*")), "the space kept for it was not given back"
     train([*words, "+resume=latest"], tmp_path / "failed")
     assert differing(final(tmp_path / "whole"), final(tmp_path / "failed")) == []
+
+
+def test_an_emergency_save_that_fails_does_not_hide_what_it_was_made_for(
+    token_data: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where there is no memory for a step, there may be none to collect the state."""
+
+    def no_memory_either(*_: Any) -> None:
+        raise MemoryError("nor for a save")
+
+    words = [*token_data.overrides, "trainer.max_steps=12", *SAVING]
+    fail_in_step(monkeypatch, 7, out_of_memory)
+    monkeypatch.setattr(TrainingState, "is_finite", no_memory_either)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory is left"):
+        train([*words, "checkpoint.save_every=1000"], tmp_path / "run")
+    assert "the emergency save failed: MemoryError: nor for a save" in caplog.text
+
+
+def test_a_full_disk_under_tensorboard_ends_tensorboard_alone(
+    token_data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    for disk in mounted(["-t", "tmpfs", "-o", "size=8k", "tmpfs"], run / "tensorboard"):
+        words = [*token_data.overrides, "trainer.max_steps=80", "logger=tensorboard"]
+        assert train(words, run).stopped is None
+        [log] = disk.glob("events.*")
+        assert log.stat().st_size > 0, "it was not there from the start"
+    [said] = [record.message for record in caplog.records if "TensorBoard" in record.message]
+    assert "TensorBoard failed and is off from here on" in said and "No space left" in said
+    assert [event["step"] for event in events(run)] == list(range(1, 81))
+    assert load(run / "checkpoints" / "latest.pt")["step"] == 80
 
 
 def test_a_half_applied_step_is_never_saved(

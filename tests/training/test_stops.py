@@ -1,0 +1,130 @@
+"""Signals to a training in this process: what it saves, whom it tells, and when it goes on."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_helpers import events, train
+
+from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.store import load
+from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.training import session
+
+
+def send_in_step(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
+    """Let this process get a signal while it computes the loss of `step`."""
+    real, calls = GPT2.loss, []
+
+    def loss(self: GPT2, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), number)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(GPT2, "loss", loss)
+
+
+def emergencies(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("emergency_*.pt"))
+
+
+def test_a_save_on_request_is_made_and_told_and_the_training_goes_on(
+    token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, told = tmp_path / "run", []
+
+    def launchers(number: int, frame: object) -> None:
+        told.append((number, len(emergencies(run)), len(events(run))))
+
+    before = signal.signal(signal.SIGUSR1, launchers)
+    try:
+        send_in_step(monkeypatch, 3, signal.SIGUSR1)
+        outcome = train([*token_data.overrides, "trainer.max_steps=6"], run)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert outcome.stopped is None
+    [asked] = emergencies(run)
+    assert (load(asked)["step"], load(asked)["reason"]) == (3, "SIGUSR1")
+    assert load(run / "checkpoints" / "latest.pt")["step"] == 6
+    assert told == [(signal.SIGUSR1, 1, 3)], "a launcher is told once, and when the save is there"
+
+
+def test_a_sample_that_a_signal_met_is_broken_off_and_not_shown(
+    token_data: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    words = [*token_data.overrides, "model.n_embd=4", "model.vocab_size=50304"]
+    words += ["trainer.max_steps=6", "trainer.sample_every=2", "trainer.sample_tokens=9"]
+    words += ["trainer.sample_prompt=The"]
+    real, texts = session.sample_text, []
+
+    def interrupted(*arguments: Any) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        texts.append(real(*arguments))
+        return texts[-1]
+
+    monkeypatch.setattr(session, "sample_text", interrupted)
+    with caplog.at_level(logging.INFO):
+        assert train(words, tmp_path / "run").stopped is signal.SIGTERM
+    assert texts == ["The"], "not one token more"
+    assert "sample:" not in caplog.text
+    [emergency] = emergencies(tmp_path / "run")
+    assert load(emergency)["step"] == 2
+
+
+@pytest.mark.parametrize("grace", ["3000", "null"])
+def test_an_emergency_save_that_does_not_fit_is_left_out_and_the_newest_named(
+    token_data: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    grace: str,
+) -> None:
+    """A save is said to take eleven days."""
+    run = tmp_path / "run"
+    words = [*token_data.overrides, "trainer.max_steps=12", "checkpoint.save_every=3"]
+    words += ["checkpoint.async_save=false"]
+    monkeypatch.setattr(CheckpointManager, "seconds_to_save", lambda self: 1e6)
+    send_in_step(monkeypatch, 5, signal.SIGTERM)
+    assert train([*words, f"checkpoint.grace_seconds={grace}"], run).stopped is signal.SIGTERM
+    if grace == "null":
+        assert [load(path)["step"] for path in emergencies(run)] == [5]
+        return
+    assert emergencies(run) == []
+    assert "does not fit: The newest checkpoint is" in caplog.text
+    assert "rolling_step_000003.pt" in caplog.text
+
+
+COMPILING = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from training_helpers import train
+from gpt2ckpt.model.gpt2 import GPT2
+def compile(loss):  # what takes minutes is the first call
+    def compiled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return loss(*arguments)
+    return compiled
+torch.compile = compile
+train(sys.argv[2:], Path(sys.argv[1]))
+"""
+
+
+def test_a_signal_while_a_model_compiles_ends_it_at_once(token_data: Any, tmp_path: Path) -> None:
+    words = [*token_data.overrides, "trainer.compile=true", "trainer.max_steps=9"]
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILING, str(tmp_path / "run"), *words],
+        **{"env": {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, "timeout": 120},
+        **{"capture_output": True, "text": True},
+    )
+    assert (done.returncode, done.stderr) == (143, "interrupted: there was nothing to save\n")
+    assert emergencies(tmp_path / "run") == []
