@@ -1,4 +1,7 @@
-"""A progress bar, on a terminal only: in a pipe or a log file there is nothing of it."""
+"""A progress bar, on a terminal only: in a pipe or a log file there is nothing of it.
+
+tqdm.contrib.logging would forget the levels of handlers, and print where logging is turned off.
+"""
 
 import contextlib
 import io
