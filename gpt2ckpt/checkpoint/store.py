@@ -91,24 +91,15 @@ class Store:
             skipped.append((self.folder, f"it holds no {role} checkpoint"))
         in_place, misplaced = self._by_contradiction(role)
         skipped += [item for item in misplaced if names.role_of(item[0].name) in wanted]
-        for path in [*in_place, *(path for path, _ in misplaced)]:
-            try:
-                return Found(path, load(path), skipped)
-            except CheckpointError as error:
-                skipped.append((path, str(error)))
+        if found := _first_valid([*in_place, *(path for path, _ in misplaced)], skipped):
+            return found
         raise CheckpointError(f"no valid checkpoint is left in {self.folder}: {_reasons(skipped)}")
 
     def last_regular(self, otherwise: Path | None) -> Found | None:
         """The newest rolling file that is valid, else the file `otherwise`, if that is."""
-        skipped: list[tuple[Path, str]] = []
         files = [path for path in self.files() if names.role_of(path.name) is Role.ROLLING]
         files.sort(key=lambda path: names.number_in(path.name) or 0, reverse=True)
-        for path in [*files, *([otherwise] if otherwise else [])]:
-            try:
-                return Found(path, load(path), skipped)
-            except CheckpointError as error:
-                skipped.append((path, str(error)))
-        return None
+        return _first_valid([*files, *([otherwise] if otherwise else [])], [])
 
     def go_back_to(self, chosen: Path, step: int, when: datetime) -> Path | None:
         """Set aside every state later than `step`, which a run resumed from `chosen` abandons.
@@ -183,6 +174,16 @@ class Store:
         except (CheckpointError, KeyError, OverflowError, TypeError, ValueError):
             named = names.role_of(path.name) in (Role.ROLLING, Role.EMERGENCY)
             return names.number_in(path.name) or -1 if named else -1
+
+
+def _first_valid(paths: list[Path], skipped: list[tuple[Path, str]]) -> Found | None:
+    """The first state that can be loaded; the files before it go to `skipped`."""
+    for path in paths:
+        try:
+            return Found(path, load(path), skipped)
+        except CheckpointError as error:
+            skipped.append((path, str(error)))
+    return None
 
 
 def _reasons(skipped: list[tuple[Path, str]]) -> str:

@@ -61,7 +61,7 @@ class MetricsFile:
 
 def encode(event: Event) -> str:
     """An event as one line of JSON, without its newline."""
-    return json.dumps({key: _to_json(value) for key, value in event.items()}, allow_nan=False)
+    return json.dumps({key: json_number(value) for key, value in event.items()}, allow_nan=False)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -114,7 +114,8 @@ def _decode(line: bytes) -> dict[str, Any] | None:
     return {key: _from_json(value) for key, value in event.items()}
 
 
-def _to_json(value: float) -> float | str:
+def json_number(value: float) -> float | str:
+    """As JSON has it; see the module for numbers that are not finite."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -1,0 +1,1 @@
+"""GPT-2: the model, its loss, text from it, and weights that others trained."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import InputError
+from gpt2ckpt.model.generate import END_OF_TEXT
 from gpt2ckpt.model.gpt2 import INIT_STD, LAYER_NORM_EPS
 from gpt2ckpt.model.tensor_files import read_json, read_tensors
 
@@ -37,7 +38,6 @@ FIXED_OPTIONS: dict[str, Any] = {
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 # Causal masks that older versions saved with the weights.
 MASKS = (".attn.bias", ".attn.masked_bias")
-END_OF_TEXT = 50256
 
 
 def is_huggingface(path: Path) -> bool:

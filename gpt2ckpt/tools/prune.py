@@ -58,8 +58,10 @@ def run(args: argparse.Namespace) -> int:
     old = _old_runs(runs, args.keep_runs)
     files = freed = 0
     for item in runs:
-        prune_one = _prune_whole if item in old else _prune_pools
-        gone, space = prune_one(item, limits, args.yes)
+        whole = item in old
+        gone, space = (
+            _prune_whole(item, args.yes) if whole else _prune_pools(item, limits, args.yes)
+        )
         files, freed = files + gone, freed + space
     done = "deleted" if args.yes else "would go:"
     hint = "" if args.yes or not files else ". Nothing is deleted without --yes"
@@ -91,7 +93,7 @@ def _last_saved(item: Run) -> datetime | None:
     return datetime.strptime(match["stamp"], STAMP).astimezone() if match else None
 
 
-def _prune_whole(item: Run, limits: Limits, yes: bool) -> tuple[int, int]:
+def _prune_whole(item: Run, yes: bool) -> tuple[int, int]:
     """Remove a run: how many files, and bytes of disk. Files of other people stay."""
     mine = own_files(item)
     entries = scan(item)

@@ -1,9 +1,10 @@
 """Numbers, times and JSON as they are printed."""
 
 import json
-import math
 from datetime import datetime, timedelta
 from typing import Any
+
+from gpt2ckpt.loggers.metrics_file import json_number
 
 WIDTH = 80  # columns; a table is no wider
 HALF_A_YEAR = timedelta(days=182)
@@ -57,6 +58,4 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
+    return json_number(value) if isinstance(value, float) else value
