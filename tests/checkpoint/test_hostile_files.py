@@ -206,3 +206,15 @@ def test_a_tensor_of_very_many_dimensions_is_refused_at_once() -> None:
     """Their product would have millions of digits."""
     tree = {"model": {"wte": {"$tensor": [0, "float32", [2**62] * 200_000]}}}
     assert is_detected(forged(SMALL, tree=tree))
+
+
+def test_a_hole_before_the_end_is_refused_unread(tmp_path: Path) -> None:
+    """A file of a tebibyte that takes no disk: the bytes outside of tensors are read at once."""
+    path = tmp_path / "hole.pt"
+    with path.open("wb") as file:
+        file.write(SMALL[: -format.SEAL_SIZE])
+        file.seek(1 << 40)
+        file.write(SMALL[-format.SEAL_SIZE :])
+    for read in (reading.load, reading.check):
+        with pytest.raises(CheckpointError, match="a gap in it"):
+            read(path)

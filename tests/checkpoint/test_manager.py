@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoint_helpers import (
     event,
     flip_random_byte,
@@ -166,3 +168,22 @@ def test_a_start_cleans_up_after_dead_processes(tmp_path: Path) -> None:
         path.touch()
     CheckpointManager(tmp_path, KEEP, None)
     assert names_in(tmp_path) == {alive.name, "notes.tmp"}
+
+
+def test_without_memory_for_a_copy_the_training_waits_and_the_state_is_saved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = CheckpointManager(tmp_path, KEEP, None, in_background=True)
+    assert manager.save(small_state(1), event(1, emergency=True)) is not None  # starts the threads
+    state = {**small_state(2), "big": torch.zeros(40 << 20, dtype=torch.uint8)}
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (32 << 20), before[1]))
+    try:
+        saved = manager.save(state, event(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert saved is not None, caplog.text
+    assert "no memory for a copy of the state, the training waits" in caplog.text
+    manager.close()
+    assert step_of(tmp_path / "latest.pt") == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from checkpoint_helpers import (
+    NOON,
     event,
     flip_random_byte,
     names_in,
@@ -19,6 +20,7 @@ from checkpoint_helpers import (
 
 from gpt2ckpt.checkpoint import scrub
 from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.names import Role, role_of
 from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.store import Store
@@ -89,6 +91,26 @@ def test_what_cannot_be_mended_is_said_once_and_left(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     [warning] = warnings(caplog)
     assert "No copy of that state is left" in warning
+
+
+def test_no_pool_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (1, 2):
+        put(tmp_path, step, regular=True, best=True)
+    for reasons in ({"regular": True}, {"emergency": True}):
+        put(tmp_path, 3, **reasons)
+    assert Store(tmp_path).go_back_to(tmp_path / "rolling_step_000002.pt", 2, NOON) is not None
+    put(tmp_path, 4, epoch_ended=0)
+    put(tmp_path, 4, emergency=True)
+    put(tmp_path, 5, regular=True)
+    paths = sorted(tmp_path.rglob("*.pt"))
+    assert {role_of(path.name) for path in paths} == set(Role)
+    files = {path.stat().st_ino: path for path in paths}
+    for path in files.values():
+        flip_random_byte(path, seed=1)
+    full_round(tmp_path)
+    said = warnings(caplog)
+    assert len(said) == len(files)
+    assert all(any(path.name in line for line in said) for path in paths)
 
 
 def test_a_file_that_reads_well_at_the_second_look_is_no_damage(

@@ -106,3 +106,19 @@ def test_the_lock_is_given_back_at_the_end_of_its_block(tmp_path: Path) -> None:
         assert is_locked(tmp_path)
         _ = 1 / 0
     assert not is_locked(tmp_path)
+
+
+ENDS = """
+import sys
+from pathlib import Path
+from gpt2ckpt.runs.lock import RunLock
+RunLock(Path(sys.argv[1]))
+sys.exit("for another reason")
+"""
+
+
+def test_it_is_given_back_by_a_process_that_ends_outside_of_the_block(tmp_path: Path) -> None:
+    """Else a process on another machine would watch for a minute whether the dead one lives."""
+    done = subprocess.run([sys.executable, "-c", ENDS, str(tmp_path)], capture_output=True)
+    assert (done.returncode, done.stderr) == (1, b"for another reason\n")
+    assert tree(tmp_path) == {}

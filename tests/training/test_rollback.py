@@ -48,6 +48,17 @@ def spoils_a_weight(model: GPT2, loss: torch.Tensor) -> torch.Tensor:
     return loss
 
 
+def spoils_a_moment(model: GPT2, loss: torch.Tensor) -> torch.Tensor:
+    """The same in the optimizer. No loss ever shows it: steps of that weight become 0."""
+
+    def spoil(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        handle.remove()
+        optimizer.state[model.transformer.wte.weight]["exp_avg_sq"][3, 4] = float("inf")
+
+    handle = register_optimizer_step_post_hook(spoil)
+    return loss
+
+
 @contextmanager
 def bad_block(prepared: Prepared, position: int, change: Change) -> Iterator[None]:
     """Whoever trains on the block at `position` of the order gets a changed loss."""
@@ -224,14 +235,15 @@ def test_without_a_regular_checkpoint_there_is_nowhere_to_go_back_to(
     assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
 
 
+@pytest.mark.parametrize("spoils", [spoils_a_weight, spoils_a_moment])
 def test_bad_weights_are_not_saved_even_where_the_loss_is_fine(
-    token_data: Any, tmp_path: Path
+    token_data: Any, tmp_path: Path, spoils: Change
 ) -> None:
     words = [*token_data.overrides, *WORDS, "trainer.max_steps=14"]
     prepared = prepare(start_of(words, tmp_path))
     run = tmp_path / "run"
     with (
-        bad_block(prepared, 18, spoils_a_weight),
+        bad_block(prepared, 18, spoils),
         pytest.raises(BadWeights, match="the weights after step 10 are not finite"),
     ):
         train(words, run)
