@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from gpt2ckpt.checkpoint.comparison import compare_tensors
 from gpt2ckpt.checkpoint.names import LATEST
 from gpt2ckpt.checkpoint.reading import check, read_meta
 from gpt2ckpt.config.replay import Values
@@ -22,7 +23,6 @@ from gpt2ckpt.recovery.facts import (
 )
 from gpt2ckpt.recovery.filesystem import FileSystem
 from gpt2ckpt.recovery.trainings import Training
-from gpt2ckpt.tools.diff import compare_tensors
 
 MAX_SAVES = 200  # after which a training that could not be caught in a save ends by itself
 EVAL_BATCHES = 2
