@@ -55,6 +55,10 @@ class Alone:
         """`number` itself."""
         return number
 
+    def first_says(self, text: str) -> str:
+        """`text` itself."""
+        return text
+
     def gather(self, rows: "torch.Tensor") -> "torch.Tensor":
         """[1, …]: the rows of the only rank."""
         return rows.unsqueeze(0)
@@ -71,6 +75,7 @@ class Group:
         self._ranks = ranks
         self.rank, self.local_rank, self.size = ranks.rank, ranks.local_rank, ranks.size
         self.is_first = ranks.is_first
+        self._launcher = os.getppid()
         self._whole: Any = None
         self._attempt: Any = None
 
@@ -178,6 +183,10 @@ class Group:
             self._attempt = _prefixed(f"attempt_{self._ranks.attempt}", self._store)
         return self._attempt
 
+    def lost_its_launcher(self) -> bool:
+        """Whether torchrun was killed: then nobody would end this rank, or start it again."""
+        return os.getppid() != self._launcher
+
     # ------------------------------------------------ collectives, in the training
 
     def join(self, device: "torch.device") -> None:
@@ -210,6 +219,17 @@ class Group:
         shared = torch.tensor(number, dtype=torch.float64)
         dist.all_reduce(shared)
         return float(shared) / self.size
+
+    def first_says(self, text: str) -> str:
+        """On every rank the text that the first rank gives."""
+        import torch
+        import torch.distributed as dist
+
+        content = text.encode() if self.is_first else b""
+        [size] = self.largest([len(content)])
+        shared = torch.tensor(list(content.ljust(size)), dtype=torch.uint8)
+        dist.broadcast(shared, 0)
+        return bytes(shared.tolist()).decode()
 
     def gather(self, rows: "torch.Tensor") -> "torch.Tensor":
         """The rows of every rank, [size, …], for CPU tensors of one shape and dtype."""

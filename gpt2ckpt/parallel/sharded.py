@@ -56,23 +56,25 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def own_parts(model: nn.Module) -> Iterator[Tensor]:
-    """This rank's part of each parameter."""
-    for parameter in model.parameters():
-        yield parameter.to_local() if isinstance(parameter, DTensor) else parameter
-
-
 def whole(value: Any, *, keep: bool) -> Any:
     """`value`, a tree, with every sharded tensor put together on the CPU; for all ranks alike.
 
-    Where a rank need not `keep` them, there is None instead of each.
+    A tensor that stands in two places (tied) is one there, too. Where a rank need not `keep` them,
+    there is None instead of each.
     """
-    if isinstance(value, DTensor):
-        full = value.full_tensor()
-        return full.cpu() if keep else None
-    if isinstance(value, dict):
-        return {key: whole(item, keep=keep) for key, item in value.items()}
-    return value
+    put_together: dict[int, Tensor | None] = {}
+
+    def visit(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: visit(item) for key, item in value.items()}
+        if not isinstance(value, DTensor):
+            return value
+        if id(value) not in put_together:
+            full = value.full_tensor().detach()
+            put_together[id(value)] = full.cpu() if keep else None
+        return put_together[id(value)]
+
+    return visit(value)
 
 
 def spread(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

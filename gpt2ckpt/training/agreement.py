@@ -8,13 +8,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint.reading import load, seal_of
-from gpt2ckpt.checkpoint.store import Found
+from gpt2ckpt.checkpoint.reading import seal_of
 from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.config.replay import Change
 from gpt2ckpt.config.schema import MuonConfig, TrainConfig
 from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.parallel.group import Group, Team
+from gpt2ckpt.parallel.same_file import read_named
 from gpt2ckpt.parallel.share import share_of
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.standby import exit_code
@@ -84,19 +84,11 @@ def _check_sharded(config: TrainConfig, hardware: Hardware) -> None:
 
 
 def _start_of(plan: dict[str, Any]) -> Start:
-    found = None
-    if plan["file"] is not None:
-        path = Path(plan["file"])
-        found = Found(path, load(path))
-        if seal_of(path) != plan["seal"]:
-            raise InputError(
-                f"{path} is another file here than for the first rank: all ranks need the same "
-                "run directory"
-            )
+    file = plan["file"]
     return Start(
         plan["frozen"],
         plan["overrides"],
         Path(plan["directory"]) if plan["directory"] else None,
-        found,
+        read_named(Path(file), plan["seal"]) if file else None,
         [Change(**change) for change in plan["changes"]],
     )

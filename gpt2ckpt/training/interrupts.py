@@ -20,13 +20,19 @@ class Interrupts:
     """While it is entered, SIGINT, SIGTERM and SIGHUP ask for a stop and SIGUSR1 for a save.
 
     With several ranks, `largest` gives the largest of some numbers over all of them, and what one
-    rank was asked for holds for all once they have agreed on it.
+    rank was asked for holds for all once they have agreed on it. A rank for which `is_orphan`
+    holds counts as one that was sent SIGTERM.
     """
 
-    def __init__(self, largest: Callable[[list[int]], list[int]] | None = None) -> None:
+    def __init__(
+        self,
+        largest: Callable[[list[int]], list[int]] | None = None,
+        is_orphan: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.stop: signal.Signals | None = None
         self.leaves_at_once = False  # nothing has been trained that a stop could lose
         self._largest = largest
+        self._is_orphan = is_orphan
         self._asked: tuple[signal.Signals, float] | None = None  # and when, by a steady clock
         self._save = False
         self._before: dict[int, object] = {}
@@ -45,6 +51,8 @@ class Interrupts:
     def agree(self) -> signal.Signals | None:
         """The signal that asked for a stop. A meeting of all ranks: call it on each alike."""
         if self._largest is not None:
+            if self._asked is None and self._is_orphan():
+                self._asked = (signal.SIGTERM, time.monotonic())
             stop, save = self._largest([int(self._asked[0]) if self._asked else 0, int(self._save)])
             self.stop = signal.Signals(stop) if stop else None
             self._save = bool(save)

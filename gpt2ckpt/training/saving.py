@@ -10,6 +10,7 @@ from gpt2ckpt.checkpoint.policy import Event
 from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.optim.schedule import Schedule
+from gpt2ckpt.parallel.same_file import share
 from gpt2ckpt.training.bad_numbers import BadWeights
 from gpt2ckpt.training.deadline import Deadline, fits
 from gpt2ckpt.training.state import Provenance, TrainingState
@@ -19,10 +20,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Saver:
-    """Saves `state` when it is told to. `manager` is None where this rank saves nothing."""
+    """Saves `state` when it is told to; with several ranks all are told alike.
+
+    `manager` is None where this rank writes nothing: on all but the first, or with `is_off` on all.
+    """
 
     state: TrainingState
     manager: CheckpointManager | None
+    is_off: bool
     provenance: Provenance
     schedule: Schedule
     total_steps: int
@@ -41,15 +46,18 @@ class Saver:
     ) -> None:
         """Save the state under the roles that are wanted, if any is.
 
-        Raises BadWeights for a state that is not finite, but for an emergency.
+        Raises BadWeights for a state that is not finite on any rank, but for an emergency, which
+        a rank may have by itself.
         """
-        wanted = regular or emergency or best or epoch_ended is not None
-        if not self._shared(wanted and self.manager is not None):
+        if self.is_off or not (regular or emergency or best or epoch_ended is not None):
             return
         self.loggers.flush()
         counters = self.state.counters
         step = counters.step
-        if not self.state.is_finite():
+        is_bad = not self.state.is_finite()
+        if self.state.is_sharded or not emergency:
+            is_bad = self._on_any_rank(is_bad)
+        if is_bad:
             log.error("step %d is not saved: its weights are not finite; older files stay", step)
             if emergency:
                 return
@@ -58,6 +66,8 @@ class Saver:
                 "are. To go on: +resume=latest with a lower optimizer.lr, or with "
                 "trainer.on_bad_loss=rollback, which skips the batches since that checkpoint"
             )
+        if self.manager is None and not self.state.is_sharded:
+            return
         schedule: dict[str, Any] = {"total_steps": self.total_steps, "scale": self.schedule(step)}
         epoch = counters.epoch(self.blocks_per_epoch)
         state = self.state.capture(self.provenance, epoch, schedule, reason)
@@ -72,7 +82,7 @@ class Saver:
     def save_in_time(self, name: str) -> None:
         """An emergency save, unless it could not end before the deadline."""
         seconds = self.manager.seconds_to_save() if self.manager is not None else None
-        if fits(seconds, self.deadline.left()):
+        if not self._shared(not fits(seconds, self.deadline.left())):
             self.save_emergency(name)
         else:
             words = "an emergency save would take about %.0f s and does not fit: %s"
@@ -96,28 +106,29 @@ class Saver:
 
     def take_lost_best(self) -> bool:
         """Whether a save of the best model has failed since the last call."""
-        if self.manager is None or not self.manager.lost_best:
-            return False
-        self.manager.lost_best = False
-        return True
+        is_lost = self.manager is not None and self.manager.lost_best
+        if self.manager is not None:
+            self.manager.lost_best = False
+        return self._on_any_rank(is_lost)
 
     def last_regular(self) -> Found | None:
-        """Where to go back to: nowhere with several ranks, of which one alone reads and saves."""
-        if self.manager is None or self.state.team.size > 1:
-            return None
-        return self.manager.last_regular()
+        """Where to go back to, the same on all ranks."""
+        found = self.manager.last_regular() if self.manager is not None else None
+        return share(found, self.state.team)
 
     def go_back_to(self, found: Found) -> None:
         """Set aside all that was saved after `found`, which is now the latest."""
-        assert self.manager is not None  # it gave `found`
-        self.manager.go_back_to(found)
+        if self.manager is not None:
+            self.manager.go_back_to(found)
 
     def close(self) -> None:
         """Wait for the last save."""
         if self.manager is not None:
             self.manager.close()
 
-    def _shared(self, is_to_save: bool) -> bool:
-        """Whether this rank has a part in a save; of a sharded state all have, if one has."""
-        state = self.state
-        return bool(state.team.largest([is_to_save])[0]) if state.is_sharded else is_to_save
+    def _shared(self, holds: bool) -> bool:
+        """What holds for the rank that saves; of a sharded state all ranks save together."""
+        return self._on_any_rank(holds) if self.state.is_sharded else holds
+
+    def _on_any_rank(self, holds: bool) -> bool:
+        return bool(self.state.team.largest([int(holds)])[0])

@@ -143,7 +143,9 @@ class Session:
         loader = BlockLoader(prepared.corpus.train, block_size, config.seed)
         replica = self._replicate(state.model)
         manager, is_alone = self._open_manager(), isinstance(self.team, Alone)
-        interrupts = Interrupts(None if is_alone else self.team.largest)
+        interrupts = Interrupts()
+        if isinstance(self.team, Group):
+            interrupts = Interrupts(self.team.largest, self.team.lost_its_launcher)
         deadline = Deadline(config.checkpoint.grace_seconds, lambda: interrupts.asked_at)
 
         def gives_up(share_left: float) -> bool:
@@ -164,7 +166,7 @@ class Session:
             stepper.rehearse(state)
         tokens_per_step = prepared.blocks_per_step * block_size
         saver = Saver(
-            *(state, manager, provenance, prepared.schedule),
+            *(state, manager, not config.checkpoint.enabled, provenance, prepared.schedule),
             *(prepared.total_steps, prepared.blocks_per_epoch, deadline, loggers),
         )
         return Loop(
@@ -256,8 +258,9 @@ class Session:
 
     def _reopen(self, provenance: Provenance, step: int) -> Loggers:
         """After a rollback to `step`: as a resume from there would open them."""
-        metrics_file.rewind(self.directory / HISTORY, step)
-        (self.directory / REPLAY).unlink(missing_ok=True)
+        if self.team.is_first:
+            metrics_file.rewind(self.directory / HISTORY, step)
+            (self.directory / REPLAY).unlink(missing_ok=True)
         config = self.prepared.config.logger
         return self._open_loggers(config, provenance, step, resumed=True)
 

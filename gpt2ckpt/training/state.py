@@ -91,24 +91,16 @@ class TrainingState:
             "environment": provenance.environment,
             "versions": versions(),
             "scaler": self.scaler.state_dict(),
-            "model": self._whole(self.model.state_dict()),
+            "model": self._whole(self.model.state_dict(keep_vars=self.is_sharded)),
             "optimizer": self._whole(self.optimizer.state_dict()),
             "rng": capture_generators(),
         }
 
     def is_finite(self) -> bool:
-        """Whether every weight is a finite number, and every moment of the optimizer.
-
-        Of a sharded state the weights alone are looked at, in a meeting of all ranks.
-        """
-        if not self.is_sharded:
-            moments = self.optimizer.state_dict()["state"].values()
-            values = [*self.model.parameters(), *(v for state in moments for v in state.values())]
-            return all(_is_finite(value) for value in values if isinstance(value, torch.Tensor))
-        from gpt2ckpt.parallel.sharded import own_parts
-
-        is_bad = not all(_is_finite(part) for part in own_parts(self.model))
-        return self.team.largest([int(is_bad)]) == [0]
+        """Whether each weight that this rank has is a finite number, and each of its moments."""
+        moments = self.optimizer.state_dict()["state"].values()
+        values = [*self.model.parameters(), *(v for state in moments for v in state.values())]
+        return all(_is_finite(value) for value in values if isinstance(value, torch.Tensor))
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Bring back what `capture` gave. Raises CheckpointError if it is of another shape."""
@@ -161,7 +153,8 @@ class TrainingState:
 
 def _is_finite(tensor: torch.Tensor) -> bool:
     """A sum takes one pass and no memory; it can overflow, and then each element is looked at."""
-    return math.isfinite(float(tensor.detach().sum())) or bool(tensor.isfinite().all())
+    tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()
+    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
 
 
 def versions() -> dict[str, str]:
