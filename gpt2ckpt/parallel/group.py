@@ -10,6 +10,7 @@ ends with the same exit code; so one sentence is printed, by the rank that knows
 
 import contextlib
 import json
+import os
 import re
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
