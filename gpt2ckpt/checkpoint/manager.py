@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt2ckpt.checkpoint import durable, format, space
 from gpt2ckpt.checkpoint.aside import folders_of
-from gpt2ckpt.checkpoint.policy import Event, Retention, copies
+from gpt2ckpt.checkpoint.policy import COPIES, Event, Retention, copies
 from gpt2ckpt.checkpoint.reserve import Reserve
 from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.snapshot import Staging, on_host
@@ -194,7 +194,7 @@ class CheckpointManager:
         )
         self._hold(encoded.size)
         if self.saves % REPORT_EVERY == 0:
-            self._report_space(copies(event) * encoded.size)
+            self._report_space(COPIES * encoded.size)
         if self._scrub_every and self.saves % self._scrub_every == 0:
             self._scrub.request()
         return saved

@@ -175,7 +175,7 @@ def test_without_memory_for_a_copy_the_training_waits_and_the_state_is_saved(
 ) -> None:
     manager = CheckpointManager(tmp_path, KEEP, None, in_background=True)
     assert manager.save(small_state(1), event(1, emergency=True)) is not None  # starts the threads
-    state = {**small_state(2), "big": torch.zeros(40 << 20, dtype=torch.uint8)}
+    state = {**small_state(2), "big": torch.zeros(128 << 20, dtype=torch.uint8)}
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (taken + (32 << 20), before[1]))

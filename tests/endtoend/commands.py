@@ -17,7 +17,7 @@ import torch
 import gpt2ckpt
 
 ROOT = Path(gpt2ckpt.__file__).resolve().parents[1]
-PATIENCE = 120  # seconds that a command may take on a busy machine
+PATIENCE = 300  # seconds that a command may take on a busy machine
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gpt2ckpt.loggers.wandb_offline import _steps
 
 STEPS = 240
-KILLS = int(os.environ.get("GPT2CKPT_KILLS", "4"))  # each costs a start
+KILLS = int(os.environ.get("GPT2CKPT_KILLS", "3"))  # each costs a start
 SEED = random.randrange(1 << 30)  # printed by the assertion that fails
 SETTINGS = [
     "data=tokens",
