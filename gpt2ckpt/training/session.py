@@ -139,14 +139,44 @@ class Session:
         self, state: TrainingState, provenance: Provenance, loggers: Loggers, replay: ReplayCheck
     ) -> Loop:
         config, prepared = self.prepared.config, self.prepared
-        block_size, trainer = config.model.block_size, config.trainer
-        loader = BlockLoader(prepared.corpus.train, block_size, config.seed)
-        replica = self._replicate(state.model)
-        manager, is_alone = self._open_manager(), isinstance(self.team, Alone)
-        interrupts = Interrupts()
+        manager, interrupts = self._open_manager(), Interrupts()
         if isinstance(self.team, Group):
             interrupts = Interrupts(self.team.largest, self.team.lost_its_launcher)
         deadline = Deadline(config.checkpoint.grace_seconds, lambda: interrupts.asked_at)
+        stepper = self._build_stepper(state, manager, deadline)
+        tokens_per_step = prepared.blocks_per_step * config.model.block_size
+        saver = Saver(
+            *(state, manager, not config.checkpoint.enabled, provenance, prepared.schedule),
+            *(prepared.total_steps, prepared.blocks_per_epoch, deadline, loggers),
+        )
+        return Loop(
+            state=state,
+            stepper=stepper,
+            schedule=prepared.schedule,
+            total_steps=prepared.total_steps,
+            blocks_per_epoch=prepared.blocks_per_epoch,
+            tokens_per_step=tokens_per_step,
+            trainer=config.trainer,
+            checkpoint=config.checkpoint,
+            saver=saver,
+            loggers=loggers,
+            replay=replay,
+            meter=Meter(tokens_per_step, self.hardware.device),
+            bar=self._open_bar(state.counters.step),
+            evaluate=partial(self._evaluate, state.model),
+            sample=partial(self._sample, state.model),
+            reopen=partial(self._reopen, provenance),
+            deadline=deadline,
+            interrupts=interrupts,
+            team=self.team,
+        )
+
+    def _build_stepper(
+        self, state: TrainingState, manager: CheckpointManager | None, deadline: Deadline
+    ) -> Stepper:
+        config, trainer = self.prepared.config, self.prepared.config.trainer
+        loader = BlockLoader(self.prepared.corpus.train, config.model.block_size, config.seed)
+        replica, is_alone = self._replicate(state.model), isinstance(self.team, Alone)
 
         def gives_up(share_left: float) -> bool:
             save = manager.seconds_to_save() if manager is not None else None
@@ -164,32 +194,7 @@ class Session:
         )
         if isinstance(self.team, Group) and not self._is_sharded:
             stepper.rehearse(state)
-        tokens_per_step = prepared.blocks_per_step * block_size
-        saver = Saver(
-            *(state, manager, not config.checkpoint.enabled, provenance, prepared.schedule),
-            *(prepared.total_steps, prepared.blocks_per_epoch, deadline, loggers),
-        )
-        return Loop(
-            state=state,
-            stepper=stepper,
-            schedule=prepared.schedule,
-            total_steps=prepared.total_steps,
-            blocks_per_epoch=prepared.blocks_per_epoch,
-            tokens_per_step=tokens_per_step,
-            trainer=trainer,
-            checkpoint=config.checkpoint,
-            saver=saver,
-            loggers=loggers,
-            replay=replay,
-            meter=Meter(tokens_per_step, self.hardware.device),
-            bar=self._open_bar(state.counters.step),
-            evaluate=partial(self._evaluate, state.model),
-            sample=partial(self._sample, state.model),
-            reopen=partial(self._reopen, provenance),
-            deadline=deadline,
-            interrupts=interrupts,
-            team=self.team,
-        )
+        return stepper
 
     def _replicate(self, model: GPT2) -> Replica:
         """The loss to train with; on several ranks, one whose gradients are those of all."""
