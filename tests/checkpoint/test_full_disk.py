@@ -50,7 +50,9 @@ def test_a_full_disk_fails_a_regular_save_and_takes_an_emergency_one(
     state = tensors_state(1, KILOBYTES)
     manager.reserve(KILOBYTES << 10)
     assert (folder / RESERVE).stat().st_size >= KILOBYTES << 10
+    kept = (folder / RESERVE).stat().st_ino
     assert manager.save(state, event(1)) is not None
+    assert (folder / RESERVE).stat().st_ino == kept, "a regular save, should it fail, costs it"
     before = {path.name: path.stat().st_ino for path in Store(folder).files()}
     others = fill(disk, spare=0)
 
@@ -60,7 +62,6 @@ def test_a_full_disk_fails_a_regular_save_and_takes_an_emergency_one(
     assert "SAVE FAILED at step 2" in warning and "checkpoints prune" in warning
     assert (folder / RESERVE).exists(), "a regular save took what is kept for an emergency"
 
-    kept = (folder / RESERVE).stat().st_ino
     saved = manager.save({**state, "step": 3}, event(3, emergency=True))
     assert saved is not None, caplog.text
     assert saved.path.stat().st_ino == kept, "somebody else could have taken the space first"

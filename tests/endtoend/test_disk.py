@@ -36,6 +36,11 @@ def test_a_disk_that_is_full_and_one_that_fills_up(token_data: Any, disk: Path) 
     assert refused.code == 1
     assert "are free, and the first save" in refused.sentence and " MB" in refused.sentence
     assert sorted(path.name for path in disk.iterdir()) == [others.name], "something was written"
+    sweep = run("train", ["-m", *words, "seed=1,2", "hydra.sweep.dir=sweep"], disk)
+    assert sweep.code == 1
+    table = " ".join((disk / "sweep" / "table.txt").read_text().split())
+    assert table.count("are free, and the first save") == 2, "of each job"
+    assert not list(disk.glob("sweep/*/checkpoints")), "a job began that cannot save"
     others.unlink()
 
     process = start("train", [*words, "hydra.run.dir=run"], disk)

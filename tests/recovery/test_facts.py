@@ -100,6 +100,8 @@ def test_the_page_of_a_bad_one() -> None:
     page = "\n".join(verdict(bad))
     assert "NO: 8 differences" in page and "and 3 more" in page and "PASSED" not in page
     assert "FAILED       it would not go on exactly" in page
+    disk = FileSystem("ext4", "/dev/sda", [Check("delete", "Input/output error")], True)
+    assert GOOD.passed and not bad.passed and not replace(GOOD, file_system=disk).passed
 
 
 def test_a_file_system_in_memory_or_a_full_one_is_said() -> None:

@@ -178,6 +178,21 @@ def test_bad_weights_go_back_to_the_last_regular_checkpoint(
     assert differing(by_hand.state_dict(), end["model"]) == []
 
 
+def test_what_was_saved_since_then_is_set_aside(token_data: Any, tmp_path: Path) -> None:
+    """The best of step 6 is from a branch that is left; it is neither best nor latest any more."""
+    words, run = [*token_data.overrides, *EPOCH, "trainer.eval_every=6"], tmp_path / "run"
+    prepared = prepare(start_of(words, tmp_path))
+    with bad_block(prepared, 13, spoils_a_weight):
+        train(words, run)
+    [aside] = (run / "checkpoints").glob("abandoned_*")
+    for name in ("best_model.pt", "best_model_backup.pt", "latest.pt"):
+        left = load(aside / name)
+        assert (left["step"], left["data"]["position"]) == (6, 12)
+    best = load(run / "checkpoints" / "best_model.pt")
+    assert best["data"]["bad_numbers"]["rollbacks"] == 3
+    assert [event["step"] for event in events(run, "val_loss")] == [6, 12, 18, 24, 30, 31]
+
+
 def tensorboard_steps(run: Path) -> list[int]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

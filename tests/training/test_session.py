@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,22 @@ def test_an_evaluation_that_a_signal_cut_off_is_made_after_the_resume(
             for run in ("whole", "cut")
         ]
         assert curves[0] == curves[1]
+
+
+def test_a_validation_loss_that_is_no_number_is_no_best(
+    token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*token_data.overrides, *RANDOM, "trainer.max_steps=20"]
+    real, losses = session.evaluate, iter([float("nan"), 3.0, float("nan")])
+
+    def told(*arguments: Any) -> Any:
+        return replace(real(*arguments), loss=next(losses))
+
+    monkeypatch.setattr(session, "evaluate", told)
+    assert train(words, tmp_path / "run").best_val_loss == 3.0
+    best = load(tmp_path / "run" / "checkpoints" / "best_model.pt")
+    assert (best["step"], best["val_loss"]) == (16, 3.0)
+    assert not (tmp_path / "run" / "checkpoints" / "best_model_previous.pt").exists()
 
 
 @pytest.mark.parametrize("moment", ["wait", "close"])
