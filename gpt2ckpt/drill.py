@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import contextlib
 import difflib
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from gpt2ckpt.recovery.facts import Settings
 from gpt2ckpt.recovery.filesystem import FileSystem, examine
 from gpt2ckpt.recovery.rehearsal import Rehearsal
 from gpt2ckpt.recovery.verdict import file_system, lines, verdict
+from gpt2ckpt.runs.command import command
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training.preparation import Prepared, prepare
 
@@ -89,10 +91,10 @@ class _Kept(UserError):
     """The drill failed, and what it made is left to be looked at."""
 
     def __init__(self, scratch: Path) -> None:
+        trainings = [shlex.quote(str(scratch / name)) for name in ("killed", "undisturbed")]
         super().__init__(
             f"the drill failed; both trainings are kept in {scratch}: compare them with "
-            f"`python -m gpt2ckpt.checkpoints diff {scratch}/killed {scratch}/undisturbed "
-            "--tensors`, then delete them"
+            f"`{command('checkpoints', 'diff', *trainings, '--tensors')}`, then delete them"
         )
 
 

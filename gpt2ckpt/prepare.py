@@ -10,6 +10,7 @@ from gpt2ckpt.config.checks import at_least
 from gpt2ckpt.config.schema import PrepareConfig
 from gpt2ckpt.data.shards import prepare
 from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.runs.command import command
 
 
 def main() -> None:
@@ -22,11 +23,11 @@ def _prepare(config: PrepareConfig) -> None:
         raise ConfigError("data is missing: give data=text data.train=GLOB, or data=embedded")
     at_least("shard_tokens", config.shard_tokens, 1)
     summary = prepare(config.data, config.out, config.shard_tokens)
+    files = [f"data.{split}='{config.out}/{split}_*.bin'" for split in ("train", "val")]
     print(
         f"{len(summary.shards)} shards in {config.out}: {summary.train_tokens:,} training and "
         f"{summary.val_tokens:,} validation tokens. Train on them with\n"
-        f"  python -m gpt2ckpt.train data=tokens data.train='{config.out}/train_*.bin' "
-        f"data.val='{config.out}/val_*.bin'"
+        f"  {command('train', 'data=tokens', *files)}"
     )
 
 

@@ -17,8 +17,8 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float =
     long as plain matrix products, so there the weights of short blocks are kept for training.
     """
     length, past = query.shape[2], key.shape[2] - query.shape[2]
-    is_slow = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    if is_slow and length <= MAX_KEPT_LENGTH and not past and torch.is_grad_enabled():
+    is_training = torch.is_grad_enabled() and not past
+    if is_training and keeps_weights(query.device.type, query.dtype, length):
         return _by_products(query, key, value, dropout)
     return F.scaled_dot_product_attention(
         query,
@@ -28,6 +28,11 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float =
         dropout_p=dropout,
         is_causal=not past,
     )
+
+
+def keeps_weights(device: str, dtype: torch.dtype, length: int) -> bool:
+    """Whether a training keeps the attention weights, on a type of device, for so many tokens."""
+    return device == "cpu" and dtype == torch.bfloat16 and length <= MAX_KEPT_LENGTH
 
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:

@@ -14,6 +14,7 @@ from gpt2ckpt.application import CommandLine, run_hydra
 from gpt2ckpt.config.compose import as_typed, quoted, sets
 from gpt2ckpt.exits import FULL_ERROR
 from gpt2ckpt.runs.claim import claim_sweep, protection_notice
+from gpt2ckpt.runs.command import command
 from gpt2ckpt.runs.layout import RECORD
 from gpt2ckpt.runs.start import hydra_record
 from gpt2ckpt.standby import exit_code, install
@@ -141,7 +142,7 @@ class _Launch:
         ]
         flags = [shlex.quote(flag) for flag in self.plan.line.flags]
         typed = as_typed("hydra.sweep.dir", str(self.sweep))
-        return " ".join(["python -m gpt2ckpt.train", *flags, *words, typed, "+resume=auto"])
+        return command("train", *flags, *words, typed, "+resume=auto")
 
     def _stop_workers(self) -> None:
         """Tell the workers, those that train and those that are about to."""

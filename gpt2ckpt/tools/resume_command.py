@@ -11,6 +11,7 @@ from gpt2ckpt.config.compose import spelled
 from gpt2ckpt.config.registry import KINDS
 from gpt2ckpt.config.replay import flatten
 from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.runs.command import command
 from gpt2ckpt.tools.command_line import Verb
 from gpt2ckpt.tools.places import PATH_HELP, checkpoint_named
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 def resume_command(path: Path, config: dict[str, Any]) -> str:
     """One line for a shell that goes on from `path`, which was saved with the frozen `config`."""
     words = [f"+resume={spelled(str(path.resolve()))}", *overrides(config)]
-    return " ".join(["python -m gpt2ckpt.train", *map(in_shell, words)])
+    return command("train", *map(in_shell, words), anywhere=True)
 
 
 def overrides(config: dict[str, Any]) -> list[str]:

@@ -13,11 +13,12 @@ from gpt2ckpt.config.compose import as_typed
 from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.data.corpus import Corpus
 from gpt2ckpt.data.tokens import TokenStream
+from gpt2ckpt.model.attention import keeps_weights
 from gpt2ckpt.model.counts import count_flops_per_token, count_parameters
 from gpt2ckpt.runs.command import command
 from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.training import report
-from gpt2ckpt.training.hardware import Hardware
+from gpt2ckpt.training.hardware import DTYPES, Hardware
 from gpt2ckpt.training.loop import Loop
 from gpt2ckpt.training.preparation import Prepared
 
@@ -42,12 +43,14 @@ def start(
         parameters_by_part=dataclasses.asdict(count_parameters(config.model)),
         flops_per_token=count_flops_per_token(config.model),
     )
+    dtype = DTYPES[hardware.precision]
+    keeps = keeps_weights(hardware.device.type, dtype, config.model.block_size)
     machine = report.MachineFacts(
         device=f"{hardware.device}, {hardware.name}",
         device_reason=hardware.device_reason,
         precision=hardware.precision,
         precision_reason=hardware.precision_reason,
-        attention="scaled_dot_product_attention",
+        attention="by matrix products" if keeps else "scaled_dot_product_attention",
         compiled=config.trainer.compile,
         deterministic=config.trainer.deterministic,
         threads=hardware.threads,
