@@ -3,6 +3,7 @@
 import errno
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -93,9 +94,12 @@ class CheckpointManager:
         self._reserve_is_wanted = True
         self._hold(size)
 
-    def save(self, state: dict[str, Any], event: Event) -> Saved | None:
+    def save(
+        self, state: dict[str, Any], event: Event, first: Callable[[], None] = lambda: None
+    ) -> Saved | None:
         """Save `state`. A save that fails is a warning, and every older file is kept.
 
+        `first` is called in the thread that saves: what must be durable before the state is.
         Returns what is durable by now: an emergency save always, others in the background later.
         """
         start = time.perf_counter()
@@ -109,9 +113,9 @@ class CheckpointManager:
                 log.warning("no memory for a copy of the state, the training waits: %s", error)
                 self._staging = None
         if snapshot is None:
-            return self._write_now(on_host(state), event, start)
+            return self._write_now(on_host(state), event, first, start)
         waited = time.perf_counter() - start
-        self._writer.start(lambda: self._write(snapshot, event, start, waited))
+        self._writer.start(lambda: self._write(snapshot, event, first, start, waited))
         return None
 
     def seconds_to_save(self) -> float | None:
@@ -163,19 +167,27 @@ class CheckpointManager:
             self.failed_step = max(self.failed_step or 0, self._writing.step)
         return False
 
-    def _write_now(self, state: dict[str, Any], event: Event, start: float) -> Saved | None:
+    def _write_now(
+        self, state: dict[str, Any], event: Event, first: Callable[[], None], start: float
+    ) -> Saved | None:
         """In the writer's thread as well: then a signal still gets through while the disk works."""
         result: list[Saved | None] = []
-        self._writer.start(lambda: result.append(self._write(state, event, start)))
+        self._writer.start(lambda: result.append(self._write(state, event, first, start)))
         if not self._writer.wait():
             return self._fail(event, _hang(self._writer.silence))
         return result[0]
 
     def _write(
-        self, state: dict[str, Any], event: Event, start: float, waited: float | None = None
+        self,
+        state: dict[str, Any],
+        event: Event,
+        first: Callable[[], None],
+        start: float,
+        waited: float | None = None,
     ) -> Saved | None:
         self._writing = event
         try:
+            first()
             encoded = format.encode(state)
             if not event.emergency:
                 self._check_space(copies(event) * encoded.size)

@@ -29,9 +29,10 @@ class AppendFile:
         self._write_waiting()
 
     def sync(self) -> None:
-        """Wait until everything is on the device. Raises OSError, also if the file was deleted."""
-        if self._waiting:
-            self._write_waiting()
+        """Wait until all that was written is on the device; another thread may append meanwhile.
+
+        Raises OSError, also if the file was deleted.
+        """
         os.fsync(self._file.fileno())
         if os.fstat(self._file.fileno()).st_nlink == 0:
             raise OSError(errno.ENOENT, "it was deleted, and is not made again by itself")

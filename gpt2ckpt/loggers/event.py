@@ -36,6 +36,9 @@ class Nowhere:
     def flush(self) -> None:
         """Nothing."""
 
+    def sync(self) -> None:
+        """Nothing."""
+
     def close(self) -> None:
         """Nothing."""
 

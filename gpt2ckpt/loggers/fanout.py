@@ -47,9 +47,19 @@ class Loggers:
         self._to_others(lambda logger: logger.text(step, text))
 
     def flush(self) -> None:
-        """Called at each save: what led to a checkpoint is as safe as the checkpoint."""
+        """Hand everything to the operating system; called at each save."""
         self._to_metrics(self._metrics.flush)
         self._to_others(lambda logger: logger.flush())
+
+    def sync(self) -> None:
+        """Wait until the history is on the device: what led to a checkpoint is as safe as that.
+
+        For the thread that saves: a disk that hangs must not hold the training.
+        """
+        try:
+            self._metrics.sync()
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            self._warn(error)
 
     def close(self) -> None:
         """Flush and close everything. Nothing is raised, and a second call does nothing."""
@@ -64,12 +74,15 @@ class Loggers:
         try:
             action()
         except OSError as error:
-            if not self._metrics_failing:
-                message = "metrics.jsonl cannot be written for now, training goes on: %s"
-                _log.warning(message, _reason(error))
-            self._metrics_failing = True
+            self._warn(error)
         else:
             self._metrics_failing = False
+
+    def _warn(self, error: Exception) -> None:
+        if not self._metrics_failing:
+            message = "metrics.jsonl cannot be written for now, training goes on: %s"
+            _log.warning(message, _reason(error))
+        self._metrics_failing = True
 
     def _to_others(self, action: Callable[[Logger], None]) -> None:
         for name, logger in list(self._others.items()):

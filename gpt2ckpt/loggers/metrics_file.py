@@ -49,7 +49,11 @@ class MetricsFile:
         """Samples are not metrics: they stand in the log."""
 
     def flush(self) -> None:
-        """Wait until everything logged so far is on the device. Raises OSError."""
+        """Hand over what still waits. Raises OSError."""
+        self._lines.append("")
+
+    def sync(self) -> None:
+        """Wait until everything handed over is on the device. Raises OSError. For any thread."""
         self._lines.sync()
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ class Saver:
         state = self.state.capture(self.provenance, epoch, schedule, reason)
         event = Event(step, datetime.now(), regular, emergency, best, epoch_ended)
         if self.manager is not None:
-            self.manager.save(state, event)
+            self.manager.save(state, event, self.loggers.sync)
 
     def save_emergency(self, reason: str) -> None:
         """Save the state beside the regular ones."""

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +44,13 @@ def environment() -> dict[str, str]:
     return {**kept, "PATH": path, "PYTHONPATH": python_path}
 
 
-def start(name: str, words: Sequence[str], cwd: Path) -> "subprocess.Popen[str]":
-    """`python -m gpt2ckpt.NAME WORDS` in the background."""
+def start(
+    name: str, words: Sequence[str], cwd: Path, more: Mapping[str, str] | None = None
+) -> "subprocess.Popen[str]":
+    """`python -m gpt2ckpt.NAME WORDS` in the background, with `more` in its environment."""
     return subprocess.Popen(
         [sys.executable, "-m", f"gpt2ckpt.{name}", *words],
-        **{"cwd": cwd, "env": environment(), "text": True},
+        **{"cwd": cwd, "env": {**environment(), **(more or {})}, "text": True},
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
     )
 

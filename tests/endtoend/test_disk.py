@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import preload
 import psutil
 import pytest
 from commands import events, finish, latest, opened, run, start, steps_done, succeed, wait_until
@@ -74,6 +75,28 @@ def test_a_run_whose_directory_was_removed(token_data: Any, tmp_path: Path) -> N
     assert done.out.count("SAVE FAILED") >= 2 and "mkdir -p run/checkpoints" in done.out
     assert "an older one is the newest" in done.out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_hangs_holds_neither_the_training_nor_its_end(
+    token_data: Any, tmp_path: Path
+) -> None:
+    """Nothing comes back from fsync any more, of checkpoints and history alike."""
+    faults = preload.build(tmp_path)
+    words = [*token_data.overrides, "trainer.max_steps=100000", "checkpoint.save_every=5"]
+    words += ["checkpoint.hang_seconds=2", "hydra.run.dir=run"]
+    process = start("train", words, tmp_path, faults.environment)
+    run_directory = tmp_path / "run"
+    wait_until(process, lambda: steps_done(run_directory) >= 10)
+    faults.set(("fsync", -3600, str(run_directory)))
+    log = run_directory / "train.log"
+    wait_until(process, lambda: "hangs: the disk under" in log.read_text())
+    there = steps_done(run_directory)
+    wait_until(process, lambda: steps_done(run_directory) > there + 10)
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert done.code == 130
+    assert "is given up" in done.out or "SAVE FAILED" in done.out
+    assert latest(run_directory)["step"] < there
 
 
 def test_a_file_system_without_links(token_data: Any, tmp_path: Path) -> None:

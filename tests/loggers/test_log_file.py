@@ -75,7 +75,7 @@ def test_a_history_that_was_deleted_is_said(
     path.unlink()
     for step in (1, 2):
         loggers.log({"step": step, "train_loss": 1.0})
-        loggers.flush()
+        loggers.sync()
     said = [entry.message for entry in caplog.records if "it was deleted" in entry.message]
     assert len(said) >= 1
     assert not path.exists()
