@@ -15,7 +15,7 @@ from checkpoint_helpers import NOON, event, names_in, put, small_state, step_of
 from failing_storage import CALLS, KEEP
 from real_disks import formatted
 
-from gpt2ckpt.checkpoint import durable
+from gpt2ckpt.checkpoint import durable, format
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.store import Store
@@ -87,8 +87,9 @@ def test_a_disk_that_hangs_for_good_does_not_keep_the_process(
 # ---------------------------------------------------------------- in this process
 
 
+@pytest.mark.parametrize("every", [durable.SYNC_EVERY, 1], ids=["at its end", "on the way"])
 def test_a_file_whose_sync_failed_is_never_synced_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
     """The kernel reports a lost write once; a second fsync would succeed."""
     real, synced = os.fsync, list[int]()
@@ -103,6 +104,7 @@ def test_a_file_whose_sync_failed_is_never_synced_again(
     manager.save(small_state(1), event(1))
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fails_once)
+        patch.setattr(durable, "SYNC_EVERY", every)
         assert manager.save(small_state(2), event(2)) is None
         assert len(synced) == 1
         assert manager.save(small_state(3), event(3)) is not None
@@ -178,3 +180,19 @@ def test_a_clock_that_jumps_back_changes_no_order(tmp_path: Path) -> None:
     second = Store(tmp_path).go_back_to(chosen, 4, NOON)  # the clock stands where it stood
     assert first and second and first != second
     assert logging.getLogger("gpt2ckpt").level == logging.NOTSET
+
+
+def test_of_saves_that_never_became_the_latest_the_last_is_found_whatever_the_clock(
+    tmp_path: Path,
+) -> None:
+    """Killed before they were latest.pt, while the clock went back by hours."""
+    before = put(tmp_path, 4).read_bytes()
+    for step, hours in ((5, -5), (6, -9), (7, -12)):
+        state = {**small_state(step), "saved_at": str(NOON - timedelta(hours=-hours))}
+        Store(tmp_path).put(format.encode(state), event(step), KEEP)
+        os.utime(tmp_path / f"rolling_step_{step:06d}.pt", (4e9 - step, 4e9 - step))
+    (tmp_path / "latest.pt").unlink()
+    (tmp_path / "latest.pt").write_bytes(before)
+    (tmp_path / "latest_backup.pt").unlink()
+    (tmp_path / "rolling_last_backup.pt").unlink()
+    assert Store(tmp_path).find(Role.LATEST).state["step"] == 7

@@ -135,6 +135,34 @@ def test_a_file_that_reads_well_at_the_second_look_is_no_damage(
     assert not list(tmp_path.glob("corrupt_*"))
 
 
+@pytest.mark.parametrize(
+    ("is_silent", "said"), [(True, "was broken off"), (False, "No copy of that state is left")]
+)
+def test_a_copy_that_is_damaged_after_its_check_mends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_silent: bool, said: str
+) -> None:
+    """By the disk itself, of which the file system knows nothing, or by somebody who writes."""
+    put(tmp_path, 1)
+    flip_random_byte(tmp_path / "latest.pt", seed=1)
+    scrubber = Scrub(tmp_path, 1e6)
+    scrubber.request()
+    real, copy = scrubber._confirmed, tmp_path / "rolling_last_backup.pt"
+
+    def then_damaged(is_wanted: Callable[[], bool]) -> list[scrub.Corrupt]:
+        found, stat = real(is_wanted), copy.stat()
+        flip_random_byte(copy, seed=2)
+        if is_silent:
+            os.utime(copy, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        return found
+
+    scrubber._confirmed = then_damaged  # type: ignore[method-assign]
+    before = {path.name: path.stat().st_ino for path in Store(tmp_path).files()}
+    scrubber.run(never)
+    assert {path.name: path.stat().st_ino for path in Store(tmp_path).files()} == before
+    [warning] = warnings(caplog)
+    assert said in warning
+
+
 def test_reading_is_no_faster_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, 1)
     size = (tmp_path / "latest.pt").stat().st_size

@@ -20,8 +20,8 @@ def test_the_running_jobs_save_and_no_other_begins(
     token_data: Any, tmp_path: Path, number: signal.Signals, launcher: list[str], training: int
 ) -> None:
     """To the main process alone, as by `kill`: its workers are told by it."""
-    words = ["-m", *token_data.overrides, "seed=1,2,3,4", "trainer.max_steps=100000"]
-    words += ["checkpoint.save_every=100000", "hydra.sweep.dir=sweep", *launcher]
+    words = ["-m", *token_data.overrides, "seed=1,2,3,4", "trainer.max_steps=3000"]
+    words += ["checkpoint.save_every=3000", "hydra.sweep.dir=sweep", *launcher]
     sweep = tmp_path / "sweep"
     jobs = [sweep / str(n) for n in range(training)]
     process = start("train", words, tmp_path)

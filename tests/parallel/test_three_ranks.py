@@ -31,7 +31,8 @@ def test_a_stop_and_a_new_wrapper_change_no_bit(findings: list[dict[str, Any]]) 
 def test_an_evaluation_shared_out_is_that_of_one_rank_bit_by_bit(
     findings: list[dict[str, Any]],
 ) -> None:
-    assert [found["same_evaluation"] for found in findings] == [True] * 3
+    for finding in ("same_evaluation", "same_order", "order_shows"):
+        assert [found[finding] for found in findings] == [True] * 3, finding
 
 
 def test_all_ranks_learn_the_same_numbers(findings: list[dict[str, Any]]) -> None:

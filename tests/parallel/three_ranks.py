@@ -46,7 +46,7 @@ class Uneven(GPT2):
     """A model whose losses are so far apart that the order in which they are added shows."""
 
     def loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return 5.0 ** -(tokens[0, :3].sum() % 29).float()
+        return 5.0 ** -(tokens[0, 0] % 29).float()
 
 
 def train(group: Group, state: TrainingState, steps: range) -> TrainingState:
@@ -68,12 +68,15 @@ def work(rank: int, port: int) -> None:
     resumed = train(group, new_state(train(group, new_state(), range(4))), range(4, 8))
     pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
     batches = list(validation(STREAM, 16, 2, limit=13))  # the last round is short, so is a batch
-    models = (whole.model, Uneven(whole.model.config))
-    shared = [evaluate(model, batches, CPU, lambda: False, group) for model in models]
-    alone = [evaluate(model, batches, CPU, lambda: False) for model in models]
+    shared = evaluate(whole.model, batches, CPU, lambda: False, group)
+    alone = evaluate(whole.model, batches, CPU, lambda: False)
+    uneven, many = Uneven(whole.model.config), list(validation(STREAM, 16, 2))
+    in_order = evaluate(uneven, many, CPU, lambda: False)
     found = {
         "same_bits": all(torch.equal(one, other) for one, other in pairs),
         "same_evaluation": shared == alone,
+        "same_order": evaluate(uneven, many, CPU, lambda: False, group) == in_order,
+        "order_shows": evaluate(uneven, many[::-1], CPU, lambda: False) != in_order,
         "largest": group.largest([rank, -rank]),
         "mean": group.mean(float(rank)),
         "stopped_evaluation": evaluate(

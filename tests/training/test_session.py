@@ -17,9 +17,14 @@ from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.parallel.group import Group
+from gpt2ckpt.parallel.ranks import Ranks
 from gpt2ckpt.training import session
 from gpt2ckpt.training.bad_numbers import BadWeights, NotFinite
+from gpt2ckpt.training.hardware import choose_hardware
 from gpt2ckpt.training.preparation import finished_notice, prepare
+from gpt2ckpt.training.rng import capture_generators, restore_generators
+from gpt2ckpt.training.session import Session
 from gpt2ckpt.training.state import TrainingState
 from gpt2ckpt.training.step import HalfApplied
 
@@ -320,3 +325,26 @@ def test_a_vocabulary_that_is_too_small_names_the_file(token_data: Any, tmp_path
     with pytest.raises(ConfigError, match="smaller than GPT-2's tokenizer"):
         prepare(start_of(["model.vocab_size=20"], tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_every_rank_draws_numbers_of_its_own_that_follow_from_the_step(
+    token_data: Any, tmp_path: Path
+) -> None:
+    """Only the first rank's generators are saved; equal ones would drop out the same units."""
+    start = start_of([*token_data.overrides, "trainer.max_steps=2"], tmp_path / "run")
+    prepared, hardware = prepare(start), choose_hardware("cpu", "float32", 1)
+
+    def drawn(rank: int, step: int) -> list[float]:
+        group = Group(Ranks(rank, rank, 3, "127.0.0.1", 1))
+        reseed = Session(tmp_path / "run", start, prepared, hardware, group)._reseeding()
+        torch.manual_seed(5)
+        if reseed is not None:
+            reseed(step)
+        return torch.rand(4).tolist()  # type: ignore[no-any-return]
+
+    before = capture_generators()
+    numbers = [drawn(rank, step) for rank in range(3) for step in (7, 8)]
+    assert numbers[4:] == [drawn(2, 7), drawn(2, 8)]
+    restore_generators(before)
+    assert numbers[0] == numbers[1], "those of the first go on as they are"
+    assert len({tuple(one) for one in numbers}) == 5
