@@ -56,6 +56,7 @@ def stand_by() -> StandBy:
     What was ignored from the start stays so: SIGHUP under nohup. Outside the main thread, where no
     handler can be installed, nothing is changed.
     """
+    open_closed_streams()
     present = signal.getsignal(signal.SIGTERM)
     if isinstance(present, StandBy):
         return present
@@ -64,6 +65,20 @@ def stand_by() -> StandBy:
         install(handler, handler.before)
         atexit.register(let_the_exit_code_stand)
     return handler
+
+
+def open_closed_streams() -> None:
+    """Lead the standard streams that were closed from the start (`>&-`, a daemon's) to nowhere.
+
+    Python has None for such a stream, and the next file that is opened gets its number: what a
+    library writes to number 2 would then be written into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest free number: the closed one's
+        os.set_inheritable(nowhere, True)
+        setattr(sys, name, os.fdopen(nowhere, "w" if number else "r", closefd=False))
 
 
 def install(handler: object, before: dict[int, object]) -> None:

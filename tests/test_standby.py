@@ -1,5 +1,6 @@
 """Before anything is there to save a signal ends the process in the handler, and quietly."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -157,3 +158,34 @@ def test_each_command_stands_by_before_it_imports_anything_heavy() -> None:
         "import sys, gpt2ckpt.scripts; print([m for m in ('torch', 'hydra') if m in sys.modules])"
     )
     assert run(slow).stdout == "[]\n"
+
+
+CLOSED = """
+import os, sys, tempfile
+from gpt2ckpt.exits import reported_errors
+from gpt2ckpt.errors import ConfigError
+with reported_errors():
+    with tempfile.TemporaryFile() as file:
+        print("to nobody", flush=True)
+        print("to nobody", file=sys.stderr, flush=True)
+        os.write(2, b"a library's own words")
+        file.seek(0)
+        assert not file.read(), "it was written into a file"
+    if len(sys.argv) > 1:
+        raise ConfigError("wrong")
+"""
+
+
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
+def test_closed_streams_change_neither_a_file_nor_the_exit_code(closed: list[int]) -> None:
+    def close() -> None:
+        for number in closed:
+            os.close(number)
+
+    for words, code in ([], 0), (["wrong"], 2):
+        done = subprocess.run(
+            [sys.executable, "-c", CLOSED, *words],
+            **{"stderr": subprocess.PIPE, "text": True, "timeout": 60, "preexec_fn": close},
+        )
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
