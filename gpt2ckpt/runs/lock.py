@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import signal
+import stat
 import threading
 import time
 from pathlib import Path
@@ -178,13 +179,17 @@ def refuse_if_locked(directory: Path) -> None:
 
 
 def refuse_links(directory: Path) -> None:
-    """Raise InputError if a file that a run writes to is a symbolic link, wherever it leads."""
-    for name in WRITTEN:
-        if (directory / name).is_symlink():
+    """Raise InputError if a file that a run writes to is a symbolic link, wherever it leads, or if
+    something else than a file has its name."""
+    for path in (directory / name for name in WRITTEN):
+        if path.is_symlink():
             raise InputError(
-                f"{directory / name} is a symbolic link, and a run writes to no file of another "
+                f"{path} is a symbolic link, and a run writes to no file of another "
                 "place: put the file itself there, or remove the link"
             )
+        if path.exists() and not (path.is_dir() if path.name == RECORD else path.is_file()):
+            wanted = "folder" if path.name == RECORD else "regular file"
+            raise InputError(f"{path} is no {wanted}, which a run needs there: move it away")
 
 
 def _ask(directory: Path) -> Verdict:
@@ -235,8 +240,13 @@ def _changes(path: Path, content: bytes, seconds: float) -> bool:
 
 
 def _read(path: Path) -> bytes | None:
-    """The start of a file, opened anew, as another machine's writes are only seen then."""
+    """The start of a file, opened anew, as another machine's writes are only seen then.
+
+    None if there is none; what is no file holds nothing, and is not opened: a pipe would not end.
+    """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return b""
         with path.open("rb") as file:
             return file.read(1 << 16)
     except FileNotFoundError:

@@ -1,5 +1,6 @@
 """A run directory from somebody else may hold links: nothing is written where they lead."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from gpt2ckpt.checkpoint.durable import publish
 from gpt2ckpt.checkpoint.reserve import RESERVE, Reserve
 from gpt2ckpt.errors import InputError
-from gpt2ckpt.runs.lock import WRITTEN, RunLock
+from gpt2ckpt.runs.layout import RECORD
+from gpt2ckpt.runs.lock import WRITTEN, RunLock, refuse_if_locked
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -21,6 +23,20 @@ def test_a_link_that_a_run_would_write_through_is_refused(name: str, tmp_path: P
     assert victim.read_text() == "precious"
     (run / name).unlink()
     RunLock(run).release()
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_no_file_in_the_place_of_one_is_refused(name: str, tmp_path: Path) -> None:
+    """A folder ended in another error, and a pipe was waited for."""
+    path = tmp_path / name
+    for make in (path.touch,) if name == RECORD else (path.mkdir, lambda: os.mkfifo(path)):
+        make()
+        with pytest.raises(InputError, match=rf"{name} is no (regular file|folder)"):
+            RunLock(tmp_path)
+        refuse_if_locked(tmp_path)
+        assert list(tmp_path.iterdir()) == [path]
+        if path.is_dir():
+            path.rmdir()
 
 
 def test_the_space_kept_for_an_emergency_is_not_taken_through_a_link(tmp_path: Path) -> None:
