@@ -44,7 +44,7 @@ def disk_bytes(paths: Iterable[Path]) -> int:
     for path in paths:
         try:
             info = path.stat(follow_symlinks=False)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue  # deleted while we looked, by a run that is alive
         blocks[info.st_dev, info.st_ino] = info.st_blocks
     return sum(blocks.values()) * BLOCK

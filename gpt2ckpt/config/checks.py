@@ -15,6 +15,7 @@ from gpt2ckpt.config.schema import (
 from gpt2ckpt.errors import ConfigError, did_you_mean
 
 DDP, FSDP = "ddp", "fsdp"
+LARGEST_SEED = 2**64 - 1  # PyTorch's
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -25,6 +26,8 @@ def check_config(config: TrainConfig) -> None:
             f"name={config.name!r} becomes part of a directory name: use letters, digits, . _ -"
         )
     at_least("seed", config.seed, 0)
+    if config.seed > LARGEST_SEED:
+        raise ConfigError(f"seed is {config.seed}; it must be at most {LARGEST_SEED}")
     for group in ("data", "optimizer", "schedule"):
         if getattr(config, group) is None:
             raise ConfigError(f"there is no {group}: give {group}=NAME or leave ~{group} out")

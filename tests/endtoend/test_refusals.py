@@ -24,6 +24,8 @@ WRONG = {
     "--multirn": (2, "Did you mean --multirun?"),
     "--config-name=trian": (2, "there is no config trian"),
     "--config-dir=nowhere": (2, "there is no such directory"),
+    "seed=18446744073709551616": (2, "seed is 18446744073709551616; it must be at most"),
+    "+resume=auto hydra.run.dir=/dev/null": (1, "run directory /dev/null cannot be made"),
     "resume=lates": (2, "Did you mean latest?"),
     "-m optimizer.lr=1e-3,-1": (2, "optimizer.lr=-1.0 is out of range"),
     "data=text data.train=gone.txt": (1, "gone.txt"),
