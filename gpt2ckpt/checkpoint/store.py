@@ -1,6 +1,6 @@
 """One checkpoints/ folder: puts states in under their roles, and finds valid ones again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -75,9 +75,10 @@ class Store:
         durable.delete(surplus)
         return self.folder / policy.own_names(event)[0]
 
-    def find(self, role: Role) -> Found:
+    def find(self, role: Role, run: str | None = None) -> Found:
         """The state of `role`, or the next best valid one: a best for best, else the newest.
 
+        States of another run than the one with the id `run`, if given, are the last to be taken.
         Raises CheckpointError if the folder holds no valid state at all.
         """
         skipped: list[tuple[Path, str]] = []
@@ -89,7 +90,7 @@ class Store:
             raise CheckpointError(f"there is no {role} checkpoint in {self.folder}")
         if not any(names.role_of(path.name) is role for path in files):
             skipped.append((self.folder, f"it holds no {role} checkpoint"))
-        in_place, misplaced = self._by_contradiction(role)
+        in_place, misplaced = self._by_contradiction(role, run)
         skipped += [item for item in misplaced if names.role_of(item[0].name) in wanted]
         if found := _first_valid([*in_place, *(path for path, _ in misplaced)], skipped):
             return found
@@ -136,12 +137,17 @@ class Store:
         rest = [path for path in files if names.role_of(path.name) not in preferred]
         yield from sorted(rest, key=self._step_of, reverse=True)
 
-    def _by_contradiction(self, role: Role) -> tuple[list[Path], list[tuple[Path, str]]]:
+    def _by_contradiction(
+        self, role: Role, run: str | None
+    ) -> tuple[list[Path], list[tuple[Path, str]]]:
         """The candidates; apart, with the reason, those that lie in the place of another."""
         in_place, misplaced = [], []
         for path in self.candidates(role):
             try:
-                reason = names.contradiction(path.name, read_meta(path))
+                meta = read_meta(path)
+                reason = names.contradiction(path.name, meta)
+                if not reason and run and owner_of(meta) not in ("", run):
+                    reason = f"it is a state of another run, {owner_of(meta)}"
             except CheckpointError:
                 reason = None  # what is wrong with it is said when it is loaded
             if reason:
@@ -201,9 +207,13 @@ def _meta_or_none(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def owner_of(meta: Mapping[str, Any]) -> str:
+    """The id of the run that saved a state; empty if it does not say."""
+    run = meta.get("run")
+    return str(run.get("id", "")) if isinstance(run, dict) else ""
+
+
 def _run_and_age(meta: dict[str, Any]) -> tuple[str, int, str]:
     """The run of a state, its step, and when it was saved: two states of a step can differ."""
-    run = meta.get("run")
     step = meta.get("step")
-    owner = str(run.get("id")) if isinstance(run, dict) else ""
-    return owner, step if type(step) is int else -1, str(meta.get("saved_at", ""))
+    return owner_of(meta), step if type(step) is int else -1, str(meta.get("saved_at", ""))

@@ -53,11 +53,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """All curves of a run by their W&B id, and the `active` one, which metrics.jsonl shows."""
+    """All curves of a run by their W&B id, and the `active` one, which metrics.jsonl shows.
+
+    `forked_from` is the file that a fork was started from.
+    """
 
     run_id: str
     active: str
     by_id: dict[str, Curve] = field(default_factory=dict)
+    forked_from: str | None = None
 
     @property
     def curve(self) -> Curve:
@@ -85,7 +89,7 @@ class Curves:
         curve = by_id[name]
         if curve.furthest <= step:
             by_id[name] = curve.continued(step, settings)
-        return Curves(self.run_id, name, by_id)
+        return replace(self, active=name, by_id=by_id)
 
 
 def settings_digest(frozen: Values) -> str:
@@ -106,7 +110,10 @@ def encode(curves: Curves) -> str:
         name: {"parts": curve.parts, "furthest": curve.furthest, "origin": curve.origin}
         for name, curve in curves.by_id.items()
     }
-    return json.dumps({"run_id": curves.run_id, "active": curves.active, "curves": by_id}, indent=1)
+    values = {"run_id": curves.run_id, "active": curves.active, "curves": by_id}
+    if curves.forked_from is not None:
+        values["forked_from"] = curves.forked_from
+    return json.dumps(values, indent=1)
 
 
 def decode(text: str) -> Curves | None:
@@ -114,7 +121,9 @@ def decode(text: str) -> Curves | None:
     try:
         values = json.loads(text)
         by_id = {str(name): _curve(value) for name, value in values["curves"].items()}
-        curves = Curves(str(values["run_id"]), str(values["active"]), by_id)
+        origin = values.get("forked_from")
+        forked_from = None if origin is None else str(origin)
+        curves = Curves(str(values["run_id"]), str(values["active"]), by_id, forked_from)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         return None
     return curves if curves.active in by_id else None

@@ -65,6 +65,18 @@ def identity_in(directory: Path, identity: RunIdentity) -> RunIdentity:
     return replace(identity, id=curves.run_id, wandb_id=linked)
 
 
+def run_id_in(directory: Path) -> str | None:
+    """The id of the run that `directory` belongs to; None if nothing is recorded."""
+    curves = _read_curves(directory)
+    return curves.run_id if curves else None
+
+
+def forked_from(directory: Path) -> Path | None:
+    """The file that the run in `directory` was started from, if it is a fork."""
+    curves = _read_curves(directory)
+    return Path(curves.forked_from) if curves and curves.forked_from else None
+
+
 def origin_in(directory: Path) -> tuple[str, int] | None:
     """The W&B run that the active one was split off from, and the last step that they share."""
     curves = _read_curves(directory)
@@ -74,7 +86,8 @@ def origin_in(directory: Path) -> tuple[str, int] | None:
 def begin(directory: Path, identity: RunIdentity, frozen: Values) -> None:
     """Record the first settings of a new run. Raises OSError."""
     first = {identity.id: Curve([(0, settings_digest(frozen))])}
-    _write_curves(directory, Curves(identity.id, identity.id, first))
+    origin = str(Path(identity.parent["file"]).absolute()) if identity.parent else None
+    _write_curves(directory, Curves(identity.id, identity.id, first, origin))
 
 
 def go_on(

@@ -8,6 +8,7 @@ from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.errors import CheckpointError, ConfigError, did_you_mean
+from gpt2ckpt.runs import history
 from gpt2ckpt.runs.claim import holds_checkpoints
 from gpt2ckpt.runs.layout import CHECKPOINTS, STAMPED
 
@@ -74,14 +75,15 @@ def locate(what: str, given: Path | None, outputs: Path, key: str = "resume") ->
 def read(place: Place) -> Found:
     """The valid state nearest to what was asked for. Raises CheckpointError if there is none."""
     store = Store(place.directory / CHECKPOINTS)
+    run = history.run_id_in(place.directory) if place.in_run else None
     if place.file is None:
-        return store.find(place.role or Role.LATEST)
+        return store.find(place.role or Role.LATEST, run)
     try:
         return Found(place.file, load(place.file))
     except CheckpointError as error:
         if not place.in_run:
             raise
-        found = store.find(Role.LATEST)
+        found = store.find(Role.LATEST, run)
         return Found(found.path, found.state, [(place.file, str(error)), *found.skipped])
 
 

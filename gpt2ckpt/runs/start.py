@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint.store import Found, Store
+from gpt2ckpt.checkpoint.store import Found, Store, owner_of
 from gpt2ckpt.config.compose import sets, spelled
 from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, task_overrides
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
@@ -88,15 +88,20 @@ def find_start(
         if fork:
             raise ConfigError("fork=true needs a state to fork from: add +resume=PATH")
         return Start(freeze(values), new)
-    place = resume.locate(str(what), given, outputs)
+    place, begins_again = resume.locate(str(what), given, outputs), False
     if place is None:
         if given is not None:
             refuse_if_locked(given)  # it lives, and has not come to its first save
-        return Start(freeze(compose(overrides)), new, begins_again=given is not None)
-    fork = fork or not place.in_run
+        begins_again = given is not None
+        place = _origin(given) if given else None
+        if place is None:
+            return Start(freeze(compose(overrides)), new, begins_again=begins_again)
+    fork = fork or begins_again or not place.in_run
     if not fork:
         refuse_if_locked(place.directory)
     found = resume.read(place)
+    if not fork:
+        _refuse_foreign(found, place.directory)
     try:
         saved: Values = found.state["config"]
         recorded = still_meant(saved, list(found.state["overrides"]), new, compose)
@@ -104,7 +109,34 @@ def find_start(
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{found.path} holds no config that can be replayed") from error
     kept = [override for override in recorded if override not in new]  # the last one counts
-    return Start(frozen, kept + new, None if fork else place.directory, found, changes)
+    directory = None if fork else place.directory
+    return Start(frozen, kept + new, directory, found, changes, begins_again)
+
+
+def _origin(directory: Path) -> resume.Place | None:
+    """The state that a fork which never came to its first save began with, and begins with again.
+
+    Raises CheckpointError if it is gone: without it, another training would take its place.
+    """
+    origin = history.forked_from(directory)
+    if origin is None:
+        return None
+    if not origin.is_file():
+        raise CheckpointError(
+            f"{directory} is a fork of {origin}, which is gone, and holds no checkpoint of its "
+            "own: give another hydra.run.dir to start anew"
+        )
+    return resume.locate(str(origin), None, directory.parent)
+
+
+def _refuse_foreign(found: Found, directory: Path) -> None:
+    """Another run's state would silently take the place of this one's."""
+    own, owner = history.run_id_in(directory), owner_of(found.state)
+    if own and owner not in ("", own):
+        raise CheckpointError(
+            f"{found.path} is a state of another run, {owner}, and {directory} belongs to run "
+            f"{own}: to start a new run from it, add +fork=true"
+        )
 
 
 def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:

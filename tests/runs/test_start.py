@@ -9,6 +9,7 @@ from run_helpers import damage, frozen_of, save, tree
 
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
+from gpt2ckpt.runs.history import RunIdentity, begin, identity_in
 from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
 
@@ -86,6 +87,49 @@ def test_a_live_run_can_be_forked_but_not_resumed(run: Path) -> None:
         assert start(["+resume=latest", "+fork=true"], run).directory is None
         with pytest.raises(InputError, match="is being trained by process"):
             start(["+resume=latest"], run)
+
+
+def test_a_fork_that_never_came_to_a_save_begins_again_where_it_began(run: Path) -> None:
+    """`auto` used to start it from nothing: another training in its place, without a word."""
+    path, fork = run / "checkpoints" / "rolling_step_000004.pt", run.parent / "forked"
+    first = start([f"+resume={path}", "+fork=true"])
+    take_directory(first, fork, is_given=True).lock.release()
+    again = start(["+resume=auto", "trainer.max_steps=9"], fork)
+    assert again.notices()[0] == f"forking from {path}, step 4"
+    assert again.begins_again
+    claimed = take_directory(again, fork, is_given=True)
+    assert claimed.directory == fork
+    claimed.lock.release()
+    assert identity_in(fork, again.identity).id == first.identity.id
+    assert start(["+resume=auto"], fork).state is not None
+    path.unlink()
+    before = tree(fork)
+    with pytest.raises(CheckpointError, match=r"forked is a fork of .*, which is gone"):
+        start(["+resume=auto"], fork)
+    assert tree(fork) == before
+
+
+def test_another_run_s_state_in_this_one_is_passed_over_or_refused(run: Path) -> None:
+    """Copied over latest.pt, it was trained on from as if it were this run's."""
+    begin(run, RunIdentity("1a2b3c4d", "gpt2"), frozen_of(("optimizer.lr=1e-3",)))
+    folder, other = run / "checkpoints", run.parent / "other"
+    foreign = save(other, 9, owner={"id": "ffffffff", "name": "gpt2", "parent": None})
+    (folder / "latest.pt").unlink()
+    shutil.copy(foreign, folder / "latest.pt")
+    found = start(["+resume=latest"], run)
+    assert found.state is not None and found.state["step"] == 6
+    assert (
+        "latest.pt: cannot be used as latest.pt: it is a state of another run, ffffffff"
+        in (found.notices()[0])
+    )
+    claimed = take_directory(found, run, is_given=True)
+    claimed.lock.release()
+    shutil.copy(foreign, folder)
+    before = tree(run)
+    with pytest.raises(CheckpointError, match=r"009\.pt is a state of another run, ffffffff"):
+        start([f"+resume={folder / foreign.name}"])
+    assert start([f"+resume={folder / foreign.name}", "+fork=true"]).directory is None
+    assert tree(run) == before
 
 
 def test_a_lone_file_starts_a_new_run(run: Path, tmp_path: Path) -> None:
