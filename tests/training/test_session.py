@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -217,6 +218,26 @@ def test_a_full_disk_under_tensorboard_ends_tensorboard_alone(
     assert "TensorBoard failed and is off from here on" in said and "No space left" in said
     assert [event["step"] for event in events(run)] == list(range(1, 81))
     assert load(run / "checkpoints" / "latest.pt")["step"] == 80
+
+
+def test_the_history_is_on_the_device_before_the_checkpoint_that_it_leads_to(
+    token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power loss could leave a state whose steps nobody knows any more."""
+    real, safe, saved = os.fsync, [0], []
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.name == "metrics.jsonl":
+            safe.append(len(path.read_text().splitlines()))
+        elif step := re.match(r"\.rolling_step_(\d+)", path.name):
+            saved.append((int(step[1]), safe[-1] >= int(step[1])))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    words = [*token_data.overrides, "trainer.max_steps=6", "checkpoint.save_every=2"]
+    train(words, tmp_path / "run")
+    assert saved == [(2, True), (4, True), (6, True)]
 
 
 def test_a_half_applied_step_is_never_saved(
