@@ -139,11 +139,20 @@ def _refuse_foreign(found: Found, directory: Path) -> None:
         )
 
 
+def _refuse_folders(directory: Path) -> None:
+    """Every save would fail where a folder has a checkpoint's name: nothing can replace it."""
+    for path in Store(directory / CHECKPOINTS).files():
+        if path.is_dir() and not path.is_symlink():
+            raise InputError(f"{path} is a folder where checkpoints are saved: move it away")
+
+
 def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
     """The directory to train in, locked: that of the run that goes on, or a new one.
 
     A run that goes back to an older step has its later checkpoints set aside here.
     """
+    if start.directory is not None or start.begins_again or not holds_run(wanted):
+        _refuse_folders(start.directory or wanted)
     if start.directory is None or start.found is None:
         again = start.begins_again
         made = claim_again(wanted) if again else claim(wanted, datetime.now(), is_given=is_given)

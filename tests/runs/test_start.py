@@ -109,6 +109,20 @@ def test_a_fork_that_never_came_to_a_save_begins_again_where_it_began(run: Path)
     assert tree(fork) == before
 
 
+@pytest.mark.parametrize("words", [["+resume=latest"], ["+resume=auto"], []])
+def test_a_folder_with_a_checkpoint_s_name_is_refused(run: Path, words: list[str]) -> None:
+    """The run went on, and each of its saves failed."""
+    if words != ["+resume=latest"]:
+        run = run.parent / "new"
+    folder = run / "checkpoints" / "latest.pt"
+    folder.unlink(missing_ok=True)
+    folder.mkdir(parents=True)
+    before = tree(run.parent)
+    with pytest.raises(InputError, match=r"latest\.pt is a folder where checkpoints are saved"):
+        take_directory(start(words, run), run, is_given=True)
+    assert tree(run.parent) == before
+
+
 def test_another_run_s_state_in_this_one_is_passed_over_or_refused(run: Path) -> None:
     """Copied over latest.pt, it was trained on from as if it were this run's."""
     begin(run, RunIdentity("1a2b3c4d", "gpt2"), frozen_of(("optimizer.lr=1e-3",)))
