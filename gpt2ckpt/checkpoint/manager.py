@@ -1,5 +1,6 @@
 """What the trainer talks to: saves that never end a training, and a tally of what they cost."""
 
+import contextlib
 import errno
 import logging
 import time
@@ -41,7 +42,8 @@ class CheckpointManager:
     With `in_background` the caller waits for a copy in memory only; one save is written at a time,
     and a save that comes sooner waits for it, so that none is ever dropped. Only a disk that gives
     no sign of life for `hang_seconds` is not waited for. Every `scrub_every` saves (0: never), and
-    at the start, all files are checked between saves, at `scrub_mb_per_s` at most.
+    at the start, all files are checked between saves, at `scrub_mb_per_s` at most. Before anything is
+    changed, `check_owner` raises OSError if the folder is another run's by now.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class CheckpointManager:
         hang_seconds: float = HANG_SECONDS,
         scrub_every: int = 0,
         scrub_mb_per_s: float = 50.0,
+        check_owner: Callable[[], None] = lambda: None,
     ) -> None:
+        self._check_owner = check_owner
         self._scrub = Scrub(folder, scrub_mb_per_s)
         self._writer = Writer(hang_seconds, self._report_hang, self._scrub.run)
         self._scrub.watch = self._writer.beat
@@ -136,6 +140,7 @@ class CheckpointManager:
 
     def go_back_to(self, found: Found) -> None:
         """Set aside all that was saved after `found`, which is now the latest."""
+        self._check_owner()
         aside = self._store.go_back_to(found.path, int(found.state["step"]), datetime.now())
         if aside:
             log.info("later checkpoints are set aside in %s", aside)
@@ -154,7 +159,9 @@ class CheckpointManager:
         finally:
             closed = self._writer.close()
         if has_ended and closed:
-            self._reserve.release()
+            with contextlib.suppress(OSError):
+                self._check_owner()
+                self._reserve.release()
 
     def _wait_patiently(self) -> bool:
         if self._writer.wait(PATIENCE):
@@ -187,6 +194,7 @@ class CheckpointManager:
     ) -> Saved | None:
         self._writing = event
         try:
+            self._check_owner()
             first()
             encoded = format.encode(state)
             if not event.emergency:

@@ -62,6 +62,8 @@ def remedy(error: Exception, folder: Path) -> str:
         )
     if number == errno.ENOENT and not folder.exists():
         return f"It was removed, and is not made again by itself: mkdir -p {where} for the next"
+    if number == errno.EBUSY:
+        return "Nothing is written there: stop this process, and go on from where its run is now"
     if number == errno.EROFS:
         return f"{folder} has become read-only: see dmesg for why, and mount it writable again"
     return f"See dmesg for what is wrong with the disk under {folder}"

@@ -7,6 +7,7 @@ wants the directory watches it by its own clock, and takes over only what has st
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -20,7 +21,7 @@ from types import TracebackType
 from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.space import FULL
 from gpt2ckpt.errors import InputError, LockedError
-from gpt2ckpt.runs.layout import HISTORY, LOCK_NAME, LOG, RECORD
+from gpt2ckpt.runs.layout import CURVES, HISTORY, LOCK_NAME, LOG, RECORD
 from gpt2ckpt.runs.owner import Verdict, decode, encode, judge, this_process
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,18 @@ class RunLock:
                 if self._is_mine():
                     self._path.unlink()
         self._close()
+
+    def check(self) -> None:
+        """Raise OSError if another process has a run in a directory of this name by now: the one
+        that was locked has been moved, and what is written by its name would go to that run."""
+        if not self._is_mine():
+            raise OSError(errno.EBUSY, _refusal(self._path.parent))
+        with contextlib.suppress(FileNotFoundError):  # a directory that was removed, and made again
+            own = os.open(CURVES, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptor)
+            with os.fdopen(own, "rb") as file:
+                of_another = file.read() != (self._path.parent / CURVES).read_bytes()
+            if of_another:
+                raise OSError(errno.EBUSY, f"{self._path.parent} is another run's by now")
 
     def _close(self) -> None:
         if self._descriptor >= 0:

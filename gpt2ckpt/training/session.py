@@ -28,6 +28,7 @@ from gpt2ckpt.parallel.replica import Replica, at_once, data_parallel
 from gpt2ckpt.runs.claim import Claim
 from gpt2ckpt.runs.history import identity_in, origin_in
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, REPLAY, TENSORBOARD
+from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training import announce
 from gpt2ckpt.training.deadline import Deadline, step_fits
@@ -66,6 +67,7 @@ class Session:
     prepared: Prepared
     hardware: Hardware
     team: Team = field(default_factory=Alone)
+    lock: RunLock | None = None
 
     def run(self) -> Outcome:
         """Train to the end or to a signal."""
@@ -257,6 +259,7 @@ class Session:
             hang_seconds=checkpoint.hang_seconds,
             scrub_every=checkpoint.scrub_every,
             scrub_mb_per_s=checkpoint.scrub_mb_per_s,
+            check_owner=self.lock.check if self.lock else lambda: None,
         )
         manager.reserve(checkpoint_bytes(self.start, self.prepared.config))
         return manager
@@ -324,4 +327,4 @@ def train_claimed(
             if line:
                 log.info("%s", line)
         team.announce(str(claim.directory))
-        return Session(claim.directory, start, prepared, hardware, team).run()
+        return Session(claim.directory, start, prepared, hardware, team, claim.lock).run()

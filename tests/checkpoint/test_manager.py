@@ -70,6 +70,32 @@ def test_a_failed_save_warns_once_and_keeps_everything(
     assert step_of(tmp_path / "latest.pt") == 300
 
 
+def test_a_folder_that_is_another_run_s_by_now_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that had been moved saved into the one that took its name, and deleted its files."""
+    others: list[str] = []
+
+    def check() -> None:
+        if others:
+            raise OSError(errno.EBUSY, others[0])
+
+    manager = CheckpointManager(tmp_path, Retention(1, 1), None, check_owner=check)
+    manager.save(small_state(100), event(100))
+    manager.reserve(1 << 20)
+    found = manager.last_regular()
+    manager.save(small_state(200), event(200))
+    before = snapshot(tmp_path)
+    others.append("it is being trained by another process")
+    assert manager.save(small_state(300), event(300)) is None
+    assert "SAVE FAILED at step 300: it is being trained by another process" in caplog.text
+    assert found is not None
+    with pytest.raises(OSError, match="another process"):
+        manager.go_back_to(found)
+    manager.close()
+    assert snapshot(tmp_path) == before
+
+
 def test_a_save_that_reads_back_wrong_is_a_failed_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

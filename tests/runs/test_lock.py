@@ -13,6 +13,7 @@ import pytest
 from run_helpers import tree
 
 from gpt2ckpt.errors import InputError
+from gpt2ckpt.runs.layout import CURVES
 from gpt2ckpt.runs.lock import LOCK_NAME, RunLock, is_locked, refuse_if_locked
 
 HOLD = """
@@ -83,6 +84,27 @@ def test_deleting_its_file_does_not_free_a_live_run(tmp_path: Path) -> None:
         assert is_locked(tmp_path)
         with pytest.raises(InputError, match="is being trained by another process"):
             RunLock(tmp_path)
+
+
+def test_a_run_that_was_moved_knows_the_one_that_took_its_name(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with RunLock(run) as lock:
+        lock.check()
+        run.rename(tmp_path / "moved")
+        lock.check()
+        run.mkdir()
+        with live_run(run) as process:
+            with pytest.raises(OSError, match=f"is being trained by process {process.pid} on"):
+                lock.check()
+            (run / LOCK_NAME).unlink()  # as at its end, which leaves the history
+            (run / CURVES).write_text("another")
+            lock.check()
+            (tmp_path / "moved" / CURVES).write_text("own")
+            with pytest.raises(OSError, match="run is another run's by now"):
+                lock.check()
+            (run / CURVES).write_text("own")
+            lock.check()
 
 
 def test_asking_writes_nothing(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Whole runs in this process: going on is exact, and a failure never costs what was whole."""
 
+import errno
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.parallel.group import Group
 from gpt2ckpt.parallel.ranks import Ranks
+from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.training import session
 from gpt2ckpt.training.bad_numbers import BadWeights, NotFinite
 from gpt2ckpt.training.hardware import choose_hardware
@@ -369,3 +371,15 @@ def test_every_rank_draws_numbers_of_its_own_that_follow_from_the_step(
     restore_generators(before)
     assert numbers[0] == numbers[1], "those of the first go on as they are"
     assert len({tuple(one) for one in numbers}) == 5
+
+
+def test_a_run_whose_name_another_took_saves_nothing_there(
+    token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(lock: RunLock) -> None:
+        raise OSError(errno.EBUSY, "it is being trained by another process")
+
+    monkeypatch.setattr(RunLock, "check", check)
+    with pytest.raises(InputError, match="the last save, at step 4, failed"):
+        train([*token_data.overrides, *SAVING, "trainer.max_steps=4"], tmp_path / "run")
+    assert list((tmp_path / "run" / "checkpoints").glob("*.pt")) == []

@@ -33,7 +33,7 @@ def train(overrides: list[str], directory: Path) -> Outcome:
     hardware = choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded)
     claim = take_directory(start, directory, is_given=True)
     with process_switches_restored(), claim.lock:
-        return Session(claim.directory, start, prepared, hardware).run()
+        return Session(claim.directory, start, prepared, hardware, lock=claim.lock).run()
 
 
 @contextlib.contextmanager
