@@ -42,8 +42,8 @@ class CheckpointManager:
     With `in_background` the caller waits for a copy in memory only; one save is written at a time,
     and a save that comes sooner waits for it, so that none is ever dropped. Only a disk that gives
     no sign of life for `hang_seconds` is not waited for. Every `scrub_every` saves (0: never), and
-    at the start, all files are checked between saves, at `scrub_mb_per_s` at most. Before anything is
-    changed, `check_owner` raises OSError if the folder is another run's by now.
+    at the start, all files are checked between saves, at `scrub_mb_per_s` at most. Before anything
+    is changed, `check_owner` raises OSError if the folder is another run's by now.
     """
 
     def __init__(
