@@ -14,7 +14,6 @@ from typing import Any
 
 from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.aside import ABANDONED, free_name
-from gpt2ckpt.config.replay import Values
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.runs.curves import Curve, Curves, decode, encode, settings_digest
 from gpt2ckpt.runs.layout import CHECKPOINTS, CURVES, HISTORY, REPLAY
@@ -83,7 +82,7 @@ def origin_in(directory: Path) -> tuple[str, int] | None:
     return curves.curve.origin if curves else None
 
 
-def begin(directory: Path, identity: RunIdentity, frozen: Values) -> None:
+def begin(directory: Path, identity: RunIdentity, frozen: dict[str, Any]) -> None:
     """Record the first settings of a new run. Raises OSError."""
     first = {identity.id: Curve([(0, settings_digest(frozen))])}
     origin = str(Path(identity.parent["file"]).absolute()) if identity.parent else None
@@ -95,8 +94,8 @@ def go_on(
     identity: RunIdentity,
     point: Point,
     *,
-    saved: Values,
-    frozen: Values,
+    saved: dict[str, Any],
+    frozen: dict[str, Any],
     aside: Path | None,
 ) -> str:
     """Bring the history to `point`, from which the run goes on with `frozen` instead of `saved`.

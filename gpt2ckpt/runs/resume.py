@@ -8,7 +8,6 @@ from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.errors import CheckpointError, ConfigError, did_you_mean
-from gpt2ckpt.runs import history
 from gpt2ckpt.runs.claim import holds_checkpoints
 from gpt2ckpt.runs.layout import CHECKPOINTS, STAMPED
 
@@ -75,6 +74,8 @@ def locate(what: str, given: Path | None, outputs: Path, key: str = "resume") ->
 def read(place: Place) -> Found:
     """The valid state nearest to what was asked for. Raises CheckpointError if there is none."""
     store = Store(place.directory / CHECKPOINTS)
+    from gpt2ckpt.runs import history  # imports Hydra, which those who list runs do without
+
     run = history.run_id_in(place.directory) if place.in_run else None
     if place.file is None:
         return store.find(place.role or Role.LATEST, run)
