@@ -89,6 +89,15 @@ def begin(directory: Path, identity: RunIdentity, frozen: dict[str, Any]) -> Non
     _write_curves(directory, Curves(identity.id, identity.id, first, origin))
 
 
+def gap(directory: Path, step: int) -> str:
+    """What the user has to know where nothing is left of the history up to `step`."""
+    path = directory / HISTORY
+    if step == 0 or _read(path):
+        return ""
+    state = "holds no events" if path.exists() else "is gone"
+    return f"{path} {state}: the history of this run begins after step {step}"
+
+
 def go_on(
     directory: Path,
     identity: RunIdentity,

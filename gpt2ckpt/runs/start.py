@@ -165,7 +165,10 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
         found, store = start.found, Store(start.directory / CHECKPOINTS)
         point = Point(int(found.state["step"]), found.path)
         aside = store.go_back_to(found.path, point.shared_step, datetime.now())
-        notices = [_bring_history(start.directory, start, point, aside)]
+        notices = [
+            history.gap(start.directory, point.step),
+            _bring_history(start.directory, start, point, aside),
+        ]
         if aside:
             notices.insert(0, f"what came after step {point.shared_step} is set aside in {aside}")
         return replace(claimed, notice="\n".join(filter(None, notices)))

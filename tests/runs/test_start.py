@@ -170,10 +170,21 @@ def test_a_config_of_another_project_is_said_to_be_one(tmp_path: Path) -> None:
 
 
 def test_a_resume_at_the_newest_step_sets_nothing_aside(run: Path) -> None:
+    (run / "metrics.jsonl").write_text('{"step": 6, "train_loss": 1.5}\n')
     before = tree(run / "checkpoints")
     claimed = take_directory(start(["+resume=latest"], run), run, is_given=True)
     assert claimed.notice == ""
     assert tree(run / "checkpoints") == before
+    claimed.lock.release()
+
+
+@pytest.mark.parametrize(("content", "word"), [(None, "is gone"), ("torn", "holds no events")])
+def test_a_history_that_is_gone_is_said(run: Path, content: str | None, word: str) -> None:
+    if content:
+        (run / "metrics.jsonl").write_text(content)
+    claimed = take_directory(start(["+resume=latest"], run), run, is_given=True)
+    expected = f"{run}/metrics.jsonl {word}: the history of this run begins after step 6"
+    assert claimed.notice == expected
     claimed.lock.release()
 
 
