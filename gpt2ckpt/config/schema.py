@@ -117,7 +117,7 @@ class TrainerConfig:
 
     `on_bad_loss` (stop or rollback) is for numbers that are not finite and, with `spike_zscore`,
     for a loss so many standard deviations above the last `spike_window`.
-    The run ends at `max_steps` or `max_epochs`, whichever comes first; with neither, after 480.
+    The run ends at `max_steps` or `max_epochs`, whichever comes first; with neither, after 260.
     """
 
     max_steps: int | None = None
