@@ -86,7 +86,7 @@ def test_a_disk_that_hangs_holds_neither_the_training_nor_its_end(
     words += ["checkpoint.hang_seconds=2", "hydra.run.dir=run"]
     process = start("train", words, tmp_path, faults.environment)
     run_directory = tmp_path / "run"
-    wait_until(process, lambda: steps_done(run_directory) >= 10)
+    wait_until(process, (run_directory / "checkpoints" / "latest.pt").exists)
     faults.set(("fsync", -3600, str(run_directory)))
     log = run_directory / "train.log"
     wait_until(process, lambda: "hangs: the disk under" in log.read_text())
