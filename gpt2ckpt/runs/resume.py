@@ -73,9 +73,9 @@ def locate(what: str, given: Path | None, outputs: Path, key: str = "resume") ->
 
 def read(place: Place) -> Found:
     """The valid state nearest to what was asked for. Raises CheckpointError if there is none."""
-    store = Store(place.directory / CHECKPOINTS)
     from gpt2ckpt.runs import history  # imports Hydra, which those who list runs do without
 
+    store = Store(place.directory / CHECKPOINTS)
     run = history.run_id_in(place.directory) if place.in_run else None
     if place.file is None:
         return store.find(place.role or Role.LATEST, run)

@@ -139,7 +139,11 @@ def test_a_file_that_reads_well_at_the_second_look_is_no_damage(
     ("is_silent", "said"), [(True, "was broken off"), (False, "No copy of that state is left")]
 )
 def test_a_copy_that_is_damaged_after_its_check_mends_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_silent: bool, said: str
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    is_silent: bool,
+    said: str,
 ) -> None:
     """By the disk itself, of which the file system knows nothing, or by somebody who writes."""
     put(tmp_path, 1)
@@ -155,7 +159,7 @@ def test_a_copy_that_is_damaged_after_its_check_mends_nothing(
             os.utime(copy, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         return found
 
-    scrubber._confirmed = then_damaged  # type: ignore[method-assign]
+    monkeypatch.setattr(scrubber, "_confirmed", then_damaged)
     before = {path.name: path.stat().st_ino for path in Store(tmp_path).files()}
     scrubber.run(never)
     assert {path.name: path.stat().st_ino for path in Store(tmp_path).files()} == before
