@@ -132,6 +132,11 @@ class CheckpointManager:
         waiting = copies(self._writing) if self._writing and self._writer.is_busy else 0
         return (1 + waiting) * self._seconds_a_copy
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a save is under way."""
+        return self._writer.is_busy
+
     def last_regular(self) -> Found | None:
         """The newest valid regular save, the one that is being written included; else the state
         that this process was resumed or forked from; None if it began anew."""

@@ -66,6 +66,8 @@ def remedy(error: Exception, folder: Path) -> str:
         return "Nothing is written there: stop this process, and go on from where its run is now"
     if number == errno.EROFS:
         return f"{folder} has become read-only: see dmesg for why, and mount it writable again"
+    if number in (errno.EPERM, errno.EACCES):
+        return f"{folder} does not let this user write: see ls -ld and lsattr -d for why"
     return f"See dmesg for what is wrong with the disk under {folder}"
 
 

@@ -68,6 +68,9 @@ def compose_config(name: str, overrides: list[str], extra_dir: Path | None = Non
             del config["hydra"]
         values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
+    for key, directory in (("run", hydra.run.dir), ("sweep", hydra.sweep.dir)):
+        if not directory:
+            raise ConfigError(f"hydra.{key}.dir is empty: give a directory, or leave it out")
     return Composed({str(key): value for key, value in values.items()}, hydra)
 
 
@@ -187,6 +190,8 @@ def parse_overrides(overrides: list[str]) -> Any:
     for word in overrides:
         try:
             parsed.append(parser.parse_override(word))
+            if not parsed[-1].key_or_group:
+                raise ValueError("Hydra takes a word without a key")
         except (HydraException, ValueError) as error:
             raise ConfigError(f"{word!r} is no override of the form key=value") from error
     return parsed

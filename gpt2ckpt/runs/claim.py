@@ -1,5 +1,6 @@
 """Claiming a directory for a new run, so that no two runs ever share one."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gpt2ckpt.errors import InputError
-from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, STAMP, STAMPED
+from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, JOBS, STAMP, STAMPED
 from gpt2ckpt.runs.lock import RunLock, is_locked
 
 
@@ -61,10 +62,23 @@ def claim_sweep(wanted: Path, *, is_given: bool, is_continued: bool) -> Path:
     with _making("sweep", wanted):
         if not is_given:
             return claim_name(claim_base(wanted), datetime.now())
-        if not is_continued and holds_sweep(wanted):
-            return claim_name(wanted.with_name(f"{wanted.name}_sweep"), datetime.now())
+        is_taken = not is_continued and holds_sweep(wanted)
         wanted.mkdir(parents=True, exist_ok=True)
+        if is_taken or not (is_continued or _is_ours_alone(wanted)):
+            return claim_name(wanted.with_name(f"{wanted.name}_sweep"), datetime.now())
     return wanted
+
+
+def _is_ours_alone(sweep: Path) -> bool:
+    """Whether no other new sweep has the folder, from now on until this process ends."""
+    descriptor = os.open(sweep / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until the process ends
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without such locks
+    return not holds_sweep(sweep)  # one that has ended since we looked
 
 
 def claim_base(stamped: Path) -> Path:

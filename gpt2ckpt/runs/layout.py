@@ -15,4 +15,5 @@ TENSORBOARD = "tensorboard"
 WANDB = "wandb"  # W&B itself calls it so
 LOCK_NAME = "run.lock"
 REPLAY = ".replay.jsonl"  # events of steps that are trained again, until they are compared
+JOBS = "jobs.jsonl"  # of a sweep: sweeps/journal.py
 CURVES = ".history.json"  # runs/curves.py

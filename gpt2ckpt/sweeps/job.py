@@ -22,7 +22,7 @@ from gpt2ckpt.application import CommandLine
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import InputError, LockedError, UserError
 from gpt2ckpt.parallel.group import Alone
-from gpt2ckpt.runs.layout import RECORD
+from gpt2ckpt.runs.layout import JOBS, RECORD
 from gpt2ckpt.runs.resume import AUTO
 from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
 from gpt2ckpt.standby import Interrupted, exit_code
@@ -203,7 +203,7 @@ class SweepJob:
         try:
             journal.append(self.sweep, replace(entry, time=journal.now()))
         except OSError as error:
-            log.warning("%s cannot be written: %s", self.sweep / journal.NAME, error.strerror)
+            log.warning("%s cannot be written: %s", self.sweep / JOBS, error.strerror)
 
     def _result(self, entry: Entry, stopped: int) -> "float | NoMetric":
         if entry.status in (Status.FAILED, Status.LOCKED):

@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
-NAME = "jobs.jsonl"
+from gpt2ckpt.runs.layout import JOBS
 
 
 class Status(StrEnum):
@@ -52,7 +52,7 @@ class Entry:
 def append(sweep: Path, entry: Entry) -> None:
     """Add a line. Raises OSError."""
     line = json.dumps(asdict(entry), allow_nan=False) + "\n"
-    descriptor = os.open(sweep / NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(sweep / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(descriptor, line.encode())
     finally:
@@ -62,7 +62,7 @@ def append(sweep: Path, entry: Entry) -> None:
 def read(sweep: Path, launch: str) -> list[Entry]:
     """The entries of one launch, in order; a line that a kill cut off is passed over."""
     try:
-        lines = (sweep / NAME).read_text(encoding="utf-8").splitlines()
+        lines = (sweep / JOBS).read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
     entries = []

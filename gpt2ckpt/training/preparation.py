@@ -82,12 +82,13 @@ def finished_notice(start: Start, prepared: Prepared) -> str | None:
     trainer = prepared.config.trainer
     if start.state is None or start.state["step"] < prepared.total_steps:
         return None
-    if trainer.eval_every and start.state["data"]["evaluated_step"] != start.state["step"]:
+    step = start.state["step"]
+    is_evaluated = not trainer.eval_every or start.state["data"]["evaluated_step"] == step
+    if step == prepared.total_steps and not is_evaluated:
         return None  # stopped before its last evaluation, and what comes after it
     by_epochs = trainer.max_epochs and trainer.max_steps != prepared.total_steps
     key = "trainer.max_epochs" if by_epochs else "trainer.max_steps"
     now = trainer.max_epochs if by_epochs else prepared.total_steps
-    step = start.state["step"]
     of = f"of {prepared.total_steps}" if step == prepared.total_steps else "is past its end"
     sentence = (
         f"{start.directory or 'the run'} is finished: step {step} {of}. To go on, raise {key} "

@@ -32,9 +32,16 @@ def react(
     if what is Answer.STOP or (what is Answer.GO_BACK and found is None):
         if trainer.on_bad_loss == "stop":
             raise bad
-        limit = f"{tally.rollbacks} rollbacks, trainer.max_rollbacks is {trainer.max_rollbacks}"
-        why = "no regular checkpoint to go back to" if what is Answer.GO_BACK else limit
-        raise type(bad)(f"{bad} ({why})") from bad
+        happened = str(bad).partition(":")[0]
+        if what is Answer.GO_BACK:
+            raise type(bad)(
+                f"{happened}, and there is no regular checkpoint to go back to: train with a lower "
+                "optimizer.lr, or save sooner with checkpoint.save_every"
+            ) from bad
+        raise type(bad)(
+            f"{happened}, after {tally.rollbacks} rollbacks: go on with +resume=latest and a lower "
+            f"optimizer.lr, or raise trainer.max_rollbacks (now {trainer.max_rollbacks})"
+        ) from bad
     first = counters.position
     if not weights_are_bad:
         counters.position += blocks

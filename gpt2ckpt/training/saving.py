@@ -97,8 +97,11 @@ class Saver:
 
     def last_words(self) -> str:
         """What there is to go on from."""
-        newest = self.manager.newest if self.manager is not None else None
-        return f"The newest checkpoint is {newest}" if newest else "There is no checkpoint yet"
+        if self.manager is not None and self.manager.newest:
+            return f"The newest checkpoint is {self.manager.newest}"
+        if self.manager is not None and self.manager.is_writing:
+            return "The first checkpoint is being written"
+        return "There is no checkpoint yet"
 
     def has_failed(self) -> bool:
         """Whether the last save has, which is waited for."""

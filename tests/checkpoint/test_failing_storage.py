@@ -1,5 +1,6 @@
 """Disks that fail, hang or turn read-only under a run: real errors of real calls."""
 
+import errno
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from real_disks import formatted
 from gpt2ckpt.checkpoint import durable, format
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
+from gpt2ckpt.checkpoint.space import remedy
 from gpt2ckpt.checkpoint.store import Store
 
 HERE = Path(__file__).parent
@@ -196,3 +198,18 @@ def test_of_saves_that_never_became_the_latest_the_last_is_found_whatever_the_cl
     (tmp_path / "latest_backup.pt").unlink()
     (tmp_path / "rolling_last_backup.pt").unlink()
     assert Store(tmp_path).find(Role.LATEST).state["step"] == 7
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EIO, "dmesg"),
+        (errno.EROFS, "mount it writable again"),
+        (errno.EPERM, "lsattr -d"),
+        (errno.EDQUOT, "checkpoints prune"),
+    ],
+)
+def test_the_advice_is_about_the_error_that_there_was(
+    tmp_path: Path, number: int, advice: str
+) -> None:
+    assert advice in remedy(OSError(number, os.strerror(number)), tmp_path)

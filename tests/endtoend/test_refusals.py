@@ -21,6 +21,8 @@ WRONG = {
     "--cfg job trainer=5": (2, "trainer=5 names no choice: give trainer=NAME"),
     "--cfg job optimizer.lr=fast": (2, "optimizer.lr must be a number"),
     "no_override": (2, "'no_override' is no override of the form key=value"),
+    "=": (2, "'=' is no override of the form key=value"),
+    "hydra.run.dir=": (2, "hydra.run.dir is empty: give a directory, or leave it out"),
     "--multirn": (2, "Did you mean --multirun?"),
     "--config-name=trian": (2, "there is no config trian"),
     "--config-dir=nowhere": (2, "there is no such directory"),

@@ -18,3 +18,14 @@ def test_ten_starts_at_once_get_ten_directories(token_data: Any, tmp_path: Path)
     for run in runs:
         assert [step for step, _ in events(run)] == [1, 2]
         assert sum(f"outputs/{run.name}\n" in out for out in said) == 1
+
+
+def test_sweeps_at_once_in_one_folder_get_a_folder_each(token_data: Any, tmp_path: Path) -> None:
+    words = ["-m", *token_data.overrides, "trainer.max_steps=2", "seed=1,2"]
+    words.append("hydra.sweep.dir=outputs/mine")
+    processes = [start("train", words, tmp_path) for _ in range(3)]
+    said = [succeed(finish(process)).out for process in processes]
+    sweeps = sorted((tmp_path / "outputs").iterdir())
+    assert [len(list(sweep.glob("[0-9]*"))) for sweep in sweeps] == [2, 2, 2]
+    assert sweeps[0].name == "mine"
+    assert sum("CHECKPOINT DIRECTORY PROTECTION" in out for out in said) == 2

@@ -307,6 +307,17 @@ def test_a_finished_run_says_what_to_raise(token_data: Any, tmp_path: Path) -> N
         assert finished_notice(more, prepare(more)) is None
 
 
+def test_an_end_that_is_lowered_below_the_saved_step_is_named_as_past(
+    token_data: Any, tmp_path: Path
+) -> None:
+    train([*token_data.overrides, "trainer.max_steps=3"], tmp_path / "run")
+    lower = start_of(["+resume=latest", "trainer.max_steps=1"], tmp_path / "run")
+    assert lower.state is not None
+    lower.state["data"]["evaluated_step"] = 2  # as after a stop before the evaluation
+    notice = finished_notice(lower, prepare(lower))
+    assert notice is not None and "step 3 is past its end" in notice
+
+
 def test_of_two_ends_the_one_that_was_reached_is_to_be_raised(
     token_data: Any, tmp_path: Path
 ) -> None:
