@@ -59,7 +59,7 @@ def torture(folder: Path, episodes: int, seed: int) -> Tally:
             raise RuntimeError(f"the undisturbed training ended with {code}:\n{child.text()}")
         expected = tiny.final_state(undisturbed)
         for number in range(episodes):
-            dice, disk = random.Random(seed + number), disks[number % 2]
+            dice, disk = random.Random(seed + number), disks[(seed + number) % 2]
             try:
                 _episode(disk, words, expected, dice, tally)
             except Exception as error:

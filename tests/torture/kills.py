@@ -40,15 +40,14 @@ class Reference:
 
 
 def torture(folder: Path, kills: int, seed: int) -> Tally:
-    """Lives until `kills` kills have hit a living process."""
+    """Whole lives until at least `kills` kills have hit a living process."""
     tally, begun = Tally("SIGKILL"), time.monotonic()
     tiny.make_data(folder)
     references = [_reference(folder, number) for number in range(len(VARIANTS))]
     while tally.done < kills:
-        most = min(MOST, kills - tally.done)
         run = folder / f"life_{seed}"
         try:
-            _live(run, references, random.Random(seed), most, tally)
+            _live(run, references, random.Random(seed), tally)
         except Exception as error:
             tally.fail(seed, f"{type(error).__name__}: {error}")
         else:
@@ -69,12 +68,10 @@ def _reference(folder: Path, number: int) -> Reference:
     return Reference(words, tiny.final_state(run), tiny.losses(run), seconds)
 
 
-def _live(
-    run: Path, references: list[Reference], dice: random.Random, most: int, tally: Tally
-) -> None:
-    """One life with up to `most` kills. Raises AssertionError for what must not be."""
+def _live(run: Path, references: list[Reference], dice: random.Random, tally: Tally) -> None:
+    """One life with its kills. Raises AssertionError for what must not be."""
     reference = dice.choice(references)
-    kills, safe = dice.randint(min(LEAST, most), most), 0
+    kills, safe = dice.randint(LEAST, MOST), 0
     for number in range(kills):
         begin = dice.choices(*zip(*WAYS.items(), strict=True))[0]
         child = begin(reference.words, run, run.parent / f"{run.name}.{number}.out")

