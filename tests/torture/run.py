@@ -97,7 +97,12 @@ def _report(args: argparse.Namespace, seed: int, tallies: list[Tally]) -> None:
     where += f", Python {platform.python_version()}"
     command = f"python -m tests.torture.run {' '.join(sys.argv[1:])}"
     found = [f"- {failure.splitlines()[0]}" for tally in tallies for failure in tally.failures]
-    lines = [f"`{command}`, first seed {seed}", "", f"{where}, torch {torch.__version__}, {date.today()}", ""]
+    lines = [
+        f"`{command}`, first seed {seed}",
+        "",
+        f"{where}, torch {torch.__version__}, {date.today()}",
+        "",
+    ]
     lines += [table(tallies), *(["", "Failures:", *found] if found else [])]
     args.output.write_text("\n".join(lines) + "\n")
 
