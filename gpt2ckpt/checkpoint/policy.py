@@ -27,7 +27,10 @@ class Retention:
 
 @dataclass(frozen=True)
 class Event:
-    """A state that has come, and why it is saved: at least one of the reasons holds."""
+    """A state that has come, and why it is saved: at least one of the reasons holds.
+
+    With `again`, its save was cut off before: some names may stand for it already.
+    """
 
     step: int
     when: datetime
@@ -35,6 +38,7 @@ class Event:
     emergency: bool = False
     best: bool = False
     epoch_ended: int | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True)

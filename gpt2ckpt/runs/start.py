@@ -26,7 +26,8 @@ class Start:
     """What is to be trained, and from which state. Nothing is written yet.
 
     `directory` is that of the run that goes on; None for a new run, forks included. With
-    `begins_again`, a run that never came to its first save begins anew in its own directory.
+    `begins_again`, a run that never came to its first save begins anew in its own directory. With
+    `save_was_cut_off`, the state is saved again first: some names still stand for older ones.
     """
 
     frozen: Values
@@ -35,6 +36,7 @@ class Start:
     found: Found | None = None
     changes: list[Change] = field(default_factory=list)
     begins_again: bool = False
+    save_was_cut_off: bool = False
 
     @property
     def state(self) -> dict[str, Any] | None:
@@ -110,7 +112,8 @@ def find_start(
         raise CheckpointError(f"{found.path} holds no config that can be replayed") from error
     kept = [override for override in recorded if override not in new]  # the last one counts
     directory = None if fork else place.directory
-    return Start(frozen, kept + new, directory, found, changes, begins_again)
+    cut_off = directory is not None and _was_cut_off(found, directory, frozen["checkpoint"])
+    return Start(frozen, kept + new, directory, found, changes, begins_again, cut_off)
 
 
 def _origin(directory: Path) -> resume.Place | None:
@@ -137,6 +140,13 @@ def _refuse_foreign(found: Found, directory: Path) -> None:
             f"{found.path} is a state of another run, {owner}, and {directory} belongs to run "
             f"{own}: to start a new run from it, add +fork=true"
         )
+
+
+def _was_cut_off(found: Found, directory: Path, settings: Values) -> bool:
+    store = Store(directory / CHECKPOINTS)
+    is_in_place = found.path.parent.resolve() == store.folder.resolve()  # and not abandoned
+    is_wanted = bool(settings["enabled"]) and is_in_place
+    return is_wanted and store.was_cut_off(found, with_best=settings["save_best"])
 
 
 def _refuse_folders(directory: Path) -> None:

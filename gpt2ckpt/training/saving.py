@@ -43,8 +43,9 @@ class Saver:
         emergency: bool = False,
         best: bool = False,
         epoch_ended: int | None = None,
+        again: bool = False,
     ) -> None:
-        """Save the state under the roles that are wanted, if any is.
+        """Save the state under the roles that are wanted, if any is; `again` if that was cut off.
 
         Raises BadWeights for a state that is not finite on any rank, but for an emergency, which
         a rank may have by itself.
@@ -71,7 +72,7 @@ class Saver:
         schedule: dict[str, Any] = {"total_steps": self.total_steps, "scale": self.schedule(step)}
         epoch = counters.epoch(self.blocks_per_epoch)
         state = self.state.capture(self.provenance, epoch, schedule, reason)
-        event = Event(step, datetime.now(), regular, emergency, best, epoch_ended)
+        event = Event(step, datetime.now(), regular, emergency, best, epoch_ended, again)
         if self.manager is not None:
             self.manager.save(state, event, self.loggers.sync)
 

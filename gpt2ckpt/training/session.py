@@ -171,6 +171,7 @@ class Session:
             deadline=deadline,
             interrupts=interrupts,
             team=self.team,
+            save_was_cut_off=self.start.save_was_cut_off,
         )
 
     def _build_stepper(

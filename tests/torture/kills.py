@@ -34,6 +34,7 @@ class Reference:
     """The training that nobody kills, and how long it took."""
 
     words: list[str]
+    run: Path
     state: dict[str, Any]
     losses: list[tuple[int, float]]
     seconds: float
@@ -65,7 +66,7 @@ def _reference(folder: Path, number: int) -> Reference:
         raise RuntimeError(f"the undisturbed training ended with {code}:\n{child.text()}")
     seconds = time.monotonic() - begun
     find_start({"resume": "auto", "fork": False}, words, run, folder, tiny.compose)  # all composed
-    return Reference(words, tiny.final_state(run), tiny.losses(run), seconds)
+    return Reference(words, run, tiny.final_state(run), tiny.losses(run), seconds)
 
 
 def _live(run: Path, references: list[Reference], dice: random.Random, tally: Tally) -> None:
@@ -88,6 +89,7 @@ def _live(run: Path, references: list[Reference], dice: random.Random, tally: Ta
     assert "differs" not in output, output[-1500:]
     where = tiny.differing(tiny.final_state(run), reference.state)
     assert where is None, f"{where} differs from the undisturbed training's"
+    assert tiny.best_step(run) == tiny.best_step(reference.run), "best_model.pt is another step's"
     assert tiny.losses(run) == reference.losses, "the losses differ from the undisturbed training's"
     tally.counts["lives that ended bitwise the same"] += 1
     for output_file in run.parent.glob(f"{run.name}.*.out"):

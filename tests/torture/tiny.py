@@ -233,6 +233,11 @@ def final_state(run: Path) -> dict[str, Any]:
     return {key: state[key] for key in COMPARED}
 
 
+def best_step(run: Path) -> int:
+    """The step of best_model.pt itself, not of what a resume would take for it."""
+    return int(load(run / "checkpoints" / names.BEST)["step"])
+
+
 def differing(first: Any, second: Any, path: str = "") -> str | None:
     """The first place where two states differ in any bit, or None."""
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):

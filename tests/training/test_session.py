@@ -318,6 +318,29 @@ def test_an_end_that_is_lowered_below_the_saved_step_is_named_as_past(
     assert notice is not None and "step 3 is past its end" in notice
 
 
+def test_a_run_that_was_killed_in_its_last_save_gets_all_its_names(
+    token_data: Any, tmp_path: Path
+) -> None:
+    words = [*token_data.overrides, "trainer.max_steps=6", "trainer.eval_every=3"]
+    run = tmp_path / "run"
+    train([*words, "checkpoint.save_every=3"], run)
+    folder = run / "checkpoints"
+    whole = {path.name: load(path)["step"] for path in folder.iterdir()}
+    assert whole["latest.pt"] == whole["best_model.pt"] == 6
+    weights = final(run)
+    for name in ("latest.pt", "best_model.pt"):  # as before the last save moved them
+        (folder / name).unlink()
+        (folder / name).hardlink_to(folder / "rolling_step_000003.pt")
+    start = start_of(["+resume=auto"], run)
+    assert start.state is not None and start.state["step"] == 6
+    assert finished_notice(start, prepare(start)) is None
+    train(["+resume=auto"], run)
+    assert {path.name: load(path)["step"] for path in folder.iterdir()} == whole
+    assert differing(weights, final(run)) == []
+    again = start_of(["+resume=auto"], run)
+    assert finished_notice(again, prepare(again)) is not None
+
+
 def test_of_two_ends_the_one_that_was_reached_is_to_be_raised(
     token_data: Any, tmp_path: Path
 ) -> None:
