@@ -227,7 +227,7 @@ class Battery:
 
     def sigterm(self) -> str:
         directory = self.folder / "terminated"
-        process = self.start(directory)
+        process = self.start(directory, "--pause", "0.1")  # HF Trainer waits for 3 s first
         while process.poll() is None and self.steps(directory) < 12:
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGTERM)

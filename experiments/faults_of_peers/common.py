@@ -2,14 +2,16 @@
 
 Each trainer is a program `python -m experiments.faults_of_peers.NAME DIR [--lr X] [--resume]` that
 trains the same small GPT-2 on the same tokens in DIR, saves every SAVE_EVERY steps, appends a line
-`STEP LOSS` to DIR/losses.txt after each step, and with --resume goes on as that tool's
-documentation says. At the end it writes DIR/final.pt, the state dict of the model.
+`STEP LOSS` to DIR/losses.txt after each step (then waits for --pause seconds), and with --resume
+goes on as that tool's documentation says. At the end it writes DIR/final.pt, the state dict of the
+model.
 """
 
 import argparse
 import contextlib
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +22,12 @@ SEED = 1337
 
 @dataclass(frozen=True)
 class Settings:
-    """The command line of a trainer."""
+    """The command line of a trainer; `pause` are seconds after each step."""
 
     directory: Path
     lr: float
     resume: bool
+    pause: float
 
 
 def settings() -> Settings:
@@ -33,9 +36,10 @@ def settings() -> Settings:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--lr", type=float, default=LR)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--pause", type=float, default=0)
     args = parser.parse_args()
     args.directory.mkdir(parents=True, exist_ok=True)
-    return Settings(args.directory.resolve(), args.lr, args.resume)
+    return Settings(args.directory.resolve(), args.lr, args.resume, args.pause)
 
 
 def make_tokens(path: Path) -> None:
@@ -79,10 +83,11 @@ def build_model() -> "object":
     return GPT2LMHeadModel(config)
 
 
-def note(directory: Path, step: int, loss: float) -> None:
+def note(given: Settings, step: int, loss: float) -> None:
     """Append a step to losses.txt; on a full disk nothing, since that is no trainer's doing."""
-    with contextlib.suppress(OSError), (directory / "losses.txt").open("a") as file:
+    with contextlib.suppress(OSError), (given.directory / "losses.txt").open("a") as file:
         file.write(f"{step} {loss!r}\n")
+    time.sleep(given.pause)
 
 
 def finish(directory: Path, weights: object) -> None:

@@ -1,4 +1,5 @@
-"""Hugging Face Trainer: save_steps, save_total_limit, and resume_from_checkpoint=True."""
+"""Hugging Face Trainer: save_steps, save_total_limit, resume_from_checkpoint=True, and the
+checkpoint on SIGTERM that its TrainingArguments offer for preemptible machines."""
 
 from experiments.faults_of_peers import common
 
@@ -14,7 +15,7 @@ def main() -> None:
     class Notes(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **more):
             if logs and "loss" in logs:
-                common.note(given.directory, state.global_step, float(logs["loss"]))
+                common.note(given, state.global_step, float(logs["loss"]))
 
     arguments = TrainingArguments(
         **{"output_dir": str(given.directory / "checkpoints"), "max_steps": common.STEPS},
@@ -22,6 +23,7 @@ def main() -> None:
         **{"lr_scheduler_type": "constant", "save_strategy": "steps"},
         **{"save_steps": common.SAVE_EVERY, "save_total_limit": 3, "logging_steps": 1},
         **{"report_to": [], "disable_tqdm": True, "use_cpu": True, "seed": common.SEED},
+        **{"enable_jit_checkpoint": True},  # on SIGTERM
         **{"full_determinism": False, "dataloader_num_workers": 0},
     )
     data = [

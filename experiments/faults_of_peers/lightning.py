@@ -1,7 +1,8 @@
 """PyTorch Lightning with its ModelCheckpoint: save_last, top k of the newest, ckpt_path="last".
 
 The documented settings for a run that may be stopped at any time: `every_n_train_steps`,
-`save_last`, and `Trainer.fit(ckpt_path=...)` (Lightning's "Save and load progress" pages).
+`save_last`, and `Trainer.fit(ckpt_path=...)` (Lightning's "Save and load progress" pages), and a
+checkpoint when an exception ends the training, which "last" finds too.
 """
 
 import warnings
@@ -16,7 +17,7 @@ def main() -> None:
     common.quiet()
     warnings.filterwarnings("ignore")
     import lightning as L
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
     given = common.settings()
 
@@ -33,7 +34,7 @@ def main() -> None:
             return loss
 
         def on_train_batch_end(self, outputs, batch, index):
-            common.note(given.directory, self.global_step, outputs["loss"].item())
+            common.note(given, self.global_step, outputs["loss"].item())
 
         def configure_optimizers(self):
             return torch.optim.AdamW(self.parameters(), lr=given.lr)
@@ -45,8 +46,9 @@ def main() -> None:
         **{"every_n_train_steps": common.SAVE_EVERY, "save_last": True, "save_top_k": 3},
         **{"monitor": "step_count", "mode": "max"},
     )
+    ending = OnExceptionCheckpoint(given.directory / "checkpoints")
     trainer = L.Trainer(
-        **{"max_steps": common.STEPS, "accelerator": "cpu", "callbacks": [saver]},
+        **{"max_steps": common.STEPS, "accelerator": "cpu", "callbacks": [saver, ending]},
         **{"logger": False, "enable_progress_bar": False, "enable_model_summary": False},
         **{"default_root_dir": given.directory, "deterministic": True},
     )

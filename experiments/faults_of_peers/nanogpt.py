@@ -36,7 +36,7 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         step += 1
-        common.note(given.directory, step, loss.item())
+        common.note(given, step, loss.item())
         if step % common.SAVE_EVERY == 0:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save({**state, "iter_num": step, "lr": optimizer.param_groups[0]["lr"]}, path)

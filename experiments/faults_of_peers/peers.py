@@ -62,7 +62,8 @@ def _own_rate(directory: Path) -> float:
 
 
 def _lightning_last(directory: Path) -> Path:
-    found = (directory / "checkpoints").glob("last*.ckpt")
+    folder = directory / "checkpoints"
+    found = [*folder.glob("last*.ckpt"), *folder.glob("on_exception*.ckpt")]
     return max(found, key=lambda path: path.stat().st_mtime_ns)
 
 
