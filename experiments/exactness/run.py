@@ -1,5 +1,6 @@
-"""Run the whole study: python -m experiments.exactness.run [--only WORD]. Writes results/, a
-group of variants after the other.
+"""Run the whole study: python -m experiments.exactness.run. Writes results/.
+
+A part of it, by --only WORD, is only printed.
 
 Each training is a process of its own. On one rank it is forked from a server that has imported the
 modules and done nothing, which saves the seconds of the import. The runs that are not resumed are
@@ -52,25 +53,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=arguments.disk) as folder:
             for row in study(Path(folder), group, arguments.at_once):
                 rows.append(row)
-                keep(rows, facts)  # what is cut off here has been for something
-    print((RESULTS / "table.md").read_text())
-    sys.exit(0 if all(row["same"] for row in rows) else 1)
-
-
-def keep(found: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Write the rows in the place of older ones of their variants."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "results.json"
-    old = json.loads(path.read_text())["cases"] if path.exists() else []
-    new = {row["variant"] for row in found}
-    rows = [row for row in old if row["variant"] not in new] + found
-    order = [variant.name for variant in VARIANTS]
-    rows = sorted(
-        (r for r in rows if r["variant"] in order), key=lambda r: order.index(r["variant"])
-    )
     results = {"machine": facts, "cases": rows}
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    (RESULTS / "table.md").write_text(as_markdown(results))
+    print(as_markdown(results))
+    if not arguments.only:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        (RESULTS / "table.md").write_text(as_markdown(results))
+    sys.exit(0 if all(row["same"] for row in rows) else 1)
 
 
 def study(folder: Path, variants: list[Variant], at_once: int) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
 from gpt2ckpt.optim.schedule import build_schedule
 from gpt2ckpt.training.hardware import Hardware, choose_hardware, prepare_process
+from gpt2ckpt.training.preparation import DEFAULT_STEPS
 from gpt2ckpt.training.rng import seed_everything
 from gpt2ckpt.training.state import Counters, TrainingState
 from gpt2ckpt.training.step import Stepper
@@ -59,7 +60,7 @@ def build_step(shape: Shape) -> Callable[[], float]:
         *(model.loss, open_loader(config), hardware),
         *(trainer.batch_size, trainer.grad_accum, trainer.grad_clip),
     )
-    schedule = build_schedule(config.schedule, total_steps=480)
+    schedule = build_schedule(config.schedule, total_steps=DEFAULT_STEPS)
 
     def step() -> float:
         optimizer.set_lr_scale(schedule(state.counters.step))
