@@ -193,12 +193,12 @@ class Store:
         return sorted(newer, key=lambda path: ages[path], reverse=True)
 
     def _is_older(self, name: str, than: dict[str, Any]) -> bool:
-        """Whether a file holds an earlier state of the same run."""
+        """Whether a file holds the state of an earlier step of the same run."""
         meta = _meta_or_none(self.folder / name)
         if meta is None:
             return False
-        (run, *age), (other, *its) = _run_and_age(than), _run_and_age(meta)
-        return run == other and its < age
+        (run, step, _), (other, earlier, _) = _run_and_age(than), _run_and_age(meta)
+        return run == other and earlier < step
 
     def _step_of(self, path: Path) -> int:
         """The step of a file by its own word, else by its name; -1 if neither says one."""

@@ -341,6 +341,25 @@ def test_a_run_that_was_killed_in_its_last_save_gets_all_its_names(
     assert finished_notice(again, prepare(again)) is not None
 
 
+def test_a_stop_right_after_a_save_is_no_save_that_was_cut_off(
+    token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*token_data.overrides, "trainer.max_steps=6", "trainer.eval_every=3"]
+    run, real = tmp_path / "run", session.evaluate
+
+    def interrupted(*arguments: Any) -> Any:
+        evaluation = real(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluation
+
+    monkeypatch.setattr(session, "evaluate", interrupted)
+    train([*words, "checkpoint.save_every=3"], run)
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert any(name.startswith("emergency_step_000003") for name in names)
+    assert "rolling_step_000003.pt" in names
+    assert not start_of(["+resume=auto"], run).save_was_cut_off
+
+
 def test_of_two_ends_the_one_that_was_reached_is_to_be_raised(
     token_data: Any, tmp_path: Path
 ) -> None:
