@@ -25,6 +25,7 @@ from gpt2ckpt.parallel.ranks import read_ranks
 from gpt2ckpt.runs.start import (
     Start,
     find_start,
+    finish_save,
     foretold,
     hydra_record,
     take_directory,
@@ -82,7 +83,8 @@ def _single(line: CommandLine, team: Team) -> int:
         start = replace(start, begins_again=True)  # that attempt never came to a save
     prepared = prepare(start)
     if notice := finished_notice(start, prepared):
-        print(notice)
+        finished = [] if composed.values["dry_run"] else finish_save(start)
+        print("\n".join([*finished, notice]))
         return 0
     if composed.values["dry_run"]:
         print("\n".join(foretold(start, wanted, is_given=is_given)))

@@ -77,7 +77,7 @@ def contradiction(name: str, meta: Mapping[str, Any]) -> str | None:
     match role_of(name):
         case Role.ROLLING | Role.EMERGENCY if step != number:
             return f"it holds step {step!r}: another file in its place"
-        case Role.EPOCH if number is not None and not _ends_epoch(meta, number):
+        case Role.EPOCH if number is not None and not ends_epoch(meta, number):
             return f"it holds step {step!r}, no end of epoch {number}: another file in its place"
         case Role.BEST | Role.BEST_BACKUP | Role.BEST_PREVIOUS:
             if meta.get("best_step", step) != step:
@@ -85,7 +85,7 @@ def contradiction(name: str, meta: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _ends_epoch(meta: Mapping[str, Any], number: int) -> bool:
+def ends_epoch(meta: Mapping[str, Any], number: int) -> bool:
     """Whether a state was reached by the step that ended epoch `number`; true if it does not say.
 
     By its position in blocks: less than a step's blocks beyond the end.
@@ -110,6 +110,9 @@ def doubts(steps: Mapping[str, int]) -> dict[str, str]:
     found = {}
     if steps.get(LATEST, newest) < newest:
         found[LATEST] = f"there is a later state, step {newest}"
+    before = max((steps[name] for name in pools if steps[name] < steps.get(LATEST, 0)), default=-1)
+    if steps.get(LATEST_BACKUP, before) < before:
+        found[LATEST_BACKUP] = f"there is a later state before the latest, step {before}"
     if rolling_steps and steps.get(ROLLING_BACKUP, -1) not in (-1, max(rolling_steps)):
         found[ROLLING_BACKUP] = "it is no copy of the newest rolling checkpoint"
     if BEST in steps and steps.get(BEST_BACKUP, steps[BEST]) != steps[BEST]:

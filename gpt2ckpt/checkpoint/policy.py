@@ -27,10 +27,7 @@ class Retention:
 
 @dataclass(frozen=True)
 class Event:
-    """A state that has come, and why it is saved: at least one of the reasons holds.
-
-    With `again`, its save was cut off before: some names may stand for it already.
-    """
+    """A state that has come, and why it is saved: at least one of the reasons holds."""
 
     step: int
     when: datetime
@@ -38,7 +35,6 @@ class Event:
     emergency: bool = False
     best: bool = False
     epoch_ended: int | None = None
-    again: bool = False
 
 
 @dataclass(frozen=True)

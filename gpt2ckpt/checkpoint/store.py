@@ -17,8 +17,6 @@ NEXT_BEST = {  # where to look when no file of a role is valid, before the newes
     Role.BEST_PREVIOUS: (Role.BEST, Role.BEST_BACKUP),
 }
 
-MOVED = (names.LATEST, names.BEST)  # whose older state gets another name
-
 
 @dataclass(frozen=True)
 class Found:
@@ -57,8 +55,6 @@ class Store:
         was already durable.
         """
         present = {path.name for path in self.files()}
-        if event.again:  # what stands for this state is none that it takes the place of
-            present -= {n for n in MOVED if self._step_of(self.folder / n) == event.step}
         operations = policy.plan(present, event, retention, pinned)
         for operation in operations:
             match operation:
@@ -99,21 +95,6 @@ class Store:
         if found := _first_valid([*in_place, *(path for path, _ in misplaced)], skipped):
             return found
         raise CheckpointError(f"no valid checkpoint is left in {self.folder}: {_reasons(skipped)}")
-
-    def was_cut_off(self, found: Found, *, with_best: bool) -> bool:
-        """Whether the save of `found` came to an end before every name that it moves stood for it.
-
-        Asked of the names that a save moves last. `with_best`: the best state is to have its names.
-        A file that cannot be read is no sign of it, and is left to those who repair.
-        """
-        present = {path.name for path in self.files()}
-        step = int(found.state["step"])
-        moved = [names.LATEST]
-        if names.rolling(step) in present:
-            moved.append(names.ROLLING_BACKUP)
-        if with_best and found.state.get("best_step") == step and names.BEST in present:
-            moved.append(names.BEST_BACKUP)
-        return any(name not in present or self._is_older(name, found.state) for name in moved)
 
     def last_regular(self, otherwise: Path | None) -> Found | None:
         """The newest rolling file that is valid, else the file `otherwise`, if that is."""
@@ -191,14 +172,6 @@ class Store:
         run, *age = ages[latest]
         newer = [path for path, (owner, *its) in ages.items() if owner == run and its > age]
         return sorted(newer, key=lambda path: ages[path], reverse=True)
-
-    def _is_older(self, name: str, than: dict[str, Any]) -> bool:
-        """Whether a file holds the state of an earlier step of the same run."""
-        meta = _meta_or_none(self.folder / name)
-        if meta is None:
-            return False
-        (run, step, _), (other, earlier, _) = _run_and_age(than), _run_and_age(meta)
-        return run == other and earlier < step
 
     def _step_of(self, path: Path) -> int:
         """The step of a file by its own word, else by its name; -1 if neither says one."""

@@ -44,7 +44,7 @@ def check_shapes(config: ModelConfig, state: dict[str, Tensor]) -> str | None:
     try:
         with torch.device("meta"):
             expected = {name: tuple(t.shape) for name, t in GPT2(config).state_dict().items()}
-    except (RuntimeError, OverflowError):
+    except (RuntimeError, OverflowError, TypeError):  # the last, where no 64 bits hold it
         return "The model has a size that cannot be built."
     for name, shape in expected.items():
         if name not in state:

@@ -64,21 +64,25 @@ def claim_sweep(wanted: Path, *, is_given: bool, is_continued: bool) -> Path:
             return claim_name(claim_base(wanted), datetime.now())
         is_taken = not is_continued and holds_sweep(wanted)
         wanted.mkdir(parents=True, exist_ok=True)
-        if is_taken or not (is_continued or _is_ours_alone(wanted)):
+        if is_taken or not _hold(wanted, shared=is_continued):
             return claim_name(wanted.with_name(f"{wanted.name}_sweep"), datetime.now())
     return wanted
 
 
-def _is_ours_alone(sweep: Path) -> bool:
-    """Whether no other new sweep has the folder, from now on until this process ends."""
+def _hold(sweep: Path, *, shared: bool) -> bool:
+    """Keep new sweeps out of the folder until this process ends; false if this one is to keep out.
+
+    Those that go on in it (`shared`) may be several, and are never kept out: they find each other's
+    jobs.
+    """
     descriptor = os.open(sweep / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until the process ends
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        return shared
     except OSError:
         return True  # a file system without such locks
-    return not holds_sweep(sweep)  # one that has ended since we looked
+    return shared or not holds_sweep(sweep)  # one may have ended since we looked
 
 
 def claim_base(stamped: Path) -> Path:

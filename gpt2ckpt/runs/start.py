@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gpt2ckpt.checkpoint import cut_off
 from gpt2ckpt.checkpoint.store import Found, Store, owner_of
 from gpt2ckpt.config.compose import sets, spelled
 from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, task_overrides
@@ -26,8 +27,7 @@ class Start:
     """What is to be trained, and from which state. Nothing is written yet.
 
     `directory` is that of the run that goes on; None for a new run, forks included. With
-    `begins_again`, a run that never came to its first save begins anew in its own directory. With
-    `save_was_cut_off`, the state is saved again first: some names still stand for older ones.
+    `begins_again`, a run that never came to its first save begins anew in its own directory.
     """
 
     frozen: Values
@@ -36,7 +36,6 @@ class Start:
     found: Found | None = None
     changes: list[Change] = field(default_factory=list)
     begins_again: bool = False
-    save_was_cut_off: bool = False
 
     @property
     def state(self) -> dict[str, Any] | None:
@@ -112,8 +111,7 @@ def find_start(
         raise CheckpointError(f"{found.path} holds no config that can be replayed") from error
     kept = [override for override in recorded if override not in new]  # the last one counts
     directory = None if fork else place.directory
-    cut_off = directory is not None and _was_cut_off(found, directory, frozen["checkpoint"])
-    return Start(frozen, kept + new, directory, found, changes, begins_again, cut_off)
+    return Start(frozen, kept + new, directory, found, changes, begins_again)
 
 
 def _origin(directory: Path) -> resume.Place | None:
@@ -142,13 +140,6 @@ def _refuse_foreign(found: Found, directory: Path) -> None:
         )
 
 
-def _was_cut_off(found: Found, directory: Path, settings: Values) -> bool:
-    store = Store(directory / CHECKPOINTS)
-    is_in_place = found.path.parent.resolve() == store.folder.resolve()  # and not abandoned
-    is_wanted = bool(settings["enabled"]) and is_in_place
-    return is_wanted and store.was_cut_off(found, with_best=settings["save_best"])
-
-
 def _refuse_folders(directory: Path) -> None:
     """Every save would fail where a folder has a checkpoint's name: nothing can replace it."""
     for path in Store(directory / CHECKPOINTS).files():
@@ -172,6 +163,7 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
                 return made
             return replace(made, notice=_bring_history(made.directory, start, Point(), None))
     with _writing_to(Claim(start.directory, _lock(start.directory))) as claimed:
+        finished = _finish_save(start)
         found, store = start.found, Store(start.directory / CHECKPOINTS)
         point = Point(int(found.state["step"]), found.path)
         aside = store.go_back_to(found.path, point.shared_step, datetime.now())
@@ -181,7 +173,40 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
         ]
         if aside:
             notices.insert(0, f"what came after step {point.shared_step} is set aside in {aside}")
-        return replace(claimed, notice="\n".join(filter(None, notices)))
+        return replace(claimed, notice="\n".join(filter(None, [*finished, *notices])))
+
+
+def finish_save(start: Start) -> list[str]:
+    """Finish the last save of a run that has come to its end, if a kill cut it off.
+
+    Returns what the user has to know. What hinders it is told, and no error: the state is safe.
+    """
+    if start.directory is None or start.found is None:
+        return []
+    if not cut_off.left_undone(start.directory / CHECKPOINTS, start.found):
+        return []
+    try:
+        with RunLock(start.directory):
+            return _finish_save(start)
+    except (InputError, OSError) as error:
+        return [_not_finished(start.found, error)]
+
+
+def _finish_save(start: Start) -> list[str]:
+    """The same for a run whose directory is locked."""
+    assert start.directory is not None and start.found is not None
+    try:
+        made = cut_off.finish(start.directory / CHECKPOINTS, start.found)
+    except (CheckpointError, OSError) as error:
+        return [_not_finished(start.found, error)]
+    step = start.found.state["step"]
+    return [f"{', '.join(made)} did not stand for step {step} yet, and do now"] if made else []
+
+
+def _not_finished(found: Found, error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    step, path = found.state["step"], found.path
+    return f"the save of step {step} cannot be finished ({reason}); the state is safe in {path}"
 
 
 def _bring_history(directory: Path, start: Start, point: Point, aside: Path | None) -> str:

@@ -24,7 +24,7 @@ from gpt2ckpt.errors import InputError, LockedError, UserError
 from gpt2ckpt.parallel.group import Alone
 from gpt2ckpt.runs.layout import JOBS, RECORD
 from gpt2ckpt.runs.resume import AUTO
-from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
+from gpt2ckpt.runs.start import Start, find_start, finish_save, hydra_record, take_directory
 from gpt2ckpt.standby import Interrupted, exit_code
 from gpt2ckpt.sweeps import folder, journal
 from gpt2ckpt.sweeps.journal import Entry, Status
@@ -113,6 +113,8 @@ class SweepJob:
         start = find_job_start(self.line, self.sweep, overrides, values, own)
         prepared = prepare(start)
         if finished_notice(start, prepared):
+            for line in finish_save(start):
+                log.info("%s", line)
             best = start.state["best_val_loss"] if start.state else None
             return replace(entry, status=Status.WAS_FINISHED, best_val_loss=best), None
         from gpt2ckpt.training.hardware import hardware_of  # imports torch

@@ -40,7 +40,6 @@ def agree(start: Start, prepared: Prepared, hardware: Hardware, team: Team) -> N
             "changes": [dataclasses.asdict(change) for change in start.changes],
             "file": str(file) if file else None,
             "seal": seal_of(file) if file else None,
-            "save_was_cut_off": start.save_was_cut_off,
             "data": prepared.corpus.digest,
         }
     )
@@ -92,5 +91,4 @@ def _start_of(plan: dict[str, Any]) -> Start:
         Path(plan["directory"]) if plan["directory"] else None,
         read_named(Path(file), plan["seal"]) if file else None,
         [Change(**change) for change in plan["changes"]],
-        save_was_cut_off=plan["save_was_cut_off"],
     )

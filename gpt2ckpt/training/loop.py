@@ -33,7 +33,7 @@ class Loop:
 
     `evaluate` and `sample` get a function that tells whether to stop half-way; `sample` returns a
     text, or None on a rank that has none to show.
-    With `save_was_cut_off`, the state that it begins with is saved again before anything else.
+    `last_blocks` are those of the step after which the state was saved that it begins with.
     `reopen` takes the history after a step away, and gives the loggers to go on with.
     """
 
@@ -56,7 +56,7 @@ class Loop:
     deadline: Deadline
     interrupts: Interrupts
     team: Team = field(default_factory=Alone)
-    save_was_cut_off: bool = False
+    last_blocks: int = 0
     _epoch_seen: int = 0
 
     def run(self) -> signal.Signals | None:
@@ -94,13 +94,9 @@ class Loop:
 
     def _train(self) -> None:
         counters = self.state.counters
-        if counters.step > 0:
-            self._epoch_seen = (counters.position - self.stepper.blocks) // self.blocks_per_epoch
-            if self._evaluation_is_due():
-                self._between_steps()  # an earlier process was stopped before it
-            elif self.save_was_cut_off:
-                log.info("the save of step %d was cut off: it is made again", counters.step)
-                self._save(again=True)
+        if counters.step > 0 and self._evaluation_is_due():
+            self._epoch_seen = (counters.position - self.last_blocks) // self.blocks_per_epoch
+            self._between_steps()  # an earlier process was stopped before it
         self._epoch_seen = self.epoch
         self.meter.start(counters.step)
         # Compiling takes minutes, which a step of nothing yet is not worth waiting for.
@@ -182,28 +178,21 @@ class Loop:
         """Evaluate, sample and save, whichever is due after this step."""
         with self.meter.paused():
             step = self.state.counters.step
-            if self._evaluation_is_due():
-                self._evaluate()
+            is_best = self._evaluation_is_due() and self._evaluate()
             if self._evaluation_is_due():
                 return  # it was interrupted: the resumed run makes it, and what comes after it
             if _is_due(step, self.trainer.sample_every) and not self.interrupts.stop:
                 self._sample()
-            self._save()
+            is_last = step == self.total_steps
+            self.saver.save(
+                "final" if is_last else "regular",
+                regular=_is_due(step, self.checkpoint.save_every) or is_last,
+                best=is_best and self.checkpoint.save_best,
+                epoch_ended=self._epoch_ended() if self.checkpoint.save_epochs else None,
+            )
             if self.interrupts.take_save_request():
                 self.saver.save_emergency("SIGUSR1")
                 self.interrupts.pass_on()
-
-    def _save(self, *, again: bool = False) -> None:
-        """Save the state under every role that it has by its step."""
-        counters = self.state.counters
-        step, is_last = counters.step, counters.step == self.total_steps
-        self.saver.save(
-            "final" if is_last else "regular",
-            regular=_is_due(step, self.checkpoint.save_every) or is_last,
-            best=counters.best_step == step and self.checkpoint.save_best,
-            epoch_ended=self._epoch_ended() if self.checkpoint.save_epochs else None,
-            again=again,
-        )
 
     def _epoch_ended(self) -> int | None:
         before, self._epoch_seen = self._epoch_seen, self.epoch
@@ -214,25 +203,27 @@ class Loop:
         due = _is_due(counters.step, every) or (every > 0 and counters.step == self.total_steps)
         return due and counters.evaluated_step != counters.step
 
-    def _evaluate(self) -> None:
-        """Evaluate, unless that is interrupted."""
+    def _evaluate(self) -> bool:
+        """Evaluate; whether the loss is the best so far."""
         counters, start = self.state.counters, time.perf_counter()
         evaluation = self.evaluate(lambda: self.interrupts.agree() is not None)
         if evaluation is None:
-            return
+            return False
         if self.saver.take_lost_best():
             counters.best_val_loss = counters.best_step = None  # any valid best is better than none
         best = None
         if counters.best_val_loss is not None and counters.best_step is not None:
             best = (counters.best_val_loss, counters.best_step)
         counters.evaluated_step, counters.val_loss = counters.step, evaluation.loss
-        if math.isfinite(evaluation.loss) and (best is None or evaluation.loss < best[0]):
+        is_best = math.isfinite(evaluation.loss) and (best is None or evaluation.loss < best[0])
+        if is_best:
             counters.best_val_loss, counters.best_step = evaluation.loss, counters.step
         event = {"step": counters.step, "time": time.time(), "val_loss": evaluation.loss}
         self.loggers.log(event)
         seconds = time.perf_counter() - start
         line = eval_line(counters.step, self.total_steps, evaluation.loss, best, seconds)
         log.info("%s", line)
+        return is_best
 
     def _sample(self) -> None:
         text = self.sample(lambda: self.interrupts.is_asked_to_stop)

@@ -84,8 +84,8 @@ def finished_notice(start: Start, prepared: Prepared) -> str | None:
         return None
     step = start.state["step"]
     is_evaluated = not trainer.eval_every or start.state["data"]["evaluated_step"] == step
-    if step == prepared.total_steps and (start.save_was_cut_off or not is_evaluated):
-        return None  # stopped before its last evaluation, or in its last save
+    if step == prepared.total_steps and not is_evaluated:
+        return None  # stopped before its last evaluation, and what comes after it
     by_epochs = trainer.max_epochs and trainer.max_steps != prepared.total_steps
     key = "trainer.max_epochs" if by_epochs else "trainer.max_steps"
     now = trainer.max_epochs if by_epochs else prepared.total_steps

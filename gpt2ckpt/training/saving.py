@@ -43,9 +43,8 @@ class Saver:
         emergency: bool = False,
         best: bool = False,
         epoch_ended: int | None = None,
-        again: bool = False,
     ) -> None:
-        """Save the state under the roles that are wanted, if any is; `again` if that was cut off.
+        """Save the state under the roles that are wanted, if any is.
 
         Raises BadWeights for a state that is not finite on any rank, but for an emergency, which
         a rank may have by itself.
@@ -72,7 +71,7 @@ class Saver:
         schedule: dict[str, Any] = {"total_steps": self.total_steps, "scale": self.schedule(step)}
         epoch = counters.epoch(self.blocks_per_epoch)
         state = self.state.capture(self.provenance, epoch, schedule, reason)
-        event = Event(step, datetime.now(), regular, emergency, best, epoch_ended, again)
+        event = Event(step, datetime.now(), regular, emergency, best, epoch_ended)
         if self.manager is not None:
             self.manager.save(state, event, self.loggers.sync)
 

@@ -171,8 +171,15 @@ class Session:
             deadline=deadline,
             interrupts=interrupts,
             team=self.team,
-            save_was_cut_off=self.start.save_was_cut_off,
+            last_blocks=self._blocks_of_last_step(),
         )
+
+    def _blocks_of_last_step(self) -> int:
+        """By the config that the state was trained with: a resume may have another batch."""
+        if self.start.state is None:
+            return 0
+        trainer = self.start.state["config"]["trainer"]
+        return int(trainer["batch_size"]) * int(trainer["grad_accum"])
 
     def _build_stepper(
         self, state: TrainingState, manager: CheckpointManager | None, deadline: Deadline

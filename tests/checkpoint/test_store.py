@@ -1,7 +1,6 @@
 """Real folders: the roles after saves, crashes between any two calls, and the way back."""
 
 import os
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from checkpoint_helpers import (
 )
 from disk_model import DiskModel, Names, followed
 
-from gpt2ckpt.checkpoint import durable, format, names
+from gpt2ckpt.checkpoint import format, names
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.checkpoint.store import Store
@@ -210,80 +209,6 @@ def test_deletion_is_the_last_thing_and_after_the_sync(
     assert model.calls[deletion + 1 :] == [("fsync", "checkpoints")]
     assert model.calls[deletion - 1] == ("fsync", "checkpoints")
     assert ("rename", "latest.pt") in model.calls[:deletion]
-
-
-class Killed(BaseException):
-    """As a SIGKILL: nothing is tidied up after it."""
-
-
-def put_state(folder: Path, step: int, wanted: str, *, again: bool = False) -> None:
-    reasons: dict[str, Any] = dict.fromkeys(wanted.split(), True)
-    if "epoch_ended" in reasons:
-        reasons["epoch_ended"] = step
-    state = {**small_state(step), "best_step": step if "best" in reasons else 1}
-    coming = event(step, **reasons, again=again)
-    Store(folder).put(format.encode(state), coming, Retention(2, 2))
-
-
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        "regular",
-        "best",
-        "emergency",
-        "regular best",
-        "best epoch_ended",
-        "regular best epoch_ended",
-    ],
-)
-def test_a_save_that_was_cut_off_between_two_names_is_made_again(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
-) -> None:
-    """Else a run that was killed in its last save is finished, and its latest an older one."""
-    folders = (folder.with_name(f"cut_{number}") for number in range(20))
-    put_state(folder, 1, "regular best")
-    put_state(folder, 2, wanted)
-    whole = steps_in(folder)
-    store = Store(folder)
-    assert not store.was_cut_off(store.find(Role.LATEST), with_best=True)
-    cut, is_cut = 0, True
-    while is_cut:
-        cut, beside = cut + 1, next(folders)
-        beside.mkdir()
-        put_state(beside, 1, "regular best")
-        with monkeypatch.context() as patch:
-            is_cut = kill_after(patch, cut, lambda beside=beside: put_state(beside, 2, wanted))
-        store = Store(beside)
-        found = store.find(Role.LATEST)
-        assert found.state["step"] == 2
-        assert store.was_cut_off(found, with_best=True) == is_cut == (steps_in(beside) != whole)
-        put_state(beside, 2, wanted, again=True)
-        assert steps_in(beside) == whole
-        assert not store.was_cut_off(store.find(Role.LATEST), with_best=True)
-    assert cut >= 3
-
-
-def kill_after(patch: pytest.MonkeyPatch, names_made: int, save: Callable[[], None]) -> bool:
-    """Let a save end when it has made so many names; whether it had more to make."""
-    made = 0
-
-    def counted(real: Callable[..., None]) -> Callable[..., None]:
-        def make(*arguments: Any, **options: Any) -> None:
-            nonlocal made
-            if made == names_made:
-                raise Killed
-            real(*arguments, **options)
-            made += 1
-
-        return make
-
-    for name in ("publish", "link"):
-        patch.setattr(durable, name, counted(getattr(durable, name)))
-    try:
-        save()
-    except Killed:
-        return True
-    return False
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "write"])

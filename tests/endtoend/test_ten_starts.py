@@ -1,5 +1,6 @@
 """Ten commands at once in one folder: a run directory each, and none touches another's."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +30,18 @@ def test_sweeps_at_once_in_one_folder_get_a_folder_each(token_data: Any, tmp_pat
     assert [len(list(sweep.glob("[0-9]*"))) for sweep in sweeps] == [2, 2, 2]
     assert sweeps[0].name == "mine"
     assert sum("CHECKPOINT DIRECTORY PROTECTION" in out for out in said) == 2
+
+
+def test_a_new_sweep_keeps_out_of_a_folder_in_which_another_goes_on(
+    token_data: Any, tmp_path: Path
+) -> None:
+    words = ["-m", *token_data.overrides, "trainer.max_steps=2", "seed=1,2"]
+    words.append("hydra.sweep.dir=outputs/mine")
+    first = start("train", [*words, "+resume=auto"], tmp_path)
+    while not (tmp_path / "outputs" / "mine" / "jobs.jsonl").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    said = succeed(finish(start("train", words, tmp_path))).out
+    succeed(finish(first))
+    assert "CHECKPOINT DIRECTORY PROTECTION" in said
+    assert len(list((tmp_path / "outputs" / "mine").glob("[0-9]*"))) == 2

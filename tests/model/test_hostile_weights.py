@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import InputError
-from gpt2ckpt.model.convert import load_pretrained
+from gpt2ckpt.model.convert import check_shapes, load_pretrained
 from gpt2ckpt.model.tensor_files import read_json, read_pickle
 
 ARGS = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 4, "vocab_size": 16, "bias": False}
@@ -94,6 +95,13 @@ def test_huge_layers_of_a_folder_are_refused(tmp_path: Path) -> None:
     shape = {"n_layer": 10**12, "n_head": 2, "n_embd": 8, "n_positions": 4, "vocab_size": 16}
     with pytest.raises(InputError, match="lack"):
         load_pretrained(folder(tmp_path, json.dumps({"model_type": "gpt2", **shape}).encode()))
+
+
+@pytest.mark.parametrize("width", [8 * 10**9, 8 * 10**17, 8 * 10**50])
+def test_a_width_that_no_number_of_bytes_holds_is_refused(width: int) -> None:
+    config = ModelConfig(n_layer=1, n_head=2, n_embd=width, block_size=4, vocab_size=16)
+    weights = {"transformer.h.0.ln_1.weight": torch.ones(8)}
+    assert check_shapes(config, weights) is not None
 
 
 def test_deep_json_is_one_sentence(tmp_path: Path) -> None:

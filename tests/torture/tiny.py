@@ -37,7 +37,7 @@ from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import CheckpointError, UserError
 from gpt2ckpt.loggers import metrics_file
-from gpt2ckpt.runs.start import find_start, take_directory
+from gpt2ckpt.runs.start import find_start, finish_save, take_directory
 from gpt2ckpt.training.hardware import choose_hardware
 from gpt2ckpt.training.interrupts import exit_code
 from gpt2ckpt.training.preparation import finished_notice, prepare
@@ -113,6 +113,7 @@ def fork(words: list[str], run: Path, output: Path, what: str | None = "auto") -
         start = find_start(values, words, run, run.parent, compose)
         prepared = prepare(start)
         if finished_notice(start, prepared):
+            print("\n".join(finish_save(start)))
             return 0
         trainer = prepared.config.trainer
         recorded = start.state["environment"] if start.state else None

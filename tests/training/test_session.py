@@ -22,6 +22,7 @@ from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.parallel.group import Group
 from gpt2ckpt.parallel.ranks import Ranks
 from gpt2ckpt.runs.lock import RunLock
+from gpt2ckpt.runs.start import finish_save
 from gpt2ckpt.training import session
 from gpt2ckpt.training.bad_numbers import BadWeights, NotFinite
 from gpt2ckpt.training.hardware import choose_hardware
@@ -318,30 +319,31 @@ def test_an_end_that_is_lowered_below_the_saved_step_is_named_as_past(
     assert notice is not None and "step 3 is past its end" in notice
 
 
-def test_a_run_that_was_killed_in_its_last_save_gets_all_its_names(
+def cut_off_at_step_3(run: Path) -> None:
+    """Let the names of the last save stand for what they stood for before it."""
+    folder = run / "checkpoints"
+    for name in ("latest.pt", "best_model.pt", "best_model_backup.pt", "rolling_last_backup.pt"):
+        (folder / name).unlink()
+        (folder / name).hardlink_to(folder / "rolling_step_000003.pt")
+
+
+def test_a_save_that_was_cut_off_is_finished_and_keeps_its_record(
     token_data: Any, tmp_path: Path
 ) -> None:
     words = [*token_data.overrides, "trainer.max_steps=6", "trainer.eval_every=3"]
     run = tmp_path / "run"
     train([*words, "checkpoint.save_every=3"], run)
     folder = run / "checkpoints"
-    whole = {path.name: load(path)["step"] for path in folder.iterdir()}
-    assert whole["latest.pt"] == whole["best_model.pt"] == 6
-    weights = final(run)
-    for name in ("latest.pt", "best_model.pt"):  # as before the last save moved them
-        (folder / name).unlink()
-        (folder / name).hardlink_to(folder / "rolling_step_000003.pt")
-    start = start_of(["+resume=auto"], run)
-    assert start.state is not None and start.state["step"] == 6
-    assert finished_notice(start, prepare(start)) is None
-    train(["+resume=auto"], run)
-    assert {path.name: load(path)["step"] for path in folder.iterdir()} == whole
-    assert differing(weights, final(run)) == []
-    again = start_of(["+resume=auto"], run)
-    assert finished_notice(again, prepare(again)) is not None
+    saved = {path.name: path.read_bytes() for path in folder.iterdir()}
+    cut_off_at_step_3(run)
+    train(["+resume=auto", "trainer.max_steps=7", "optimizer.lr=9", "trainer.grad_accum=3"], run)
+    for name in ("best_model.pt", "best_model_backup.pt", "rolling_step_000006.pt"):
+        assert (folder / name).read_bytes() == saved[name]
+    assert load(folder / "latest_backup.pt")["step"] == 6
+    assert load(folder / "latest.pt")["config"]["optimizer"]["lr"] == 9
 
 
-def test_a_stop_right_after_a_save_is_no_save_that_was_cut_off(
+def test_a_finished_run_is_touched_only_if_its_last_save_was_cut_off(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*token_data.overrides, "trainer.max_steps=6", "trainer.eval_every=3"]
@@ -349,15 +351,43 @@ def test_a_stop_right_after_a_save_is_no_save_that_was_cut_off(
 
     def interrupted(*arguments: Any) -> Any:
         evaluation = real(*arguments)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)  # an emergency save beside the regular one
         return evaluation
 
     monkeypatch.setattr(session, "evaluate", interrupted)
     train([*words, "checkpoint.save_every=3"], run)
-    names = {path.name for path in (run / "checkpoints").iterdir()}
-    assert any(name.startswith("emergency_step_000003") for name in names)
-    assert "rolling_step_000003.pt" in names
-    assert not start_of(["+resume=auto"], run).save_was_cut_off
+    folder = run / "checkpoints"
+    assert list(folder.glob("emergency_step_000006*"))
+    before = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    assert finish_save(start_of(["+resume=auto", "optimizer.lr=9"], run)) == []
+    assert {path.name: path.stat().st_ino for path in folder.iterdir()} == before
+    cut_off_at_step_3(run)
+    start = start_of(["+resume=auto"], run)
+    with RunLock(run):
+        [line] = finish_save(start)
+        assert "cannot be finished" in line and "the state is safe in" in line
+    [line] = finish_save(start)
+    assert "best_model.pt, latest.pt" in line and "did not stand for step 6" in line
+    assert finish_save(start_of(["+resume=auto"], run)) == []
+    assert load(folder / "latest.pt")["config"]["optimizer"]["lr"] != 9
+
+
+def test_an_epoch_that_ended_with_another_batch_is_still_that_one(
+    token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation after step 2 waits for the resume, which has sixteen times the batch."""
+    words = [*token_data.overrides, "trainer.eval_every=2", "checkpoint.save_epochs=true"]
+    run, real = tmp_path / "run", session.evaluate
+
+    def interrupted(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(session, "evaluate", interrupted)
+    train([*words, "trainer.max_steps=2"], run)
+    monkeypatch.undo()
+    train(["+resume=auto", "trainer.max_steps=3", "trainer.grad_accum=16"], run)
+    assert not [path.name for path in (run / "checkpoints").iterdir() if "-" in path.name]
 
 
 def test_of_two_ends_the_one_that_was_reached_is_to_be_raised(
