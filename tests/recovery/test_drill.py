@@ -50,7 +50,9 @@ def test_a_kill_in_a_save_costs_nothing_but_time(token_data: Any, tmp_path: Path
     done = drill([*words, "trainer.eval_every=5", "hydra.run.dir='my runs/a=b'"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "exact        yes, bitwise" in done.stdout and "PASSED" in done.stdout
-    assert "killed at step" in done.stdout and "steps identical" in done.stdout
+    assert "killed at step" in done.stdout
+    # The save that the kill is for may be whole when it comes.
+    assert "steps identical" in done.stdout or "no step had to be trained again" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
