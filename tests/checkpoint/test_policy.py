@@ -290,3 +290,25 @@ def test_names_are_made_as_they_are_read() -> None:
     assert names.rolling(14_000) == "rolling_step_014000.pt"
     assert names.rolling(1_234_567) == "rolling_step_1234567.pt"
     assert names.epoch(3) == "epoch_00003.pt"
+
+
+SOUND = {
+    **{names.LATEST: 30, names.LATEST_BACKUP: 25, names.ROLLING_BACKUP: 30},
+    **{names.BEST: 25, names.BEST_BACKUP: 25, names.BEST_PREVIOUS: 10},
+    **{names.rolling(20): 20, names.rolling(30): 30, names.epoch(1): 25},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        (names.LATEST, 25),
+        (names.LATEST_BACKUP, 20),  # after a swap with an older one
+        (names.ROLLING_BACKUP, 20),
+        (names.BEST_BACKUP, 10),
+        (names.BEST_PREVIOUS, 25),
+    ],
+)
+def test_a_file_that_no_finished_save_has_put_there_is_odd(name: str, step: int) -> None:
+    assert names.doubts(SOUND) == {}
+    assert set(names.doubts({**SOUND, name: step})) == {name}
