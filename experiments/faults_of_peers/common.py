@@ -87,7 +87,7 @@ def note(given: Settings, step: int, loss: float) -> None:
     """Append a step to losses.txt; on a full disk nothing, since that is no trainer's doing."""
     with contextlib.suppress(OSError), (given.directory / "losses.txt").open("a") as file:
         file.write(f"{step} {loss!r}\n")
-    time.sleep(given.pause)
+    time.sleep(given.pause)  # lets a tool that takes seconds over a signal still meet a training
 
 
 def finish(directory: Path, weights: object) -> None:

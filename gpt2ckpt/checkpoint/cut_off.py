@@ -33,10 +33,8 @@ def left_undone(folder: Path, found: Found) -> list[Publish | Link]:
         if source == names.BEST_BACKUP:
             source = names.BEST
         epoch = int(state.get("epoch", 0)) - 1
-        ends_epoch = (
-            epoch >= 0 and _setting(state, "save_epochs") and names.ends_epoch(state, epoch)
-        )
-        if ends_epoch and not (folder / names.epoch(epoch)).exists():
+        is_end = epoch >= 0 and _setting(state, "save_epochs") and names.ends_epoch(state, epoch)
+        if is_end and not (folder / names.epoch(epoch)).exists():
             undone.append(Link(source, names.epoch(epoch)))
         undone += _moved(folder, names.LATEST, names.LATEST_BACKUP)
         undone.append(Link(source, names.LATEST))

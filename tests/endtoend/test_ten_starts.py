@@ -1,10 +1,9 @@
 """Ten commands at once in one folder: a run directory each, and none touches another's."""
 
-import time
 from pathlib import Path
 from typing import Any
 
-from commands import events, finish, latest, start, succeed
+from commands import events, finish, latest, start, succeed, wait_until
 
 STARTS = 10
 
@@ -38,9 +37,7 @@ def test_a_new_sweep_keeps_out_of_a_folder_in_which_another_goes_on(
     words = ["-m", *token_data.overrides, "trainer.max_steps=2", "seed=1,2"]
     words.append("hydra.sweep.dir=outputs/mine")
     first = start("train", [*words, "+resume=auto"], tmp_path)
-    while not (tmp_path / "outputs" / "mine" / "jobs.jsonl").exists():
-        assert first.poll() is None
-        time.sleep(0.01)
+    wait_until(first, (tmp_path / "outputs" / "mine" / "jobs.jsonl").exists)
     said = succeed(finish(start("train", words, tmp_path))).out
     succeed(finish(first))
     assert "CHECKPOINT DIRECTORY PROTECTION" in said

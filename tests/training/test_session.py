@@ -83,21 +83,34 @@ def test_a_run_in_many_pieces_is_the_run_in_one(token_data: Any, tmp_path: Path)
     assert steps == list(range(1, 25))
 
 
+def signal_evaluations(
+    monkeypatch: pytest.MonkeyPatch, number: int, when: str = "begun"
+) -> list[str]:
+    """Let each evaluation meet a signal, when it has `begun` or `ended`; returns what came."""
+    real, calls = session.evaluate, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(when)
+        if when == "begun":
+            os.kill(os.getpid(), number)
+        evaluation = real(*arguments)
+        if when == "ended":
+            os.kill(os.getpid(), number)
+        return evaluation
+
+    monkeypatch.setattr(session, "evaluate", interrupted)
+    return calls
+
+
 def test_an_evaluation_that_a_signal_cut_off_is_made_after_the_resume(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*token_data.overrides, *RANDOM, "checkpoint.save_every=8", "trainer.max_steps=20"]
     train(words, tmp_path / "whole")
-    real, calls = session.evaluate, []
-
-    def interrupted(*arguments: Any) -> Any:
-        calls.append(os.kill(os.getpid(), signal.SIGTERM))
-        return real(*arguments)
-
-    monkeypatch.setattr(session, "evaluate", interrupted)
+    calls = signal_evaluations(monkeypatch, signal.SIGTERM)
     assert train(words, tmp_path / "cut").stopped is signal.SIGTERM
     monkeypatch.undo()
-    assert len(calls) == 1
+    assert calls == ["begun"]
     assert events(tmp_path / "cut", "val_loss") == []
     assert [event["step"] for event in events(tmp_path / "cut")] == list(range(1, 9))
     [emergency] = (tmp_path / "cut" / "checkpoints").glob("emergency_*.pt")
@@ -347,14 +360,8 @@ def test_a_finished_run_is_touched_only_if_its_last_save_was_cut_off(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*token_data.overrides, "trainer.max_steps=6", "trainer.eval_every=3"]
-    run, real = tmp_path / "run", session.evaluate
-
-    def interrupted(*arguments: Any) -> Any:
-        evaluation = real(*arguments)
-        os.kill(os.getpid(), signal.SIGUSR1)  # an emergency save beside the regular one
-        return evaluation
-
-    monkeypatch.setattr(session, "evaluate", interrupted)
+    run = tmp_path / "run"
+    signal_evaluations(monkeypatch, signal.SIGUSR1, "ended")  # a save beside the regular one
     train([*words, "checkpoint.save_every=3"], run)
     folder = run / "checkpoints"
     assert list(folder.glob("emergency_step_000006*"))
@@ -377,13 +384,8 @@ def test_an_epoch_that_ended_with_another_batch_is_still_that_one(
 ) -> None:
     """The evaluation after step 2 waits for the resume, which has sixteen times the batch."""
     words = [*token_data.overrides, "trainer.eval_every=2", "checkpoint.save_epochs=true"]
-    run, real = tmp_path / "run", session.evaluate
-
-    def interrupted(*arguments: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
-
-    monkeypatch.setattr(session, "evaluate", interrupted)
+    run = tmp_path / "run"
+    signal_evaluations(monkeypatch, signal.SIGTERM)
     train([*words, "trainer.max_steps=2"], run)
     monkeypatch.undo()
     train(["+resume=auto", "trainer.max_steps=3", "trainer.grad_accum=16"], run)
