@@ -7,11 +7,12 @@ were trained with.
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint import durable, names
+from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.policy import Link, Publish
 from gpt2ckpt.checkpoint.reading import check, read_meta
 from gpt2ckpt.checkpoint.store import Found, owner_of
 from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.files import durable
 
 
 def left_undone(folder: Path, found: Found) -> list[Publish | Link]:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint import durable, format, space
+from gpt2ckpt.checkpoint import format, space
 from gpt2ckpt.checkpoint.aside import folders_of
 from gpt2ckpt.checkpoint.policy import COPIES, Event, Retention, copies
 from gpt2ckpt.checkpoint.reserve import Reserve
@@ -19,6 +19,7 @@ from gpt2ckpt.checkpoint.snapshot import Staging, on_host
 from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.checkpoint.writer import HANG_SECONDS, Writer
 from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.files import durable
 
 log = logging.getLogger(__name__)
 REPORT_EVERY = 10  # saves

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from gpt2ckpt.checkpoint import durable, format
+from gpt2ckpt.checkpoint import format
 from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.files import durable
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer

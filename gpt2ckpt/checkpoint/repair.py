@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from gpt2ckpt.checkpoint import durable, format, names
+from gpt2ckpt.checkpoint import format, names
 from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT, folders_aside, free_name
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import check, read_meta
 from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.files import durable
 
 INDEPENDENT = (Role.ROLLING_BACKUP, Role.BEST_BACKUP)  # second copies, in blocks of their own
 

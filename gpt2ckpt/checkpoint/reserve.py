@@ -9,8 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.space import BLOCK
+from gpt2ckpt.files import durable
 
 RESERVE = ".emergency_reserve"
 MARGIN = 1 << 20  # bytes beyond the checkpoint and a fiftieth of it: what grows with a run, and

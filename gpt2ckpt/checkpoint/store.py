@@ -6,11 +6,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint import durable, format, names, policy
+from gpt2ckpt.checkpoint import format, names, policy
 from gpt2ckpt.checkpoint.aside import ABANDONED, free_name
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import check, load, read_meta
 from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.files import durable
 
 NEXT_BEST = {  # where to look when no file of a role is valid, before the newest of all
     Role.BEST: (Role.BEST_BACKUP, Role.BEST_PREVIOUS),

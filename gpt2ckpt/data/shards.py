@@ -6,8 +6,6 @@ it. A lock on the output folder, which the system drops when its holder dies, ke
 out.
 """
 
-import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +19,8 @@ from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDat
 from gpt2ckpt.data.sources import Source, held_out, text_sources
 from gpt2ckpt.data.tokens import HEADER_BYTES, MAGIC, VERSION, Tokens
 from gpt2ckpt.errors import ConfigError, InputError
+from gpt2ckpt.files import durable
+from gpt2ckpt.files.locks import Lock, try_lock
 
 _STAGING = ".shards.partial"
 _MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in int32
@@ -108,7 +108,8 @@ def _staging(out: Path) -> Iterator[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = os.open(out, os.O_RDONLY)
-        _lock_folder(lock, out)
+        if try_lock(lock) is Lock.HELD:  # without locks two runs at once are the user's to avoid
+            raise InputError(f"{out}: another process is writing shards there")
         _refuse_existing(out)
         staging = out / _STAGING
         shutil.rmtree(staging, ignore_errors=True)  # of a run that died: no live one has the lock
@@ -124,15 +125,6 @@ def _staging(out: Path) -> Iterator[Path]:
     finally:
         if lock >= 0:
             os.close(lock)
-
-
-def _lock_folder(descriptor: int, out: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise InputError(f"{out}: another process is writing shards there") from error
-        # A file system without locks: two runs at once stay the user's to avoid.
 
 
 def _refuse_existing(out: Path) -> None:
@@ -171,11 +163,7 @@ def _write_and_publish(
     out = staging.parent
     _refuse_existing(out)  # that came meanwhile: a rename would replace it
     published = [path.rename(out / path.name) for path in written]
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    durable.sync_directory(out)
     return published
 
 

@@ -7,12 +7,12 @@ strings "NaN", "Infinity" and "-Infinity" (as in protobuf's JSON mapping), which
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.errors import InputError
+from gpt2ckpt.files import durable
 from gpt2ckpt.loggers.append_file import AppendFile
 from gpt2ckpt.loggers.event import Event
 
@@ -93,7 +93,7 @@ def rewind(path: Path, step: int) -> list[dict[str, Any]]:
             kept.append(line)
     content = b"".join(kept)
     if len(content) != path.stat().st_size:
-        _replace(path, content)
+        durable.write(path, content)
     return removed
 
 
@@ -127,18 +127,3 @@ def json_number(value: float) -> float | str:
 
 def _from_json(value: Any) -> Any:
     return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside, sync, rename, sync the folder: at no instant is there less than one history."""
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

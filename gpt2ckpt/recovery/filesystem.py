@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.errors import UserError
+from gpt2ckpt.files import durable
 from gpt2ckpt.runs.lock import RunLock, is_locked
 
 PROBE_BYTES = 64 << 20

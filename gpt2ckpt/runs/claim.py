@@ -1,6 +1,5 @@
 """Claiming a directory for a new run, so that no two runs ever share one."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gpt2ckpt.errors import InputError
+from gpt2ckpt.files.locks import Lock, try_lock
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, JOBS, STAMP, STAMPED
 from gpt2ckpt.runs.lock import RunLock, is_locked
 
@@ -76,12 +76,9 @@ def _hold(sweep: Path, *, shared: bool) -> bool:
     jobs.
     """
     descriptor = os.open(sweep / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return shared
-    except OSError:
-        return True  # a file system without such locks
+    state = try_lock(descriptor, shared=shared)
+    if state is not Lock.TAKEN:
+        return shared or state is Lock.UNSUPPORTED
     return shared or not holds_sweep(sweep)  # one may have ended since we looked
 
 

@@ -12,8 +12,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.aside import ABANDONED, free_name
+from gpt2ckpt.files import durable
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.runs.curves import Curve, Curves, decode, encode, settings_digest
 from gpt2ckpt.runs.layout import CHECKPOINTS, CURVES, HISTORY, REPLAY
@@ -183,7 +183,7 @@ def _write_replay(path: Path, events: Events) -> None:
 
 
 def _write_lines(path: Path, events: Iterable[dict[str, Any]]) -> None:
-    _publish(path, "".join(f"{metrics_file.encode(event)}\n" for event in events))
+    durable.write(path, "".join(f"{metrics_file.encode(event)}\n" for event in events).encode())
 
 
 def _read_curves(directory: Path) -> Curves | None:
@@ -193,12 +193,4 @@ def _read_curves(directory: Path) -> Curves | None:
 
 
 def _write_curves(directory: Path, curves: Curves) -> None:
-    _publish(directory / CURVES, encode(curves) + "\n")
-
-
-def _publish(path: Path, text: str) -> None:
-    def check(written: Path) -> None:
-        if written.read_text() != text:
-            raise OSError(f"{path.name} reads back otherwise than it was written")
-
-    durable.publish(path, [text.encode()], check)
+    durable.write(directory / CURVES, f"{encode(curves)}\n".encode())

@@ -8,7 +8,6 @@ wants the directory watches it by its own clock, and takes over only what has st
 import atexit
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import signal
@@ -18,9 +17,10 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.space import FULL
 from gpt2ckpt.errors import InputError, LockedError
+from gpt2ckpt.files import durable
+from gpt2ckpt.files.locks import Lock, try_lock
 from gpt2ckpt.runs.layout import CURVES, HISTORY, LOCK_NAME, LOG, RECORD
 from gpt2ckpt.runs.owner import Verdict, decode, encode, judge, this_process
 
@@ -30,7 +30,7 @@ BEAT_SECONDS = 5.0
 WATCH_SECONDS = 60.0  # without a beat: longer than a file system's cache of another machine
 LOOK_SECONDS = 1.0
 # What a process of a run opens by name and writes to: a link would lead the writes elsewhere.
-WRITTEN = (LOCK_NAME, HISTORY, f".{HISTORY}.tmp", LOG, RECORD)
+WRITTEN = (LOCK_NAME, HISTORY, LOG, RECORD)
 
 
 class RunLock:
@@ -210,19 +210,14 @@ def _ask(directory: Path) -> Verdict:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return Verdict.DEAD
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        is_free = True
-    except BlockingIOError:
+    state = try_lock(descriptor, shared=True)
+    os.close(descriptor)
+    if state is Lock.HELD:
         return Verdict.ALIVE
-    except OSError:
-        is_free = False
-    finally:
-        os.close(descriptor)
     found = _read(directory / LOCK_NAME)
     if found is None:
         return Verdict.DEAD
-    return judge(decode(found), this_process(), kernel_lock_is_free=is_free)
+    return judge(decode(found), this_process(), kernel_lock_is_free=state is Lock.TAKEN)
 
 
 def _flock(descriptor: int, directory: Path) -> bool:
@@ -231,14 +226,10 @@ def _flock(descriptor: int, directory: Path) -> bool:
     Raises InputError if another process holds it. One that only asks does for an instant.
     """
     for _ in range(10):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.03)
-        except OSError:
-            return False
-        else:
-            return True
+        state = try_lock(descriptor)
+        if state is not Lock.HELD:
+            return state is Lock.TAKEN
+        time.sleep(0.03)
     raise LockedError(_refusal(directory))
 
 

@@ -2,17 +2,16 @@
 
 import argparse
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.config.registry import build_model_config
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
+from gpt2ckpt.files import durable
 from gpt2ckpt.tools import text
 from gpt2ckpt.tools.command_line import Verb
 from gpt2ckpt.tools.places import PATH_HELP, checkpoint_named
@@ -118,7 +117,7 @@ def _publish(out: Path, write: Callable[[Path], None], inner: str = "") -> None:
         write(temporary)
         for path in temporary.iterdir():
             path.chmod(temporary.stat().st_mode & 0o666)  # safetensors' own files are private
-            _sync(path)
+            durable.sync_file(path)
         durable.sync_directory(temporary)
         (temporary / inner).rename(out)
         durable.sync_directory(out.absolute().parent)
@@ -126,14 +125,6 @@ def _publish(out: Path, write: Callable[[Path], None], inner: str = "") -> None:
         raise InputError(f"{out} cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 VERB = Verb(

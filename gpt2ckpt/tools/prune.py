@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.checkpoint.space import disk_bytes
 from gpt2ckpt.errors import CheckpointError, InputError
+from gpt2ckpt.files import durable
 from gpt2ckpt.runs.layout import HISTORY, STAMP, STAMPED
 from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.tools import text

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.aside import ABANDONED
 from gpt2ckpt.checkpoint.reserve import RESERVE
+from gpt2ckpt.files import durable
 from gpt2ckpt.runs.layout import (
     CHECKPOINTS,
     CURVES,

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint import durable, names
+from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.aside import CORRUPT
 from gpt2ckpt.checkpoint.reading import check, is_checkpoint, read_meta
 from gpt2ckpt.checkpoint.repair import INDEPENDENT
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError, InputError
+from gpt2ckpt.files import durable
 from gpt2ckpt.runs.resume import SELECTORS
 from gpt2ckpt.tools import text
 from gpt2ckpt.tools.command_line import Verb, add_json

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from gpt2ckpt.checkpoint import durable, space
+from gpt2ckpt.checkpoint import space
 from gpt2ckpt.checkpoint.policy import COPIES
 from gpt2ckpt.checkpoint.reserve import RESERVE, with_margin
 from gpt2ckpt.config.schema import ModelConfig, TrainConfig
 from gpt2ckpt.errors import InputError
+from gpt2ckpt.files import durable
 from gpt2ckpt.model.counts import count_parameters
 from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.runs.start import Start

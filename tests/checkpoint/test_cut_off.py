@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from checkpoint_helpers import event, names_in, small_state, step_of
 
-from gpt2ckpt.checkpoint import durable, format, names
+from gpt2ckpt.checkpoint import format, names
 from gpt2ckpt.checkpoint.cut_off import finish, left_undone
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.checkpoint.store import Store
+from gpt2ckpt.files import durable
 
 WANTED = ["regular", "best", "emergency", "regular best", "epoch", "best epoch"]
 WANTED += ["regular epoch", "regular best epoch"]

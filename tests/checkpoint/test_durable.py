@@ -12,7 +12,7 @@ import pytest
 from checkpoint_helpers import largest_file, names_in
 from disk_model import DiskModel, followed
 
-from gpt2ckpt.checkpoint import durable
+from gpt2ckpt.files import durable
 
 
 def accept(path: Path) -> None:
@@ -366,7 +366,7 @@ def test_a_process_killed_while_writing_leaves_the_old_file(target: Path) -> Non
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from gpt2ckpt.checkpoint import durable\n"
+        "from gpt2ckpt.files import durable\n"
         "durable.publish(Path(sys.argv[1]), [b'new'], lambda path: os.kill(os.getpid(), 9))\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(target)])

@@ -16,11 +16,12 @@ from checkpoint_helpers import NOON, event, names_in, put, small_state, step_of
 from failing_storage import CALLS, KEEP
 from real_disks import formatted
 
-from gpt2ckpt.checkpoint import durable, format
+from gpt2ckpt.checkpoint import format
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.space import remedy
 from gpt2ckpt.checkpoint.store import Store
+from gpt2ckpt.files import durable
 
 HERE = Path(__file__).parent
 

@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 import pytest
 from crash_states import ACTIONS, run_crash_states
 
-from gpt2ckpt.checkpoint import durable, policy, store
+from gpt2ckpt.checkpoint import policy, store
+from gpt2ckpt.files import durable
 
 SEED = random.randrange(1 << 30)  # named by what fails
 

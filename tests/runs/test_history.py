@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from run_helpers import frozen_of
 
-from gpt2ckpt.checkpoint import durable
+from gpt2ckpt.files import durable
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.loggers.metrics_file import MetricsFile, read
 from gpt2ckpt.runs.history import (

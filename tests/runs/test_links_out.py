@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt2ckpt.checkpoint.durable import publish
 from gpt2ckpt.checkpoint.reserve import RESERVE, Reserve
 from gpt2ckpt.errors import InputError
+from gpt2ckpt.files.durable import publish
 from gpt2ckpt.runs.layout import RECORD
 from gpt2ckpt.runs.lock import WRITTEN, RunLock, refuse_if_locked
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from tools_helpers import damage, same_blocks, save, tree
 
-from gpt2ckpt.checkpoint import durable
 from gpt2ckpt.checkpoint.reading import check, read_meta
+from gpt2ckpt.files import durable
 from gpt2ckpt.runs.lock import RunLock
 
 MAIN = ("latest.pt", "rolling_step_000030.pt", "best_model.pt", "epoch_00002.pt")

@@ -29,7 +29,7 @@ Watch: TypeAlias = Callable[[int], None]
 
 
 def unwatched(count: int) -> None:
-    """Nobody wants to know."""
+    """Default watcher: does nothing."""
 
 
 def publish(
@@ -74,6 +74,28 @@ def publish(
             temporary.unlink(missing_ok=True)
         raise
     sync_directory(target.parent)
+
+
+def write(target: Path, content: bytes) -> None:
+    """Make `target` a durable file that holds exactly `content`. Raises OSError; the old file, if
+    there is one, is kept then."""
+
+    def check(written: Path) -> None:
+        if written.read_bytes() != content:
+            raise OSError(errno.EIO, "a file reads back otherwise than it was written", str(target))
+
+    publish(target, [content], check)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the bytes of a file that another piece of code wrote are on the device.
+
+    Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def link(source: Path, name: Path, watch: Watch = unwatched) -> None:
@@ -202,7 +224,7 @@ def _open_new(temporary: Path, spare: Path | None) -> int:
         with contextlib.suppress(FileNotFoundError):
             spare.replace(temporary)
             return os.open(temporary, flags)
-    return os.open(temporary, flags | os.O_CREAT | os.O_EXCL, 0o644)
+    return os.open(temporary, flags | os.O_CREAT | os.O_EXCL, 0o666)
 
 
 def _write_all(descriptor: int, buffers: Iterable[bytes | memoryview], watch: Watch) -> None:

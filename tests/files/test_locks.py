@@ -1,0 +1,33 @@
+"""Kernel locks: who gets one, and what is answered where the file system has none."""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from gpt2ckpt.files.locks import Lock, try_lock
+
+
+def test_one_process_at_a_time_unless_all_share(tmp_path: Path) -> None:
+    first, second = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
+    try:
+        assert try_lock(first, shared=True) is Lock.TAKEN
+        assert try_lock(second, shared=True) is Lock.TAKEN
+        assert try_lock(second) is Lock.HELD
+    finally:
+        os.close(first)
+    assert try_lock(second) is Lock.TAKEN
+    os.close(second)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_locks_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    assert try_lock(0) is Lock.UNSUPPORTED
