@@ -45,7 +45,6 @@ VERBS = Verbs()
 def main() -> None:
     """Entry point of the command; ends the process with the exit code of the verb."""
     with reported_errors():
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         try:
             code = call(VERBS, sys.argv[1:])
         finally:

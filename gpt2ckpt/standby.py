@@ -7,12 +7,15 @@ stand early, this module imports next to nothing.
 """
 
 import atexit
+import codecs
 import contextlib
+import io
 import os
 import signal
 import sys
 from types import FrameType
 
+PLAIN = {"→": "->", "…": "...", "─": "-", "│": "|", "├": "|", "└": "`"}
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
 
@@ -57,6 +60,7 @@ def stand_by() -> StandBy:
     handler can be installed, nothing is changed.
     """
     open_closed_streams()
+    print_in_any_encoding()
     present = signal.getsignal(signal.SIGTERM)
     if isinstance(present, StandBy):
         return present
@@ -78,7 +82,30 @@ def open_closed_streams() -> None:
             continue
         nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest free number: the closed one's
         os.set_inheritable(nowhere, True)
-        setattr(sys, name, os.fdopen(nowhere, "w" if number else "r", closefd=False))
+        mode = "w" if number else "r"
+        setattr(sys, name, os.fdopen(nowhere, mode, encoding="utf-8", closefd=False))
+
+
+def print_in_any_encoding() -> None:
+    """Let stdout and stderr print every character, whatever encoding the console has.
+
+    An arrow that the encoding lacks becomes `->`, any other such character its escape (`\\xf6`). A
+    file name that is not UTF-8 can be printed, too. Without this a print raises UnicodeEncodeError,
+    and a line of the log vanishes.
+    """
+    codecs.register_error("gpt2ckpt.readable", _readable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "gpt2ckpt.readable":
+            stream.reconfigure(errors="gpt2ckpt.readable")
+
+
+def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replace what the encoding cannot hold; an error handler of Python's codecs."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    shown = "".join(PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text)
+    return shown, error.end
 
 
 def install(handler: object, before: dict[int, object]) -> None:
@@ -109,7 +136,7 @@ def end_now(code: int, sentence: str = "") -> None:
         sys.stdout.flush()
     if sentence:
         with contextlib.suppress(OSError):
-            os.write(2, f"{sentence}\n".encode())
+            os.write(2, f"{sentence}\n".encode(errors="backslashreplace"))
     os._exit(code)
 
 

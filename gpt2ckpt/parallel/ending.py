@@ -85,4 +85,5 @@ def _be_silent() -> None:
     """Only errors are shown of the other ranks: everything else is said once, by the first."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (open until the process ends)
+    # Open until the process ends; in UTF-8, which has every character.
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123

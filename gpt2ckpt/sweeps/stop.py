@@ -15,7 +15,14 @@ from types import FrameType
 
 import psutil
 
-from gpt2ckpt.standby import Interrupted, StandBy, end_now, exit_code, install
+from gpt2ckpt.standby import (
+    Interrupted,
+    StandBy,
+    end_now,
+    exit_code,
+    install,
+    print_in_any_encoding,
+)
 from gpt2ckpt.training.interrupts import Interrupts
 
 RELAYED = signal.SIGUSR2
@@ -69,6 +76,7 @@ class LauncherSignals(StandBy):
 @functools.cache
 def worker_signals() -> WorkerSignals:
     """This worker's handler, installed by the first call."""
+    print_in_any_encoding()
     handler = WorkerSignals()
     install(handler, handler.before)
     signal.signal(RELAYED, handler.pass_on)
