@@ -169,7 +169,6 @@ class Loop:
             lr=lr,
             grad_norm=result.grad_norm,
             tokens_per_s=speed.tokens_per_s,
-            memory_bytes=speed.memory_bytes,
             seconds_left=speed.seconds_left,
         )
         log.info("%s", line)

@@ -1,6 +1,8 @@
 """What a run tells its user, as text: pure functions from facts to lines of at most 100 columns.
 
-Paths and commands are never broken, so that they can be copied; they alone may be longer.
+Lines that come again and again, of steps and evaluations, have at most 80 columns for numbers of
+usual size, so that no terminal wraps them. Paths and commands are never broken, so that they can
+be copied; they alone may be longer.
 """
 
 import math
@@ -139,36 +141,42 @@ def step_line(
     lr: float,
     grad_norm: float,
     tokens_per_s: float,
-    memory_bytes: int,
     seconds_left: float,
 ) -> str:
-    """One logged step, in columns that stay where they are; loss in nats per token."""
-    rate = f"{tokens_per_s:,.0f}" if tokens_per_s < 1e6 else human_count(tokens_per_s)
+    """Return the line of one logged step, in columns that stay where they are.
+
+    At most 80 columns for up to six digits of steps. The loss is in nats per token.
+    """
     cells = (
-        _progress(step, total_steps),
         f"loss {_loss(loss)}",
-        f"lr {lr:.1e}",
+        f"lr {_learning_rate(lr)}",
         f"grad {_grad_norm(grad_norm)}",
-        f"{rate:>5} tok/s",
-        f"mem {human_bytes(memory_bytes):>6}",
+        f"{_rate(tokens_per_s)} tok/s",
         f"ETA {human_duration(seconds_left)}",
     )
-    return " | ".join(cells)
+    return f"{_progress(step, total_steps)} | {'  '.join(cells)}"
 
 
 def eval_line(
     step: int, total_steps: int, val_loss: float, best: tuple[float, int] | None, seconds: float
 ) -> str:
-    """One evaluation: loss in nats per token, the lowest loss before it and its step (None if there
-    was none), and the seconds that it took."""
+    """Return the line of one evaluation, with as many columns as `step_line` at most.
+
+    Args:
+        step: optimizer steps done.
+        total_steps: of the whole run.
+        val_loss: in nats per token.
+        best: the lowest loss before it and its step; None if there was none.
+        seconds: that it took.
+    """
+    is_best = best is None or val_loss < best[0]
     cells = (
-        _progress(step, total_steps),
         f"val  {_loss(val_loss)}",
         f"perplexity {_perplexity(val_loss)}",
-        "best so far" if best is None or val_loss < best[0] else _best(*best),
+        "best so far" if is_best or best is None else f"best {_loss(best[0])} at {best[1]}",
         human_duration(seconds),
     )
-    return " | ".join(cells)
+    return f"{_progress(step, total_steps)} | {'  '.join(cells)}"
 
 
 def summary(facts: SummaryFacts) -> list[str]:
@@ -331,13 +339,28 @@ def _grad_norm(norm: float) -> str:
     return f"{norm:4.2f}" if norm < 10 else f"{norm:4.1f}" if norm < 100 else f"{norm:4.0f}"
 
 
+def _learning_rate(lr: float) -> str:
+    """Six characters for any usual rate: 2.9e-3."""
+    digits, _, exponent = f"{lr:.1e}".partition("e")
+    return f"{digits}e{int(exponent)}"
+
+
+def _rate(per_second: float) -> str:
+    """Five characters for any rate below a billion: 3,840, 384k, 1.23M."""
+    if per_second < 9999.5:
+        return f"{per_second:5,.0f}"
+    if per_second < 999_500:
+        return f"{per_second / 1e3:4.0f}k"
+    return f"{per_second / 1e6:4.3g}M"
+
+
 def _best(loss: float, step: int) -> str:
     return f"best val {loss:.4f} at step {step:,}"
 
 
 def _perplexity(loss: float) -> str:
     value = math.exp(min(loss, 700.0))  # e^710 is more than a float can hold
-    return f"{value:,.1f}" if value < 1e9 else f"{value:.1e}"
+    return f"{value:,.1f}" if value < 1e3 else f"{value:,.0f}" if value < 1e9 else f"{value:.1e}"
 
 
 def _plural(count: int, noun: str) -> str:
