@@ -5,7 +5,8 @@ from typing import Protocol, TypeAlias
 
 Event: TypeAlias = Mapping[str, int | float]
 """One logged event: `step` (optimizer steps done), `time` (unix seconds), and any of train_loss,
-val_loss (nats per token), lr, grad_norm, tokens_per_s, and so on. Keys are snake_case."""
+train_loss_mean, val_loss (nats per token), lr, grad_norm, tokens_per_s, and so on. Keys are
+snake_case."""
 
 
 class Logger(Protocol):

@@ -83,6 +83,7 @@ def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
     """Say what was done, what is on disk, and how to go on."""
     counters, files = loop.state.counters, Store(directory / CHECKPOINTS).files()
     sizes = [file.stat().st_size for file in files]
+    recent = counters.unlogged if counters.unlogged.steps else loop.logged
     free, steps = measure_free(directory), loop.meter.steps(counters.step)
     facts = report.SummaryFacts(
         steps=steps,
@@ -90,7 +91,8 @@ def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
         tokens=steps * loop.tokens_per_step,
         seconds=loop.meter.seconds,
         tokens_per_s=median(loop.meter.speeds) if loop.meter.speeds else 0.0,
-        train_loss=counters.train_loss,
+        train_loss=recent.mean if recent.steps else counters.train_loss,
+        mean_steps=recent.steps,
         val_loss=counters.val_loss,
         best_val_loss=counters.best_val_loss,
         best_step=counters.best_step,

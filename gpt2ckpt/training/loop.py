@@ -21,7 +21,7 @@ from gpt2ckpt.training.replay_check import ReplayCheck
 from gpt2ckpt.training.report import eval_line, step_line
 from gpt2ckpt.training.rollback import go_back, react
 from gpt2ckpt.training.saving import Saver
-from gpt2ckpt.training.state import TrainingState
+from gpt2ckpt.training.state import LossSum, TrainingState
 from gpt2ckpt.training.step import HalfApplied, Stepper, StepResult
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class Loop:
     text, or None on a rank that has none to show.
     `last_blocks` are those of the step after which the state was saved that it begins with.
     `reopen` takes the history after a step away, and gives the loggers to go on with.
+    `logged` are the losses that the last logged mean is of.
     """
 
     state: TrainingState
@@ -57,6 +58,7 @@ class Loop:
     interrupts: Interrupts
     team: Team = field(default_factory=Alone)
     last_blocks: int = 0
+    logged: LossSum = field(default_factory=LossSum)
     _epoch_seen: int = 0
 
     def run(self) -> signal.Signals | None:
@@ -135,6 +137,7 @@ class Loop:
         counters.position += self.stepper.blocks
         counters.tokens_seen += self.tokens_per_step
         counters.train_loss = result.loss
+        counters.unlogged.add(result.loss)
         window = self.trainer.spike_window if self.trainer.spike_zscore is not None else 0
         counters.bad_numbers.accept(result.loss, window)
         return result
@@ -148,11 +151,13 @@ class Loop:
             return
         speed = self.meter.measure(step, self.total_steps)
         lr = self.state.optimizer.lr
+        self.logged, self.state.counters.unlogged = self.state.counters.unlogged, LossSum()
         self.loggers.log(
             {
                 "step": step,
                 "time": time.time(),
                 "train_loss": result.loss,
+                "train_loss_mean": self.logged.mean,
                 "lr": lr,
                 "grad_norm": result.grad_norm,
                 "tokens_per_s": speed.tokens_per_s,
@@ -165,7 +170,7 @@ class Loop:
         line = step_line(
             step=step,
             total_steps=self.total_steps,
-            loss=result.loss,
+            loss=self.logged.mean,
             lr=lr,
             grad_norm=result.grad_norm,
             tokens_per_s=speed.tokens_per_s,

@@ -94,9 +94,9 @@ class SavingFacts:
 @dataclass(frozen=True)
 class SummaryFacts:
     """What a process did until its end: `steps` by itself, of `all_steps` of the run, and the
-    tokens of these. Losses are None where none was computed; `tokens_per_s` is the median over the
-    logged steps; `best_step` is the step of `best_val_loss`; `saves_left` more saves
-    fit on the disk."""
+    tokens of these. Losses are None where none was computed; `train_loss` is the mean over the last
+    `mean_steps` steps; `tokens_per_s` is the median over the logged steps; `best_step` is the step
+    of `best_val_loss`; `saves_left` more saves fit on the disk."""
 
     steps: int
     all_steps: int
@@ -104,6 +104,7 @@ class SummaryFacts:
     seconds: float
     tokens_per_s: float
     train_loss: float | None
+    mean_steps: int
     val_loss: float | None
     best_val_loss: float | None
     best_step: int | None
@@ -145,7 +146,8 @@ def step_line(
 ) -> str:
     """Return the line of one logged step, in columns that stay where they are.
 
-    At most 80 columns for up to six digits of steps. The loss is in nats per token.
+    At most 80 columns for up to six digits of steps. The loss is the mean over the steps since the
+    last logged one, in nats per token.
     """
     cells = (
         f"loss {_loss(loss)}",
@@ -191,7 +193,7 @@ def summary(facts: SummaryFacts) -> list[str]:
         f"{_plural(facts.checkpoints, 'file')}, {human_bytes(facts.disk_bytes)} on disk, "
         f"{human_bytes(facts.free_bytes)} free{left}"
     )
-    rows = [("trained", done), ("loss", _losses(facts)), ("run", str(facts.run_dir))]
+    rows = [("trained", done), *_loss_rows(facts), ("run", str(facts.run_dir))]
     commands = [("go on", facts.resume_command), ("sample", facts.sample_command)]
     rows += [("saved", disk), *((label, command) for label, command in commands if command)]
     return _layout(rows)
@@ -298,15 +300,17 @@ def _saving_rows(saving: SavingFacts) -> list[_Row]:
     return [run, ("checkpoints", f"{every}at the end; {kept}"), ("disk", space)]
 
 
-def _losses(facts: SummaryFacts) -> str:
-    cells = []
+def _loss_rows(facts: SummaryFacts) -> list[_Row]:
+    train, val = [], []
     if facts.train_loss is not None:
-        cells.append(f"train {facts.train_loss:.4f}")
+        over = f"mean of {facts.mean_steps:,} steps" if facts.mean_steps > 1 else "of one step"
+        train.append(f"train {facts.train_loss:.4f} ({over})")
     if facts.val_loss is not None:
-        cells.append(f"val {facts.val_loss:.4f} (perplexity {_perplexity(facts.val_loss)})")
+        val.append(f"val {facts.val_loss:.4f} (perplexity {_perplexity(facts.val_loss)})")
     if facts.best_val_loss is not None and facts.best_step is not None:
-        cells.append(_best(facts.best_val_loss, facts.best_step))
-    return ", ".join(cells) or "none"
+        val.append(_best(facts.best_val_loss, facts.best_step))
+    lines = [*train, *([", ".join(val)] if val else [])] or ["none"]
+    return [("loss" if at == 0 else "", line) for at, line in enumerate(lines)]
 
 
 def _layout(rows: Iterable[_Row]) -> list[str]:

@@ -21,6 +21,27 @@ from gpt2ckpt.training.rng import capture_generators, restore_generators
 
 
 @dataclass
+class LossSum:
+    """Losses of the steps since the last logged step: what their mean is made of.
+
+    Part of every checkpoint, so that a resume between two logged steps logs the same mean.
+    """
+
+    total: float = 0.0
+    steps: int = 0
+
+    def add(self, loss: float) -> None:
+        """Count the loss of one more step."""
+        self.total += loss
+        self.steps += 1
+
+    @property
+    def mean(self) -> float:
+        """Mean loss of these steps in nats per token; there must be at least one."""
+        return self.total / self.steps
+
+
+@dataclass
 class Counters:
     """How far a run has come. `position` counts blocks over all epochs.
 
@@ -35,6 +56,7 @@ class Counters:
     best_val_loss: float | None = None
     best_step: int | None = None
     evaluated_step: int = 0
+    unlogged: LossSum = field(default_factory=LossSum)
     bad_numbers: Tally = field(default_factory=Tally)
 
     def epoch(self, blocks_per_epoch: int) -> int:
@@ -123,6 +145,7 @@ class TrainingState:
         if self.scaler.is_enabled() and saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
         restore_generators(saved["rng"])
+        unlogged = saved["data"].get("unlogged", {})  # not in checkpoints of earlier versions
         self.counters = Counters(
             step=saved["step"],
             position=saved["data"]["position"],
@@ -132,6 +155,7 @@ class TrainingState:
             best_val_loss=saved["best_val_loss"],
             best_step=saved["best_step"],
             evaluated_step=saved["data"]["evaluated_step"],
+            unlogged=LossSum(float(unlogged.get("total", 0)), int(unlogged.get("steps", 0))),
             bad_numbers=Tally(**saved["data"].get("bad_numbers", {})),
         )
 

@@ -77,6 +77,7 @@ SUMMARY = SummaryFacts(
     seconds=134.2,
     tokens_per_s=3839.6,
     train_loss=4.2031,
+    mean_steps=10,
     val_loss=3.2518,
     best_val_loss=3.2104,
     best_step=400,
@@ -229,7 +230,8 @@ def test_perplexity_of_any_loss(loss, words):
 def test_the_summary():
     assert "\n".join(summary(SUMMARY)) == textwrap.dedent("""\
         trained      480 steps, 491,520 tokens in 2m 14s, median 3,840 tok/s
-        loss         train 4.2031, val 3.2518 (perplexity 25.8), best val 3.2104 at step 400
+        loss         train 4.2031 (mean of 10 steps)
+                     val 3.2518 (perplexity 25.8), best val 3.2104 at step 400
         run          outputs/gpt2_run_20260102_030405
         saved        3 files, 173.8 MB on disk, 35.0 GB free: 302 more saves fit
         go on        python -m gpt2ckpt.train +resume=outputs/gpt2_run_20260102_030405
