@@ -23,12 +23,14 @@ def _sample(config: SampleConfig) -> None:
     at_least("temperature", config.temperature, 0)
     at_least("top_k", config.top_k, 1)
     at_least("seed", config.seed, 0)
-    from gpt2ckpt.training.sampling import Sampling, sample_text
+    from gpt2ckpt.training.sampling import Sampling, notice, sample_text
     from gpt2ckpt.training.trained import load_trained
 
     trained = load_trained(config.ckpt, config.device, config.precision)
     for path, reason in trained.found.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
+    if sentence := notice(config.prompt, trained.model.config.vocab_size):
+        print(sentence, file=sys.stderr)
     for number in range(config.num_samples):
         sampling = Sampling(
             *(config.prompt, config.max_tokens, config.seed + number),

@@ -130,7 +130,7 @@ class TrainerConfig:
     log_every: int = 10
     sample_every: int = 0
     sample_tokens: int = 64
-    sample_prompt: str = "The "
+    sample_prompt: str = "The"
     device: str = "auto"
     precision: str = "auto"
     compile: bool = False

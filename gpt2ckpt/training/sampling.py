@@ -1,14 +1,29 @@
-"""Text from a model: prompt in, prompt and continuation out."""
+"""Text from a model: prompt in, prompt and continuation out.
 
+A model with GPT-2's vocabulary speaks its tokens. One with fewer tokens was trained on tokens of
+another kind (characters, say), of which nothing is known but their numbers: its samples are lists
+of token ids, and so is a prompt for it.
+"""
+
+import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
-from gpt2ckpt.data.tokenizer import END_OF_TEXT, gpt2_encoding
+from gpt2ckpt.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_encoding
 from gpt2ckpt.model.generate import generate
 from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.parallel.group import Team
 from gpt2ckpt.training.hardware import Hardware
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Stop = Callable[[], bool]
+FIRST_TOKEN = 0  # what a text begins with where the vocabulary has no end-of-text
 
 
 @dataclass(frozen=True)
@@ -23,14 +38,119 @@ class Sampling:
 
 
 def sample_text(
-    model: GPT2, sampling: Sampling, hardware: Hardware, stop: Callable[[], bool] = lambda: False
+    model: GPT2, sampling: Sampling, hardware: Hardware, stop: Stop = lambda: False
 ) -> str:
-    """One sample, its own random generator drawing from `sampling.seed`; stops at end-of-text.
+    """Return one sample, drawn by a random generator of its own; it ends at end-of-text.
 
-    It is what there is by then once `stop` says so.
+    Once `stop` returns true, it is what there is by then.
     """
-    encoding = gpt2_encoding()
-    prompt = encoding.encode_ordinary(sampling.prompt) or [END_OF_TEXT]
+    vocabulary = model.config.vocab_size
+    prompt = encode_prompt(sampling.prompt, vocabulary)
+    new = _continue(model, prompt, sampling, hardware, stop)
+    return _text(sampling.prompt, prompt, new, vocabulary)
+
+
+def encode_prompt(prompt: str, vocabulary: int) -> list[int]:
+    """Return the tokens of a prompt, at least one; see `notice` for those it has no tokens for."""
+    if vocabulary >= VOCAB_SIZE:
+        return gpt2_encoding().encode_ordinary(prompt) or [END_OF_TEXT]
+    return _token_ids(prompt, vocabulary) or [FIRST_TOKEN]
+
+
+def notice(prompt: str, vocabulary: int) -> str:
+    """Return what a user must know to read the samples of a model; empty if they are plain text."""
+    if vocabulary >= VOCAB_SIZE:
+        return ""
+    sentence = (
+        f"the model has {vocabulary:,} tokens, which are not GPT-2's: samples are shown as token "
+        "ids"
+    )
+    if not prompt or _token_ids(prompt, vocabulary):
+        return sentence
+    return (
+        f"{sentence}, and begin with token {FIRST_TOKEN} instead of the prompt {prompt!r} "
+        f"(a prompt for this model is a list of ids below {vocabulary:,}, such as '1 2 3')"
+    )
+
+
+class Sampler:
+    """Samples text while a model is trained.
+
+    A sample only shows how a training goes, so a failure is one warning, and then silence until it
+    works again. Ranks of a sharded model sample together; else the first rank does by itself.
+    """
+
+    def __init__(
+        self,
+        model: GPT2,
+        sampling: Sampling,
+        hardware: Hardware,
+        team: Team,
+        *,
+        is_sharded: bool = False,
+    ) -> None:
+        self._model, self._sampling, self._hardware = model, sampling, hardware
+        self._team, self._is_sharded = team, is_sharded
+        self._notice = notice(sampling.prompt, model.config.vocab_size)
+        self._is_failing = False
+
+    def __call__(self, stop: Stop) -> str | None:
+        """Return a sample; None on a rank that has none to show, and where sampling failed."""
+        is_first = self._team.is_first
+        prompt = self._tolerate(self._encode) if is_first else None
+        if self._is_sharded:
+            prompt = json.loads(self._team.first_says(json.dumps(prompt)))
+            # Not tolerated: ranks meet in each layer, and an error of one must end them all.
+            new = self._continue_together(prompt, stop) if prompt else None
+        else:
+            new = self._tolerate(lambda: self._continue(prompt, stop)) if prompt else None
+        if new is None or prompt is None or not is_first:
+            return None
+        written, vocabulary = self._sampling.prompt, self._model.config.vocab_size
+        text = self._tolerate(lambda: _text(written, prompt, new, vocabulary))
+        if text is not None:
+            self._is_failing = False
+        return text
+
+    def _encode(self) -> list[int]:
+        if self._notice:
+            log.info("%s", self._notice)
+            self._notice = ""
+        return encode_prompt(self._sampling.prompt, self._model.config.vocab_size)
+
+    def _continue(self, prompt: list[int], stop: Stop) -> list[int]:
+        return _continue(self._model, prompt, self._sampling, self._hardware, stop)
+
+    def _continue_together(self, prompt: list[int], stop: Stop) -> list[int]:
+        from gpt2ckpt.parallel.sharded import outer_layers_whole
+
+        with outer_layers_whole(self._model):  # by all ranks together, so they also stop together
+            return self._continue(prompt, lambda: self._team.largest([stop()]) == [1])
+
+    def _tolerate(self, action: Callable[[], T]) -> T | None:
+        """Return what `action` returns; None, after a warning, if it raises."""
+        try:
+            return action()
+        except Exception as error:
+            if not self._is_failing:
+                reason = str(error) or type(error).__name__
+                log.warning("no text sample, training goes on without: %s", reason)
+            self._is_failing = True
+            return None
+
+
+def _token_ids(prompt: str, vocabulary: int) -> list[int]:
+    """Return the ids that a prompt lists; none if it is anything else."""
+    parts = prompt.split()
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        return []
+    ids = [int(part) for part in parts]
+    return ids if all(token < vocabulary for token in ids) else []
+
+
+def _continue(
+    model: GPT2, prompt: list[int], sampling: Sampling, hardware: Hardware, stop: Stop
+) -> list[int]:
     with hardware.autocast():
         [new] = generate(
             model,
@@ -41,4 +161,10 @@ def sample_text(
             generator=torch.Generator().manual_seed(sampling.seed),
             stop=stop,
         )
-    return sampling.prompt + encoding.decode(new)
+    return new
+
+
+def _text(written: str, prompt: list[int], new: list[int], vocabulary: int) -> str:
+    if vocabulary < VOCAB_SIZE:
+        return " ".join(map(str, [*prompt, *new]))
+    return written + gpt2_encoding().decode(new)

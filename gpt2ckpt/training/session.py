@@ -42,7 +42,7 @@ from gpt2ckpt.training.progress import Progress, open_progress
 from gpt2ckpt.training.replay_check import ReplayCheck
 from gpt2ckpt.training.rng import seed_everything, seed_rank
 from gpt2ckpt.training.room import checkpoint_bytes
-from gpt2ckpt.training.sampling import Sampling, sample_text
+from gpt2ckpt.training.sampling import Sampler, Sampling
 from gpt2ckpt.training.saving import Saver
 from gpt2ckpt.training.state import Counters, Provenance, TrainingState, versions
 from gpt2ckpt.training.step import Stepper
@@ -166,7 +166,7 @@ class Session:
             meter=Meter(tokens_per_step, self.hardware.device),
             bar=self._open_bar(state.counters.step),
             evaluate=partial(self._evaluate, state.model),
-            sample=partial(self._sample, state.model),
+            sample=self._build_sampler(state.model),
             reopen=partial(self._reopen, provenance),
             deadline=deadline,
             interrupts=interrupts,
@@ -242,18 +242,10 @@ class Session:
         batches = validation(self.prepared.corpus.val, block_size, trainer.batch_size, limit)
         return evaluate(model, batches, self.hardware, stop, self.team)
 
-    def _sample(self, model: GPT2, stop: Callable[[], bool]) -> str | None:
-        config = self.prepared.config
-        settings = Sampling(config.trainer.sample_prompt, config.trainer.sample_tokens, config.seed)
-        if self._is_sharded:
-            from gpt2ckpt.parallel.sharded import outer_layers_whole
-
-            with outer_layers_whole(model):  # by all ranks together, so they also stop together
-                text = sample_text(
-                    *(model, settings, self.hardware), lambda: self.team.largest([stop()]) == [1]
-                )
-            return text if self.team.is_first else None
-        return sample_text(model, settings, self.hardware, stop) if self.team.is_first else None
+    def _build_sampler(self, model: GPT2) -> Sampler:
+        trainer, seed = self.prepared.config.trainer, self.prepared.config.seed
+        sampling = Sampling(trainer.sample_prompt, trainer.sample_tokens, seed)
+        return Sampler(model, sampling, self.hardware, self.team, is_sharded=self._is_sharded)
 
     def _open_manager(self) -> CheckpointManager | None:
         checkpoint = self.prepared.config.checkpoint

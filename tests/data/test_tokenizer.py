@@ -1,13 +1,20 @@
-"""GPT-2's encoding without a network, in processes of their own: tiktoken keeps what it loaded."""
+"""GPT-2's encoding, without a network, a cache or a temporary folder."""
 
+import hashlib
+import multiprocessing
 import os
+import pickle
+import random
 import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpt2ckpt.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, _cached_name, gpt2_encoding
+import pytest
+import tiktoken
+
+from gpt2ckpt.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_encoding
 
 ROOT = Path(__file__).parents[2]
 HELLO = (
@@ -54,24 +61,69 @@ def test_the_constants_are_gpt2s() -> None:
     assert encoding is gpt2_encoding()
 
 
-def test_a_users_cache_is_read(tmp_path: Path) -> None:
+MIXED = (
+    "naïve café, it's 1,234.5 — \u4f60\u597d, \u043f\u0440\u0438\u0432\u0435\u0442! "
+    "\U0001f600\u200d\U0001f680 <|endoftext|>\r\n\t def f(x):\n        return x"
+    "  # \xa0\u3000 \x00\x7f"
+)
+
+
+def _tiktokens_own(cache: Path) -> tiktoken.Encoding:
+    """What tiktoken loads by itself from a cache folder that holds the same two files."""
+    address = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
     for name in ("vocab.bpe", "encoder.json"):
-        shutil.copy(_data_folder() / name, tmp_path / _cached_name(name))
-    without_package = (
-        "import gpt2ckpt.data.tokenizer as t\nt.find_spec = lambda name: None\n" + HELLO
+        cached = hashlib.sha1(f"{address}{name}".encode()).hexdigest()
+        shutil.copy(_data_folder() / name, cache / cached)
+    code = (
+        "import pickle, sys, tiktoken\n"
+        "state = vars(tiktoken.get_encoding('gpt2')) | {'_core_bpe': None}\n"
+        "sys.stdout.buffer.write(pickle.dumps(state))"
     )
-    for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
-        result = _run(without_package, **{variable: str(tmp_path)})
-        assert result.stdout.strip() == "[15496, 995]", result.stderr
+    environment = {**os.environ, "TIKTOKEN_CACHE_DIR": str(cache)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    state = pickle.loads(done.stdout)
+    return tiktoken.Encoding(
+        name="reference",
+        pat_str=state["_pat_str"],
+        mergeable_ranks=state["_mergeable_ranks"],
+        special_tokens=state["_special_tokens"],
+    )
 
 
-def test_a_users_cache_that_is_damaged_is_left_alone(tmp_path: Path) -> None:
-    damaged = tmp_path / _cached_name("vocab.bpe")
-    damaged.write_bytes(b"damaged")
-    result = _run(HELLO, TIKTOKEN_CACHE_DIR=str(tmp_path))
+def test_the_tokens_are_those_of_tiktokens_own_loader(tmp_path: Path) -> None:
+    reference, encoding = _tiktokens_own(tmp_path), gpt2_encoding()
+    assert encoding._mergeable_ranks == reference._mergeable_ranks
+    assert encoding._special_tokens == reference._special_tokens
+    dice = random.Random(0)
+    anything = "".join(
+        chr(dice.choice([dice.randrange(0xD800), dice.randrange(128)])) for _ in range(200_000)
+    )
+    sources = "".join(path.read_text() for path in sorted(ROOT.glob("gpt2ckpt/**/*.py")))
+    for text in (MIXED * 1000, anything, sources):
+        tokens = encoding.encode_ordinary(text)
+        assert tokens == reference.encode_ordinary(text)
+        assert encoding.decode(tokens) == text
+    assert encoding.encode(MIXED, allowed_special="all") == reference.encode(
+        MIXED, allowed_special="all"
+    )
+
+
+def _tokens_of_a_child(text: str) -> list[int]:
+    return gpt2_encoding().encode_ordinary(text)
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_child_processes_tokenize_too(method: str) -> None:
+    gpt2_encoding()
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.apply(_tokens_of_a_child, ("Hello world",)) == [15496, 995]
+        assert pool.apply(gpt2_encoding().encode_ordinary, ("Hello world",)) == [15496, 995]
+
+
+def test_a_full_temporary_folder_is_not_needed(tmp_path: Path) -> None:
+    result = _run(HELLO, TMPDIR=str(tmp_path / "gone"), TIKTOKEN_CACHE_DIR=str(tmp_path / "gone"))
     assert result.stdout.strip() == "[15496, 995]", result.stderr
-    assert damaged.read_bytes() == b"damaged"
-    assert list(tmp_path.iterdir()) == [damaged]
+    assert not (tmp_path / "gone").exists()
 
 
 def _with_package(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -91,9 +143,8 @@ def test_damaged_or_missing_files_are_one_sentence(tmp_path: Path) -> None:
     (data.parent / "__init__.py").touch()
     missing = _with_package(tmp_path)
     assert missing.stderr == ""
-    assert f"{data / 'vocab.bpe'} is missing or damaged" in missing.stdout
-    shutil.copy(_data_folder() / "vocab.bpe", data)
+    assert f"{data / 'encoder.json'} cannot be read: No such file" in missing.stdout
     (data / "encoder.json").write_bytes((_data_folder() / "encoder.json").read_bytes()[:-1])
     damaged = _with_package(tmp_path)
-    assert f"{data / 'encoder.json'} is missing or damaged" in damaged.stdout
+    assert f"{data / 'encoder.json'} is damaged: run `pip" in damaged.stdout
     assert damaged.stdout.count("\n") == 1

@@ -116,7 +116,7 @@ def test_prepare_makes_shards_that_training_reads(folder: Path, done: dict[str, 
 
 
 def test_samples_appear_while_training(done: dict[str, Done]) -> None:
-    assert done["train"].out.count("sample: The ") == 2
+    assert done["train"].out.count("sample: The") == 2
 
 
 def test_prepare_never_overwrites_shards(folder: Path, done: dict[str, Done]) -> None:
@@ -146,3 +146,21 @@ def test_sample_writes_as_many_texts_as_asked_for(folder: Path, done: dict[str, 
     first, second = succeed(done).out.split("-" * 40 + "\n")
     assert first.startswith("The quick, brown") and len(first) > len("The quick, brown") + 3
     assert second.startswith("The quick, brown") and second != first
+
+
+def test_a_model_with_its_own_tokens_is_sampled_as_ids(reference: Any, folder: Path) -> None:
+    """The command that a run prints at its end has no prompt; one that has is replaced, or ids."""
+    ckpt = [f"ckpt={reference.directory}", "max_tokens=4"]
+    done = side_by_side(
+        folder,
+        {
+            "plain": ("sample", ckpt),
+            "text": ("sample", [*ckpt, "prompt=The"]),
+            "ids": ("sample", [*ckpt, "prompt='5 32'"]),
+        },
+    )
+    plain, text, ids = (succeed(done[name]) for name in ("plain", "text", "ids"))
+    assert plain.out == text.out and plain.out.split()[0] == "0" and len(plain.out.split()) == 5
+    assert ids.out.startswith("5 32 ") and len(ids.out.split()) == 6
+    assert "instead of the prompt 'The'" in text.err
+    assert plain.err == ids.err and plain.err.startswith("the model has 64 tokens, which are not")

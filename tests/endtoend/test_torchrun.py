@@ -210,7 +210,8 @@ def test_a_sharded_model_is_saved_whole_and_goes_on_in_one_process(
     words: list[str], alone: Path, tmp_path: Path
 ) -> None:
     short = [*words, f"trainer.max_steps={MIDDLE}", "trainer.parallel=fsdp", "hydra.run.dir=run"]
-    succeed(run(short, tmp_path))
+    short += [f"trainer.sample_every={MIDDLE}", "trainer.sample_tokens=3"]
+    assert succeed(run(short, tmp_path)).out.count("sample: 0 ") == 1
     directory = tmp_path / "run"
     state, expected = latest(directory), latest(alone)
     assert state["model"].keys() == expected["model"].keys()

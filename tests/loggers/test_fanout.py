@@ -56,11 +56,11 @@ def test_everything_goes_everywhere_in_order(metrics, tmp_path):
     loggers.add("one", lambda: one)
     loggers.add("two", lambda: two)
     loggers.log({"step": 1})
-    loggers.text(1, "The ")
+    loggers.text(1, "The")
     loggers.flush()
     loggers.close()
     loggers.close()
-    expected = [("log", 1), ("text", 1, "The "), ("flush",), ("flush",), ("close",)]
+    expected = [("log", 1), ("text", 1, "The"), ("flush",), ("flush",), ("close",)]
     assert one.calls == two.calls == expected
     assert read(tmp_path / "metrics.jsonl") == [{"step": 1}]
 

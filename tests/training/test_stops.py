@@ -14,7 +14,7 @@ from training_helpers import events, train
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.store import load
 from gpt2ckpt.model.gpt2 import GPT2
-from gpt2ckpt.training import session
+from gpt2ckpt.training import sampling
 
 
 def send_in_step(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
@@ -64,17 +64,17 @@ def test_a_sample_that_a_signal_met_is_broken_off_and_not_shown(
     words = [*token_data.overrides, "model.n_embd=4", "model.vocab_size=50304"]
     words += ["trainer.max_steps=6", "trainer.sample_every=2", "trainer.sample_tokens=9"]
     words += ["trainer.sample_prompt=The"]
-    real, texts = session.sample_text, []
+    real, drawn = sampling.generate, []
 
-    def interrupted(*arguments: Any) -> str:
+    def interrupted(*arguments: Any, **options: Any) -> list[list[int]]:
         os.kill(os.getpid(), signal.SIGTERM)
-        texts.append(real(*arguments))
-        return texts[-1]
+        drawn.extend(real(*arguments, **options))
+        return drawn
 
-    monkeypatch.setattr(session, "sample_text", interrupted)
+    monkeypatch.setattr(sampling, "generate", interrupted)
     with caplog.at_level(logging.INFO):
         assert train(words, tmp_path / "run").stopped is signal.SIGTERM
-    assert texts == ["The"], "not one token more"
+    assert drawn == [[]], "not one token"
     assert "sample:" not in caplog.text
     [emergency] = emergencies(tmp_path / "run")
     assert load(emergency)["step"] == 2
