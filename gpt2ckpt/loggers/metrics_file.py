@@ -7,7 +7,6 @@ strings "NaN", "Infinity" and "-Infinity" (as in protobuf's JSON mapping), which
 import json
 import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from gpt2ckpt.errors import InputError
 from gpt2ckpt.files import durable
 from gpt2ckpt.loggers.append_file import AppendFile
 from gpt2ckpt.loggers.event import Event
+from gpt2ckpt.loggers.metrics_lines import DamagedLine, Line, Lines, parse
 
 _log = logging.getLogger(__name__)
-_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class MetricsFile:
@@ -68,54 +67,29 @@ def encode(event: Event) -> str:
     return json.dumps({key: json_number(value) for key, value in event.items()}, allow_nan=False)
 
 
+def read_lines(path: Path) -> Lines:
+    """Return the lines of a file; none if it is missing. Raises OSError if it cannot be read."""
+    try:
+        return parse(path.read_bytes())
+    except FileNotFoundError:
+        return Lines()
+
+
 def read(path: Path) -> list[dict[str, Any]]:
-    """The events of a file in its order; lines that are no event (torn by a kill) are left out."""
-    return [event for _, event in _lines(path)]
+    """Return the events of a file in the order of their steps; damaged lines are left out."""
+    return [line.event for line in read_lines(path).events]
 
 
-def rewind(path: Path, step: int) -> list[dict[str, Any]]:
+def rewind(path: Path, step: int) -> None:
     """Take the events after `step` out of the file, in one atomic replacement.
 
-    Kept lines stay as they are, byte for byte; a line torn by a kill goes. A file that is missing
-    has no events.
-
-    Returns:
-        The removed events, in their order: what steps that are trained again are compared with.
+    Every other line stays as it is, damaged ones too. Raises OSError.
     """
-    if not path.exists():
-        return []
-    kept: list[bytes] = []
-    removed: list[dict[str, Any]] = []
-    for line, event in _lines(path):
-        if event["step"] > step:
-            removed.append(event)
-        else:
-            kept.append(line)
-    content = b"".join(kept)
-    if len(content) != path.stat().st_size:
-        durable.write(path, content)
-    return removed
-
-
-def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Whole lines with their newline, and the events that they hold."""
-    for line in path.read_bytes().splitlines(keepends=True):
-        event = _decode(line)
-        if event is not None:
-            yield line, event
-
-
-def _decode(line: bytes) -> dict[str, Any] | None:
-    """The event of a line, or None if a kill, a full disk or a power cut left only a part of it."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(event, dict) or not isinstance(event.get("step"), int):
-        return None
-    return {key: _from_json(value) for key, value in event.items()}
+    lines = read_lines(path)
+    kept: list[Line | DamagedLine] = [line for line in lines.events if line.step <= step]
+    if len(kept) < len(lines.events):
+        in_place = sorted([*kept, *lines.damaged], key=lambda line: line.number)
+        durable.write(path, b"".join(line.content for line in in_place))
 
 
 def json_number(value: float) -> float | str:
@@ -123,7 +97,3 @@ def json_number(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _from_json(value: Any) -> Any:
-    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpt2ckpt.config.replay import Effect, Values, classify, flatten
+from gpt2ckpt.runs.cadence import Cadence
 
 SAME_UP_TO_ROUNDING = tuple(
     f"trainer.{key}" for key in ("device", "threads", "compile", "deterministic")
@@ -55,13 +56,15 @@ class Curve:
 class Curves:
     """All curves of a run by their W&B id, and the `active` one, which metrics.jsonl shows.
 
-    `forked_from` is the file that a fork was started from.
+    `forked_from` is the file that a fork was started from; `logged` says how often its processes
+    log losses, for those steps of which that is known.
     """
 
     run_id: str
     active: str
     by_id: dict[str, Curve] = field(default_factory=dict)
     forked_from: str | None = None
+    logged: tuple[Cadence, ...] = ()
 
     @property
     def curve(self) -> Curve:
@@ -110,7 +113,8 @@ def encode(curves: Curves) -> str:
         name: {"parts": curve.parts, "furthest": curve.furthest, "origin": curve.origin}
         for name, curve in curves.by_id.items()
     }
-    values = {"run_id": curves.run_id, "active": curves.active, "curves": by_id}
+    values: dict[str, Any] = {"run_id": curves.run_id, "active": curves.active, "curves": by_id}
+    values["logged"] = [(part.after, part.train, part.val) for part in curves.logged]
     if curves.forked_from is not None:
         values["forked_from"] = curves.forked_from
     return json.dumps(values, indent=1)
@@ -123,8 +127,9 @@ def decode(text: str) -> Curves | None:
         by_id = {str(name): _curve(value) for name, value in values["curves"].items()}
         origin = values.get("forked_from")
         forked_from = None if origin is None else str(origin)
-        curves = Curves(str(values["run_id"]), str(values["active"]), by_id, forked_from)
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        logged = tuple(Cadence(*map(int, part)) for part in values.get("logged", ()))
+        curves = Curves(str(values["run_id"]), str(values["active"]), by_id, forked_from, logged)
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
         return None
     return curves if curves.active in by_id else None
 

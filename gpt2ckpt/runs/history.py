@@ -1,24 +1,28 @@
-"""One history per run directory: what metrics.jsonl keeps when a run goes on, where the rest is.
+"""One history per run directory: what metrics.jsonl keeps when a run resumes, where the rest is.
 
 Lines of steps that are trained again with the same settings wait in a file beside it, to be
-compared. Lines of what is abandoned go to the folder that the abandoned checkpoints are in.
+compared. Lines of what is abandoned go to the folder that the abandoned checkpoints are in, damaged
+lines to a folder of damaged files.
 """
 
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint.aside import ABANDONED, free_name
+from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT, free_name
 from gpt2ckpt.files import durable
 from gpt2ckpt.loggers import metrics_file
+from gpt2ckpt.loggers.metrics_lines import DamagedLine, Line, Lines, join
+from gpt2ckpt.runs.cadence import cadence_of, continued, due, listed
 from gpt2ckpt.runs.curves import Curve, Curves, decode, encode, settings_digest
 from gpt2ckpt.runs.layout import CHECKPOINTS, CURVES, HISTORY, REPLAY
 
-Events = list[dict[str, Any]]
+Events = list[Line]
+SHOWN = 5  # damaged lines that are named one by one
 
 
 @dataclass(frozen=True)
@@ -41,18 +45,51 @@ class Point:
     step: int = 0
     source: Path | None = None
 
-    @property
+    @cached_property
     def branch(self) -> Events:
         """What was logged after the run had gone back, if `source` was abandoned by that."""
         if self.source is None or not self.source.parent.name.startswith(ABANDONED):
             return []
-        path = self.source.parent / HISTORY
-        return metrics_file.read(path) if path.exists() else []
+        return metrics_file.read_lines(self.source.parent / HISTORY).events
 
     @property
     def shared_step(self) -> int:
         """The last step that `source` shares with the history of the run as it is now."""
-        return min([self.step, *(int(event["step"]) - 1 for event in self.branch)])
+        return min([self.step, *(line.step - 1 for line in self.branch)])
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a run directory records of its past; `curves` is None if nothing usable is recorded."""
+
+    directory: Path
+    logged: Lines
+    waiting: Lines
+    curves: Curves | None
+
+    @classmethod
+    def of(cls, directory: Path) -> "Past":
+        """Read it, before anything in the directory is changed. Raises OSError."""
+        logged, waiting = (metrics_file.read_lines(directory / name) for name in (HISTORY, REPLAY))
+        return cls(directory, logged, waiting, _read_curves(directory))
+
+    def problems(self, point: Point) -> list[str]:
+        """What is wrong with the history up to `point`, a sentence each."""
+        path = self.directory / HISTORY
+        logged = [line.event for line in self.logged.events if line.step <= point.step]
+        if point.step and not self.logged.events:
+            state = "holds no events" if path.exists() else "is gone"
+            return [f"{path} {state}: the history of this run begins after step {point.step}"]
+        found = []
+        if not self.logged.is_sorted:
+            found.append(f"{path}: its lines were not in the order of their steps, and are sorted")
+        expected = due(self.curves.logged if self.curves else (), point.shared_step)
+        for key, steps in zip(("train_loss", "val_loss"), expected, strict=True):
+            missing = steps - {event["step"] for event in logged if key in event}
+            if missing:
+                many = f"{len(missing):,} steps" if len(missing) > 1 else "a step"
+                found.append(f"{path} lacks the {key} of {many}: {listed(missing)}")
+        return found
 
 
 def identity_in(directory: Path, identity: RunIdentity) -> RunIdentity:
@@ -86,63 +123,85 @@ def begin(directory: Path, identity: RunIdentity, frozen: dict[str, Any]) -> Non
     """Record the first settings of a new run. Raises OSError."""
     first = {identity.id: Curve([(0, settings_digest(frozen))])}
     origin = str(Path(identity.parent["file"]).absolute()) if identity.parent else None
-    _write_curves(directory, Curves(identity.id, identity.id, first, origin))
-
-
-def gap(directory: Path, step: int) -> str:
-    """What the user has to know where nothing is left of the history up to `step`."""
-    path = directory / HISTORY
-    if step == 0 or _read(path):
-        return ""
-    state = "holds no events" if path.exists() else "is gone"
-    return f"{path} {state}: the history of this run begins after step {step}"
+    logged = (cadence_of(0, frozen),)
+    _write_curves(directory, Curves(identity.id, identity.id, first, origin, logged))
 
 
 def go_on(
-    directory: Path,
+    past: Past,
     identity: RunIdentity,
     point: Point,
     *,
     saved: dict[str, Any],
     frozen: dict[str, Any],
     aside: Path | None,
-) -> str:
-    """Bring the history to `point`, from which the run goes on with `frozen` instead of `saved`.
+) -> list[str]:
+    """Bring the history to `point`, from which the run resumes with `frozen` instead of `saved`.
 
     `aside` is where checkpoints were moved that are abandoned. Returns what the user has to know.
     Each file is replaced in one piece, and nothing is dropped before it is kept elsewhere: a kill
     in between costs nothing. Raises OSError.
     """
-    settings, path = settings_digest(frozen), directory / HISTORY
+    notices = [*past.problems(point), *_quarantine(past)]
+    settings, directory = settings_digest(frozen), past.directory
     own = identity.wandb_id or identity.id
-    before = _read_curves(directory) or Curves(
-        identity.id, own, {own: Curve([(0, settings_digest(saved))])}
-    )
+    before = past.curves or Curves(identity.id, own, {own: Curve([(0, settings_digest(saved))])})
     own = own if point.source else before.run_id
-    logged, waiting = _read(path), _read(directory / REPLAY)
-    before = before.logged_to(max((event["step"] for event in logged + waiting), default=0))
+    logged, waiting = past.logged.events, past.waiting.events
+    before = before.logged_to(max((line.step for line in logged + waiting), default=0))
     _write_curves(directory, before)
 
     branch, shared = point.branch, point.shared_step
     lost = _after(shared, _joined(waiting, logged))
     again = _after(point.step, branch) if branch else lost
     curve = before.by_id.get(own, before.curve) if branch else before.curve
-    same = list(takewhile(lambda event: curve.settings_of(event["step"]) == settings, again))
+    same = list(takewhile(lambda line: curve.settings_of(line.step) == settings, again))
     if lost and (aside or branch or same != again):
         if aside is None:
             aside = free_name(directory / CHECKPOINTS, ABANDONED, datetime.now())
             durable.make_directory(aside)
-        _write_lines(aside / HISTORY, lost)
+        durable.write(aside / HISTORY, join(lost))
     if not (aside or branch):
         same = [*_until(point.step, waiting), *same]
     _write_replay(directory / REPLAY, same)
-    if branch:
-        _write_lines(path, [*_until(shared, logged), *_until(point.step, branch)])
-    else:
-        metrics_file.rewind(path, point.step)
+    kept = join([*_until(shared, logged), *_until(point.step, branch)])
+    if kept != past.logged.content:
+        durable.write(directory / HISTORY, kept)
     after = before.go_on(own, point.step, settings)
-    _write_curves(directory, after)
-    return _notice(after) if after.active not in before.by_id else ""
+    parts = continued(before.logged, cadence_of(point.step, frozen), shared)
+    _write_curves(directory, replace(after, logged=parts))
+    if after.active not in before.by_id and frozen["logger"]["wandb"]:
+        notices.append(_notice(after))
+    return notices
+
+
+def _quarantine(past: Past) -> list[str]:
+    """Copy what is damaged to a folder of its own; a sentence for each file."""
+    damaged = {HISTORY: past.logged.damaged, REPLAY: past.waiting.damaged}
+    contents = {name: b"".join(line.content for line in of) for name, of in damaged.items() if of}
+    reasons = {name: _reasons(of) for name, of in damaged.items() if of}
+    if past.curves is None:
+        with suppress(FileNotFoundError):
+            contents[CURVES] = (past.directory / CURVES).read_bytes()
+            reasons[CURVES] = "it is damaged, and a linked W&B run is not known any more"
+    if not contents:
+        return []
+    folder = free_name(past.directory / CHECKPOINTS, CORRUPT, datetime.now())
+    durable.make_directory(folder)
+    for name, content in contents.items():
+        durable.write(folder / name, content)
+    return [
+        f"{past.directory / name}: {reason}; kept in {folder / name}"
+        for name, reason in reasons.items()
+    ]
+
+
+def _reasons(damaged: list[DamagedLine]) -> str:
+    """What is wrong with which lines; of many the first few."""
+    shown = "; ".join(f"line {line.number}: {line.reason}" for line in damaged[:SHOWN])
+    more = f"; and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else ""
+    count = "1 damaged line" if len(damaged) == 1 else f"{len(damaged)} damaged lines"
+    return f"{count} taken out ({shown}{more})"
 
 
 def _notice(curves: Curves) -> str:
@@ -154,36 +213,27 @@ def _notice(curves: Curves) -> str:
     )
 
 
-def _read(path: Path) -> Events:
-    return metrics_file.read(path) if path.exists() else []
-
-
 def _after(step: int, events: Events) -> Events:
-    return [event for event in events if event["step"] > step]
+    return [line for line in events if line.step > step]
 
 
 def _until(step: int, events: Events) -> Events:
-    return [event for event in events if event["step"] <= step]
+    return [line for line in events if line.step <= step]
 
 
 def _joined(first: Events, second: Events) -> Events:
     """Both, in the order of steps; what the first has of a step is what counts."""
-    known = {event["step"] for event in first}
+    known = {line.kind for line in first}
     return sorted(
-        [*first, *(event for event in second if event["step"] not in known)],
-        key=lambda event: int(event["step"]),
+        [*first, *(line for line in second if line.kind not in known)], key=lambda line: line.step
     )
 
 
 def _write_replay(path: Path, events: Events) -> None:
     if events:
-        _write_lines(path, events)
+        durable.write(path, join(events))
     else:
         durable.delete([path])
-
-
-def _write_lines(path: Path, events: Iterable[dict[str, Any]]) -> None:
-    durable.write(path, "".join(f"{metrics_file.encode(event)}\n" for event in events).encode())
 
 
 def _read_curves(directory: Path) -> Curves | None:

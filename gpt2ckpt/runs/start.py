@@ -161,16 +161,15 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
             if not again:
                 history.begin(made.directory, start.identity, start.frozen)
                 return made
-            return replace(made, notice=_bring_history(made.directory, start, Point(), None))
+            past = history.Past.of(made.directory)
+            return replace(made, notice="\n".join(_bring_history(past, start, Point(), None)))
     with _writing_to(Claim(start.directory, _lock(start.directory))) as claimed:
+        past = history.Past.of(start.directory)  # what cannot be read is refused, nothing moved
         finished = _finish_save(start)
         found, store = start.found, Store(start.directory / CHECKPOINTS)
         point = Point(int(found.state["step"]), found.path)
         aside = store.go_back_to(found.path, point.shared_step, datetime.now())
-        notices = [
-            history.gap(start.directory, point.step),
-            _bring_history(start.directory, start, point, aside),
-        ]
+        notices = _bring_history(past, start, point, aside)
         if aside:
             notices.insert(0, f"what came after step {point.shared_step} is set aside in {aside}")
         return replace(claimed, notice="\n".join(filter(None, [*finished, *notices])))
@@ -209,12 +208,11 @@ def _not_finished(found: Found, error: Exception) -> str:
     return f"the save of step {step} cannot be finished ({reason}); the state is safe in {path}"
 
 
-def _bring_history(directory: Path, start: Start, point: Point, aside: Path | None) -> str:
+def _bring_history(past: history.Past, start: Start, point: Point, aside: Path | None) -> list[str]:
     saved = start.state["config"] if start.state else start.frozen
-    notice = history.go_on(
-        *(directory, start.identity, point), saved=saved, frozen=start.frozen, aside=aside
+    return history.go_on(
+        *(past, start.identity, point), saved=saved, frozen=start.frozen, aside=aside
     )
-    return notice if start.frozen["logger"]["wandb"] else ""
 
 
 def _lock(directory: Path) -> RunLock:

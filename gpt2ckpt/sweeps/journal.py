@@ -60,20 +60,28 @@ def append(sweep: Path, entry: Entry) -> None:
 
 
 def read(sweep: Path, launch: str) -> list[Entry]:
-    """The entries of one launch, in order; a line that a kill cut off is passed over."""
+    """Return the entries of one launch, in order; lines that are damaged are passed over."""
     try:
-        lines = (sweep / JOBS).read_text(encoding="utf-8").splitlines()
+        lines = (sweep / JOBS).read_bytes().splitlines()
     except OSError:
         return []
-    entries = []
-    for line in lines:
-        try:
-            fields = json.loads(line)
-            if fields["launch"] == launch:
-                entries.append(Entry(**{**fields, "status": Status(fields["status"])}))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return entries
+    entries = [_entry(line) for line in lines]
+    return [entry for entry in entries if entry is not None and entry.launch == launch]
+
+
+def _entry(line: bytes) -> Entry | None:
+    try:
+        values = json.loads(line)
+        loss = values.get("best_val_loss")
+        return Entry(
+            **{name: str(values[name]) for name in ("launch", "job", "label", "reason", "time")},
+            number=int(values["number"]),
+            pid=int(values["pid"]),
+            status=Status(values["status"]),
+            best_val_loss=None if loss is None else float(loss),
+        )
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        return None
 
 
 def last_of_each(entries: list[Entry]) -> dict[int, Entry]:

@@ -10,7 +10,7 @@ from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.checkpoint.space import disk_bytes
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files import durable
-from gpt2ckpt.runs.layout import HISTORY, STAMP, STAMPED
+from gpt2ckpt.runs.layout import CURVES, HISTORY, REPLAY, STAMP, STAMPED
 from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.tools import text
 from gpt2ckpt.tools.command_line import Verb, count
@@ -134,8 +134,9 @@ def _delete(entries: list[Entry]) -> None:
     top = entries[0].run.folder
     within = [path.relative_to(top).parents for entry in entries for path in [entry.path]]
     for folder in sorted({top / parent for parents in within for parent in parents}, reverse=True):
-        if folder != top and {path.name for path in folder.iterdir()} == {HISTORY}:
-            (folder / HISTORY).unlink()  # the losses of the checkpoints that are gone
+        left = list(folder.iterdir()) if folder != top else []
+        if left and {path.name for path in left} <= {HISTORY, REPLAY, CURVES}:
+            durable.delete(left)  # what was logged of the checkpoints that are gone
         if folder != top and not any(folder.iterdir()):
             folder.rmdir()
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt2ckpt.checkpoint.aside import ABANDONED
+from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT
 from gpt2ckpt.checkpoint.reserve import RESERVE
 from gpt2ckpt.files import durable
 from gpt2ckpt.runs.layout import (
@@ -25,6 +25,7 @@ from gpt2ckpt.tools.places import Run
 OURS = re.compile(
     "|".join(map(re.escape, (HISTORY, LOG, LOCK_NAME, REPLAY, CURVES)))
     + rf"|{CHECKPOINTS}/{ABANDONED}[^/]+/{re.escape(HISTORY)}"
+    rf"|{CHECKPOINTS}/{CORRUPT}[^/]+/({'|'.join(map(re.escape, (HISTORY, REPLAY, CURVES)))})"
     rf"|{re.escape(RECORD)}/(resume_\d+/)?(config|hydra|overrides)\.yaml"
     rf"|{TENSORBOARD}/events\.out\.tfevents\.[^/]+"
     rf"|{WANDB}/((offline-)?run-[^/]+/.+|latest-run|debug[^/]*\.log|wandb-resume\.json)"

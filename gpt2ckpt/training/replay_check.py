@@ -1,5 +1,6 @@
 """Comparing steps that are trained a second time after a crash with what they gave the first."""
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class ReplayCheck:
 
     @classmethod
     def of_run(cls, waiting: Path, history: Path) -> "ReplayCheck":
-        """The check of a run that goes on, with the files `waiting` and `history`."""
+        """Return the check of a run that resumes with the files `waiting` and `history`."""
         if not waiting.exists():
             return cls([])
         return cls(metrics_file.read(waiting), metrics_file.read(history), waiting)
@@ -42,7 +43,8 @@ class ReplayCheck:
         if step != self._last:
             return None
         if self._file is not None:
-            self._file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # then the next resume compares once more
+                self._file.unlink()
         return f"replay: {self._first_difference or f'{self._same} steps identical'}"
 
     def interrupted(self, step: int) -> str | None:

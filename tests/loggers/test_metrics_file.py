@@ -33,8 +33,8 @@ def path(tmp_path):
 def test_numbers_come_back_bitwise(path):
     values = [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 2.0**53 + 2, 123456789]
     file = MetricsFile(path)
-    for value in values:
-        file.log(event(1, train_loss=value))
+    for step, value in enumerate(values):
+        file.log(event(step, train_loss=value))
     file.close()
     assert [repr(found["train_loss"]) for found in read(path)] == [repr(v) for v in values]
 
@@ -75,56 +75,40 @@ def test_a_line_torn_by_a_kill_does_not_spoil_the_next(path):
     assert steps(path) == [1, 3]
 
 
-def test_rewind_keeps_earlier_lines_byte_for_byte_and_returns_the_later(path):
+def test_rewind_keeps_earlier_lines_byte_for_byte(path):
     write(path, [10, 20, 30, 40])
     lines = path.read_bytes().splitlines(keepends=True)
-    removed = rewind(path, 20)
+    rewind(path, 20)
     assert path.read_bytes() == b"".join(lines[:2])
-    assert removed == [json.loads(line) for line in lines[2:]]
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_rewind_takes_later_events_of_any_place(path):
     write(path, [10, 30, 20])
-    assert [found["step"] for found in rewind(path, 20)] == [30]
+    rewind(path, 20)
     assert steps(path) == [10, 20]
 
 
 def test_rewind_to_the_end_changes_nothing(path):
     write(path, [10, 20])
     before = path.stat()
-    assert rewind(path, 20) == []
+    rewind(path, 20)
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_rewind_without_a_file(path):
-    assert rewind(path, 5) == []
+    rewind(path, 5)
     assert not path.exists()
 
 
-LAST = encode(event(20)).encode() + b"\n"
-
-
-@pytest.mark.parametrize("length", range(len(LAST)))
-def test_rewind_drops_a_line_torn_anywhere(path, length):
-    write(path, [10])
-    whole = path.read_bytes()
-    path.write_bytes(whole + LAST[:length])
-    assert rewind(path, 20) == []
-    assert path.read_bytes() == whole
-
-
-@pytest.mark.parametrize(
-    "garbage", [b"\0" * 40 + b"\n", b"\n", b"[1]\n", b'{"step": "x"}\n', b"\xff\n"]
-)
-def test_lines_that_are_no_events_are_dropped(path, garbage):
-    write(path, [10])
+def test_rewind_never_deletes_a_damaged_line(path):
+    write(path, [10, 20])
     with path.open("ab") as file:
-        file.write(garbage)
-    write(path, [20])
-    assert steps(path) == [10, 20]
-    rewind(path, 20)
-    assert path.read_bytes().count(b"\n") == 2 and steps(path) == [10, 20]
+        file.write(b'{"step": 30, "train_loss": 2.\n')
+    write(path, [40])
+    rewind(path, 10)
+    assert b'{"step": 30, "train_loss": 2.\n' in path.read_bytes()
+    assert steps(path) == [10]
 
 
 def test_a_full_disk_loses_no_event_and_leaves_no_torn_line(path):

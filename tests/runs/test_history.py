@@ -1,5 +1,6 @@
 """metrics.jsonl through kills, going back, going back with other settings, and returning."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.loggers.metrics_file import MetricsFile, read
 from gpt2ckpt.runs.history import (
     REPLAY,
+    Past,
     Point,
     RunIdentity,
     begin,
@@ -22,7 +24,8 @@ from gpt2ckpt.runs.history import (
 )
 from gpt2ckpt.training.replay_check import ReplayCheck
 
-SAME, OTHER = (), ("optimizer.lr=1e-5",)
+LOGGED = ("logger=wandb", "trainer.log_every=1", "trainer.eval_every=0")
+SAME, OTHER = LOGGED, (*LOGGED, "optimizer.lr=1e-5")
 RUN = RunIdentity("1a2b3c4d", "gpt2")
 
 
@@ -38,10 +41,11 @@ def back(run: Path, step: int, settings: tuple[str, ...] = SAME, **more: Any) ->
     """Go on after `step`; where checkpoints were moved, `aside` says where to."""
     identity = more.pop("identity", RUN)
     source = more.pop("source", run / "checkpoints" / "latest.pt")
-    return go_on(
-        *(run, identity, Point(step, source)),
+    notices = go_on(
+        *(Past.of(run), identity, Point(step, source)),
         **{"saved": frozen_of(SAME), "frozen": frozen_of(settings), "aside": None, **more},
     )
+    return "\n".join(notices)
 
 
 def aside_in(run: Path) -> Path:
@@ -72,7 +76,10 @@ def test_after_a_crash_the_lost_steps_wait_to_be_compared(run: Path) -> None:
     assert steps(run / REPLAY) == list(range(21, 31))
     assert not (run / "checkpoints").exists()
     check = replay(run)
-    said = [check.compare(step, 1 / step) for step in range(21, 31)]
+    said = []
+    for step in range(21, 31):
+        assert steps(run / REPLAY) == list(range(21, 31)), step  # a kill here loses no comparison
+        said.append(check.compare(step, 1 / step))
     assert said == [None] * 9 + ["replay: 10 steps identical"]
     assert not (run / REPLAY).exists()
     assert identity_in(run, RUN) == RUN
@@ -163,7 +170,8 @@ def test_returning_to_a_branch_that_was_left_returns_to_its_history(run: Path) -
 def test_a_run_that_begins_again_is_the_run_that_it_was(run: Path) -> None:
     """Its new process has another identity until it reads what the first has recorded."""
     fresh = RunIdentity("ffffffff", "gpt2")
-    assert go_on(run, fresh, Point(), saved={}, frozen=frozen_of(SAME), aside=None) == ""
+    past = Past.of(run)
+    assert go_on(past, fresh, Point(), saved={}, frozen=frozen_of(SAME), aside=None) == []
     assert identity_in(run, fresh) == RUN
     assert steps(run / REPLAY) == list(range(1, 31))
 
@@ -216,3 +224,76 @@ def test_a_kill_between_any_two_writes_drops_nothing(run: Path, settings: tuple[
     assert write >= 4
     assert steps(run / "metrics.jsonl") == list(range(1, 21))
     assert (identity_in(run, RUN).wandb_id is None) == (settings == SAME)
+
+
+def spoil(path: Path, line: int, by: bytes) -> bytes:
+    """Replace a line, counted from 1; returns what it was."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    was, lines[line - 1] = lines[line - 1], by
+    path.write_bytes(b"".join(lines))
+    return was
+
+
+def test_damaged_lines_are_reported_and_quarantined(run: Path) -> None:
+    null = b'{"step": 12, "train_loss": null}\n'
+    spoil(run / "metrics.jsonl", 12, null)
+    spoil(run / "metrics.jsonl", 25, b'{"step": 25, "tra\n')
+    said = back(run, 20)
+    [folder] = (run / "checkpoints").glob("corrupt_*")
+    assert said.splitlines() == [
+        f"{run}/metrics.jsonl lacks the train_loss of a step: 12",
+        f"{run}/metrics.jsonl: 2 damaged lines taken out (line 12: its train_loss is null; line "
+        f"25: it is not JSON); kept in {folder}/metrics.jsonl",
+    ]
+    assert (folder / "metrics.jsonl").read_bytes() == null + b'{"step": 25, "tra\n'
+    assert steps(run / "metrics.jsonl") == [*range(1, 12), *range(13, 21)]
+    assert steps(run / REPLAY) == [*range(21, 25), *range(26, 31)]
+    check = replay(run)
+    said_then = [check.compare(step, 1 / step) for step in range(21, 31)]
+    assert said_then[-1] == "replay: 9 steps identical"
+
+
+def test_damage_of_the_waiting_lines_and_of_the_record_is_quarantined(run: Path) -> None:
+    back(run, 20)
+    was = spoil(run / REPLAY, 3, b"\xff\x00\n")
+    (run / ".history.json").write_bytes(b'{"run_id": 1e999')
+    said = back(run, 20)
+    [folder] = (run / "checkpoints").glob("corrupt_*")
+    assert f"{run}/.replay.jsonl: 1 damaged line taken out (line 3: it is not JSON)" in said
+    assert f"{run}/.history.json: it is damaged" in said
+    assert (folder / ".replay.jsonl").read_bytes() == b"\xff\x00\n" and was
+    assert (folder / ".history.json").read_bytes() == b'{"run_id": 1e999'
+    assert identity_in(run, RUN) == RUN
+
+
+def test_lines_in_another_order_are_sorted_in_the_file(run: Path) -> None:
+    path = run / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(reversed(whole.splitlines())) + b"\r\n")
+    assert back(run, 30) == (
+        f"{path}: its lines were not in the order of their steps, and are sorted"
+    )
+    assert path.read_bytes().replace(b"\r", b"") == whole
+    assert back(run, 30) == ""
+
+
+def test_nothing_is_reported_of_an_unharmed_history(run: Path) -> None:
+    before = (run / "metrics.jsonl").read_bytes()
+    assert back(run, 30) == ""
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert not (run / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("line", [1, 7, 20])
+def test_a_missing_line_is_reported(run: Path, line: int) -> None:
+    spoil(run / "metrics.jsonl", line, b"")
+    assert back(run, 20) == f"{run}/metrics.jsonl lacks the train_loss of a step: {line}"
+
+
+def test_of_a_run_without_a_record_of_its_cadence_no_line_is_missed(run: Path) -> None:
+    """Such runs are older than the record; log_every may have been changed at any resume."""
+    record = json.loads((run / ".history.json").read_text())
+    del record["logged"]
+    (run / ".history.json").write_text(json.dumps(record))
+    spoil(run / "metrics.jsonl", 7, b"")
+    assert back(run, 20) == ""

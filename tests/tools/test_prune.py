@@ -117,6 +117,8 @@ def test_abandoned_and_corrupt_folders_go_with_their_files(checkpoints, run) -> 
     damage(next(folder.glob("abandoned_*")) / "rolling_step_000030.pt")
     assert checkpoints("repair", run).code == 0
     (next(folder.glob("abandoned_*")) / "note").write_text("why")
+    for name in ("metrics.jsonl", ".history.json"):
+        (next(folder.glob("corrupt_*")) / name).write_text("{")
     assert "11" not in checkpoints("prune", run, "--keep-emergency=0", "--yes").out
     assert list(folder.glob("corrupt_*"))
     checkpoints("prune", run, "--corrupt", "--yes")

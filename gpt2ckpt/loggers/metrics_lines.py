@@ -1,0 +1,125 @@
+"""Reading metrics.jsonl line by line: which lines are events, and what is wrong with the others.
+
+Users and their tools edit the file, editors add a byte-order mark or Windows line ends, and a power
+cut leaves half a line. No content of the file makes `parse` raise.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+LOSSES = ("train_loss", "val_loss")
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+SHOWN = 40  # characters of a wrong value in a message
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line that holds an event: its bytes with the newline, and the event's numbers."""
+
+    number: int  # of the line in its file, from 1
+    content: bytes
+    event: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """The step of the event."""
+        return int(self.event["step"])
+
+    @property
+    def kind(self) -> tuple[int, tuple[str, ...]]:
+        """Its step and the losses that it holds: a run logs one event of each kind."""
+        return self.step, tuple(key for key in LOSSES if key in self.event) or tuple(self.event)
+
+
+@dataclass(frozen=True)
+class DamagedLine:
+    """A line that holds no event, or one that a later line replaces."""
+
+    number: int
+    content: bytes
+    reason: str
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The content of a file: its events in the order of their steps, and its damaged lines."""
+
+    events: list[Line] = field(default_factory=list)
+    damaged: list[DamagedLine] = field(default_factory=list)
+    content: bytes = b""  # of the whole file, as it is
+    is_sorted: bool = True
+
+
+def join(lines: list[Line]) -> bytes:
+    """The content of a file that holds `lines`."""
+    return b"".join(line.content for line in lines)
+
+
+def parse(content: bytes) -> Lines:
+    """Sort the lines of a file into events and damaged lines.
+
+    A null stands for no value, as pandas writes it. Of two events of one kind at one step the later
+    counts. Empty lines are passed over.
+    """
+    found: dict[tuple[int, tuple[str, ...]], Line] = {}
+    damaged: list[DamagedLine] = []
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+        if not line.strip():
+            continue
+        event = _event_of(line)
+        if isinstance(event, str):
+            damaged.append(DamagedLine(number, _ended(line), event))
+            continue
+        new = Line(number, _ended(line.removeprefix(b"\xef\xbb\xbf")), event)
+        if old := found.pop(new.kind, None):
+            reason = f"line {number} has step {new.step} as well"
+            damaged.append(DamagedLine(old.number, old.content, reason))
+        found[new.kind] = new
+    events = list(found.values())
+    ordered = sorted(events, key=lambda line: line.step)
+    damaged.sort(key=lambda line: line.number)
+    return Lines(ordered, damaged, content, is_sorted=events == ordered)
+
+
+def _event_of(line: bytes) -> dict[str, Any] | str:
+    """The numbers of an event, or what is wrong with the line."""
+    try:
+        values = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return "it is not JSON" if line.endswith((b"\n", b"\r")) else "it is cut short"
+    if not isinstance(values, dict):
+        return "it is not a JSON object"
+    event = {key: number for key, value in values.items() if (number := _number(value)) is not None}
+    step = event.get("step", -1)
+    if not (0 <= step < 1 << 63 and step == int(step)):
+        return _wrong("step", values)
+    event["step"] = int(step)
+    wrong = [key for key in LOSSES if key in values and key not in event]
+    if wrong and not any(key in event for key in LOSSES):
+        return _wrong(wrong[0], values)
+    return event
+
+
+def _wrong(key: str, values: dict[str, Any]) -> str:
+    if key not in values:
+        return f"it has no {key}"
+    return f"its {key} is {json.dumps(values[key])[:SHOWN]}"
+
+
+def _number(value: Any) -> float | None:
+    """A number, with the names that JSON lacks; None for anything else."""
+    if isinstance(value, str):
+        return NOT_FINITE.get(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        float(value)
+    except OverflowError:
+        return None
+    return value
+
+
+def _ended(line: bytes) -> bytes:
+    return line if line.endswith(b"\n") else line + b"\n"

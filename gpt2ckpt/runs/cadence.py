@@ -1,0 +1,66 @@
+"""Which losses metrics.jsonl should hold, by how often each process of a run logged them.
+
+A config says how often its own process logs, and not since which step. So each process records it;
+of steps that no record covers nothing is expected. Everything here is pure.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """From the step after `after` on, a loss is logged every so many steps; 0: none is due."""
+
+    after: int
+    train: int = 0
+    val: int = 0
+
+
+def cadence_of(step: int, frozen: Mapping[str, Any]) -> Cadence:
+    """Return the cadence of a process that trains from `step` on with the config `frozen`."""
+    trainer = frozen["trainer"]
+    return Cadence(step, int(trainer["log_every"]), int(trainer["eval_every"]))
+
+
+def continued(
+    parts: Sequence[Cadence], new: Cadence, shared: int | None = None
+) -> tuple[Cadence, ...]:
+    """Return the parts of a run that continues with `new`.
+
+    Up to the step `shared` they are those of the run so far; from there to `new`, those of a branch
+    of which nothing is recorded.
+    """
+    shared = new.after if shared is None else shared
+    kept = [part for part in parts if part.after < shared]
+    gap = [Cadence(shared)] if shared < new.after else []
+    return (*kept, *gap, new)
+
+
+def due(parts: Sequence[Cadence], until: int) -> tuple[set[int], set[int]]:
+    """Return the steps up to `until` of which a training and a validation loss must be there.
+
+    A stop can come between the last step of a process and its evaluation, so that none is expected
+    at that step.
+    """
+    train: set[int] = set()
+    val: set[int] = set()
+    ends = [part.after for part in parts[1:]]
+    for part, end in zip(parts, [*ends, until], strict=False):
+        last = min(end, until)
+        train |= _multiples(part.train, part.after + 1, last)
+        val |= _multiples(part.val, part.after + 1, last - 1)
+    return train, val
+
+
+def _multiples(every: int, first: int, last: int) -> set[int]:
+    first = max(first, 1)
+    return set(range(-(-first // every) * every, last + 1, every)) if every > 0 else set()
+
+
+def listed(steps: Iterable[int], shown: int = 5) -> str:
+    """Return steps as text: the first few, and the last one."""
+    ordered = sorted(steps)
+    named = [f"{step:,}" for step in ordered[:shown]]
+    return ", ".join(named) + (f", … {ordered[-1]:,}" if len(ordered) > shown else "")

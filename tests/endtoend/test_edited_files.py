@@ -1,0 +1,35 @@
+"""A run whose files were edited or damaged since it stopped resumes, and reports each of them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from commands import events, latest, run, same_bits, succeed
+
+
+def test_an_edited_history_is_reported_and_the_run_resumes_exactly(
+    reference: Any, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(reference.directory, copy, copy_function=shutil.copy2)
+    path = copy / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    at = {json.loads(line)["step"]: number for number, line in enumerate(lines)}
+    lines[at[7]] = b""
+    lines[at[9]] = lines[at[9]].replace(b'"train_loss": ', b'"train_loss": null, "was": ')
+    lines[at[33]] = lines[at[33]][:40] + b"\n"
+    lines[at[55]] = lines[at[55]].replace(b'"grad_norm": ', b'"grad_norm": null, "was": ')
+    path.write_bytes(b"".join(lines))
+    source = copy / "checkpoints" / "rolling_step_000020.pt"
+    done = succeed(run("train", [f"+resume={source}"], tmp_path))
+    [kept] = (copy / "checkpoints").glob("corrupt_*/metrics.jsonl")
+    assert "metrics.jsonl lacks the train_loss of 2 steps: 7, 9\n" in done.out
+    reasons = "2 damaged lines taken out (line 8: its train_loss is null; line 33: it is not JSON)"
+    assert f"metrics.jsonl: {reasons}; kept in " in done.out
+    assert len(kept.read_text().splitlines()) == 2
+    assert "replay: 99 steps identical" in done.out  # 21 to 120, without the one that was cut short
+    lost = (7, 9)
+    assert events(copy) == [pair for pair in events(reference.directory) if pair[0] not in lost]
+    whole, resumed = latest(reference.directory), latest(copy)
+    assert all(same_bits(whole[key], resumed[key]) for key in ("model", "optimizer", "rng"))
