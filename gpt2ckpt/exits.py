@@ -3,6 +3,7 @@
 Imports neither Hydra nor torch: `checkpoints list` takes less time than importing either.
 """
 
+import atexit
 import contextlib
 import logging
 import os
@@ -11,11 +12,13 @@ import traceback
 from collections.abc import Iterator
 from typing import NoReturn
 
+from gpt2ckpt import console
 from gpt2ckpt.errors import ConfigError, UserError
 from gpt2ckpt.standby import Interrupted, stand_by
 from gpt2ckpt.waiting import wait_briefly
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+_exit_codes = [0]  # the last one is that of this process, once it is known
 
 
 @contextlib.contextmanager
@@ -49,6 +52,26 @@ def reported_errors(*, tidies: bool = True) -> Iterator[None]:
     finally:
         handler.tidies = False
         _flush()
+        _note_exit_code(sys.exc_info()[1])
+
+
+def skip_exit_hooks() -> None:
+    """Let this process end without the exit hooks of libraries: one of them would hang.
+
+    The exit code stands, and logs are closed.
+    """
+    atexit.register(_leave)  # the hook that is registered last runs first
+
+
+def _leave() -> None:
+    logging.shutdown()
+    console.drain()
+    os._exit(_exit_codes[-1])
+
+
+def _note_exit_code(error: BaseException | None) -> None:
+    code = error.code if isinstance(error, SystemExit) else error and 1
+    _exit_codes.append(code if isinstance(code, int) else int(code is not None))
 
 
 def _fail(sentence: str, code: int, wants_trace: bool) -> NoReturn:
@@ -60,6 +83,7 @@ def _fail(sentence: str, code: int, wants_trace: bool) -> NoReturn:
 
 def _flush() -> None:
     """Write out what was printed; a terminal or pipe that is gone must not change the exit code."""
+    console.drain()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -15,6 +15,8 @@ import signal
 import sys
 from types import FrameType
 
+from gpt2ckpt import console
+
 PLAIN = {"→": "->", "…": "...", "─": "-", "│": "|", "├": "|", "└": "`"}
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
@@ -131,12 +133,12 @@ def exit_code(number: int) -> int:
 
 
 def end_now(code: int, sentence: str = "") -> None:
-    """End the process in the middle of whatever it does; `sentence` goes to stderr."""
-    with contextlib.suppress(Exception):  # a closed pipe, or a stream that is being written to
-        sys.stdout.flush()
-    if sentence:
-        with contextlib.suppress(OSError):
-            os.write(2, f"{sentence}\n".encode(errors="backslashreplace"))
+    """End the process in the middle of whatever it does; `sentence` goes to stderr.
+
+    It waits for nobody: a console whose reader has stopped gets a moment.
+    """
+    with contextlib.suppress(Exception):
+        console.last_words(sentence)
     os._exit(code)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from gpt2ckpt import console
 from gpt2ckpt.application import CommandLine, ask_hydra, parse_command_line, run_hydra
 from gpt2ckpt.config.compose import Composed, compose_config, quoted, sets
 from gpt2ckpt.config.replay import task_overrides
@@ -48,6 +49,7 @@ def main() -> None:
         if isinstance(team, Group) and not team.is_first:
             from gpt2ckpt.training.agreement import follow
 
+            console.install()
             sys.exit(follow(team))
         line = parse_command_line("train")
         if line.asks_hydra:
@@ -108,6 +110,7 @@ def _single(line: CommandLine, team: Team) -> int:
         except Exception as error:
             outcomes.append(error)  # Hydra would print about it, too
 
+    console.install()  # from here on nothing waits for whoever reads
     directory, record = quoted(str(claim.directory)), hydra_record(claim.directory)
     run_hydra(line, task, [f"hydra.run.dir={directory}", f"hydra.output_subdir={record}"])
     if isinstance(outcomes[0], Exception):

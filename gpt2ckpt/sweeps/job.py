@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from gpt2ckpt import console
 from gpt2ckpt.application import CommandLine
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import InputError, LockedError, UserError
@@ -67,6 +68,7 @@ class SweepJob:
 
     def __call__(self, config: DictConfig) -> "float | NoMetric":
         """Train, go on or pass over; never raises an Exception."""
+        console.install()  # a job waits for no reader
         signals, hydra = self._signals(), HydraConfig.get()
         values: Any = OmegaConf.to_container(config, resolve=True)
         job = Job.of(list(hydra.overrides.task), values, self.swept)

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 from omegaconf import OmegaConf
 
+from gpt2ckpt import console
 from gpt2ckpt.application import CommandLine, run_hydra
 from gpt2ckpt.config.compose import as_typed, quoted, sets
 from gpt2ckpt.exits import FULL_ERROR
@@ -73,6 +74,7 @@ class _Launch:
 
     def run(self, more: list[str]) -> int:
         """Have Hydra run all jobs. Whatever happens to them, the table says it."""
+        console.install()  # before Hydra opens its log: no job waits for whoever reads
         signals = LauncherSignals(self._stop_workers)
         if self.plan.is_parallel:
             install(signals, signals.before)

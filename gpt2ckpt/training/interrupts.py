@@ -3,17 +3,45 @@
 A handler only sets a flag: saving inside one could meet a half-applied step or a held lock. The
 loop asks between steps. The same signal a second time stops at once; a save in progress has then
 written only a temporary file. Before and after a training: gpt2ckpt/standby.py.
+
+Python runs a handler between two lines of the main thread, and one line may take minutes. So a
+thread, which the C library's side of a signal wakes, answers the user at once and keeps time.
 """
 
 import contextlib
+import os
+import select
 import signal
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 
-from gpt2ckpt.standby import StandBy, end_now, exit_code, install, pass_on
+from gpt2ckpt import console
+from gpt2ckpt.standby import STOPPING, StandBy, end_now, exit_code, install, pass_on
 
-TWICE = 1.0  # seconds in which a launcher may pass on to a rank what the rank was sent, too
+COPIES_WITHIN = 1.0  # seconds in which a launcher may pass on to a rank what the rank was sent, too
+
+
+@dataclass
+class Presses:
+    """Tells the first signal that asks for a stop from one that asks again.
+
+    Args:
+        copies_within: seconds in which the same signal counts as a launcher's copy of it.
+    """
+
+    copies_within: float
+    asked: tuple[signal.Signals, float] | None = None  # and when, by time.monotonic()
+
+    def take(self, received: signal.Signals) -> bool | None:
+        """Take a signal. Returns whether it asks again; None for a copy."""
+        now = time.monotonic()
+        if self.asked is None or self.asked[0] is not received:
+            self.asked = (received, now)
+            return False
+        return None if now - self.asked[1] < self.copies_within else True
 
 
 class Interrupts:
@@ -31,29 +59,35 @@ class Interrupts:
     ) -> None:
         self.stop: signal.Signals | None = None
         self.leaves_at_once = False  # nothing has been trained that a stop could lose
+        self.last_words: Callable[[], str] | None = None  # what there is to resume from
         self._largest = largest
         self._is_orphan = is_orphan
-        self._asked: tuple[signal.Signals, float] | None = None  # and when, by a steady clock
+        self._presses = self.new_presses()
         self._save = False
         self._before: dict[int, object] = {}
         self._received: list[tuple[int, FrameType | None]] = []
 
+    def new_presses(self) -> Presses:
+        """Return the rule for repeated signals, nothing received yet."""
+        return Presses(COPIES_WITHIN if self._largest is not None else 0.0)
+
     @property
     def is_asked_to_stop(self) -> bool:
         """Whether this process was sent a signal that asks for a stop."""
-        return self._asked is not None
+        return self._presses.asked is not None
 
     @property
     def asked_at(self) -> float | None:
         """When this process was asked to stop, by time.monotonic()."""
-        return self._asked[1] if self._asked else None
+        return self._presses.asked[1] if self._presses.asked else None
 
     def agree(self) -> signal.Signals | None:
         """The signal that asked for a stop. A meeting of all ranks: call it on each alike."""
         if self._largest is not None:
-            if self._asked is None and self._is_orphan():
-                self._asked = (signal.SIGTERM, time.monotonic())
-            stop, save = self._largest([int(self._asked[0]) if self._asked else 0, int(self._save)])
+            if self._presses.asked is None and self._is_orphan():
+                self._presses.take(signal.SIGTERM)
+            asked = self._presses.asked
+            stop, save = self._largest([int(asked[0]) if asked else 0, int(self._save)])
             self.stop = signal.Signals(stop) if stop else None
             self._save = bool(save)
         return self.stop
@@ -74,6 +108,14 @@ class Interrupts:
             if isinstance(before, StandBy):
                 before = before.before.get(number)
             pass_on(before, number, frame)
+
+    def leave(self, received: signal.Signals, why: str) -> None:
+        """End the process now, and name what there is to resume from; other ranks are silent."""
+        words = ""
+        if self.last_words is not None:
+            with contextlib.suppress(Exception):  # the end must not depend on what there is to say
+                words = f"{received.name}{why}. {self.last_words()}"
+        end_now(exit_code(received), words)
 
     def __enter__(self) -> "Interrupts":
         with contextlib.suppress(ValueError):  # in a thread: signals are not ours to handle
@@ -103,10 +145,84 @@ class Interrupts:
                 self.pass_on()
             finally:
                 end_now(exit_code(received), "interrupted: there was nothing to save")
-        elif self._asked is None or self._asked[0] is not received:
-            self._asked = (received, time.monotonic())
-            if self._largest is None:
-                self.stop = received
-        elif self._largest is None or time.monotonic() - self._asked[1] > TWICE:
-            end_now(exit_code(received))
+        elif self._presses.take(received):
+            self.leave(received, " again: stopped without saving")
+        elif self._largest is None:
+            self.stop = received
         self._received.append((number, frame))
+
+
+class Watchdog:
+    """While it is entered, answers the stopping signals that `interrupts` handles, in a thread.
+
+    It acknowledges the first one, ends the process at the same signal again, and `grace` seconds
+    after the first. Outside the main thread it does nothing.
+
+    Args:
+        interrupts: the handlers.
+        grace: seconds that a stop may take; None is no limit.
+        acknowledgement: gives what to print at a first signal; None prints nothing.
+    """
+
+    def __init__(
+        self,
+        interrupts: Interrupts,
+        grace: float | None,
+        acknowledgement: Callable[[signal.Signals], str] | None = None,
+    ) -> None:
+        self._interrupts, self._grace, self._acknowledgement = interrupts, grace, acknowledgement
+        self._has_ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._read = self._write = -1
+        self._before = -1
+
+    def __enter__(self) -> "Watchdog":
+        if threading.current_thread() is threading.main_thread():
+            self._read, self._write = os.pipe()
+            os.set_blocking(self._write, False)
+            self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._write < 0:
+            return
+        signal.set_wakeup_fd(self._before)
+        self._has_ended.set()
+        with contextlib.suppress(OSError):
+            os.write(self._write, b"\0")
+        self._thread.join()
+        os.close(self._read)
+        os.close(self._write)
+        self._write = -1
+
+    def _watch(self) -> None:
+        presses, end, poll = self._interrupts.new_presses(), None, select.poll()
+        poll.register(self._read, select.POLLIN)
+        while True:
+            left = None if end is None else max(0.0, end - time.monotonic()) * 1000
+            is_over = not poll.poll(left)
+            number = 0 if is_over else os.read(self._read, 1)[0]
+            if self._has_ended.is_set():
+                return
+            if is_over and presses.asked:
+                self._interrupts.leave(presses.asked[0], f": the {self._grace:g} s are over")
+            if number not in STOPPING or self._interrupts.leaves_at_once:
+                continue
+            received = signal.Signals(number)
+            asks_again = presses.take(received)
+            if asks_again:
+                self._interrupts.leave(received, " again: stopped without saving")
+            elif asks_again is False:
+                self._acknowledge(received)
+                if end is None and self._grace is not None:
+                    end = time.monotonic() + self._grace
+
+    def _acknowledge(self, received: signal.Signals) -> None:
+        if self._acknowledgement is not None:
+            console.say(f"{received.name}: {self._acknowledgement(received)}")

@@ -12,9 +12,9 @@ from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.optim.schedule import Schedule
 from gpt2ckpt.parallel.group import Alone, Team
 from gpt2ckpt.training.bad_numbers import BadNumber
-from gpt2ckpt.training.deadline import Abandoned, Deadline, Watchdog
+from gpt2ckpt.training.deadline import Abandoned, Deadline
 from gpt2ckpt.training.evaluation import Evaluation
-from gpt2ckpt.training.interrupts import Interrupts
+from gpt2ckpt.training.interrupts import Interrupts, Watchdog
 from gpt2ckpt.training.meter import Meter
 from gpt2ckpt.training.progress import Progress
 from gpt2ckpt.training.replay_check import ReplayCheck
@@ -60,15 +60,18 @@ class Loop:
     last_blocks: int = 0
     logged: LossSum = field(default_factory=LossSum)
     _epoch_seen: int = 0
+    _is_over: bool = False
 
     def run(self) -> signal.Signals | None:
         """Train to the end. Returns the signal that stopped it, or None when finished.
 
         On an exception the last whole state is saved as an emergency checkpoint, and it is raised.
         """
-        with self.interrupts, Watchdog(self.checkpoint.grace_seconds, self.saver.last_words):
+        answer = self._acknowledgement if self.team.is_first else None
+        with self.interrupts, Watchdog(self.interrupts, self.checkpoint.grace_seconds, answer):
             try:
                 self._train()
+                self._is_over = True
                 stopped = self.interrupts.stop  # one that comes later meets a finished training
                 if stopped:
                     log.info("%s: stopped after step %d", stopped.name, self.state.counters.step)
@@ -88,6 +91,15 @@ class Loop:
             finally:
                 self.saver.close()
         return stopped
+
+    def _acknowledgement(self, received: signal.Signals) -> str:
+        """Return what a first stopping signal leads to, and what a second one does."""
+        if self._is_over:
+            return "the training has ended, and waits for its last save"
+        then = "stopping" if self.saver.is_off else "saving"
+        again = "press again" if received is signal.SIGINT else f"a second {received.name}"
+        to_stop = "to stop" if received is signal.SIGINT else "stops"
+        return f"finishing this step, then {then}; {again} {to_stop} without saving"
 
     @property
     def epoch(self) -> int:

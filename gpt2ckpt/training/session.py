@@ -151,6 +151,8 @@ class Session:
             *(state, manager, not config.checkpoint.enabled, provenance, prepared.schedule),
             *(prepared.total_steps, prepared.blocks_per_epoch, deadline, loggers),
         )
+        if self.team.is_first:
+            interrupts.last_words = saver.last_words
         return Loop(
             state=state,
             stepper=stepper,

@@ -44,9 +44,10 @@ def test_what_is_left_counts_from_the_signal() -> None:
 
 STUCK = """
 import ctypes, os, signal
-from gpt2ckpt.training.deadline import Watchdog
-from gpt2ckpt.training.interrupts import Interrupts
-with Interrupts() as interrupts, Watchdog(0.2, lambda: "The newest checkpoint is latest.pt"):
+from gpt2ckpt.training.interrupts import Interrupts, Watchdog
+interrupts = Interrupts()
+interrupts.last_words = lambda: "The newest checkpoint is latest.pt"
+with interrupts, Watchdog(interrupts, 0.2):
     os.kill(os.getpid(), signal.SIGUSR1)  # no stop
     os.kill(os.getpid(), signal.SIGTERM)
     while True:  # and never back in the interpreter

@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from gpt2ckpt.standby import exit_code
-from gpt2ckpt.training.interrupts import Interrupts
+from gpt2ckpt.training.interrupts import COPIES_WITHIN, Interrupts
 
 TWICE = """
 import os, signal, sys
@@ -50,6 +51,49 @@ def test_the_same_signal_again_stops_at_once(name: str, code: int) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == code
     assert done.stdout == "stopping True\n"
+
+
+LONG_LINE = """
+import hashlib, sys
+from gpt2ckpt.training.interrupts import Interrupts, Watchdog
+interrupts = Interrupts(None if sys.argv[1] == "alone" else lambda numbers: numbers)
+if sys.argv[2] == "first":
+    interrupts.last_words = lambda: "The newest checkpoint is latest.pt"
+with interrupts, Watchdog(interrupts, None, lambda number: "finishing this step"):
+    print("begun", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # Python's handlers wait for its end
+"""
+
+
+def start(*words: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", LONG_LINE, *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True)
+    assert process.stdout and process.stdout.readline() == "begun\n"
+    return process
+
+
+def test_a_signal_is_acknowledged_at_once_and_a_second_one_obeyed() -> None:
+    process = start("alone", "first")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout and process.stdout.readline() == "SIGINT: finishing this step\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    sentence = "SIGINT again: stopped without saving. The newest checkpoint is latest.pt\n"
+    assert errors == sentence
+
+
+def test_a_launchers_copy_of_a_signal_is_not_a_second_one_and_other_ranks_are_silent() -> None:
+    process = start("several ranks", "another")
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout and process.stdout.readline() == "SIGTERM: finishing this step\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(COPIES_WITHIN + 0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 143
 
 
 OTHERS = """

@@ -1,0 +1,149 @@
+"""A console whose reader has stopped, or is slow, or reads as usual."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from gpt2ckpt.console import LIMIT
+from gpt2ckpt.worker import Worker
+
+MUCH = """
+import sys
+from gpt2ckpt import console
+from gpt2ckpt.exits import reported_errors
+with reported_errors():
+    console.install()
+    for number in range(int(sys.argv[1])):
+        print(f"line {number}", flush=True)
+        print(f"error {number}", file=sys.stderr)
+    print("end of it, not flushed")
+    sys.exit(7)
+"""
+
+
+def command(script: str, *words: object) -> list[str]:
+    return [sys.executable, "-c", script, *map(str, words)]
+
+
+def test_a_reader_that_reads_gets_everything_in_order() -> None:
+    done = subprocess.run(
+        command(MUCH, 5000),
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 60},
+    )
+    pairs = [line for number in range(5000) for line in (f"line {number}", f"error {number}")]
+    assert done.stdout.splitlines() == [*pairs, "end of it, not flushed"]
+    assert done.returncode == 7
+
+
+def test_a_reader_that_has_stopped_is_not_waited_for() -> None:
+    """Far more lines than the pipe and the queue hold; then the reader comes back to some."""
+    read, write = os.pipe()
+    process = subprocess.Popen(command(MUCH, 60_000), stdout=write, stderr=subprocess.DEVNULL)
+    os.close(write)
+    assert process.wait(timeout=120) == 7
+    with os.fdopen(read) as pipe:
+        lines = pipe.read().splitlines()
+    whole = lines[:-1]  # the kernel may have taken a part of the last one
+    assert whole == [f"line {number}" for number in range(len(whole))]
+    assert 1000 < len(whole) < 60_000
+
+
+SLOW = """
+import os, sys, time
+from gpt2ckpt import console
+console.install()
+for number in range(20_000):
+    print(f"line {number}", flush=True)
+print("written", file=sys.stderr, flush=True)
+time.sleep(0.1)
+sys.stdin.readline()
+print("later", flush=True)
+console.drain()
+"""
+
+
+def test_lines_that_were_not_shown_are_counted_in_their_place() -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command(SLOW), **pipes, text=True)
+    assert process.stdin and process.stderr
+    assert process.stderr.readline() == "written\n"  # and nobody has read its stdout
+    out, _ = process.communicate("\n", timeout=60)
+    *lines, notice, last = out.splitlines()
+    assert last == "later"
+    assert lines == [f"line {number}" for number in range(len(lines))]
+    assert len(lines) > LIMIT
+    left_out = 20_000 - len(lines)
+    assert notice == f"[{left_out} lines were not shown, since nobody read: train.log has them]"
+
+
+STUCK = """
+import os, signal, sys, time
+from gpt2ckpt import console, standby
+standby.stand_by()
+if sys.argv[1] == "training":
+    console.install()
+os.write(2, b"ready\\n")
+while True:
+    print("x" * 1000, flush=True)
+"""
+
+
+@pytest.mark.parametrize("phase", ["start", "training"])
+def test_a_signal_ends_a_process_whose_console_is_stuck(phase: str) -> None:
+    """Its main thread waits in print, or its writing thread does."""
+    read, write = os.pipe()
+    process = subprocess.Popen(command(STUCK, phase), stdout=write, stderr=subprocess.PIPE)
+    assert process.stderr and process.stderr.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert process.stderr.read() == b"interrupted: there was nothing to save\n"
+    os.close(read)
+    os.close(write)
+
+
+def test_a_terminal_stopped_by_ctrl_s_is_not_waited_for() -> None:
+    main, side = pty.openpty()
+    termios.tcflow(side, termios.TCOOFF)
+    try:
+        process = subprocess.Popen(command(MUCH, 3000), stdout=side, stderr=side)
+        assert process.wait(timeout=120) == 7
+    finally:
+        os.close(side)
+        os.close(main)
+
+
+def test_a_closed_pipe_ends_nothing() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.Popen(command(MUCH, 100), stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 7
+    assert errors.decode().splitlines() == [f"error {number}" for number in range(100)]
+
+
+def test_a_worker_that_is_stuck_is_given_up_and_what_it_does_next_is_seen() -> None:
+    read, write = os.pipe()
+    worker = Worker("test", limit=2)
+    assert worker.hand_over(lambda: os.read(read, 1))
+    assert not worker.wait(60, silence=0.05)
+    while worker.hand_over(lambda: None):  # until it is full
+        pass
+    os.write(write, b"x")
+    assert worker.wait(60, silence=30)
+    assert worker.silence == 0.0
+    assert worker.hand_over(lambda: None)
+    os.close(read)
+    os.close(write)
+
+
+def test_importing_a_command_leaves_the_streams_alone() -> None:
+    script = "import sys, gpt2ckpt.train; print(sys.stdout is sys.__stdout__)"
+    done = subprocess.run(command(script), capture_output=True, text=True, cwd=Path.cwd())
+    assert done.stdout == "True\n"
