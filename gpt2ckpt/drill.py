@@ -128,6 +128,7 @@ def _settings(composed: Composed, prepared: Prepared, ranks: int) -> Settings:
         save_every=checkpoint.save_every,
         keep_rolling=checkpoint.keep_rolling,
         keep_emergency=checkpoint.keep_emergency,
+        keep_epochs=checkpoint.keep_epochs,
         save_epochs=checkpoint.save_epochs,
         ranks=ranks,
     )

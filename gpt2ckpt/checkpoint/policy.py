@@ -15,14 +15,17 @@ from gpt2ckpt.checkpoint.names import Role
 
 COPIES = 2  # of the bytes of a regular save: its file, and the independent copy
 SINGLE_ROLES = 5  # latest_backup, rolling_last_backup, and the three of the best model
+UNTIL_DELETED = 2  # the surplus file of a pool, and a copy that is written before it replaces one
+PINNED = 1  # the file that the process was resumed from, beside its pool
 
 
 @dataclass(frozen=True)
 class Retention:
-    """How many files the pools keep."""
+    """How many files the pools keep; of ends of epochs all, if `keep_epochs` is None."""
 
     keep_rolling: int
     keep_emergency: int
+    keep_epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,20 @@ def plan(
     surplus = [
         *_surplus(present, own, Role.ROLLING, retention.keep_rolling),
         *_surplus(present, own, Role.EMERGENCY, retention.keep_emergency),
+        *_surplus(present, own, Role.EPOCH, retention.keep_epochs),
     ]
     return operations + [Delete(name) for name in surplus if name not in pinned]
 
 
-def most_files(retention: Retention) -> int:
-    """How many files take space of their own at the same time, those of epochs left out."""
-    return retention.keep_rolling + retention.keep_emergency + SINGLE_ROLES
+def most_files(retention: Retention, epochs: int) -> int:
+    """Return how many files can take space of their own at the same time, in the middle of a save.
+
+    `epochs` is how many ends of epochs the run has, or 0 if it saves none.
+    """
+    kept = retention.keep_epochs
+    pools = retention.keep_rolling + retention.keep_emergency
+    pools += epochs if kept is None else min(epochs, kept)
+    return pools + SINGLE_ROLES + PINNED + UNTIL_DELETED
 
 
 def copies(event: Event) -> int:
@@ -119,11 +129,15 @@ def own_names(event: Event) -> list[str]:
     return own
 
 
-def _surplus(present: Collection[str], own: Collection[str], role: Role, keep: int) -> list[str]:
+def _surplus(
+    present: Collection[str], own: Collection[str], role: Role, keep: int | None
+) -> list[str]:
     """The oldest files of a pool beyond `keep`, by step and then by the time in the name.
 
-    What was just saved is the newest, even beside a stray file of a later step.
+    What was just saved is the newest, even beside a stray file of a later step. None keeps all.
     """
+    if keep is None:
+        return []
     pool = [name for name in {*present, *own} if names.role_of(name) is role]
     pool.sort(key=lambda name: (name in own, names.number_in(name) or 0, name))
     return pool[: max(0, len(pool) - keep)]

@@ -95,7 +95,7 @@ def _check_trainer(trainer: TrainerConfig) -> None:
 
 
 def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
-    for key in ("save_every", "keep_rolling", "keep_emergency"):
+    for key in ("save_every", "keep_rolling", "keep_emergency", "keep_epochs"):
         at_least(f"checkpoint.{key}", getattr(checkpoint, key), 1)
     at_least("checkpoint.scrub_every", checkpoint.scrub_every, 0)
     at_least("checkpoint.scrub_mb_per_s", checkpoint.scrub_mb_per_s, 0.1)

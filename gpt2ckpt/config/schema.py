@@ -148,6 +148,7 @@ class TrainerConfig:
 class CheckpointConfig:
     """What is saved when, and how many files of each pool are kept.
 
+    `keep_epochs` null keeps the end of every epoch, as configs did that are older than the key.
     Every `scrub_every` saves (0: never) all files are checked, at `scrub_mb_per_s` at most; a disk
     that takes nothing for `hang_seconds` is not waited for. After a signal the process ends within
     `grace_seconds`; null is no limit.
@@ -164,6 +165,7 @@ class CheckpointConfig:
     scrub_mb_per_s: float = 50.0
     hang_seconds: float = 300.0
     grace_seconds: float | None = None
+    keep_epochs: int | None = None
 
 
 @dataclass

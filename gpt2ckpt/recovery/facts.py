@@ -20,6 +20,7 @@ class Settings:
     save_every: int
     keep_rolling: int
     keep_emergency: int
+    keep_epochs: int | None
     save_epochs: bool
     ranks: int
 
@@ -106,9 +107,10 @@ class Drill:
 
 def disk_need(settings: Settings, cost: Cost) -> Disk:
     """How long the disk lasts: the pools fill up first, from then on only epochs come on top."""
-    pools = most_files(Retention(settings.keep_rolling, settings.keep_emergency)) * cost.size
+    retention = Retention(settings.keep_rolling, settings.keep_emergency, settings.keep_epochs)
     count = int(settings.total_steps / settings.steps_per_epoch) if settings.save_epochs else 0
-    epochs = count * cost.size
+    pools = most_files(retention, 0) * cost.size
+    epochs = most_files(retention, count) * cost.size - pools
     if pools + epochs <= cost.free:
         return Disk(pools, epochs, None)
     if pools > cost.free:

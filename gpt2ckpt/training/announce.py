@@ -6,11 +6,11 @@ import signal
 from pathlib import Path
 from statistics import median
 
-from gpt2ckpt.checkpoint.policy import COPIES, Retention, most_files
+from gpt2ckpt.checkpoint.policy import COPIES, most_files
+from gpt2ckpt.checkpoint.reserve import with_margin
 from gpt2ckpt.checkpoint.space import disk_bytes, measure_free
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import as_typed
-from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.data.corpus import Corpus
 from gpt2ckpt.data.tokens import TokenStream
 from gpt2ckpt.model.attention import keeps_weights
@@ -21,6 +21,7 @@ from gpt2ckpt.training import report
 from gpt2ckpt.training.hardware import DTYPES, Hardware
 from gpt2ckpt.training.loop import Loop
 from gpt2ckpt.training.preparation import Prepared
+from gpt2ckpt.training.saving import retention_of
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def start(
         train=_files(prepared.corpus, prepared.corpus.train),
         val=_files(prepared.corpus, prepared.corpus.val),
     )
-    saving = _saving(directory, config.checkpoint, checkpoint_bytes)
+    saving = _saving(directory, prepared, checkpoint_bytes)
     for line in report.start_report(machine, model, plan, saving):
         log.info("%s", line)
     warmup, steps = config.schedule.warmup_steps, prepared.total_steps
@@ -125,9 +126,10 @@ def _files(corpus: Corpus, split: TokenStream) -> tuple[report.DataFile, ...]:
     return tuple(report.DataFile(name, tokens, held[name]) for name, tokens in pieces)
 
 
-def _saving(
-    directory: Path, checkpoint: CheckpointConfig, checkpoint_bytes: int
-) -> report.SavingFacts:
+def _saving(directory: Path, prepared: Prepared, checkpoint_bytes: int) -> report.SavingFacts:
+    checkpoint = prepared.config.checkpoint
+    blocks = prepared.total_steps * prepared.blocks_per_step
+    epochs = -(-blocks // prepared.blocks_per_epoch) if checkpoint.save_epochs else 0
     return report.SavingFacts(
         enabled=checkpoint.enabled,
         run_dir=directory,
@@ -135,6 +137,8 @@ def _saving(
         keep_rolling=checkpoint.keep_rolling,
         keep_emergency=checkpoint.keep_emergency,
         checkpoint_bytes=checkpoint_bytes,
-        max_kept=most_files(Retention(checkpoint.keep_rolling, checkpoint.keep_emergency)),
+        keep_epochs=checkpoint.keep_epochs if checkpoint.save_epochs else 0,
+        max_kept=most_files(retention_of(checkpoint), epochs),
+        reserve_bytes=with_margin(checkpoint_bytes),
         free_bytes=measure_free(directory),
     )

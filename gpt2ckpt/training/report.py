@@ -79,15 +79,19 @@ class PlanFacts:
 @dataclass(frozen=True)
 class SavingFacts:
     """Where the state goes. Sizes in bytes; `max_kept` counts files that take space of their own
-    at the same time. A `save_every` of 0 saves at the end only; not `enabled`: never."""
+    at the same time, beside the space kept for an emergency save (`reserve_bytes`). Of epochs all
+    ends are kept if `keep_epochs` is None. A `save_every` of 0 saves at the end
+    only; not `enabled`: never."""
 
     enabled: bool
     run_dir: Path
     save_every: int
     keep_rolling: int
     keep_emergency: int
+    keep_epochs: int | None
     checkpoint_bytes: int
     max_kept: int
+    reserve_bytes: int
     free_bytes: int
 
 
@@ -291,13 +295,15 @@ def _saving_rows(saving: SavingFacts) -> list[_Row]:
     if not saving.enabled:
         return [run, ("checkpoints", "none, so a crash loses this run (checkpoint.enabled=false)")]
     every = f"every {_plural(saving.save_every, 'step')} and " if saving.save_every else ""
-    kept = f"the last {saving.keep_rolling} and {saving.keep_emergency} of emergencies are kept"
+    epochs = "all" if saving.keep_epochs is None else f"{saving.keep_epochs}"
+    kept = f"keeps {saving.keep_rolling} rolling, {saving.keep_emergency} emergency, {epochs} epoch"
+    most = saving.checkpoint_bytes * saving.max_kept + saving.reserve_bytes
     space = (
         f"{human_bytes(saving.checkpoint_bytes)} a checkpoint, at most "
-        f"{human_bytes(saving.checkpoint_bytes * saving.max_kept)} for {saving.max_kept}, "
+        f"{human_bytes(most)} for {saving.max_kept}, "
         f"{human_bytes(saving.free_bytes)} free"
     )
-    return [run, ("checkpoints", f"{every}at the end; {kept}"), ("disk", space)]
+    return [run, ("checkpoints", f"{every}at the end; {kept} files"), ("disk", space)]
 
 
 def _loss_rows(facts: SummaryFacts) -> list[_Row]:

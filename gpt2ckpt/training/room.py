@@ -13,6 +13,10 @@ from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.runs.start import Start
 
 BYTES_PER_VALUE = 4  # float32
+TENSORS_PER_PARAMETER = 4  # itself, AdamW's two moments, and the count of its steps
+PARAMETERS_PER_LAYER = 12  # four matrices and two norms, each with a bias
+METADATA_BYTES = 1 << 15  # generators, config, overrides
+METADATA_BYTES_PER_TENSOR = 640  # its name, digest, place and headers, and what pads it
 
 
 def check_room(start: Start, config: TrainConfig, directory: Path) -> None:
@@ -38,13 +42,14 @@ def check_room(start: Start, config: TrainConfig, directory: Path) -> None:
 def checkpoint_bytes(start: Start, config: TrainConfig) -> int:
     """How large a checkpoint of this run is: as the one that it goes on from, else by its tensors.
 
-    Of a new run, the metadata (some kilobytes) are left out.
+    Of a new run, the metadata are counted as so many bytes for each tensor, rather too many.
     """
     if start.found is not None:
         return start.found.path.stat().st_size
     matrices = count_matrices(config.model) if config.optimizer.kind == "muon" else 0
     values = 3 * count_parameters(config.model).total - matrices
-    return values * BYTES_PER_VALUE
+    tensors = TENSORS_PER_PARAMETER * (PARAMETERS_PER_LAYER * config.model.n_layer + 4)
+    return values * BYTES_PER_VALUE + METADATA_BYTES + tensors * METADATA_BYTES_PER_TENSOR
 
 
 def count_matrices(model: ModelConfig) -> int:

@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from gpt2ckpt.checkpoint.manager import CheckpointManager
-from gpt2ckpt.checkpoint.policy import Event
+from gpt2ckpt.checkpoint.policy import Event, Retention
 from gpt2ckpt.checkpoint.store import Found
+from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.optim.schedule import Schedule
 from gpt2ckpt.parallel.same_file import share
@@ -16,6 +17,11 @@ from gpt2ckpt.training.deadline import Deadline, fits
 from gpt2ckpt.training.state import Provenance, TrainingState
 
 log = logging.getLogger(__name__)
+
+
+def retention_of(checkpoint: CheckpointConfig) -> Retention:
+    """Return how many files of each pool a config keeps."""
+    return Retention(checkpoint.keep_rolling, checkpoint.keep_emergency, checkpoint.keep_epochs)
 
 
 @dataclass

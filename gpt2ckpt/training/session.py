@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from gpt2ckpt.checkpoint.manager import CheckpointManager
-from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.config.schema import LoggerConfig
 from gpt2ckpt.data.loader import BlockLoader, validation
@@ -43,7 +42,7 @@ from gpt2ckpt.training.replay_check import ReplayCheck
 from gpt2ckpt.training.rng import seed_everything, seed_rank
 from gpt2ckpt.training.room import checkpoint_bytes
 from gpt2ckpt.training.sampling import Sampler, Sampling
-from gpt2ckpt.training.saving import Saver
+from gpt2ckpt.training.saving import Saver, retention_of
 from gpt2ckpt.training.state import Counters, Provenance, TrainingState, versions
 from gpt2ckpt.training.step import Stepper
 
@@ -253,10 +252,9 @@ class Session:
         checkpoint = self.prepared.config.checkpoint
         if not (checkpoint.enabled and self.team.is_first):
             return None
-        retention = Retention(checkpoint.keep_rolling, checkpoint.keep_emergency)
         resumed_from = self.start.found.path if self.start.found else None
         manager = CheckpointManager(
-            *(self.directory / CHECKPOINTS, retention, resumed_from),
+            *(self.directory / CHECKPOINTS, retention_of(checkpoint), resumed_from),
             in_background=checkpoint.async_save,
             hang_seconds=checkpoint.hang_seconds,
             scrub_every=checkpoint.scrub_every,

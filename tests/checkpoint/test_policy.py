@@ -19,11 +19,16 @@ from gpt2ckpt.checkpoint.policy import (
     Publish,
     Retention,
     copies,
+    most_files,
     plan,
 )
 
 NOON = datetime(2025, 11, 6, 12, 0, 0)
-POOLS = {Role.ROLLING: "keep_rolling", Role.EMERGENCY: "keep_emergency"}
+POOLS = {
+    Role.ROLLING: "keep_rolling",
+    Role.EMERGENCY: "keep_emergency",
+    Role.EPOCH: "keep_epochs",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +85,8 @@ saves = st.builds(
     stopped_after=st.none() | st.integers(0, 14),
     killed=st.booleans(),
 )
-retentions = st.builds(Retention, st.integers(0, 3), st.integers(0, 3))
+few = st.integers(0, 3)
+retentions = st.builds(Retention, few, few, st.none() | few)
 
 
 @dataclass
@@ -129,9 +135,8 @@ class Simulation:
         steps = {state.step for state in self.folder.values()}
         assert max(steps, default=-1) >= self.acknowledged
         assert names.LATEST not in before or self.folder[names.LATEST].step >= self.acknowledged
-        assert before.keys() - self.folder.keys() <= {*pool(before, Role.ROLLING)} | {
-            *pool(before, Role.EMERGENCY)
-        }
+        pools = {name for role in POOLS for name in pool(before, role)}
+        assert before.keys() - self.folder.keys() <= pools
         assert self.pinned & before.keys() <= self.folder.keys()
         if isinstance(operation, Delete):
             assert self.folder[names.LATEST].step == self.step
@@ -154,9 +159,10 @@ class Simulation:
         for role, keep in POOLS.items():
             kept, limit = pool(folder, role), getattr(self.retention, keep)
             newest = pool({*before, *folder}, role)
-            newest = newest[max(0, len(newest) - limit) :]
+            if limit is not None:
+                newest = newest[max(0, len(newest) - limit) :]
             assert set(kept) == {*newest, *(self.pinned & before.keys() & set(kept))}
-            assert len(set(kept) - self.pinned) <= limit
+            assert limit is None or len(set(kept) - self.pinned) <= limit
         blocks = {state for state in folder.values() if state.step == self.step}
         published = [operation for operation in operations if isinstance(operation, Publish)]
         assert len(published) == copies(event)
@@ -173,7 +179,7 @@ class Simulation:
                 assert folder[names.rolling(self.step)] is latest
         if event.emergency and self.retention.keep_emergency:
             assert folder[names.emergency(self.step, self.now)] is latest
-        if event.epoch_ended is not None:
+        if event.epoch_ended is not None and self.retention.keep_epochs != 0:
             assert folder[names.epoch(event.epoch_ended)] is latest
         if event.best:
             assert folder[names.BEST] is latest
@@ -205,7 +211,8 @@ foreign = ["notes.txt", "rolling_step_1.pt", "my_latest.pt", "epoch_1.pt", "late
 def test_only_pools_lose_files_and_never_pinned_ones(
     chosen: dict[str, bool], retention: Retention, steps: set[int], chance: Any
 ) -> None:
-    present = {names.LATEST, names.BEST, names.epoch(0), *foreign}
+    present = {names.LATEST, names.BEST, *foreign}
+    present |= {names.epoch(step) for step in steps}
     present |= {names.rolling(step) for step in steps}
     present |= {names.emergency(step, NOON) for step in steps}
     pinned = {name for name in present if chance.random() < 0.3}
@@ -215,6 +222,8 @@ def test_only_pools_lose_files_and_never_pinned_ones(
         names.emergency(4_000_000, NOON)
     }
     assert {names.role_of(name) for name in deleted} <= set(POOLS)
+    if retention.keep_epochs is None:
+        assert not pool(deleted, Role.EPOCH)
     kinds = [type(operation) for operation in operations]
     assert Delete not in kinds or not {Publish, Link} & set(kinds[kinds.index(Delete) :])
     assert kinds[0] is Publish
@@ -223,6 +232,26 @@ def test_only_pools_lose_files_and_never_pinned_ones(
 def deleted_by(present: set[str], event: Event, keep: int) -> set[str]:
     operations = plan(present, event, Retention(keep, keep))
     return {operation.name for operation in operations if isinstance(operation, Delete)}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(saves, min_size=1, max_size=30), st.builds(Retention, *[st.integers(1, 3)] * 3))
+def test_no_run_has_more_files_than_it_announces(history: list[Save], retention: Retention) -> None:
+    """Counted in blocks of their own, at every instant: while a copy is written, it counts too."""
+    folder: Folder = {}
+    step, most = 0, most_files(retention, epochs=len(history))
+    pinned: frozenset[str] = frozenset()
+    for epoch, save in enumerate(history):
+        step += save.steps
+        event = save.event(step, epoch, NOON + timedelta(seconds=epoch))
+        if save.killed:  # between two saves
+            pinned = frozenset({names.LATEST, *pool(folder, Role.ROLLING)[-1:]} & folder.keys())
+        for operation in plan(folder, event, retention, pinned):
+            is_written = isinstance(operation, Publish)
+            assert len({*folder.values()}) + is_written <= most
+            apply(folder, operation, step)
+    assert len(pool(folder, Role.EPOCH)) <= retention.keep_epochs + 1
+    assert most_files(Retention(2, 2, None), epochs=50) == most_files(Retention(2, 2, 60), 50)
 
 
 def test_order_is_by_step_not_by_the_length_of_a_name() -> None:

@@ -28,6 +28,7 @@ SETTINGS = Settings(
     save_every=100,
     keep_rolling=10,
     keep_emergency=5,
+    keep_epochs=None,
     save_epochs=True,
     ranks=1,
 )
@@ -49,7 +50,9 @@ def test_saves_that_come_faster_than_the_disk_takes_them_wait() -> None:
 
 def test_pools_and_epochs_that_fit_last_to_the_end() -> None:
     need = disk_need(SETTINGS, COST)
-    assert (need.pools, need.epochs, need.hours) == ((10 + 5 + 5) * 100, 10 * 100, None)
+    assert (need.pools, need.epochs, need.hours) == ((10 + 5 + 8) * 100, 10 * 100, None)
+    few = disk_need(replace(SETTINGS, keep_epochs=3), COST)
+    assert (few.pools, few.epochs) == (need.pools, 3 * 100)
 
 
 def test_a_disk_too_small_for_the_pools_is_full_after_so_many_saves() -> None:
@@ -58,9 +61,9 @@ def test_a_disk_too_small_for_the_pools_is_full_after_so_many_saves() -> None:
 
 
 def test_a_disk_too_small_for_the_epochs_is_full_after_so_many_epochs() -> None:
-    need = disk_need(SETTINGS, replace(COST, free=2500))
+    need = disk_need(SETTINGS, replace(COST, free=2800))
     assert need.hours == pytest.approx(5 * 100 * 0.5 / 3600)
-    assert disk_need(replace(SETTINGS, save_epochs=False), replace(COST, free=2500)).hours is None
+    assert disk_need(replace(SETTINGS, save_epochs=False), replace(COST, free=2800)).hours is None
 
 
 def events(*losses: float) -> list[dict[str, Any]]:

@@ -66,8 +66,10 @@ SAVING = SavingFacts(
     save_every=250,
     keep_rolling=10,
     keep_emergency=10,
+    keep_epochs=10,
     checkpoint_bytes=86_911_488,
-    max_kept=22,
+    max_kept=38,
+    reserve_bytes=89_698_293,
     free_bytes=35_200_000_000,
 )
 SUMMARY = SummaryFacts(
@@ -114,8 +116,8 @@ def test_the_start_of_a_run():
         train data   embedded: 125,113 of 139,015 tokens, 977 blocks
         val data     embedded: 13,902 of 139,015 tokens, 108 blocks
         run          outputs/gpt2_run_20260102_030405
-        checkpoints  every 250 steps and at the end; the last 10 and 10 of emergencies are kept
-        disk         86.9 MB a checkpoint, at most 1.9 GB for 22, 35.2 GB free"""
+        checkpoints  every 250 steps and at the end; keeps 10 rolling, 10 emergency, 10 epoch files
+        disk         86.9 MB a checkpoint, at most 3.4 GB for 38, 35.2 GB free"""
     assert start_report(MACHINE, MODEL, PLAN, SAVING) == textwrap.dedent(expected).splitlines()
 
 
@@ -143,8 +145,10 @@ def test_many_data_files_are_summed_and_the_first_named():
 
 
 def test_saving_at_the_end_only_and_never():
-    *_, when, _ = start_report(MACHINE, MODEL, PLAN, replace(SAVING, save_every=0))
-    assert when == "checkpoints  at the end; the last 10 and 10 of emergencies are kept"
+    saving = replace(SAVING, save_every=0, keep_epochs=None)
+    *_, when, _ = start_report(MACHINE, MODEL, PLAN, saving)
+    kept = "keeps 10 rolling, 10 emergency, all epoch files"
+    assert when == f"checkpoints  at the end; {kept}"
     last = start_report(MACHINE, MODEL, PLAN, replace(SAVING, enabled=False))[-1]
     assert last == "checkpoints  none, so a crash loses this run (checkpoint.enabled=false)"
 
