@@ -33,7 +33,7 @@ from gpt2ckpt.runs.start import (
     words_after_restart,
 )
 from gpt2ckpt.sweeps.launch import run_sweep
-from gpt2ckpt.training.preparation import finished_notice, prepare
+from gpt2ckpt.training.preparation import Prepared, finished_notice, prepare
 from gpt2ckpt.training.room import check_room
 
 if TYPE_CHECKING:
@@ -80,17 +80,26 @@ def _single(line: CommandLine, team: Team) -> int:
     start = find_start(
         *(composed.values, line.overrides, wanted if is_given else None, wanted.parent),
         lambda overrides: _compose(line, overrides).values,
+        locks=not composed.values["dry_run"],
     )
     if team.directory_of_first_attempt() and start.directory is None:
         start = replace(start, begins_again=True)  # that attempt never came to a save
-    prepared = prepare(start)
-    if notice := finished_notice(start, prepared):
-        finished = [] if composed.values["dry_run"] else finish_save(start)
-        print("\n".join([*finished, notice]))
-        return 0
-    if composed.values["dry_run"]:
-        print("\n".join(foretold(start, wanted, is_given=is_given)))
-        return 0
+    with start.held():
+        prepared = prepare(start)
+        if notice := finished_notice(start, prepared):
+            finished = [] if composed.values["dry_run"] else finish_save(start)
+            print("\n".join([*finished, notice]))
+            return 0
+        if composed.values["dry_run"]:
+            print("\n".join(foretold(start, wanted, is_given=is_given)))
+            return 0
+        return _train(line, start, prepared, team, wanted, is_given=is_given)
+
+
+def _train(
+    line: CommandLine, start: Start, prepared: Prepared, team: Team, wanted: Path, *, is_given: bool
+) -> int:
+    """Claim the directory and train in it under Hydra; the exit code."""
     from gpt2ckpt.training.agreement import agree  # imports torch
     from gpt2ckpt.training.hardware import hardware_of
     from gpt2ckpt.training.session import train_claimed

@@ -17,7 +17,7 @@ from gpt2ckpt.training.session import Session
 def resume(file: Path, directory: Path) -> None:
     """Go on from `file` in its run directory, to the end."""
     values = {"resume": str(file), "fork": None}
-    start = find_start(values, [], directory, directory.parent, _not_needed)
+    start = find_start(values, [], directory, directory.parent, _not_needed, locks=True)
     for line in start.notices():
         print(line)
     prepared, alone = prepare(start), Alone()

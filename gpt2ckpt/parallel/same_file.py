@@ -3,10 +3,24 @@
 import json
 from pathlib import Path
 
-from gpt2ckpt.checkpoint.reading import load, seal_of
+from gpt2ckpt.checkpoint.reading import load, read_meta, seal_of
 from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.parallel.group import Alone, Team
+
+
+def name_of(found: Found) -> tuple[str, str]:
+    """The path and the seal of a checkpoint that this rank has read, for the others to read it.
+
+    Raises InputError if the file was replaced since, as latest.pt is by each save of a live run.
+    """
+    seal, meta = seal_of(found.path), read_meta(found.path)
+    if any(meta.get(key) != found.state.get(key) for key in ("run", "step", "saved_at")):
+        raise InputError(
+            f"{found.path} was replaced while it was being read: give the command again, or name a "
+            "file that stays, such as a rolling checkpoint"
+        )
+    return str(found.path), seal
 
 
 def read_named(path: Path, seal: str) -> Found:
@@ -24,7 +38,7 @@ def share(found: Found | None, team: Team) -> Found | None:
     """On every rank what the first has found, read by each. A meeting of all ranks."""
     if isinstance(team, Alone):
         return found
-    name = [str(found.path), seal_of(found.path)] if found is not None else None
+    name = name_of(found) if found is not None else None
     named = json.loads(team.first_says(json.dumps(name)))
     if named is None or found is not None:
         return found

@@ -38,9 +38,13 @@ def claim(wanted: Path, now: datetime, *, is_given: bool) -> Claim:
         if not (holds_run(wanted) or is_locked(wanted)):
             wanted.mkdir(parents=True, exist_ok=True)
             try:
-                return Claim(wanted, RunLock(wanted))
+                lock = RunLock(wanted)
             except InputError:
                 pass  # another start was faster: it is that one's now
+            else:
+                if not holds_run(wanted):  # that one may have ended since
+                    return Claim(wanted, lock)
+                lock.release()
         made = _claim_stamped(wanted.with_name(f"{wanted.name}_run"), now)
         return Claim(
             made.directory, made.lock, protection_notice(wanted, made.directory, "hydra.run.dir")

@@ -53,11 +53,11 @@ class RunLock:
         self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._by_kernel = _flock(self._descriptor, directory)
+            self._before = os.fstat(self._descriptor)
             self._take(watch)
         except BaseException:
             self._close()
             raise
-        durable.clean_temporaries(directory)
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._live, args=(beat,), daemon=True)
         self._heart.start()
@@ -73,6 +73,26 @@ class RunLock:
                 if self._is_mine():
                     self._path.unlink()
         self._close()
+
+    def undo(self) -> None:
+        """Release the lock of a directory in which nothing was changed.
+
+        The time of its last change is set back, so that a backup or a sync finds none.
+        """
+        if self._descriptor < 0:
+            return
+        directory = os.dup(self._descriptor)
+        try:
+            self.release()
+            with contextlib.suppress(OSError):
+                os.utime(directory, ns=(self._before.st_atime_ns, self._before.st_mtime_ns))
+        finally:
+            os.close(directory)
+
+    def check_place(self) -> None:
+        """Raise OSError if the directory that was locked no longer has its name."""
+        if not os.path.samestat(os.fstat(self._descriptor), self._path.parent.stat()):
+            raise OSError(errno.ESTALE, "another directory has taken its place")
 
     def check(self) -> None:
         """Raise OSError if another process has a run in a directory of this name by now: the one

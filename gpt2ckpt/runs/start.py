@@ -14,9 +14,10 @@ from gpt2ckpt.checkpoint import cut_off
 from gpt2ckpt.checkpoint.store import Found, Store, owner_of
 from gpt2ckpt.config.compose import sets, spelled
 from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, task_overrides
-from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
+from gpt2ckpt.errors import CheckpointError, ConfigError, InputError, LockedError
+from gpt2ckpt.files import durable
 from gpt2ckpt.runs import history, resume
-from gpt2ckpt.runs.claim import Claim, claim, claim_again, holds_run
+from gpt2ckpt.runs.claim import Claim, claim, claim_again, holds_checkpoints, holds_run
 from gpt2ckpt.runs.history import Point, RunIdentity
 from gpt2ckpt.runs.layout import CHECKPOINTS, RECORD
 from gpt2ckpt.runs.lock import RunLock, refuse_if_locked
@@ -26,8 +27,11 @@ from gpt2ckpt.runs.lock import RunLock, refuse_if_locked
 class Start:
     """What is to be trained, and from which state. Nothing is written yet.
 
-    `directory` is that of the run that goes on; None for a new run, forks included. With
-    `begins_again`, a run that never came to its first save begins anew in its own directory.
+    `directory` is that of the run that is resumed; None for a new run, forks included. With
+    `begins_again`, a run that never came to its first save is restarted in its own directory.
+
+    `lock` is the lock of that directory, taken before the state was read; None where there is no
+    such directory yet and in a preview. `unwritable` is the reason why it could not be locked.
     """
 
     frozen: Values
@@ -36,6 +40,17 @@ class Start:
     found: Found | None = None
     changes: list[Change] = field(default_factory=list)
     begins_again: bool = False
+    lock: RunLock | None = None
+    unwritable: InputError | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Release the lock at the end of the block, if there is one and nobody trained under it."""
+        try:
+            yield
+        finally:
+            if self.lock is not None:
+                self.lock.undo()
 
     @property
     def state(self) -> dict[str, Any] | None:
@@ -75,31 +90,60 @@ def find_start(
     given: Path | None,
     outputs: Path,
     compose: Callable[[list[str]], Values],
+    *,
+    locks: bool,
 ) -> Start:
     """Decide how to start from the command line's `overrides` and the `values` that they make.
 
-    With a resume, `values` need only say which and whether to fork.
-    `given` is hydra.run.dir where the user gave it. Raises CheckpointError if what is to be resumed
-    is not there, InputError if it is being trained right now, ConfigError for a change that a
-    resume cannot follow.
+    With a resume, `values` need only say which and whether to fork. `given` is hydra.run.dir where
+    the user gave it. With `locks`, the run directory is locked before its state is read, until the
+    block `Start.held` ends: no other process trains in it between the decision and the training.
+    Without, for a preview, nothing is locked, and nothing may be written afterwards.
+
+    Raises CheckpointError if what is to be resumed is not there, LockedError if another process
+    trains it, ConfigError for a change that a resume cannot follow.
     """
-    new = task_overrides(overrides)
-    what, fork = values["resume"], bool(values["fork"])
-    if what is None:
-        if fork:
+    if values["resume"] is None:
+        if values["fork"]:
             raise ConfigError("fork=true needs a state to fork from: add +resume=PATH")
-        return Start(freeze(values), new)
-    place, begins_again = resume.locate(str(what), given, outputs), False
+        return Start(freeze(values), task_overrides(overrides))
+    what, fork = str(values["resume"]), bool(values["fork"])
+    place = resume.locate(what, given, outputs)
+    directory = given if place is None else place.directory
+    if directory is None or not directory.is_dir() or (place and (fork or not place.in_run)):
+        return _decide(place, overrides, given, compose, fork=fork)
+    if not locks:
+        refuse_if_locked(directory)
+        return _decide(place, overrides, given, compose, fork=fork)
+    lock, unwritable = _lock_to_read(directory)
+    try:
+        again = resume.locate(what, directory, outputs)  # another may have trained since
+        if place is not None and again is None:
+            raise CheckpointError(f"{directory} lost its checkpoints while this was starting")
+        start = _decide(again, overrides, directory, compose, fork=fork)
+    except BaseException:
+        if lock is not None:
+            lock.undo()
+        raise
+    return replace(start, lock=lock, unwritable=unwritable)
+
+
+def _decide(
+    place: resume.Place | None,
+    overrides: list[str],
+    given: Path | None,
+    compose: Callable[[list[str]], Values],
+    *,
+    fork: bool,
+) -> Start:
+    """How to start from the state in `place`; from none if `auto` found nothing to resume."""
+    new = task_overrides(overrides)
+    begins_again = place is None and given is not None
     if place is None:
-        if given is not None:
-            refuse_if_locked(given)  # it lives, and has not come to its first save
-        begins_again = given is not None
         place = _origin(given) if given else None
         if place is None:
             return Start(freeze(compose(overrides)), new, begins_again=begins_again)
     fork = fork or begins_again or not place.in_run
-    if not fork:
-        refuse_if_locked(place.directory)
     found = resume.read(place)
     if not fork:
         _refuse_foreign(found, place.directory)
@@ -112,6 +156,21 @@ def find_start(
     kept = [override for override in recorded if override not in new]  # the last one counts
     directory = None if fork else place.directory
     return Start(frozen, kept + new, directory, found, changes, begins_again)
+
+
+def _lock_to_read(directory: Path) -> tuple[RunLock | None, InputError | None]:
+    """The lock of a run, or why there is none: what is finished can be read without one.
+
+    Raises LockedError if another process trains in `directory`.
+    """
+    try:
+        return RunLock(directory), None
+    except LockedError:
+        raise
+    except OSError as error:
+        return None, _cannot_write(directory, error)
+    except InputError as error:
+        return None, error
 
 
 def _origin(directory: Path) -> resume.Place | None:
@@ -148,23 +207,21 @@ def _refuse_folders(directory: Path) -> None:
 
 
 def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
-    """The directory to train in, locked: that of the run that goes on, or a new one.
+    """The directory to train in, locked: that of the run that is resumed, or a new one.
 
-    A run that goes back to an older step has its later checkpoints set aside here.
+    A run that goes back to an older step has its later checkpoints archived here.
     """
+    if start.unwritable is not None:
+        raise start.unwritable
     if start.directory is not None or start.begins_again or not holds_run(wanted):
         _refuse_folders(start.directory or wanted)
     if start.directory is None or start.found is None:
-        again = start.begins_again
-        made = claim_again(wanted) if again else claim(wanted, datetime.now(), is_given=is_given)
-        with _writing_to(made):
-            if not again:
-                history.begin(made.directory, start.identity, start.frozen)
-                return made
-            past = history.Past.of(made.directory)
-            return replace(made, notice="\n".join(_bring_history(past, start, Point(), None)))
-    with _writing_to(Claim(start.directory, _lock(start.directory))) as claimed:
+        return _take_new(start, wanted, is_given=is_given)
+    assert start.lock is not None, "a preview is not trained"
+    with _writing_to(Claim(start.directory, start.lock)) as claimed:
+        start.lock.check_place()
         past = history.Past.of(start.directory)  # what cannot be read is refused, nothing moved
+        durable.clean_temporaries(start.directory)
         finished = _finish_save(start)
         found, store = start.found, Store(start.directory / CHECKPOINTS)
         point = Point(int(found.state["step"]), found.path)
@@ -175,20 +232,41 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
         return replace(claimed, notice="\n".join(filter(None, [*finished, *notices])))
 
 
+def _take_new(start: Start, wanted: Path, *, is_given: bool) -> Claim:
+    """The directory of a run without a checkpoint of its own, and the first record in it."""
+    if not start.begins_again:
+        made = claim(wanted, datetime.now(), is_given=is_given)
+    elif start.lock is not None:
+        made = Claim(wanted, start.lock)
+    else:
+        made = claim_again(wanted)
+    with _writing_to(made):
+        durable.clean_temporaries(made.directory)
+        if not start.begins_again:
+            history.begin(made.directory, start.identity, start.frozen)
+            return made
+        made.lock.check_place()
+        if holds_checkpoints(made.directory):  # saved there since this start looked for one
+            raise InputError(
+                f"{wanted} got its first checkpoint from another process while this one was "
+                f"starting: give the same command again to resume from it"
+            )
+        past = history.Past.of(made.directory)
+        return replace(made, notice="\n".join(_bring_history(past, start, Point(), None)))
+
+
 def finish_save(start: Start) -> list[str]:
     """Finish the last save of a run that has come to its end, if a kill cut it off.
 
-    Returns what the user has to know. What hinders it is told, and no error: the state is safe.
+    Returns what the user has to know. A failure is reported and not raised: the state is safe.
     """
     if start.directory is None or start.found is None:
         return []
     if not cut_off.left_undone(start.directory / CHECKPOINTS, start.found):
         return []
-    try:
-        with RunLock(start.directory):
-            return _finish_save(start)
-    except (InputError, OSError) as error:
-        return [_not_finished(start.found, error)]
+    if start.unwritable is not None:
+        return [_not_finished(start.found, start.unwritable)]
+    return _finish_save(start)
 
 
 def _finish_save(start: Start) -> list[str]:
@@ -215,21 +293,16 @@ def _bring_history(past: history.Past, start: Start, point: Point, aside: Path |
     )
 
 
-def _lock(directory: Path) -> RunLock:
-    try:
-        return RunLock(directory)
-    except OSError as error:
-        raise _cannot_write(directory, error) from error
-
-
 @contextmanager
 def _writing_to(claimed: Claim) -> Iterator[Claim]:
     """Give the directory back if what is written to it first fails."""
     try:
         yield claimed
-    except OSError as error:
+    except BaseException as error:
         claimed.lock.release()
-        raise _cannot_write(claimed.directory, error) from error
+        if isinstance(error, OSError):
+            raise _cannot_write(claimed.directory, error) from error
+        raise
 
 
 def _cannot_write(directory: Path, error: OSError) -> InputError:

@@ -12,7 +12,7 @@ import sys
 import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
@@ -31,8 +31,11 @@ from gpt2ckpt.sweeps import folder, journal
 from gpt2ckpt.sweeps.journal import Entry, Status
 from gpt2ckpt.sweeps.matching import Job, Recorded, find_own
 from gpt2ckpt.sweeps.stop import WorkerSignals, worker_signals
-from gpt2ckpt.training.preparation import finished_notice, prepare
+from gpt2ckpt.training.preparation import Prepared, finished_notice, prepare
 from gpt2ckpt.training.room import check_room
+
+if TYPE_CHECKING:
+    from gpt2ckpt.training.session import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -112,31 +115,38 @@ class SweepJob:
         own = find_own(job, folder.read_jobs(self.sweep)) if is_resumed else None
         places += [own.directory] if own else []
         overrides = list(HydraConfig.get().overrides.task)
-        start = find_job_start(self.line, self.sweep, overrides, values, own)
-        prepared = prepare(start)
-        if finished_notice(start, prepared):
-            for line in finish_save(start):
-                log.info("%s", line)
-            best = start.state["best_val_loss"] if start.state else None
-            return replace(entry, status=Status.WAS_FINISHED, best_val_loss=best), None
+        start = find_job_start(self.line, self.sweep, overrides, values, own, locks=True)
+        with start.held():
+            prepared = prepare(start)
+            if finished_notice(start, prepared):
+                for line in finish_save(start):
+                    log.info("%s", line)
+                best = start.state["best_val_loss"] if start.state else None
+                return replace(entry, status=Status.WAS_FINISHED, best_val_loss=best), None
+            outcome = self._train(start, prepared, job, config, places)
+        status = Status.INTERRUPTED if outcome.stopped else Status.FINISHED
+        ended = replace(entry, status=status, best_val_loss=outcome.best_val_loss)
+        return ended, outcome.stopped
+
+    def _train(
+        self, start: Start, prepared: Prepared, job: Job, config: DictConfig, places: list[Path]
+    ) -> "Outcome":
+        """Train in the directory in `places`, or in a new one, which is put there."""
         from gpt2ckpt.training.hardware import hardware_of  # imports torch
         from gpt2ckpt.training.session import train_claimed
 
-        hardware = hardware_of(start, prepared, Alone())
-        if not own:
+        hardware, is_new = hardware_of(start, prepared, Alone()), not places
+        if is_new:
             places.append(self._new_directory(job, config))
         [directory] = places
         check_room(start, prepared.config, directory)
         claim = take_directory(start, directory, is_given=True)
         with claim.lock:
             launch = self._launch_config(config, directory)
-            if own:
+            if not is_new:
                 _write_record(directory / hydra_record(directory), config, launch)
             configure_log(launch.hydra.job_logging, launch.hydra.verbose)
-            outcome = train_claimed(claim, start, prepared, hardware, Alone())
-        status = Status.INTERRUPTED if outcome.stopped else Status.FINISHED
-        ended = replace(entry, status=status, best_val_loss=outcome.best_val_loss)
-        return ended, outcome.stopped
+            return train_claimed(claim, start, prepared, hardware, Alone())
 
     def _new_directory(self, job: Job, config: DictConfig) -> Path:
         def name_of(number: int) -> str:
@@ -227,6 +237,8 @@ def find_job_start(
     overrides: list[str],
     values: dict[str, Any],
     own: Recorded | None,
+    *,
+    locks: bool,
 ) -> Start:
     """How a job starts: it goes on in the directory that is its `own`, or anew, or as a fork.
 
@@ -241,6 +253,7 @@ def find_job_start(
     start = find_start(
         *(values, overrides, directory, sweep.parent),
         lambda words: compose_config(line.config_name, words, line.config_dir).values,
+        locks=locks,
     )
     # What an earlier launch has left there without coming to a save is the job's own.
     return replace(start, begins_again=True) if own and not start.directory else start

@@ -32,7 +32,9 @@ def _row(plan: Plan, job: PlannedJob, free_name: str | None) -> Row:
     try:
         if job.own is not None:
             refuse_if_locked(job.own.directory)
-        start = find_job_start(plan.line, plan.wanted, job.overrides, job.values, job.own)
+        start = find_job_start(
+            *(plan.line, plan.wanted, job.overrides, job.values, job.own), locks=False
+        )
         prepared = prepare(start)
     except UserError as error:
         return Row(name, job.job.label, "refused", None, str(error))

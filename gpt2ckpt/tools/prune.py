@@ -58,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
     old = _old_runs(runs, args.keep_runs)
     files = freed = 0
     for item in runs:
-        whole = item in old
-        gone, space = (
-            _prune_whole(item, args.yes) if whole else _prune_pools(item, limits, args.yes)
-        )
+        if item in old:
+            gone, space = _prune_whole(item, old[item], args.yes)
+        else:
+            gone, space = _prune_pools(item, limits, args.yes)
         files, freed = files + gone, freed + space
     done = "deleted" if args.yes else "would go:"
     hint = "" if args.yes or not files else ". Nothing is deleted without --yes"
@@ -72,15 +72,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _old_runs(runs: list[Run], keep: int | None) -> list[Run]:
-    """The runs beyond the `keep` that saved last, without live ones and those of unknown age."""
+def _old_runs(runs: list[Run], keep: int | None) -> dict[Run, datetime]:
+    """The runs beyond the `keep` that saved last, without live ones and those of unknown age.
+
+    Each with the moment of its last save.
+    """
     if keep is None:
-        return []
+        return {}
     ages = {item: _last_saved(item) for item in runs}
     dated = sorted((age, str(item.directory), item) for item, age in ages.items() if age)
     unknown = len(runs) - len(dated)
-    old = [item for *_, item in dated[: max(0, len(dated) + unknown - keep)]]
-    return [item for item in old if not is_locked(item.directory)]
+    old = dated[: max(0, len(dated) + unknown - keep)]
+    return {item: age for age, _, item in old if not is_locked(item.directory)}
 
 
 def _last_saved(item: Run) -> datetime | None:
@@ -93,16 +96,22 @@ def _last_saved(item: Run) -> datetime | None:
     return datetime.strptime(match["stamp"], STAMP).astimezone() if match else None
 
 
-def _prune_whole(item: Run, yes: bool) -> tuple[int, int]:
-    """Remove a run: how many files, and bytes of disk. Files of other people stay."""
-    mine = own_files(item)
-    entries = scan(item)
+def _prune_whole(item: Run, last_saved: datetime, yes: bool) -> tuple[int, int]:
+    """Remove a run: how many files, and bytes of disk. Files of other people stay.
+
+    So does the run if another process has trained it since it `last_saved`.
+    """
+    entries, mine = scan(item), own_files(item)
     others = [path for path in mine if path not in {entry.path for entry in entries}]
     freed = freed_bytes(entries) + disk_bytes(others)
-    print(f"{item.directory}: the whole run, {text.long_bytes(freed)}")
     if yes:
         with _locked(item):
+            if _last_saved(item) != last_saved:
+                print(f"{item.directory} stays: it was trained while this command was starting")
+                return 0, 0
             left = remove(item)
+    print(f"{item.directory}: the whole run, {text.long_bytes(freed)}")
+    if yes:
         for path in left[:3]:
             print(f"  {path} stays: the run did not make it")
         if len(left) > 3:
@@ -114,6 +123,12 @@ def _prune_pools(item: Run, limits: Limits, yes: bool) -> tuple[int, int]:
     """Prune the pools of a run: how many files, and bytes of disk."""
     is_live = is_locked(item.directory)
     decided = plan(scan(item), limits, _is_valid, is_live=is_live)
+    if yes and decided.surplus:
+        # A live run holds the lock; the plan has left it what it may be working with.
+        with contextlib.nullcontext() if is_live else _locked(item):
+            if not is_live:  # a run may have saved, or gone back, until it was locked
+                decided = plan(scan(item), limits, _is_valid, is_live=False)
+            _delete(decided.surplus)
     if decided.surplus or decided.note:
         print(item.directory)
     for entry in decided.surplus:
@@ -121,15 +136,13 @@ def _prune_pools(item: Run, limits: Limits, yes: bool) -> tuple[int, int]:
         print(f"  {size:>7}  {entry.path.relative_to(item.folder)}")
     if decided.note:
         print(f"  {decided.note}")
-    if yes and decided.surplus:
-        # A live run holds the lock; the plan has left it what it may be working with.
-        with contextlib.nullcontext() if is_live else _locked(item):
-            _delete(decided.surplus)
     return len(decided.surplus), freed_bytes(decided.surplus)
 
 
 def _delete(entries: list[Entry]) -> None:
     """Delete files, and the folders of what was set aside once these are empty."""
+    if not entries:
+        return
     durable.delete([entry.path for entry in entries])
     top = entries[0].run.folder
     within = [path.relative_to(top).parents for entry in entries for path in [entry.path]]
@@ -146,6 +159,7 @@ def _locked(item: Run) -> Iterator[None]:
     """Hold the lock of a run, so that nothing resumes it meanwhile. Raises InputError."""
     try:
         with RunLock(item.directory):
+            durable.clean_temporaries(item.directory)
             yield
     except OSError as error:
         where = error.filename or item.directory

@@ -8,13 +8,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint.reading import seal_of
 from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.config.replay import Change
 from gpt2ckpt.config.schema import MuonConfig, TrainConfig
 from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.parallel.group import Group, Team
-from gpt2ckpt.parallel.same_file import read_named
+from gpt2ckpt.parallel.same_file import name_of, read_named
 from gpt2ckpt.parallel.share import share_of
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.standby import exit_code
@@ -31,15 +30,15 @@ def agree(start: Start, prepared: Prepared, hardware: Hardware, team: Team) -> N
     share_of(team.rank, team.size, trainer.batch_size, trainer.grad_accum)
     if trainer.parallel == FSDP and isinstance(team, Group):
         _check_sharded(prepared.config, hardware)
-    file = start.found.path if start.found else None
+    file, seal = name_of(start.found) if start.found else (None, None)
     team.propose(
         {
             "frozen": start.frozen,
             "overrides": start.overrides,
             "directory": str(start.directory) if start.directory else None,
             "changes": [dataclasses.asdict(change) for change in start.changes],
-            "file": str(file) if file else None,
-            "seal": seal_of(file) if file else None,
+            "file": file,
+            "seal": seal,
             "data": prepared.corpus.digest,
         }
     )

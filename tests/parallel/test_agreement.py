@@ -1,5 +1,6 @@
 """Ranks that do not see the same files stop all of them before anything is written."""
 
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -8,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from gpt2ckpt.checkpoint import format
+from gpt2ckpt.checkpoint.reading import load
+from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.config.replay import freeze
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.parallel.group import Group
 from gpt2ckpt.parallel.ranks import Ranks
+from gpt2ckpt.parallel.same_file import name_of, read_named
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training.agreement import agree, follow
 from gpt2ckpt.training.hardware import hardware_of
@@ -86,3 +91,15 @@ def test_the_note_of_the_first_to_end_stands(pair: Any) -> None:
     assert first.end(0) == 1
     error = first.explained(RuntimeError("[gloo/pair.cc:5] Connection closed by peer [::1]:5. And"))
     assert str(error) == "rank 1: out of memory"
+
+
+def test_a_file_that_a_live_run_has_replaced_is_not_proposed(tmp_path: Path) -> None:
+    """The other ranks would fork from another state than the first."""
+    path = tmp_path / "latest.pt"
+    shutil.copy(next(FIXTURES.glob("*.pt")), path)
+    found = Found(path, load(path))
+    assert read_named(path, name_of(found)[1]).state["step"] == found.state["step"]
+    newer = {**found.state, "step": found.state["step"] + 1}
+    path.write_bytes(b"".join(format.encode(newer).buffers))
+    with pytest.raises(InputError, match=r"latest\.pt was replaced while it was being read"):
+        name_of(found)

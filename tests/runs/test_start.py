@@ -1,5 +1,6 @@
 """Anew, as a continuation, or as a fork: what a command line decides before anything is written."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import pytest
 from run_helpers import damage, frozen_of, save, tree
 
 from gpt2ckpt.config.compose import compose_config
-from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
+from gpt2ckpt.errors import CheckpointError, ConfigError, InputError, LockedError
+from gpt2ckpt.runs import claim, resume
+from gpt2ckpt.runs.claim import Claim
 from gpt2ckpt.runs.history import RunIdentity, begin, identity_in
-from gpt2ckpt.runs.lock import RunLock
+from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
 
 
@@ -19,7 +22,18 @@ def compose(overrides: list[str]) -> dict[str, Any]:
 
 
 def start(overrides: list[str], given: Path | None = None, outputs: Path = Path("no")) -> Start:
-    return find_start(compose(overrides), overrides, given, outputs, compose)
+    """A preview."""
+    return find_start(compose(overrides), overrides, given, outputs, compose, locks=False)
+
+
+def take(overrides: list[str], given: Path, wanted: Path | None = None) -> Claim:
+    """Start for real, up to the first step."""
+    decided = find_start(compose(overrides), overrides, given, Path("no"), compose, locks=True)
+    try:
+        return take_directory(decided, wanted or given, is_given=True)
+    except BaseException:
+        with decided.held():
+            raise
 
 
 @pytest.fixture
@@ -94,10 +108,11 @@ def test_a_fork_that_never_came_to_a_save_begins_again_where_it_began(run: Path)
     path, fork = run / "checkpoints" / "rolling_step_000004.pt", run.parent / "forked"
     first = start([f"+resume={path}", "+fork=true"])
     take_directory(first, fork, is_given=True).lock.release()
-    again = start(["+resume=auto", "trainer.max_steps=9"], fork)
+    words = ["+resume=auto", "trainer.max_steps=9"]
+    again = start(words, fork)
     assert again.notices()[0] == f"forking from {path}, step 4"
     assert again.begins_again
-    claimed = take_directory(again, fork, is_given=True)
+    claimed = take(words, fork)
     assert claimed.directory == fork
     claimed.lock.release()
     assert identity_in(fork, again.identity).id == first.identity.id
@@ -117,10 +132,10 @@ def test_a_folder_with_a_checkpoint_s_name_is_refused(run: Path, words: list[str
     folder = run / "checkpoints" / "latest.pt"
     folder.unlink(missing_ok=True)
     folder.mkdir(parents=True)
-    before = tree(run.parent)
+    before = tree(run)
     with pytest.raises(InputError, match=r"latest\.pt is a folder where checkpoints are saved"):
-        take_directory(start(words, run), run, is_given=True)
-    assert tree(run.parent) == before
+        take(words, run)
+    assert tree(run) == before
 
 
 def test_another_run_s_state_in_this_one_is_passed_over_or_refused(run: Path) -> None:
@@ -136,8 +151,7 @@ def test_another_run_s_state_in_this_one_is_passed_over_or_refused(run: Path) ->
         "latest.pt: cannot be used as latest.pt: it is a state of another run, ffffffff"
         in (found.notices()[0])
     )
-    claimed = take_directory(found, run, is_given=True)
-    claimed.lock.release()
+    take(["+resume=latest"], run).lock.release()
     shutil.copy(foreign, folder)
     before = tree(run)
     with pytest.raises(CheckpointError, match=r"009\.pt is a state of another run, ffffffff"):
@@ -172,7 +186,7 @@ def test_a_config_of_another_project_is_said_to_be_one(tmp_path: Path) -> None:
 def test_a_resume_at_the_newest_step_sets_nothing_aside(run: Path) -> None:
     (run / "metrics.jsonl").write_text('{"step": 6, "train_loss": 1.5}\n')
     before = tree(run / "checkpoints")
-    claimed = take_directory(start(["+resume=latest"], run), run, is_given=True)
+    claimed = take(["+resume=latest"], run)
     assert claimed.notice == ""
     assert tree(run / "checkpoints") == before
     claimed.lock.release()
@@ -182,7 +196,7 @@ def test_a_resume_at_the_newest_step_sets_nothing_aside(run: Path) -> None:
 def test_a_history_that_is_gone_is_said(run: Path, content: str | None, word: str) -> None:
     if content:
         (run / "metrics.jsonl").write_text(content)
-    claimed = take_directory(start(["+resume=latest"], run), run, is_given=True)
+    claimed = take(["+resume=latest"], run)
     expected = f"{run}/metrics.jsonl {word}: the history of this run begins after step 6"
     first, *more = claimed.notice.splitlines()
     assert first == expected
@@ -194,7 +208,7 @@ def test_a_resume_from_an_older_step_keeps_the_later_ones(run: Path) -> None:
     folder = run / "checkpoints"
     later = (folder / "rolling_step_000006.pt").read_bytes()
     chosen = folder / "rolling_step_000004.pt"
-    claimed = take_directory(start([f"+resume={chosen}"]), run, is_given=True)
+    claimed = take([f"+resume={chosen}"], run)
     [aside] = folder.glob("abandoned_*")
     assert f"set aside in {aside}" in claimed.notice
     assert (aside / "rolling_step_000006.pt").read_bytes() == later
@@ -203,13 +217,90 @@ def test_a_resume_from_an_older_step_keeps_the_later_ones(run: Path) -> None:
     claimed.lock.release()
 
 
-def test_taking_a_live_runs_directory_fails_and_changes_nothing(run: Path) -> None:
-    found = start([f"+resume={run / 'checkpoints' / 'rolling_step_000004.pt'}"])
-    with RunLock(run):
+def test_a_resume_decides_under_the_lock_what_it_takes(run: Path) -> None:
+    """Another process could resume and finish between the reading and the locking."""
+    words, seen = ["+resume=latest", "seed=3"], []
+
+    def compose_meanwhile(overrides: list[str]) -> dict[str, Any]:
+        with pytest.raises(LockedError, match=f"is being trained by process {os.getpid()} on "):
+            find_start(compose(words), words, run, run.parent, compose, locks=True)
+        seen.append(overrides)
+        return compose(overrides)
+
+    decided = find_start(compose(words), words, run, run.parent, compose_meanwhile, locks=True)
+    assert seen and is_locked(run)
+    with decided.held():
+        pass
+    assert not is_locked(run)
+
+
+def test_what_was_saved_before_the_lock_was_taken_is_resumed(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest state is looked for again once nobody else can save."""
+    real = resume.locate
+
+    def locate(*args: Any) -> resume.Place | None:
+        place = real(*args)
+        if not is_locked(run):
+            save(run, 8, ["optimizer.lr=1e-3"])
+        return place
+
+    monkeypatch.setattr(resume, "locate", locate)
+    decided = find_start(compose([]) | {"resume": "auto"}, [], run, run.parent, compose, locks=True)
+    with decided.held():
+        assert decided.state is not None and decided.state["step"] == 8
+
+
+def test_a_restart_is_refused_where_another_process_has_saved_meanwhile(tmp_path: Path) -> None:
+    begun, words = tmp_path / "mine", ["+resume=auto"]
+    decided = find_start(compose(words), words, begun, tmp_path, compose, locks=True)
+    assert decided.begins_again and decided.lock is None
+    save(begun, 2)
+    before = tree(begun)
+    with pytest.raises(InputError, match="got its first checkpoint from another process"):
+        take_directory(decided, begun, is_given=True)
+    assert tree(begun) == before and not is_locked(begun)
+
+
+def test_a_run_that_is_replaced_before_it_is_taken_is_refused(run: Path) -> None:
+    """A copy or another run in its place holds other states than the one that was read."""
+    words = ["+resume=latest"]
+    decided = find_start(compose(words), words, run, run.parent, compose, locks=True)
+    with decided.held():
+        shutil.move(run, run.parent / "moved")
+        shutil.copytree(run.parent / "moved", run)
+        (run / "run.lock").unlink()
         before = tree(run)
-        with pytest.raises(InputError, match="is being trained by"):
-            take_directory(found, run, is_given=True)
+        with pytest.raises(InputError, match="another directory has taken its place"):
+            take_directory(decided, run, is_given=True)
         assert tree(run) == before
+
+
+def test_a_new_run_goes_elsewhere_if_its_directory_was_trained_in_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, real = tmp_path / "mine", claim.RunLock
+
+    def lock_after_another_run(directory: Path) -> RunLock:
+        if directory == wanted:
+            save(wanted, 2)
+        return real(directory)
+
+    monkeypatch.setattr(claim, "RunLock", lock_after_another_run)
+    claimed = take_directory(start([]), wanted, is_given=True)
+    claimed.lock.release()
+    assert claimed.directory.name.startswith("mine_run_")
+    assert not is_locked(wanted)
+
+
+def test_a_finished_run_in_a_directory_that_cannot_be_locked_is_still_read(run: Path) -> None:
+    (run / "train.log").symlink_to("elsewhere")  # refused by the lock, and works for root, too
+    words = ["+resume=latest"]
+    decided = find_start(compose(words), words, run, run.parent, compose, locks=True)
+    assert decided.state is not None and decided.lock is None
+    with pytest.raises(InputError, match="is a symbolic link"):
+        take_directory(decided, run, is_given=True)
 
 
 def test_hydra_records_every_launch_in_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -227,9 +318,9 @@ def test_a_run_that_never_came_to_its_first_save_begins_again_only_when_asked_to
     begun = tmp_path / "mine"
     begun.mkdir()
     (begun / "metrics.jsonl").write_text('{"step": 1, "train_loss": 4.0}\n')
-    plain = take_directory(start(["seed=3"], begun), begun, is_given=True)
+    plain = take(["seed=3"], begun)
     assert plain.directory.name.startswith("mine_run_")
-    again = take_directory(start(["seed=3", "+resume=auto"], begun), begun, is_given=True)
+    again = take(["seed=3", "+resume=auto"], begun)
     assert again.directory == begun
     with pytest.raises(InputError, match="is being trained by"):
         start(["+resume=auto"], begun)

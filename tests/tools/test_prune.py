@@ -13,6 +13,7 @@ from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.runs.lock import LOCK_NAME, RunLock
 from gpt2ckpt.runs.owner import encode, this_process
+from gpt2ckpt.tools import prune
 from gpt2ckpt.tools.inventory import Entry, Group, Inode
 from gpt2ckpt.tools.places import Run
 from gpt2ckpt.tools.pruning import Limits, freed_bytes, plan
@@ -176,6 +177,37 @@ def test_a_live_run_never_goes(checkpoints, tmp_path) -> None:
         assert tree(second) == before
     assert first.exists()
     assert not third.exists()
+
+
+def test_a_run_that_was_resumed_before_it_could_be_locked_stays(
+    checkpoints, tmp_path, monkeypatch
+) -> None:
+    """It saved and ended between the look at its age and the removal."""
+    first, second, third = make_root(tmp_path)
+
+    def lock_after_a_save(directory: Path) -> RunLock:
+        if directory == second:
+            save(second, 60, {"saved_at": "2025-12-24T00:00:00.000+00:00"})
+        return RunLock(directory)
+
+    monkeypatch.setattr(prune, "RunLock", lock_after_a_save)
+    done = checkpoints("prune", tmp_path, "--keep-runs", "1", "--yes")
+    assert f"{second} stays: it was trained while this command was starting" in done.out
+    assert (second / "checkpoints" / "rolling_step_000060.pt").exists()
+    assert first.exists() and not third.exists()
+
+
+def test_the_pools_are_counted_again_once_the_run_is_locked(checkpoints, run, monkeypatch) -> None:
+    """A run that went back may have saved a file anew that was to be deleted."""
+
+    def lock_after_going_back(directory: Path) -> RunLock:
+        for path in (run / "checkpoints").glob("rolling_step_0000[23]*"):
+            path.unlink()
+        return RunLock(directory)
+
+    monkeypatch.setattr(prune, "RunLock", lock_after_going_back)
+    assert checkpoints("prune", run, "--keep-rolling=1", "--yes").code == 0
+    assert "rolling_step_000010.pt" in names(run)
 
 
 def test_what_the_user_put_into_a_run_stays(checkpoints, tmp_path) -> None:

@@ -65,7 +65,8 @@ def _reference(folder: Path, number: int) -> Reference:
     if code := child.wait():
         raise RuntimeError(f"the undisturbed training ended with {code}:\n{child.text()}")
     seconds = time.monotonic() - begun
-    find_start({"resume": "auto", "fork": False}, words, run, folder, tiny.compose)  # all composed
+    values = {"resume": "auto", "fork": False}
+    find_start(values, words, run, folder, tiny.compose, locks=False)  # all composed
     return Reference(words, run, tiny.final_state(run), tiny.losses(run), seconds)
 
 

@@ -110,7 +110,7 @@ def fork(words: list[str], run: Path, output: Path, what: str | None = "auto") -
 
     def train() -> int:
         values = {"resume": what, "fork": False} if what else compose(words)
-        start = find_start(values, words, run, run.parent, compose)
+        start = find_start(values, words, run, run.parent, compose, locks=True)
         prepared = prepare(start)
         if finished_notice(start, prepared):
             print("\n".join(finish_save(start)))

@@ -366,16 +366,17 @@ def test_a_finished_run_is_touched_only_if_its_last_save_was_cut_off(
     folder = run / "checkpoints"
     assert list(folder.glob("emergency_step_000006*"))
     before = {path.name: path.stat().st_ino for path in folder.iterdir()}
-    assert finish_save(start_of(["+resume=auto", "optimizer.lr=9"], run)) == []
+    with (start := start_of(["+resume=auto", "optimizer.lr=9"], run, locks=True)).held():
+        assert finish_save(start) == []
     assert {path.name: path.stat().st_ino for path in folder.iterdir()} == before
     cut_off_at_step_3(run)
-    start = start_of(["+resume=auto"], run)
-    with RunLock(run):
+    with (start := start_of(["+resume=auto"], run, locks=True)).held():
+        [line] = finish_save(replace(start, unwritable=InputError("it is read-only")))
+        assert "cannot be finished (it is read-only)" in line and "the state is safe in" in line
         [line] = finish_save(start)
-        assert "cannot be finished" in line and "the state is safe in" in line
-    [line] = finish_save(start)
     assert "best_model.pt, latest.pt" in line and "did not stand for step 6" in line
-    assert finish_save(start_of(["+resume=auto"], run)) == []
+    with (start := start_of(["+resume=auto"], run, locks=True)).held():
+        assert finish_save(start) == []
     assert load(folder / "latest.pt")["config"]["optimizer"]["lr"] != 9
 
 

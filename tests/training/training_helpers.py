@@ -15,25 +15,27 @@ from gpt2ckpt.training.preparation import Prepared, prepare
 from gpt2ckpt.training.session import Outcome, Session
 
 
-def start_of(overrides: list[str], directory: Path) -> Start:
+def start_of(overrides: list[str], directory: Path, *, locks: bool = False) -> Start:
+    """How the command line would start; with `locks`, for a training."""
     launch = [word for word in overrides if word.lstrip("+").startswith(("resume=", "fork="))]
     return find_start(
         *(compose_config("train", launch or overrides).values, overrides),
         *(directory, directory.parent),
         lambda words: compose_config("train", words).values,
+        locks=locks,
     )
 
 
 def train(overrides: list[str], directory: Path) -> Outcome:
     """What the command does between its command line and its exit code."""
-    start = start_of(overrides, directory)
-    prepared: Prepared = prepare(start)
-    trainer = prepared.config.trainer
-    recorded = start.state["environment"] if start.state else None
-    hardware = choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded)
-    claim = take_directory(start, directory, is_given=True)
-    with process_switches_restored(), claim.lock:
-        return Session(claim.directory, start, prepared, hardware, lock=claim.lock).run()
+    with (start := start_of(overrides, directory, locks=True)).held():
+        prepared: Prepared = prepare(start)
+        trainer = prepared.config.trainer
+        recorded = start.state["environment"] if start.state else None
+        hardware = choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded)
+        claim = take_directory(start, directory, is_given=True)
+        with process_switches_restored(), claim.lock:
+            return Session(claim.directory, start, prepared, hardware, lock=claim.lock).run()
 
 
 @contextlib.contextmanager
