@@ -30,7 +30,7 @@ FORMS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("step", "epoch", "tokens_seen"), _count),
     **dict.fromkeys(("train_loss", "val_loss", "best_val_loss"), _loss),
     **dict.fromkeys(("config", "data", "environment", "model", "optimizer", "rng"), _mapping),
-    **dict.fromkeys(("run", "scaler"), _mapping),
+    **dict.fromkeys(("run", "scaler", "versions"), _mapping),
     "best_step": lambda value: value is None or _count(value),
     "overrides": _words,
 }

@@ -11,7 +11,10 @@ from gpt2ckpt.tools import text
 from gpt2ckpt.tools.command_line import Verb
 from gpt2ckpt.tools.places import PATH_HELP, checkpoint_named
 
-FACTS = ("step", "epoch", "tokens_seen", "train_loss", "val_loss", "best_val_loss", "run", "reason")
+FACTS = (
+    *("step", "epoch", "tokens_seen", "train_loss", "val_loss", "best_val_loss", "run", "reason"),
+    *("environment", "versions"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

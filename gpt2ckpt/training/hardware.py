@@ -13,6 +13,7 @@ import torch
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.parallel.group import Group, Team
 from gpt2ckpt.runs.start import Start
+from gpt2ckpt.training.numerics import VARIABLES, changed_variables, numerics
 from gpt2ckpt.training.preparation import Prepared
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,6 +51,7 @@ class Hardware:
             "device_name": self.name,
             "precision": self.precision,
             "threads": self.threads,
+            **numerics(self.device),
         }
 
 
@@ -124,9 +126,15 @@ def _keep_freed_memory() -> None:
 
 
 def differences(now: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
-    """Why a resume cannot be bitwise exact, as `threads 2 → 4`; empty if it is."""
-    keys = [key for key in now if key in recorded and now[key] != recorded[key]]
-    return [f"{key} {recorded[key]} → {now[key]}" for key in keys]
+    """Why a resume cannot be bitwise exact, as `threads 2 → 4`; empty if it is.
+
+    What an older version did not record is passed over.
+    """
+    keys = [key for key in now if key in recorded and key != VARIABLES]
+    found = [f"{key} {recorded[key]} → {now[key]}" for key in keys if now[key] != recorded[key]]
+    if isinstance(recorded.get(VARIABLES), dict):
+        found += changed_variables(now.get(VARIABLES, {}), recorded[VARIABLES])
+    return found
 
 
 def _choose_device(device: str) -> tuple[torch.device, str]:

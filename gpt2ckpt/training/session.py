@@ -30,6 +30,7 @@ from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, REPLAY, TENSORBOARD
 from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training import announce
+from gpt2ckpt.training.code import changed_code, code_identity
 from gpt2ckpt.training.deadline import Deadline, step_fits
 from gpt2ckpt.training.evaluation import Evaluation, evaluate
 from gpt2ckpt.training.hardware import Hardware, differences, prepare_process
@@ -303,7 +304,8 @@ class Session:
     def _say_what_is_not_exact(self, saved: dict[str, Any]) -> None:
         now = {**self._environment(), **versions()}
         recorded = {"ranks": 1, **saved["environment"], **saved["versions"]}
-        if changed := differences(now, recorded):
+        code = changed_code(code_identity(), saved["versions"])
+        if changed := [*([code] if code else []), *differences(now, recorded)]:
             log.warning("not bitwise the same as without the stop: %s", ", ".join(changed))
 
     def _say_what_was_not_saved(self, step: int, stopped: signal.Signals | None) -> None:

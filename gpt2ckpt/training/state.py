@@ -17,6 +17,7 @@ from gpt2ckpt.optim.optimizers import OptimizerSet
 from gpt2ckpt.parallel.group import Alone, Team
 from gpt2ckpt.runs.history import RunIdentity
 from gpt2ckpt.training.bad_numbers import Tally
+from gpt2ckpt.training.code import code_identity
 from gpt2ckpt.training.rng import capture_generators, restore_generators
 
 
@@ -111,7 +112,7 @@ class TrainingState:
             "data": {**provenance.data, **counters},
             "schedule": schedule,
             "environment": provenance.environment,
-            "versions": versions(),
+            "versions": {**versions(), **code_identity()},
             "scaler": self.scaler.state_dict(),
             "model": self._whole(self.model.state_dict(keep_vars=self.is_sharded)),
             "optimizer": self._whole(self.optimizer.state_dict()),

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from commands import events, latest, run, same_bits, succeed
+from commands import ROOT, events, finish, latest, run, same_bits, start, succeed
 
 
 def test_an_edited_history_is_reported_and_the_run_resumes_exactly(
@@ -33,3 +33,24 @@ def test_an_edited_history_is_reported_and_the_run_resumes_exactly(
     assert events(copy) == [pair for pair in events(reference.directory) if pair[0] not in lost]
     whole, resumed = latest(reference.directory), latest(copy)
     assert all(same_bits(whole[key], resumed[key]) for key in ("model", "optimizer", "rng"))
+
+
+def test_code_that_was_edited_between_two_starts_is_reported(
+    reference: Any, tmp_path: Path
+) -> None:
+    """The user's own copy of the project, with the gradients clipped a hundred times harder."""
+    shutil.copytree(reference.directory, tmp_path / "run", copy_function=shutil.copy2)
+    for name in ("gpt2ckpt", "conf"):
+        unread = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=unread)
+    step = tmp_path / "gpt2ckpt" / "training" / "step.py"
+    edited = step.read_text().replace("self.grad_clip or math.inf", "0.01 * self.grad_clip")
+    assert edited != step.read_text()
+    step.write_text(edited)
+    words = ["+resume=latest", "hydra.run.dir=run", "trainer.max_steps=121"]
+    done = succeed(finish(start("train", words, tmp_path, {"PYTHONPATH": str(tmp_path)})))
+    old = latest(reference.directory)["versions"]["code"]
+    new = latest(tmp_path / "run")["versions"]["code"]
+    assert old != new
+    [line] = [line for line in done.out.splitlines() if "not bitwise the same" in line]
+    assert f": code {old[:8]} (" in line and f" → {new[:8]} (no commit)" in line

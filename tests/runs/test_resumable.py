@@ -10,7 +10,7 @@ from gpt2ckpt.runs.resumable import FORMS, check_resumable
 STATE: dict[str, Any] = {
     **{"step": 4, "epoch": 0, "tokens_seen": 64, "train_loss": 1.0, "val_loss": None},
     **{"best_val_loss": None, "best_step": None, "overrides": ["seed=1"]},
-    **{"environment": {}, "model": {}, "optimizer": {}, "rng": {}, "scaler": {}},
+    **{"environment": {}, "model": {}, "optimizer": {}, "rng": {}, "scaler": {}, "versions": {}},
     "run": {"id": "1a2b3c4d", "parent": None},
     "data": {"digest": "0" * 32, "position": 8, "evaluated_step": 0},
     "config": {"name": "gpt2"},

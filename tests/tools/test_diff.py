@@ -28,6 +28,21 @@ def test_facts_and_config_each_under_what_it_does(checkpoints, tmp_path) -> None
         assert line in done.out[start:end]
 
 
+def test_the_code_and_the_machine_of_both_are_compared(checkpoints, tmp_path) -> None:
+    first = {"versions": {"torch": "2.9", "code": "3f2a"}, "environment": {"variables": {}}}
+    second = {
+        "versions": {"torch": "2.9", "code": "9c1b", "dirty": True},
+        "environment": {"cpu_capability": "AVX2", "variables": {"MKL_CBWR": "COMPATIBLE"}},
+    }
+    paths = save(tmp_path / "a", 1, first), save(tmp_path / "b", 1, second)
+    lines = checkpoints("diff", *paths).out.splitlines()
+    assert "versions.code: 3f2a → 9c1b" in lines
+    assert "versions.dirty: null → true" in lines
+    assert "environment.cpu_capability: null → AVX2" in lines
+    assert "environment.variables.MKL_CBWR: null → COMPATIBLE" in lines
+    assert not any("torch" in line for line in lines)
+
+
 def test_a_state_and_itself(checkpoints, run) -> None:
     folder = run / "checkpoints"
     done = checkpoints(

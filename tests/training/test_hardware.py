@@ -80,6 +80,9 @@ def test_what_makes_a_resume_inexact_is_told() -> None:
     now = choose_hardware("cpu", "bfloat16", 4).recorded()
     assert differences(now, recorded) == ["precision float32 → bfloat16", "threads 2 → 4"]
     assert differences({**recorded, "new": 1}, recorded) == []
+    old = {"device": "cpu", "device_name": recorded["device_name"], "threads": 2}  # before 0.1
+    assert differences(recorded, old) == []
+    assert differences(recorded, {**recorded, "variables": None}) == []
 
 
 def test_autocast_is_the_precision() -> None:

@@ -7,6 +7,9 @@ import pytest
 import torch
 from training_helpers import train
 
+from gpt2ckpt.training import session
+from gpt2ckpt.training.code import code_identity, described
+
 WARNING = "not bitwise the same as without the stop: "
 
 
@@ -47,6 +50,25 @@ def test_another_pytorch(
     old = torch.__version__
     monkeypatch.setattr(torch, "__version__", "2.99.0")
     assert resume(stopped, caplog) == [f"torch {old} → 2.99.0"]
+
+
+def test_a_variable_that_chooses_kernels(
+    stopped: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels of this process are chosen already: what is recorded and told is tested here."""
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert resume(stopped, caplog) == ["MKL_CBWR unset → COMPATIBLE"]
+    monkeypatch.delenv("MKL_CBWR")
+    assert resume(stopped, caplog, "trainer.max_steps=4") == ["MKL_CBWR COMPATIBLE → unset"]
+
+
+def test_edited_code(
+    stopped: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited = {"code": "9c1bffff00", "commit": "ab" * 20, "dirty": True}
+    monkeypatch.setattr(session, "code_identity", lambda: edited)
+    [said] = resume(stopped, caplog)
+    assert said.startswith(f"code {described(code_identity())} → 9c1bffff (commit abababab, dirty)")
 
 
 def test_several_are_one_line(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,132 @@
+"""Which code trains: a digest of this package's sources, and the commit that they lie in.
+
+A research repository is edited between two starts. Nothing here needs git or waits for it long.
+"""
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+import gpt2ckpt
+
+TRAINS = ("data", "model", "optim", "parallel", "training")  # the folders whose code moves bits
+PATIENCE = 3.0  # seconds for git to say whether there are uncommitted changes
+SHOWN = 8  # digits of a digest in a message, and of a commit
+
+
+@cache
+def code_identity() -> dict[str, Any]:
+    """Return what a checkpoint records of the code that this process runs, read once.
+
+    `code` is the digest; `commit` and `dirty` (uncommitted changes in tracked files) are None where
+    they are not known.
+    """
+    package = Path(gpt2ckpt.__file__).resolve().parent
+    commit = commit_of(package)
+    return {
+        "code": source_digest(package),
+        "commit": commit,
+        "dirty": has_changes(package) if commit else None,
+    }
+
+
+def source_digest(package: Path) -> str:
+    """Return the digest of the sources in `package` that train, by path and content."""
+    hasher = xxhash.xxh3_128()
+    paths = [path for folder in TRAINS for path in (package / folder).rglob("*.py")]
+    for path in sorted(paths, key=lambda path: path.relative_to(package).as_posix()):
+        try:
+            content = path.read_bytes()
+        except OSError:
+            continue  # an editor's link to nowhere, or a file that has just gone
+        name = path.relative_to(package).as_posix().encode()
+        hasher.update(b"%d %d " % (len(name), len(content)) + name + content)
+    return hasher.hexdigest()
+
+
+def commit_of(folder: Path) -> str | None:
+    """Return the commit that is checked out where `folder` lies, by reading git's own files.
+
+    Source: gitrepository-layout(5).
+    """
+    try:
+        for parent in (folder, *folder.parents):
+            if (parent / ".git").exists():
+                return _head(parent / ".git")
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _head(git: Path) -> str | None:
+    if git.is_file():  # of a worktree or a submodule: it names the real one
+        git = git.parent / _text(git).removeprefix("gitdir:").strip()
+    common = git / _text(git / "commondir") if (git / "commondir").is_file() else git
+    head = _text(git / "HEAD")
+    if not head.startswith("ref:"):
+        return _commit(head)
+    name = head.removeprefix("ref:").strip()
+    for place in (git, common):
+        if (place / name).is_file():
+            return _commit(_text(place / name))
+    if not (common / "packed-refs").is_file():
+        return None
+    lines = (line.split(" ", 1) for line in _text(common / "packed-refs").splitlines())
+    return next((_commit(words[0]) for words in lines if words[1:] == [name]), None)
+
+
+def _text(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(1 << 24).strip()
+
+
+def _commit(text: str) -> str | None:
+    is_hex = len(text) in (40, 64) and all(digit in "0123456789abcdef" for digit in text)
+    return text if is_hex else None
+
+
+def has_changes(folder: Path) -> bool | None:
+    """Return whether tracked files in `folder` differ from the commit; None if git does not say."""
+    words = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), "diff"]
+    words += ["--quiet", "--no-ext-diff", "--no-textconv", "--ignore-submodules", "HEAD", "--", "."]
+    try:
+        process = subprocess.Popen(
+            words,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    except OSError:
+        return None
+    end = time.monotonic() + PATIENCE
+    while process.poll() is None:
+        if time.monotonic() > end:
+            process.kill()  # and not waited for: a file system that hangs would hold this, too
+            return None
+        time.sleep(0.002)
+    return {0: False, 1: True}.get(process.returncode)
+
+
+def changed_code(now: Mapping[str, Any], before: Mapping[str, Any]) -> str | None:
+    """Return what differs, as `code 3f2a… (commit …, clean) → 9c1b… (…)`; None if nothing does.
+
+    Nor does it where the older state says nothing of its code.
+    """
+    if before.get("code") in (None, now["code"]):
+        return None
+    return f"code {described(before)} → {described(now)}"
+
+
+def described(code: Mapping[str, Any]) -> str:
+    """Return a code identity as text."""
+    commit, dirty = code.get("commit"), code.get("dirty")
+    state = {True: ", dirty", False: ", clean"}.get(dirty, "") if isinstance(dirty, bool) else ""
+    where = f"commit {str(commit)[:SHOWN]}{state}" if commit else "no commit"
+    return f"{str(code.get('code'))[:SHOWN]} ({where})"

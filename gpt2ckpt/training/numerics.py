@@ -1,0 +1,96 @@
+"""What decides the last bits of a computation, beside config and state: kernels and libraries.
+
+PyTorch, MKL and oneDNN choose their kernels by the instructions of the processor and by environment
+variables. Another choice gives other roundings, even on a machine of the same name.
+"""
+
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+VARIABLES = "variables"
+DIGITS = 8  # of a digest: it tells a change, and does not guard against one
+CPU_INFO = Path("/proc/cpuinfo")
+# Of the flags of a processor, those of instructions that compute (x86 and ARM); a new kernel or
+# firmware adds others.
+COMPUTES = re.compile(r"(s?sse|avx|fma|f16c|amx|bmi|pni|abm|asimd|fp|sve|sme|bf16|i8mm|neon|vfp).*")
+MODEL = ("cpu family", "model", "cpu part", "cpu variant", "cache size")  # blocks are cut to caches
+CPU_VARIABLES = (
+    *("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "MKL_DYNAMIC", "OMP_DYNAMIC"),
+    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_CPU_ISA_HINTS", "DNNL_CPU_ISA_HINTS"),
+    *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "KMP_DETERMINISTIC_REDUCTION"),
+    *("OPENBLAS_CORETYPE", "BLIS_ARCH_TYPE", "GLIBC_TUNABLES"),
+)
+CUDA_VARIABLES = (
+    *("CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE", "DISABLE_ADDMM_CUDA_LT"),
+    *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCH_BLAS_PREFER_CUBLASLT"),
+    *("PYTORCH_TUNABLEOP_ENABLED", "NCCL_ALGO", "NCCL_PROTO", "NCCL_NTHREADS", "NCCL_BUFFSIZE"),
+    *("NCCL_MIN_NCHANNELS", "NCCL_MAX_NCHANNELS", "NCCL_MIN_CTAS", "NCCL_MAX_CTAS"),
+    *("NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE", "NCCL_NVLS_ENABLE", "NCCL_COLLNET_ENABLE"),
+)
+
+
+def numerics(device: torch.device) -> dict[str, Any]:
+    """Return what the kernels of `device` depend on, by name; `variables` are set ones."""
+    facts: dict[str, Any] = {"torch_build": _digest(_build())}
+    if device.type == "cpu":
+        facts["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+        facts["cpu_flags"] = cpu_flags()
+        facts["libc"] = " ".join(platform.libc_ver()).strip()
+        names: tuple[str, ...] = CPU_VARIABLES
+    elif device.type == "cuda":
+        facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        facts["cuda"] = str(torch.version.cuda)
+        cudnn: Callable[[], int | None] = torch.backends.cudnn.version
+        facts["cudnn"] = str(cudnn())
+        facts["nccl"] = _nccl()
+        names = CUDA_VARIABLES
+    else:
+        names = ()
+    facts[VARIABLES] = {name: os.environ[name] for name in names if name in os.environ}
+    return facts
+
+
+def changed_variables(now: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
+    """Return the variables with another value, as `MKL_CBWR unset → COMPATIBLE`."""
+    return [
+        f"{name} {before.get(name, 'unset')} → {now.get(name, 'unset')}"
+        for name in sorted({*now, *before})
+        if now.get(name) != before.get(name)
+    ]
+
+
+def cpu_flags(info: Path = CPU_INFO) -> str:
+    """Return a digest of the processor's model and instructions; that of its name elsewhere."""
+    try:
+        first = info.read_text(errors="replace").partition("\n\n")[0]
+    except OSError:
+        return _digest(f"{platform.machine()} {platform.processor()}")
+    lines = (line.partition(":") for line in first.splitlines())
+    facts = {name.strip(): value.strip() for name, _, value in lines}
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    computing = sorted(flag for flag in flags if COMPUTES.fullmatch(flag))
+    return _digest(" ".join([*(facts.get(name, "") for name in MODEL), *computing]))
+
+
+def _build() -> str:
+    """What this PyTorch was compiled with; without the line that follows the environment."""
+    lines = torch.__config__.show().splitlines()
+    return "\n".join(line for line in lines if "CPU capability usage" not in line)
+
+
+def _nccl() -> str:
+    if not torch.distributed.is_nccl_available():
+        return "none"
+    version: Callable[[], tuple[int, ...]] = torch.cuda.nccl.version
+    return ".".join(map(str, version()))
+
+
+def _digest(text: str) -> str:
+    return xxhash.xxh3_128(text.encode()).hexdigest()[:DIGITS]
