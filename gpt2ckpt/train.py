@@ -27,7 +27,6 @@ from gpt2ckpt.runs.start import (
     Start,
     find_start,
     finish_save,
-    foretold,
     hydra_record,
     take_directory,
     words_after_restart,
@@ -91,7 +90,9 @@ def _single(line: CommandLine, team: Team) -> int:
             print("\n".join([*finished, notice]))
             return 0
         if composed.values["dry_run"]:
-            print("\n".join(foretold(start, wanted, is_given=is_given)))
+            from gpt2ckpt.training.announce import preview  # imports torch
+
+            print("\n".join(preview(start, prepared, team, wanted, is_given=is_given)))
             return 0
         return _train(line, start, prepared, team, wanted, is_given=is_given)
 

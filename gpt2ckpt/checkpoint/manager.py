@@ -20,6 +20,7 @@ from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.checkpoint.writer import HANG_SECONDS, Writer
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
+from gpt2ckpt.units import human_bytes
 
 log = logging.getLogger(__name__)
 REPORT_EVERY = 10  # saves
@@ -243,7 +244,7 @@ class CheckpointManager:
         if reason and reason != self._why_no_reserve:
             log.warning(
                 "no space is kept for an emergency save of %s (%s): on a full disk it would fail",
-                *(space.human_bytes(size), reason),
+                *(human_bytes(size), reason),
             )
         self._why_no_reserve = reason
 

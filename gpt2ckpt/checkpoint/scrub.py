@@ -14,9 +14,9 @@ from pathlib import Path
 
 from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.checkpoint.repair import Corrupt, Diagnosis, Mended, repair, same_files
-from gpt2ckpt.checkpoint.space import human_bytes
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
+from gpt2ckpt.units import human_bytes
 
 log = logging.getLogger(__name__)
 NAP = 0.02  # seconds between two looks at whether a save has come

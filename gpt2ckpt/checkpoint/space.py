@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2ckpt.units import human_bytes
+
 BLOCK = 512  # bytes; the unit of st_blocks (stat(2))
 BOUNDLESS = 1 << 60  # bytes free on a file system that counts none, as some network disks do
 FEW_SAVES = 10
@@ -77,13 +79,15 @@ def outlook(space: Space, bytes_per_save: int, seconds_per_save: float | None) -
     `seconds_per_save` is the time from one save to the next; None if it is not known yet.
     """
     left = space.saves_left(bytes_per_save)
-    used, free = human_bytes(space.used), human_bytes(space.free)
-    sentence = f"the run takes {used}, {free} are free: {left:,} more saves fit"
+    sentence = f"the run takes {human_bytes(space.used)}, {free_words(space.free)}"
+    if space.free >= BOUNDLESS:
+        return sentence, False
+    sentence += f": {left:,} more saves fit"
     if seconds_per_save is not None:
         sentence += f", {left * seconds_per_save / 3600:,.1f} hours at this rate"
     return sentence, left < FEW_SAVES
 
 
-def human_bytes(count: int) -> str:
-    """A number of bytes as people read it."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+def free_words(free: int) -> str:
+    """Return the free bytes of a file system as text, or that it counts none."""
+    return "free space not known" if free >= BOUNDLESS else f"{human_bytes(free)} free"

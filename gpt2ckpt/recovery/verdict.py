@@ -2,7 +2,7 @@
 
 from gpt2ckpt.recovery.facts import Cost, Drill, disk_need
 from gpt2ckpt.recovery.filesystem import FileSystem
-from gpt2ckpt.training.report import human_bytes, human_duration
+from gpt2ckpt.units import human_bytes, human_duration
 
 LABEL = 13
 SHOWN = 5  # differences

@@ -26,7 +26,7 @@ IN_THE_MAKING = ".new"  # one at a time: under the lock
 
 def read_jobs(sweep: Path) -> list[Recorded]:
     """Every job's directory below `sweep` that says what it trains, in the order of their names."""
-    found = (_read_job(directory) for directory in _directories(sweep))
+    found = (read_job(directory) for directory in _directories(sweep))
     return [job for job in found if job is not None]
 
 
@@ -86,7 +86,8 @@ def _directories(parent: Path) -> Iterator[Path]:
             yield from _directories(path)
 
 
-def _read_job(directory: Path) -> Recorded | None:
+def read_job(directory: Path) -> Recorded | None:
+    """Return what a job's directory says of its training; None if it says nothing."""
     for file in Store(directory / CHECKPOINTS).candidates(Role.LATEST):
         try:
             meta = read_meta(file)

@@ -59,14 +59,14 @@ def append(sweep: Path, entry: Entry) -> None:
         os.close(descriptor)
 
 
-def read(sweep: Path, launch: str) -> list[Entry]:
-    """Return the entries of one launch, in order; lines that are damaged are passed over."""
+def read(sweep: Path, launch: str | None = None) -> list[Entry]:
+    """Return the entries of one launch or of all, in order; damaged lines are passed over."""
     try:
         lines = (sweep / JOBS).read_bytes().splitlines()
     except OSError:
         return []
     entries = [_entry(line) for line in lines]
-    return [entry for entry in entries if entry is not None and entry.launch == launch]
+    return [entry for entry in entries if entry and launch in (None, entry.launch)]
 
 
 def _entry(line: bytes) -> Entry | None:

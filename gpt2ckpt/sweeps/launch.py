@@ -13,19 +13,20 @@ from omegaconf import OmegaConf
 from gpt2ckpt import console
 from gpt2ckpt.application import CommandLine, run_hydra
 from gpt2ckpt.config.compose import as_typed, quoted, sets
+from gpt2ckpt.config.replay import Values
 from gpt2ckpt.exits import FULL_ERROR
 from gpt2ckpt.runs.claim import claim_sweep, protection_notice
 from gpt2ckpt.runs.command import command
 from gpt2ckpt.runs.layout import RECORD
 from gpt2ckpt.runs.start import hydra_record
 from gpt2ckpt.standby import exit_code, install
-from gpt2ckpt.sweeps import journal
+from gpt2ckpt.sweeps import folder, journal
 from gpt2ckpt.sweeps.job import SweepJob
 from gpt2ckpt.sweeps.journal import COMPLETE, Entry, Status
 from gpt2ckpt.sweeps.plan import Plan, plan_sweep
 from gpt2ckpt.sweeps.preview import preview
 from gpt2ckpt.sweeps.stop import RELAYED, LauncherSignals
-from gpt2ckpt.sweeps.table import Row, table
+from gpt2ckpt.sweeps.table import Row, best, ranked, table
 
 TABLE = "table.txt"
 
@@ -97,8 +98,8 @@ class _Launch:
             broken = f"the sweep has broken off: {type(error).__name__}: {error}".splitlines()[0]
         if signals.received is not None:
             stopped = exit_code(signals.received)
-        rows = self._rows()
-        lines = table(rows)
+        rows = ranked(self._rows())
+        lines = [*table(rows, best(rows)), *self._continue_best(best(rows))]
         self._write_table(lines)
         print("\n".join(["", *lines]), flush=True)
         if broken and not stopped:
@@ -120,15 +121,31 @@ class _Launch:
         entries = journal.last_of_each(journal.read(self.sweep, self.name))
         labels = {number: job.job.label for number, job in enumerate(self.plan.jobs)}
         labels |= {number: entry.label for number, entry in entries.items()}
-        rows = []
-        for number, label in sorted(labels.items()):
-            entry = entries.get(number, Entry(self.name, number, Status.NOT_STARTED))
-            status, reason = entry.status, entry.reason
-            if status is Status.STARTED:
-                status, reason = Status.FAILED, "its process was killed"
-            name = entry.job or "-"
-            rows.append(Row(name, label, status, entry.best_val_loss, reason))
-        return rows
+        rows = [
+            _row(entries.get(number, Entry(self.name, number, Status.NOT_STARTED)), label)
+            for number, label in sorted(labels.items())
+        ]
+        if self.plan.jobs:
+            return rows
+        # The trials of earlier launches belong to the search, too: one may be the best.
+        known = {row.job for row in rows}
+        earlier = {entry.job: entry for entry in journal.read(self.sweep) if entry.job}
+        return rows + [
+            _row(entry, entry.label) for job, entry in earlier.items() if job not in known
+        ]
+
+    def _continue_best(self, row: Row | None) -> list[str]:
+        """Where the best job is, and the command that trains it further."""
+        if row is None:
+            return []
+        directory = self.sweep / row.job
+        lines = [f"best: {directory}"]
+        recorded = folder.read_job(directory)
+        if recorded is not None and recorded.step is not None:
+            given = as_typed("hydra.run.dir", str(directory))
+            more = _twice_as_long(recorded.config, recorded.step)
+            lines.append(f"to train it further: {command('train', '+resume=latest', given, more)}")
+        return lines
 
     def _write_table(self, lines: list[str]) -> None:
         try:
@@ -154,3 +171,18 @@ class _Launch:
         for child in psutil.Process().children(recursive=True):
             if child.pid in training:
                 child.send_signal(RELAYED)
+
+
+def _row(entry: Entry, label: str) -> Row:
+    status, reason = entry.status, entry.reason
+    if status is Status.STARTED:
+        status, reason = Status.FAILED, "its process was killed"
+    return Row(entry.job or "-", label, status, entry.best_val_loss, reason)
+
+
+def _twice_as_long(config: Values, step: int) -> str:
+    """The override with which a job that is finished after `step` steps trains as long again."""
+    epochs, steps = config["trainer.max_epochs"], config["trainer.max_steps"]
+    if epochs and steps != step:
+        return f"trainer.max_epochs={2 * epochs}"
+    return f"trainer.max_steps={2 * step}"

@@ -8,6 +8,7 @@ from gpt2ckpt.runs.lock import refuse_if_locked
 from gpt2ckpt.sweeps.job import find_job_start
 from gpt2ckpt.sweeps.plan import Plan, PlannedJob
 from gpt2ckpt.sweeps.table import Row, table
+from gpt2ckpt.training.plan_warnings import plan_warnings
 from gpt2ckpt.training.preparation import finished_notice, prepare
 
 
@@ -43,7 +44,9 @@ def _row(plan: Plan, job: PlannedJob, free_name: str | None) -> Row:
     if finished_notice(start, prepared):
         return Row(name, job.job.label, "finished", best)
     if state is None:
-        return Row(name, job.job.label, "new" if job.own is None else "start again")
-    verb = "resume" if start.directory else "fork"
-    changes = "; ".join(map(str, start.changes))
-    return Row(name, job.job.label, f"{verb} from step {state['step']}", best, changes)
+        status, changes = "new" if job.own is None else "start again", ""
+    else:
+        verb = "resume" if start.directory else "fork"
+        status = f"{verb} from step {state['step']:,}"
+        changes = "; ".join(map(str, start.changes))
+    return Row(name, job.job.label, status, best, changes, tuple(plan_warnings(prepared)))

@@ -1,46 +1,90 @@
 """The table at the end of a sweep, and the one of what a sweep would do."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
-WIDTH = 100  # columns
-LABEL = 52  # of them for the overrides, at most
+from gpt2ckpt.sweeps.journal import COMPLETE
+
+WIDTH = 80  # columns
+JOB = 20  # of them for the name of a job, at most
 HEADINGS = ("job", "overrides", "status", "best val loss")
+MARK = "best"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One job; `reason` is why it is not finished, where that is known."""
+    """One job; `reason` is why it is not finished, where that is known.
+
+    `warnings` are sentences on its plan.
+    """
 
     job: str
     label: str
     status: str
     best_val_loss: float | None = None
     reason: str = ""
+    warnings: tuple[str, ...] = ()
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """The lines: as narrow as the content, overrides wrapped, then the reasons."""
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """Return finished jobs by their loss, then those without one, then those not finished."""
+
+    return sorted(rows, key=lambda row: (row.status not in COMPLETE, _rank(row)))
+
+
+def best(rows: Sequence[Row]) -> Row | None:
+    """Return the finished job with the lowest loss; None if none has one."""
+    finished = [row for row in ranked(rows) if row.status in COMPLETE and _rank(row) < math.inf]
+    return finished[0] if finished else None
+
+
+def table(rows: Sequence[Row], marked: Row | None = None) -> list[str]:
+    """Return the lines: as narrow as the content, then reasons and warnings, at most 80 columns."""
     cells = [(row.job, row.label, row.status, _loss(row.best_val_loss)) for row in rows]
     widths = [max(len(row[n]) for row in [HEADINGS, *cells]) for n in range(len(HEADINGS))]
-    widths[1] = min(widths[1], LABEL)
-
-    def line(job: str, label: str, status: str, loss: str) -> str:
-        left = f"{job:{widths[0]}}  {label:{widths[1]}}  {status:{widths[2]}}"
-        return f"{left}  {loss:>{widths[3]}}".rstrip()
-
-    lines = [line(*HEADINGS)]
-    for job, label, status, loss in cells:
-        first, *more = textwrap.wrap(label, widths[1], break_on_hyphens=False) or [""]
-        lines.append(line(job, first, status, loss))
-        lines += [line("", rest, "", "") for rest in more]
-    for row in rows:
-        if row.reason:
-            lines += textwrap.wrap(
-                f"{row.job}: {row.reason}", WIDTH, subsequent_indent="  ", break_on_hyphens=False
+    widths[0] = min(widths[0], JOB)
+    mark = len(MARK) + 2 if marked else 0
+    others = widths[0] + widths[2] + widths[3] + 2 * (len(widths) - 1)
+    widths[1] = min(widths[1], WIDTH - others - mark)
+    lines = [_line(HEADINGS, widths)]
+    for row, (job, label, status, loss) in zip(rows, cells, strict=True):
+        parts = zip_longest(_wrap(job, widths[0]), _wrap(label, widths[1]), fillvalue="")
+        for at, (job_part, label_part) in enumerate(parts):
+            rest = (status, loss) if at == 0 else ("", "")
+            is_marked = row is marked and at == 0
+            lines.append(
+                _line((job_part, label_part, *rest), widths) + f"  {MARK}" * bool(is_marked)
             )
-    return lines
+    reasons = [f"{row.job}: {row.reason}" for row in rows if row.reason]
+    return lines + [line for text in [*reasons, *_warnings(rows)] for line in _wrap(text, WIDTH, 2)]
+
+
+def _warnings(rows: Sequence[Row]) -> list[str]:
+    """Each warning once, with the jobs that it concerns."""
+    jobs: dict[str, list[str]] = {}
+    for row in rows:
+        for warning in row.warnings:
+            jobs.setdefault(warning, []).append(row.job)
+    return [f"{', '.join(names)}: warning: {warning}" for warning, names in jobs.items()]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    job, label, status, loss = cells
+    left = f"{job:{widths[0]}}  {label:{widths[1]}}  {status:{widths[2]}}"
+    return f"{left}  {loss:>{widths[3]}}".rstrip()
+
+
+def _wrap(text: str, width: int, indent: int = 0) -> list[str]:
+    lines = textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+    return lines or [""]
+
+
+def _rank(row: Row) -> float:
+    loss = row.best_val_loss
+    return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
 def _loss(value: float | None) -> str:

@@ -1,8 +1,9 @@
 """What a run tells its user at its start and at its end, in the log."""
 
-import dataclasses
 import logging
+import math
 import signal
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
@@ -11,73 +12,140 @@ from gpt2ckpt.checkpoint.reserve import with_margin
 from gpt2ckpt.checkpoint.space import disk_bytes, measure_free
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import as_typed
+from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.data.corpus import Corpus
 from gpt2ckpt.data.tokens import TokenStream
+from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.model.attention import keeps_weights
 from gpt2ckpt.model.counts import count_flops_per_token, count_parameters
+from gpt2ckpt.parallel.group import Team
 from gpt2ckpt.runs.command import command
-from gpt2ckpt.runs.layout import CHECKPOINTS
+from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY
+from gpt2ckpt.runs.start import Start, foretold
 from gpt2ckpt.training import report
-from gpt2ckpt.training.hardware import DTYPES, Hardware
+from gpt2ckpt.training.hardware import DTYPES, Hardware, hardware_of
 from gpt2ckpt.training.loop import Loop
+from gpt2ckpt.training.plan_warnings import memory_warnings, plan_warnings, time_warnings
 from gpt2ckpt.training.preparation import Prepared
+from gpt2ckpt.training.room import check_room, checkpoint_bytes, memory_needed
 from gpt2ckpt.training.saving import retention_of
 
 log = logging.getLogger(__name__)
+SPEEDS = 20  # logged steps whose median is the speed of a run
 
 
 def start(
+    directory: Path, start: Start, prepared: Prepared, hardware: Hardware, ranks: int
+) -> None:
+    """Log what is about to be done, on what, where it goes, and what is odd about it."""
+    lines, warnings = plan(directory, start, prepared, hardware, ranks)
+    for line in lines:
+        log.info("%s", line)
+    for line in warnings:
+        log.warning("%s", line)
+
+
+def preview(
+    start: Start, prepared: Prepared, team: Team, wanted: Path, *, is_given: bool
+) -> list[str]:
+    """Return what a start would log, for a dry run. Raises what the start would be refused with."""
+    hardware = hardware_of(start, prepared, team)
+    directory = start.directory or wanted
+    check_room(start, prepared.config, directory)
+    lines, warnings = plan(directory, start, prepared, hardware, team.size, is_preview=True)
+    return [*foretold(start, wanted, is_given=is_given), *lines, *warnings]
+
+
+def plan(
     directory: Path,
+    start: Start,
     prepared: Prepared,
     hardware: Hardware,
+    ranks: int,
     *,
-    done_steps: int,
-    checkpoint_bytes: int,
-    ranks: int = 1,
-) -> None:
-    """Say what is about to be done, on what, and where it goes."""
+    is_preview: bool = False,
+) -> tuple[list[str], list[str]]:
+    """Return the lines on what a start is going to do, and those that warn about it."""
     config = prepared.config
-    model = report.ModelFacts(
-        **{key: getattr(config.model, key) for key in ("n_layer", "n_head", "n_embd")},
-        block_size=config.model.block_size,
-        vocab_size=config.model.vocab_size,
-        parameters_by_part=dataclasses.asdict(count_parameters(config.model)),
-        flops_per_token=count_flops_per_token(config.model),
+    facts = _plan_facts(directory, start, prepared, hardware, ranks)
+    memory = report.MemoryFacts(memory_needed(config, ranks), hardware.memory_bytes)
+    saving = _saving(directory, prepared, checkpoint_bytes(start, config))
+    if is_preview:
+        saving = replace(saving, run_dir=None)
+    pretrained = prepared.pretrained
+    lines = report.start_report(
+        machine=_machine_facts(prepared, hardware, ranks),
+        model=_model_facts(config.model),
+        plan=facts,
+        memory=memory,
+        saving=saving,
+        weights=[*pretrained.source.skipped, pretrained.summary] if pretrained else [],
     )
+    warnings = [
+        *plan_warnings(prepared),
+        *memory_warnings(memory.needed, memory.total),
+        *time_warnings(facts.seconds_left, prepared.total_steps - prepared.done.steps),
+    ]
+    return lines, report.warning_lines(warnings)
+
+
+def _machine_facts(prepared: Prepared, hardware: Hardware, ranks: int) -> report.MachineFacts:
+    trainer = prepared.config.trainer
     dtype = DTYPES[hardware.precision]
-    keeps = keeps_weights(hardware.device.type, dtype, config.model.block_size)
-    machine = report.MachineFacts(
+    keeps = keeps_weights(hardware.device.type, dtype, prepared.config.model.block_size)
+    return report.MachineFacts(
         device=f"{hardware.device}, {hardware.name}",
         device_reason=hardware.device_reason,
         precision=hardware.precision,
         precision_reason=hardware.precision_reason,
         attention="by matrix products" if keeps else "scaled_dot_product_attention",
-        compiled=config.trainer.compile,
-        deterministic=config.trainer.deterministic,
+        compiled=trainer.compile,
+        deterministic=trainer.deterministic,
         threads=hardware.threads,
         ranks=ranks,
     )
-    plan = report.PlanFacts(
+
+
+def _model_facts(model: ModelConfig) -> report.ModelFacts:
+    return report.ModelFacts(
+        n_layer=model.n_layer,
+        n_head=model.n_head,
+        n_embd=model.n_embd,
+        block_size=model.block_size,
+        vocab_size=model.vocab_size,
+        parameters_by_part=asdict(count_parameters(model)),
+        flops_per_token=count_flops_per_token(model),
+    )
+
+
+def _plan_facts(
+    directory: Path, start: Start, prepared: Prepared, hardware: Hardware, ranks: int
+) -> report.PlanFacts:
+    trainer = prepared.config.trainer
+    recorded = start.state["environment"] if start.state and start.directory else {}
+    now = {**hardware.recorded(), "ranks": ranks}
+    is_same_machine = all(recorded.get(key) == value for key, value in now.items())
+    return report.PlanFacts(
         total_steps=prepared.total_steps,
-        done_steps=done_steps,
-        batch_size=config.trainer.batch_size,
-        grad_accum=config.trainer.grad_accum,
-        block_size=config.model.block_size,
-        steps_per_epoch=prepared.blocks_per_epoch / prepared.blocks_per_step,
+        done_steps=prepared.done.steps,
+        batch_size=trainer.batch_size,
+        grad_accum=trainer.grad_accum,
+        block_size=prepared.config.model.block_size,
+        total_tokens=prepared.total_tokens,
+        epochs=prepared.epochs,
         train=_files(prepared.corpus, prepared.corpus.train),
         val=_files(prepared.corpus, prepared.corpus.val),
+        max_epochs=trainer.max_epochs if trainer.max_steps != prepared.total_steps else None,
+        tokens_per_s=_logged_speed(directory) if is_same_machine else None,
     )
-    saving = _saving(directory, prepared, checkpoint_bytes)
-    for line in report.start_report(machine, model, plan, saving):
-        log.info("%s", line)
-    warmup, steps = config.schedule.warmup_steps, prepared.total_steps
-    if warmup > steps:
-        share = prepared.schedule(steps - 1)
-        log.warning(
-            "the warm-up of %d steps is longer than the run: the learning rate only reaches %.0f%% "
-            "of what is set (schedule.warmup_steps)",
-            *(warmup, 100 * share),
-        )
+
+
+def _logged_speed(directory: Path) -> float | None:
+    """The median over the last logged steps of a run, in tokens per second."""
+    history = directory / HISTORY
+    events = metrics_file.read(history) if history.exists() else []
+    speeds = [event["tokens_per_s"] for event in events if "tokens_per_s" in event]
+    return median(speeds[-SPEEDS:]) if speeds else None
 
 
 def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
@@ -85,13 +153,13 @@ def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
     counters, files = loop.state.counters, Store(directory / CHECKPOINTS).files()
     sizes = [file.stat().st_size for file in files]
     recent = counters.unlogged if counters.unlogged.steps else loop.logged
-    free, steps = measure_free(directory), loop.meter.steps(counters.step)
+    free, steps = measure_free(directory), loop.meter.steps
     facts = report.SummaryFacts(
         steps=steps,
         all_steps=counters.step,
         tokens=steps * loop.tokens_per_step,
         seconds=loop.meter.seconds,
-        tokens_per_s=median(loop.meter.speeds) if loop.meter.speeds else 0.0,
+        tokens_per_s=median(loop.meter.speeds) if loop.meter.speeds else None,
         train_loss=recent.mean if recent.steps else counters.train_loss,
         mean_steps=recent.steps,
         val_loss=counters.val_loss,
@@ -128,8 +196,7 @@ def _files(corpus: Corpus, split: TokenStream) -> tuple[report.DataFile, ...]:
 
 def _saving(directory: Path, prepared: Prepared, checkpoint_bytes: int) -> report.SavingFacts:
     checkpoint = prepared.config.checkpoint
-    blocks = prepared.total_steps * prepared.blocks_per_step
-    epochs = -(-blocks // prepared.blocks_per_epoch) if checkpoint.save_epochs else 0
+    epochs = math.ceil(prepared.epochs) if checkpoint.save_epochs else 0
     return report.SavingFacts(
         enabled=checkpoint.enabled,
         run_dir=directory,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 
 from gpt2ckpt.errors import ConfigError
@@ -37,6 +38,13 @@ class Hardware:
         if self.device.type == "mps":
             return "Apple GPU"
         return str(_cpu_features().get("cpu_name", "CPU"))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of the device; of a GPU that shares it with the CPU, all of the machine."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.get_device_properties(self.device).total_memory)
+        return int(psutil.virtual_memory().total)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which losses are computed."""

@@ -16,9 +16,10 @@ from gpt2ckpt.training.deadline import Abandoned, Deadline
 from gpt2ckpt.training.evaluation import Evaluation
 from gpt2ckpt.training.interrupts import Interrupts, Watchdog
 from gpt2ckpt.training.meter import Meter
+from gpt2ckpt.training.plan_warnings import time_warnings
 from gpt2ckpt.training.progress import Progress
 from gpt2ckpt.training.replay_check import ReplayCheck
-from gpt2ckpt.training.report import eval_line, step_line
+from gpt2ckpt.training.report import eval_line, step_line, warning_lines
 from gpt2ckpt.training.rollback import go_back, react
 from gpt2ckpt.training.saving import Saver
 from gpt2ckpt.training.state import LossSum, TrainingState
@@ -157,6 +158,9 @@ class Loop:
     def _log_step(self, result: StepResult) -> None:
         step = self.state.counters.step
         self.bar.update(step)
+        self.meter.count(step)
+        if self.meter.steps == 2:  # the first is not like the others
+            self._warn_of_months(step)
         if verdict := self.replay.compare(step, result.loss):
             log.info("%s", verdict)
         if step % self.trainer.log_every and step not in (1, self.total_steps):
@@ -172,10 +176,9 @@ class Loop:
                 "train_loss_mean": self.logged.mean,
                 "lr": lr,
                 "grad_norm": result.grad_norm,
-                "tokens_per_s": speed.tokens_per_s,
-                "memory_bytes": speed.memory_bytes,
                 "tokens_seen": self.state.counters.tokens_seen,
                 "epoch": self.epoch,
+                **speed.event(),
                 **self.state.counters.bad_numbers.event(),
             }
         )
@@ -189,6 +192,12 @@ class Loop:
             seconds_left=speed.seconds_left,
         )
         log.info("%s", line)
+
+    def _warn_of_months(self, step: int) -> None:
+        left = self.total_steps - step
+        warnings = time_warnings(self.deadline.step_seconds * left, left)
+        for line in warning_lines(warnings) if self.team.is_first else ():
+            log.warning("%s", line)
 
     def _between_steps(self) -> None:
         """Evaluate, sample and save, whichever is due after this step."""

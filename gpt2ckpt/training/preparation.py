@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gpt2ckpt.config.checks import check_config
@@ -18,10 +18,22 @@ from gpt2ckpt.runs.resumable import check_resumable
 from gpt2ckpt.runs.start import Start
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from gpt2ckpt.training.pretrained import Pretrained
 
 
 DEFAULT_STEPS = 260  # of the default model take two minutes on two CPU cores, in float32
+
+
+@dataclass(frozen=True)
+class Done:
+    """What earlier processes of a run have trained.
+
+    `blocks` are those of all epochs, skipped ones included; `tokens` are those trained on.
+    """
+
+    steps: int = 0
+    blocks: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,15 +42,31 @@ class Prepared:
 
     config: TrainConfig
     frozen: Values
-    pretrained: "dict[str, Tensor] | None"
+    pretrained: "Pretrained | None"
     corpus: Corpus
     blocks_per_epoch: int
     total_steps: int
     schedule: Schedule
+    done: Done = field(default_factory=Done)
 
     @property
     def blocks_per_step(self) -> int:
         return self.config.trainer.batch_size * self.config.trainer.grad_accum
+
+    @property
+    def blocks_left(self) -> int:
+        """Blocks of the steps that are still to be made."""
+        return max(self.total_steps - self.done.steps, 0) * self.blocks_per_step
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the whole run: an earlier process may have had another batch."""
+        return self.done.tokens + self.blocks_left * self.config.model.block_size
+
+    @property
+    def epochs(self) -> float:
+        """Passes of the whole run over the training data."""
+        return (self.done.blocks + self.blocks_left) / self.blocks_per_epoch
 
     @property
     def data_facts(self) -> dict[str, Any]:
@@ -58,7 +86,8 @@ def prepare(start: Start) -> Prepared:
     if start.state is None and config.model.init_from is not None:
         from gpt2ckpt.training.pretrained import read_pretrained
 
-        config.model, pretrained = read_pretrained(config.model, start.overrides)
+        pretrained = read_pretrained(config.model, start.overrides)
+        config.model = pretrained.config
         frozen = {**frozen, "model": dataclasses.asdict(config.model)}
     check_settings(config)
     _check_same_shape(start, config)
@@ -67,7 +96,7 @@ def prepare(start: Start) -> Prepared:
     blocks = count_blocks(len(corpus.train), config.model.block_size)
     steps = _total_steps(config.trainer, blocks, start.state)
     schedule = build_schedule(config.schedule, steps)
-    return Prepared(config, frozen, pretrained, corpus, blocks, steps, schedule)
+    return Prepared(config, frozen, pretrained, corpus, blocks, steps, schedule, _done(start.state))
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -107,6 +136,12 @@ def _total_steps(
         left = trainer.max_epochs * blocks_per_epoch - trained
         ends.append(done + math.ceil(max(left, 0) / (trainer.batch_size * trainer.grad_accum)))
     return min(ends, default=DEFAULT_STEPS)
+
+
+def _done(state: dict[str, Any] | None) -> Done:
+    if state is None:
+        return Done()
+    return Done(state["step"], state["data"]["position"], state["tokens_seen"])
 
 
 def _check_same_shape(start: Start, config: TrainConfig) -> None:

@@ -1,6 +1,7 @@
 """Pretrained weights for a new run: from Hugging Face, nanoGPT, or one of our own checkpoints."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -16,18 +17,51 @@ from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.runs.resume import locate, read
 
 POSITIONS = "transformer.wpe.weight"
+HUGGING_FACE, NANOGPT = "Hugging Face folder", "nanoGPT checkpoint"
+TIED = "lm_head.weight"  # the same tensor as the word embedding
 
 
-def read_pretrained(
-    config: ModelConfig, overrides: list[str]
-) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The weights that `config.init_from` names, and the model config that they set the shape of.
+@dataclass(frozen=True)
+class Source:
+    """A file or folder of weights: its format, and what was passed over to get to it."""
+
+    path: Path
+    kind: str
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights to start from, the model config that they fit, and where they came from.
+
+    `remarks` say what was changed in the weights, or assumed about them.
+    """
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    source: Source
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """What was loaded: file, format, tensors, parameters, what was changed and left out."""
+        tensors = [tensor for name, tensor in self.weights.items() if name != TIED]
+        loaded = (
+            f"{self.source.path} ({self.source.kind}): {len(tensors):,} tensors, "
+            f"{sum(tensor.numel() for tensor in tensors):,} parameters"
+        )
+        return ", ".join([loaded, *self.remarks, "no optimizer state"])
+
+
+def read_pretrained(config: ModelConfig, overrides: list[str]) -> Pretrained:
+    """Return the weights that `config.init_from` names; they set the shape of the model.
 
     A shorter model.block_size given among the `overrides` cuts the position embedding. Raises
     InputError for weights that cannot be used, ConfigError for another shape asked for outright.
     """
     path = Path(str(config.init_from)).expanduser()
-    shape, weights = _read(path)
+    shape, weights, source = _read(path)
+    remarks = []
     asked = {
         override.key_or_group.removeprefix("model.") for override in parse_overrides(overrides)
     }
@@ -37,21 +71,32 @@ def read_pretrained(
             shape = dataclasses.replace(shape, gelu=wanted)
         elif key == "block_size" and wanted < there:
             shape = dataclasses.replace(shape, block_size=wanted)
+            remarks.append(f"positions cut from {there:,} to {wanted:,}")
             weights = {**weights, POSITIONS: weights[POSITIONS][:wanted]}
         elif wanted != there:
             raise ConfigError(
                 f"model.{key}={wanted} contradicts {path}, which has {there}: leave model.{key} out"
             )
+    if source.kind == NANOGPT and "gelu" not in asked:
+        remarks.append(f"model.gelu={shape.gelu} assumed, since the file does not say")
     settled = dataclasses.replace(shape, dropout=config.dropout, init_from=config.init_from)
-    return settled, weights
+    return Pretrained(settled, weights, source, tuple(remarks))
 
 
-def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], Source]:
+    skipped: list[tuple[Path, str]] = []
     if (path / CHECKPOINTS).is_dir():
         place = locate(str(path), None, path.parent)
-        state = read(place).state if place else {}
+        assert place is not None  # only `auto` may name nothing
+        found = read(place)
+        path, state, skipped = found.path, found.state, found.skipped
     elif is_checkpoint(path):
         state = load(path)
     else:
-        return load_pretrained(path)
-    return build_model_config(state["config"]["model"]), state["model"]
+        kind = HUGGING_FACE if path.is_dir() else NANOGPT
+        return *load_pretrained(path), Source(path, kind)
+    passed_over = tuple(
+        f"skipped {file}: {reason.removeprefix(f'{file} ')}" for file, reason in skipped
+    )
+    source = Source(path, f"gpt2ckpt checkpoint, step {state['step']:,}", passed_over)
+    return build_model_config(state["config"]["model"]), state["model"], source

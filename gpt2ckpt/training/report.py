@@ -1,20 +1,21 @@
-"""What a run tells its user, as text: pure functions from facts to lines of at most 100 columns.
+"""What a run tells its user, as text: pure functions from facts to lines of at most 80 columns.
 
-Lines that come again and again, of steps and evaluations, have at most 80 columns for numbers of
-usual size, so that no terminal wraps them. Paths and commands are never broken, so that they can
-be copied; they alone may be longer.
+Lines of steps and evaluations have them for numbers of usual size. Paths and commands are never
+broken, so that they can be copied; they alone may be longer.
 """
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from gpt2ckpt.checkpoint.space import free_words
 from gpt2ckpt.data.tokens import count_blocks
+from gpt2ckpt.units import human_bytes, human_count, human_duration
 
-WIDTH = 100
+WIDTH = 80
 _LABEL = 13
 _OFF_ON = ("off", "on")
 _FILES_SHOWN = 3
@@ -63,28 +64,53 @@ class DataFile:
 
 @dataclass(frozen=True)
 class PlanFacts:
-    """What is trained on what. Steps are optimizer steps of the whole run, `done_steps` of them
-    done before; an epoch is one pass over the blocks of the training data."""
+    """What is trained on what.
+
+    Steps are optimizer steps of the whole run, `done_steps` of them done before; `total_tokens` and
+    `epochs`, passes over the training data, are of the whole run too. `max_epochs` is given where
+    it ends the run; `tokens_per_s` was logged by an earlier process on the same hardware.
+    """
 
     total_steps: int
     done_steps: int
     batch_size: int
     grad_accum: int
     block_size: int
-    steps_per_epoch: float
+    total_tokens: int
+    epochs: float
     train: tuple[DataFile, ...]
     val: tuple[DataFile, ...]
+    max_epochs: int | None = None
+    tokens_per_s: float | None = None
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.grad_accum * self.block_size
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Without evaluations and saves; None if no speed has been measured."""
+        left = (self.total_steps - self.done_steps) * self.tokens_per_step
+        return left / self.tokens_per_s if self.tokens_per_s else None
+
+
+@dataclass(frozen=True)
+class MemoryFacts:
+    """Bytes that a rank needs at least, whatever the batch, of those that its device has."""
+
+    needed: int
+    total: int
 
 
 @dataclass(frozen=True)
 class SavingFacts:
     """Where the state goes. Sizes in bytes; `max_kept` counts files that take space of their own
     at the same time, beside the space kept for an emergency save (`reserve_bytes`). Of epochs all
-    ends are kept if `keep_epochs` is None. A `save_every` of 0 saves at the end
-    only; not `enabled`: never."""
+    ends are kept if `keep_epochs` is None. A `save_every` of 0 saves at the end only; not
+    `enabled`: never. `run_dir` is None in a preview: the directory gets its name at the start."""
 
     enabled: bool
-    run_dir: Path
+    run_dir: Path | None
     save_every: int
     keep_rolling: int
     keep_emergency: int
@@ -106,7 +132,7 @@ class SummaryFacts:
     all_steps: int
     tokens: int
     seconds: float
-    tokens_per_s: float
+    tokens_per_s: float | None
     train_loss: float | None
     mean_steps: int
     val_loss: float | None
@@ -122,20 +148,36 @@ class SummaryFacts:
 
 
 def start_report(
-    machine: MachineFacts, model: ModelFacts, plan: PlanFacts, saving: SavingFacts
+    *,
+    machine: MachineFacts,
+    model: ModelFacts,
+    plan: PlanFacts,
+    memory: MemoryFacts,
+    saving: SavingFacts,
+    weights: Sequence[str] = (),
 ) -> list[str]:
-    """What a run is about to do, one subject per line."""
+    """Return what a run is about to do, one subject per line.
+
+    `weights` are lines on those that the model starts with; none for random ones.
+    """
     parameters = sum(model.parameters_by_part.values())
     return _layout(
         [
             *_machine_rows(machine),
             *_model_rows(model, parameters),
+            *_rows("weights", weights),
             *_plan_rows(plan, parameters),
             *_data_rows("train data", plan.train, plan.block_size),
             *_data_rows("val data", plan.val, plan.block_size),
+            ("memory", _memory(memory)),
             *_saving_rows(saving),
         ]
     )
+
+
+def warning_lines(warnings: Iterable[str]) -> list[str]:
+    """Return warnings laid out as the rows of the report above them."""
+    return _layout([("warning", warning) for warning in warnings])
 
 
 def step_line(
@@ -188,48 +230,20 @@ def eval_line(
 def summary(facts: SummaryFacts) -> list[str]:
     """What was done, what is on disk, and how to go on."""
     in_all = f" ({facts.all_steps:,} in all)" if facts.all_steps != facts.steps else ""
+    median = "" if facts.tokens_per_s is None else f", median {facts.tokens_per_s:,.0f} tok/s"
     done = (
         f"{_plural(facts.steps, 'step')}{in_all}, {facts.tokens:,} tokens in "
-        f"{human_duration(facts.seconds)}, median {facts.tokens_per_s:,.0f} tok/s"
+        f"{human_duration(facts.seconds)}{median}"
     )
     left = "" if facts.saves_left is None else f": {facts.saves_left:,} more saves fit"
     disk = (
         f"{_plural(facts.checkpoints, 'file')}, {human_bytes(facts.disk_bytes)} on disk, "
-        f"{human_bytes(facts.free_bytes)} free{left}"
+        f"{free_words(facts.free_bytes)}{left}"
     )
     rows = [("trained", done), *_loss_rows(facts), ("run", str(facts.run_dir))]
     commands = [("go on", facts.resume_command), ("sample", facts.sample_command)]
     rows += [("saved", disk), *((label, command) for label, command in commands if command)]
     return _layout(rows)
-
-
-def human_bytes(count: float) -> str:
-    """Bytes in decimal units, as disks count: 999 B, 1.0 KB, 2.1 GB."""
-    return f"{human_count(count)}B".replace("k", "K")
-
-
-def human_count(count: float) -> str:
-    """A number and its decimal prefix, ready for a unit: "999 ", "1.0 k", "124.4 M"."""
-    if count < 999.5:
-        return f"{count:.0f} "
-    prefixes = iter("kMGTPE")
-    while (count := count / 1000) >= 999.95:
-        next(prefixes)
-    return f"{count:.1f} {next(prefixes)}"
-
-
-def human_duration(seconds: float) -> str:
-    """The two largest units: 42s, 1m 34s, 2h 05m, 3d 04h; a question mark if it is not known."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d {hour:02d}h"
-    if hours:
-        return f"{hours}h {minute:02d}m"
-    return f"{minutes}m {second:02d}s" if minutes else f"{second}s"
 
 
 def _machine_rows(machine: MachineFacts) -> list[_Row]:
@@ -258,19 +272,36 @@ def _model_rows(model: ModelFacts, parameters: int) -> list[_Row]:
 
 
 def _plan_rows(plan: PlanFacts, parameters: int) -> list[_Row]:
-    blocks = plan.batch_size * plan.grad_accum
-    tokens = plan.total_steps * blocks * plan.block_size
     step = (
-        f"{blocks:,} blocks of {plan.block_size:,} = {blocks * plan.block_size:,} tokens "
-        f"(micro-batch {plan.batch_size}, accumulation {plan.grad_accum})"
+        f"{_plural(plan.batch_size * plan.grad_accum, 'block')} of {plan.block_size:,} = "
+        f"{plan.tokens_per_step:,} tokens "
+        f"(micro-batch {plan.batch_size:,}, accumulation {plan.grad_accum:,})"
     )
     done = f" ({plan.done_steps:,} done)" if plan.done_steps else ""
+    epochs = _plural(plan.max_epochs, "epoch") if plan.max_epochs else f"{plan.epochs:,.2f} epochs"
     whole = (
-        f"{_plural(plan.total_steps, 'step')}{done}, {tokens:,} tokens, "
-        f"{plan.total_steps / plan.steps_per_epoch:.2f} epochs, "
-        f"{tokens / parameters:.2f} tokens per parameter"
+        f"{_plural(plan.total_steps, 'step')}{done}, {plan.total_tokens:,} tokens, {epochs}, "
+        f"{plan.total_tokens / parameters:,.2f} tokens per parameter"
     )
-    return [("step", step), ("training", whole)]
+    return [("step", step), ("training", whole), ("time", _time(plan))]
+
+
+def _time(plan: PlanFacts) -> str:
+    seconds = plan.seconds_left
+    if seconds is None:
+        return "not known before the first steps"
+    return (
+        f"about {human_duration(seconds)} for "
+        f"{_plural(plan.total_steps - plan.done_steps, 'step')} at "
+        f"{plan.tokens_per_s:,.0f} tok/s, as logged last, plus evaluations and saves"
+    )
+
+
+def _memory(memory: MemoryFacts) -> str:
+    return (
+        f"at least {human_bytes(memory.needed)} of {human_bytes(memory.total)}: weights, "
+        "gradients, optimizer state; activations come on top"
+    )
 
 
 def _data_rows(label: str, files: tuple[DataFile, ...], block_size: int) -> list[_Row]:
@@ -282,7 +313,7 @@ def _data_rows(label: str, files: tuple[DataFile, ...], block_size: int) -> list
     entries[0] += f", {_plural(count_blocks(used, block_size), 'block')}"
     if len(files) > _FILES_SHOWN:
         entries.append(f"and {len(files) - _FILES_SHOWN:,} more")
-    return [(label if at == 0 else "", entry) for at, entry in enumerate(entries)]
+    return _rows(label, entries)
 
 
 def _used(file: DataFile) -> str:
@@ -291,19 +322,21 @@ def _used(file: DataFile) -> str:
 
 
 def _saving_rows(saving: SavingFacts) -> list[_Row]:
-    run = ("run", str(saving.run_dir))
+    run = [("run", str(saving.run_dir))] if saving.run_dir else []
     if not saving.enabled:
-        return [run, ("checkpoints", "none, so a crash loses this run (checkpoint.enabled=false)")]
+        return [*run, ("checkpoints", "none, so a crash loses this run (checkpoint.enabled=false)")]
     every = f"every {_plural(saving.save_every, 'step')} and " if saving.save_every else ""
-    epochs = "all" if saving.keep_epochs is None else f"{saving.keep_epochs}"
-    kept = f"keeps {saving.keep_rolling} rolling, {saving.keep_emergency} emergency, {epochs} epoch"
+    epochs = "all" if saving.keep_epochs is None else f"{saving.keep_epochs:,}"
+    kept = (
+        f"keeps {saving.keep_rolling:,} rolling, {saving.keep_emergency:,} emergency, "
+        f"{epochs} epoch"
+    )
     most = saving.checkpoint_bytes * saving.max_kept + saving.reserve_bytes
     space = (
         f"{human_bytes(saving.checkpoint_bytes)} a checkpoint, at most "
-        f"{human_bytes(most)} for {saving.max_kept}, "
-        f"{human_bytes(saving.free_bytes)} free"
+        f"{human_bytes(most)} for {saving.max_kept:,}, {free_words(saving.free_bytes)}"
     )
-    return [run, ("checkpoints", f"{every}at the end; {kept} files"), ("disk", space)]
+    return [*run, ("checkpoints", f"{every}at the end; {kept} files"), ("disk", space)]
 
 
 def _loss_rows(facts: SummaryFacts) -> list[_Row]:
@@ -315,8 +348,12 @@ def _loss_rows(facts: SummaryFacts) -> list[_Row]:
         val.append(f"val {facts.val_loss:.4f} (perplexity {_perplexity(facts.val_loss)})")
     if facts.best_val_loss is not None and facts.best_step is not None:
         val.append(_best(facts.best_val_loss, facts.best_step))
-    lines = [*train, *([", ".join(val)] if val else [])] or ["none"]
-    return [("loss" if at == 0 else "", line) for at, line in enumerate(lines)]
+    return _rows("loss", [*train, *([", ".join(val)] if val else [])] or ["none"])
+
+
+def _rows(label: str, lines: Sequence[str]) -> list[_Row]:
+    """The lines under one label."""
+    return [(label if at == 0 else "", line) for at, line in enumerate(lines)]
 
 
 def _layout(rows: Iterable[_Row]) -> list[str]:

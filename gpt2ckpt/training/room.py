@@ -5,12 +5,14 @@ from pathlib import Path
 from gpt2ckpt.checkpoint import space
 from gpt2ckpt.checkpoint.policy import COPIES
 from gpt2ckpt.checkpoint.reserve import RESERVE, with_margin
+from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.config.schema import ModelConfig, TrainConfig
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.files import durable
 from gpt2ckpt.model.counts import count_parameters
 from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.runs.start import Start
+from gpt2ckpt.units import human_bytes
 
 BYTES_PER_VALUE = 4  # float32
 TENSORS_PER_PARAMETER = 4  # itself, AdamW's two moments, and the count of its steps
@@ -33,8 +35,8 @@ def check_room(start: Start, config: TrainConfig, directory: Path) -> None:
     free = space.measure_free(folder) + space.disk_bytes(left)
     if free < needed:
         raise InputError(
-            f"the disk of {directory} is full: {space.human_bytes(free)} are free, and the first "
-            f"save with the space kept for an emergency save takes {space.human_bytes(needed)}: "
+            f"the disk of {directory} is full: {human_bytes(free)} are free, and the first "
+            f"save with the space kept for an emergency save takes {human_bytes(needed)}: "
             "free space, or train elsewhere with hydra.run.dir=DIR"
         )
 
@@ -46,10 +48,21 @@ def checkpoint_bytes(start: Start, config: TrainConfig) -> int:
     """
     if start.found is not None:
         return start.found.path.stat().st_size
-    matrices = count_matrices(config.model) if config.optimizer.kind == "muon" else 0
-    values = 3 * count_parameters(config.model).total - matrices
     tensors = TENSORS_PER_PARAMETER * (PARAMETERS_PER_LAYER * config.model.n_layer + 4)
-    return values * BYTES_PER_VALUE + METADATA_BYTES + tensors * METADATA_BYTES_PER_TENSOR
+    metadata = METADATA_BYTES + tensors * METADATA_BYTES_PER_TENSOR
+    return _values(config) * BYTES_PER_VALUE + metadata
+
+
+def memory_needed(config: TrainConfig, ranks: int) -> int:
+    """Return the bytes that a rank needs whatever the batch: weights, gradients, moments."""
+    values = _values(config) + count_parameters(config.model).total
+    return values * BYTES_PER_VALUE // (ranks if config.trainer.parallel == FSDP else 1)
+
+
+def _values(config: TrainConfig) -> int:
+    """How many numbers a checkpoint holds: the weights and their moments."""
+    matrices = count_matrices(config.model) if config.optimizer.kind == "muon" else 0
+    return 3 * count_parameters(config.model).total - matrices
 
 
 def count_matrices(model: ModelConfig) -> int:

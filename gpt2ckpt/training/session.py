@@ -20,6 +20,7 @@ from gpt2ckpt.loggers.event import Nowhere
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.loggers.tensorboard import TensorBoardLogger
 from gpt2ckpt.loggers.wandb import WandbLogger
+from gpt2ckpt.model.counts import count_flops_per_token
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
 from gpt2ckpt.parallel.group import Alone, Group, Team
@@ -37,6 +38,7 @@ from gpt2ckpt.training.hardware import Hardware, differences, prepare_process
 from gpt2ckpt.training.interrupts import Interrupts
 from gpt2ckpt.training.loop import Loop
 from gpt2ckpt.training.meter import Meter
+from gpt2ckpt.training.peaks import peak_flops
 from gpt2ckpt.training.preparation import Prepared
 from gpt2ckpt.training.progress import Progress, open_progress
 from gpt2ckpt.training.replay_check import ReplayCheck
@@ -94,13 +96,7 @@ class Session:
         replay = self._open_replay()
         loop = self._build_loop(state, provenance, loggers, replay)
         if self.team.is_first:
-            size = checkpoint_bytes(self.start, config)
-            announce.start(
-                *(self.directory, self.prepared, hardware),
-                done_steps=state.counters.step,
-                checkpoint_bytes=size,
-                ranks=self.team.size,
-            )
+            announce.start(self.directory, self.start, self.prepared, hardware, self.team.size)
         try:
             stopped = loop.run()
         finally:
@@ -121,7 +117,7 @@ class Session:
         seed_everything(config.seed)
         model = GPT2(config.model)
         if self.prepared.pretrained is not None:
-            model.load_state_dict(self.prepared.pretrained)
+            model.load_state_dict(self.prepared.pretrained.weights)
         model.to(device)
         if self._is_sharded:
             from gpt2ckpt.parallel.sharded import shard
@@ -165,7 +161,7 @@ class Session:
             saver=saver,
             loggers=loggers,
             replay=replay,
-            meter=Meter(tokens_per_step, self.hardware.device),
+            meter=Meter(tokens_per_step, self.hardware.device, self._peak_tokens_per_s()),
             bar=self._open_bar(state.counters.step),
             evaluate=partial(self._evaluate, state.model),
             sample=self._build_sampler(state.model),
@@ -175,6 +171,14 @@ class Session:
             team=self.team,
             last_blocks=self._blocks_of_last_step(),
         )
+
+    def _peak_tokens_per_s(self) -> float | None:
+        """What all ranks could train at the peak of their devices, if that is known."""
+        hardware, model = self.hardware, self.prepared.config.model
+        if hardware.device.type != "cuda":
+            return None
+        peak = peak_flops(hardware.name, hardware.precision)
+        return None if peak is None else peak * self.team.size / count_flops_per_token(model)
 
     def _blocks_of_last_step(self) -> int:
         """By the config that the state was trained with: a resume may have another batch."""

@@ -1,12 +1,13 @@
 """A multirun trains a full run for every job, and goes on where it was when given again."""
 
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from commands import Done, latest, run, steps_done, tree
+from commands import Done, environment, latest, run, steps_done, tree
 
 from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.train import main
@@ -55,12 +56,31 @@ def test_a_failed_job_stops_no_other_and_the_table_says_why(swept: tuple[Path, D
     [sweep] = (swept[0] / "outputs").iterdir()
     table = (sweep / "table.txt").read_text().splitlines()
     assert "\n".join(table) in done.out
-    assert all(len(line) <= 100 for line in table)
-    loss = f"{latest(sweep / '1')['best_val_loss']:.4f}"
-    assert [line.split()[-2:] for line in table if line.startswith("1 ")] == [["finished", loss]]
-    assert sum("failed" in line for line in table) == 1
+    losses = {job: latest(sweep / job)["best_val_loss"] for job in ("1", "2")}
+    first, second = sorted(losses, key=losses.__getitem__)
+    rows = [line.split() for line in table[1:4]]
+    assert [row[0] for row in rows] == [first, second, "-"]
+    assert rows[0][2:] == ["finished", f"{losses[first]:.4f}", "best"]
+    assert rows[1][2:] == ["finished", f"{losses[second]:.4f}"]
+    assert rows[2][2:] == ["failed", "-"]
     assert any("late.bin" in line and line.startswith("-: ") for line in table)
+    assert f"best: {sweep.relative_to(swept[0]) / first}" in table
+    assert max(len(line) for line in table if not line.startswith(("best: ", "to train"))) <= 80
     assert "+resume=auto" in done.out.splitlines()[-1]
+
+
+def test_the_printed_command_trains_the_best_job_further(
+    swept: tuple[Path, Done], tmp_path: Path
+) -> None:
+    """In a copy of everything, through a shell, as a user pastes it."""
+    shutil.copytree(swept[0], tmp_path / "copy")
+    [typed] = [line for line in swept[1].out.splitlines() if line.startswith("to train it furt")]
+    [place] = [line for line in swept[1].out.splitlines() if line.startswith("best: ")]
+    options: dict[str, Any] = {"cwd": tmp_path / "copy", "env": environment(), "text": True}
+    shell = typed.removeprefix("to train it further: ")
+    done = subprocess.run(shell, shell=True, capture_output=True, check=False, **options)
+    assert done.returncode == 0, done.stderr
+    assert latest(tmp_path / "copy" / place.removeprefix("best: "))["step"] == 8
 
 
 def test_a_sweep_that_is_given_again_finds_each_job_by_what_it_trains(

@@ -7,12 +7,9 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from training_helpers import events, process_switches_restored, start_of, train
+from training_helpers import events, train
 
-from gpt2ckpt.runs.start import take_directory
-from gpt2ckpt.training.hardware import choose_hardware
-from gpt2ckpt.training.preparation import prepare
-from gpt2ckpt.training.session import Session
+from gpt2ckpt.training.state import TrainingState
 
 STEPS = 14
 SAVING = ["checkpoint.save_every=3", "checkpoint.keep_rolling=99", f"trainer.max_steps={STEPS}"]
@@ -64,18 +61,21 @@ def test_a_resume_between_two_logged_steps_logs_the_mean_of_the_undisturbed_run(
 
 
 def test_a_resume_from_an_older_checkpoint_averages_its_own_steps_only(
-    token_data: Any, tmp_path: Path, exact: dict[int, float]
+    token_data: Any, tmp_path: Path, exact: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints of earlier versions do not hold the losses since the last logged step."""
+    capture = TrainingState.capture
+
+    def as_before(*arguments: Any) -> dict[str, Any]:
+        state = capture(*arguments)
+        del state["data"]["unlogged"]
+        return state
+
+    monkeypatch.setattr(TrainingState, "capture", as_before)
     run = tmp_path / "run"
     train([*token_data.overrides, *SAVING, "trainer.log_every=4"], run)
-    start = start_of([f"+resume={run / 'checkpoints' / 'rolling_step_000006.pt'}"], run)
-    assert start.state is not None
-    del start.state["data"]["unlogged"]
-    prepared, hardware = prepare(start), choose_hardware("cpu", "float32", 1)
-    claim = take_directory(start, run, is_given=True)
-    with process_switches_restored(), claim.lock:
-        Session(claim.directory, start, prepared, hardware, lock=claim.lock).run()
+    monkeypatch.undo()
+    train([f"+resume={run / 'checkpoints' / 'rolling_step_000006.pt'}"], run)
     assert means(run)[8] == pytest.approx(fmean([exact[7], exact[8]]), rel=1e-12)
 
 

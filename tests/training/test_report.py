@@ -1,3 +1,4 @@
+import itertools
 import math
 import os
 import pty
@@ -10,21 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from gpt2ckpt.checkpoint.space import BOUNDLESS
 from gpt2ckpt.training.report import (
     DataFile,
     MachineFacts,
+    MemoryFacts,
     ModelFacts,
     PlanFacts,
     SavingFacts,
     SummaryFacts,
     eval_line,
-    human_bytes,
-    human_count,
-    human_duration,
     start_report,
     step_line,
     summary,
+    warning_lines,
 )
+from gpt2ckpt.units import human_bytes, human_count, human_duration
 
 MACHINE = MachineFacts(
     device="cpu",
@@ -56,10 +58,12 @@ PLAN = PlanFacts(
     batch_size=8,
     grad_accum=1,
     block_size=128,
-    steps_per_epoch=122.125,
+    total_tokens=491_520,
+    epochs=3.93,
     train=(DataFile("embedded", 125_113, 139_015),),
     val=(DataFile("embedded", 13_902, 139_015),),
 )
+MEMORY = MemoryFacts(needed=115_900_000, total=8_300_000_000)
 SAVING = SavingFacts(
     enabled=True,
     run_dir=Path("outputs/gpt2_run_20260102_030405"),
@@ -102,38 +106,86 @@ STEP = {
 }
 
 
+FACTS = {"machine": MACHINE, "model": MODEL, "plan": PLAN, "memory": MEMORY, "saving": SAVING}
+
+
+def report(**changed):
+    return start_report(**{**FACTS, **changed})
+
+
+def row(label, **changed):
+    """The text under a label, unwrapped."""
+    lines = report(**changed)
+    at = next(at for at, line in enumerate(lines) if line.startswith(label.ljust(13)))
+    more = itertools.takewhile(lambda line: line.startswith(" " * 13), lines[at + 1 :])
+    return " ".join([lines[at][13:], *(line.strip() for line in more)])
+
+
 def test_the_start_of_a_run():
     expected = """\
         device       cpu (no CUDA or MPS device found)
         precision    bfloat16 (this CPU multiplies bfloat16 in hardware)
-        compute      attention scaled dot product, compile off, deterministic on, 2 threads
+        compute      attention scaled dot product, compile off, deterministic on, 2
+                     threads
         model        GPT-2, 4 layers x 128, 4 heads, context 128, vocabulary 50,257
-        parameters   7,242,624: token embedding (tied to output) 6,432,896, positions 16,384, blocks
-                     793,088, final norm 256
+        parameters   7,242,624: token embedding (tied to output) 6,432,896, positions
+                     16,384, blocks 793,088, final norm 256
         work         44.0 MFLOP per token, forward and backward
         step         8 blocks of 128 = 1,024 tokens (micro-batch 8, accumulation 1)
         training     480 steps, 491,520 tokens, 3.93 epochs, 0.07 tokens per parameter
+        time         not known before the first steps
         train data   embedded: 125,113 of 139,015 tokens, 977 blocks
         val data     embedded: 13,902 of 139,015 tokens, 108 blocks
+        memory       at least 115.9 MB of 8.3 GB: weights, gradients, optimizer state;
+                     activations come on top
         run          outputs/gpt2_run_20260102_030405
-        checkpoints  every 250 steps and at the end; keeps 10 rolling, 10 emergency, 10 epoch files
+        checkpoints  every 250 steps and at the end; keeps 10 rolling, 10 emergency, 10
+                     epoch files
         disk         86.9 MB a checkpoint, at most 3.4 GB for 38, 35.2 GB free"""
-    assert start_report(MACHINE, MODEL, PLAN, SAVING) == textwrap.dedent(expected).splitlines()
+    assert report() == textwrap.dedent(expected).splitlines()
 
 
 def test_several_ranks_and_a_resumed_run():
-    lines = start_report(
-        replace(MACHINE, ranks=2, threads=1), MODEL, replace(PLAN, done_steps=250), SAVING
+    resumed = replace(PLAN, done_steps=250, tokens_per_s=1024.0)
+    machine = replace(MACHINE, ranks=2, threads=1)
+    assert row("compute", machine=machine).endswith("deterministic on, 1 thread, 2 ranks")
+    assert row("training", plan=resumed).startswith("480 steps (250 done), 491,520 tokens, 3.93 e")
+    assert row("time", plan=resumed) == (
+        "about 3m 50s for 230 steps at 1,024 tok/s, as logged last, plus evaluations and saves"
     )
-    assert lines[2].endswith("deterministic on, 1 thread, 2 ranks")
-    assert "training     480 steps (250 done), 491,520 tokens, 3.93 epochs, 0.07 tokens per" in (
-        "\n".join(lines)
+
+
+def test_a_run_that_ends_by_epochs_shows_the_number_that_was_given():
+    assert ", 3 epochs, " in row("training", plan=replace(PLAN, epochs=3.0051, max_epochs=3))
+    assert ", 1 epoch, " in row("training", plan=replace(PLAN, epochs=1.02, max_epochs=1))
+
+
+def test_weights_to_start_from_are_named():
+    lines = report(weights=["skipped a.pt: damaged", "b.pt (nanoGPT checkpoint): 5 tensors"])
+    at = lines.index("weights      skipped a.pt: damaged")
+    assert lines[at + 1] == "             b.pt (nanoGPT checkpoint): 5 tensors"
+
+
+def test_a_preview_has_no_line_on_a_directory_that_is_not_made():
+    assert not any(line.startswith("run ") for line in report(saving=replace(SAVING, run_dir=None)))
+
+
+def test_a_file_system_that_counts_no_free_space_is_not_given_a_number():
+    assert row("disk", saving=replace(SAVING, free_bytes=BOUNDLESS)).endswith(
+        ", free space not known"
+    )
+
+
+def test_large_numbers_have_separators():
+    big = replace(PLAN, total_steps=600_000, total_tokens=294_912_000_000, epochs=2_360_655.737)
+    assert row("training", plan=big) == (
+        "600,000 steps, 294,912,000,000 tokens, 2,360,655.74 epochs, 40,718.94 tokens per parameter"
     )
 
 
 def test_many_data_files_are_summed_and_the_first_named():
     files = tuple(DataFile(f"shard_{at}.bin", 1_000_000, 1_000_000) for at in range(1200))
-    lines = start_report(MACHINE, MODEL, replace(PLAN, train=files), SAVING)
+    lines = report(plan=replace(PLAN, train=files))
     at = next(at for at, line in enumerate(lines) if line.startswith("train data"))
     assert lines[at : at + 5] == [
         "train data   1,200 files: 1,200,000,000 tokens, 9,374,999 blocks",
@@ -145,15 +197,13 @@ def test_many_data_files_are_summed_and_the_first_named():
 
 
 def test_saving_at_the_end_only_and_never():
-    saving = replace(SAVING, save_every=0, keep_epochs=None)
-    *_, when, _ = start_report(MACHINE, MODEL, PLAN, saving)
-    kept = "keeps 10 rolling, 10 emergency, all epoch files"
-    assert when == f"checkpoints  at the end; {kept}"
-    last = start_report(MACHINE, MODEL, PLAN, replace(SAVING, enabled=False))[-1]
-    assert last == "checkpoints  none, so a crash loses this run (checkpoint.enabled=false)"
+    only_at_the_end = row("checkpoints", saving=replace(SAVING, save_every=0, keep_epochs=None))
+    assert only_at_the_end == "at the end; keeps 10 rolling, 10 emergency, all epoch files"
+    never = row("checkpoints", saving=replace(SAVING, enabled=False))
+    assert never == "none, so a crash loses this run (checkpoint.enabled=false)"
 
 
-def test_no_line_but_a_path_is_wider_than_100_columns():
+def test_no_line_but_a_path_is_wider_than_80_columns():
     big = replace(
         MODEL,
         n_layer=48,
@@ -165,8 +215,8 @@ def test_no_line_but_a_path_is_wider_than_100_columns():
         PLAN, total_steps=19_073_000, done_steps=18_000_000, batch_size=64, grad_accum=40
     )
     saving = replace(SAVING, run_dir=Path("/very/long" * 15), checkpoint_bytes=18_700_000_000)
-    lines = start_report(MACHINE, big, plan, saving)
-    assert [line[:13] for line in lines if len(line) > 100] == ["run          "]
+    lines = report(model=big, plan=plan, saving=saving)
+    assert [line[:13] for line in lines if len(line) > 80] == ["run          "]
     assert f"run          {saving.run_dir}" in lines
 
 
@@ -257,6 +307,16 @@ def test_the_summary_of_a_run_without_losses_or_checkpoints():
     assert lines[3:] == ["saved        1 file, 173.8 MB on disk, 35.0 GB free"]
 
 
+def test_the_summary_of_a_process_that_logged_no_step_has_no_speed():
+    assert summary(replace(SUMMARY, tokens_per_s=None))[0].endswith("491,520 tokens in 2m 14s")
+
+
+def test_warnings_are_laid_out_as_the_report():
+    lines = warning_lines(["word " * 30])
+    assert lines[0].startswith("warning      word word") and lines[1].startswith(" " * 13 + "word")
+    assert max(map(len, lines)) <= 80
+
+
 def test_commands_are_never_broken():
     command = "python -m gpt2ckpt.train " + "optimizer.lr=3e-4 " * 20 + "+resume=latest"
     assert f"go on        {command}" in summary(replace(SUMMARY, resume_command=command))
@@ -293,6 +353,8 @@ def test_counts():
     ("seconds", "text"),
     [
         (0, "0s"),
+        (0.3, "<1s"),
+        (86_400 * (365 * 6 + 120), "6y 120d"),
         (59.4, "59s"),
         (59.6, "1m 00s"),
         (3599, "59m 59s"),

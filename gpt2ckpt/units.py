@@ -1,0 +1,42 @@
+"""Numbers with their units, as all commands print them. Decimal prefixes, as disks count."""
+
+import math
+
+PREFIXES = "kMGTPE"
+
+
+def human_bytes(count: float) -> str:
+    """Return bytes in decimal units: 999 B, 1.0 KB, 2.1 GB."""
+    return f"{human_count(count)}B".replace("k", "K")
+
+
+def human_count(count: float) -> str:
+    """Return a number and its decimal prefix, ready for a unit: "999 ", "1.0 k", "124.4 M"."""
+    if count < 999.5:
+        return f"{count:.0f} "
+    count, at = count / 1000, 0
+    while count >= 999.95 and at < len(PREFIXES) - 1:
+        count, at = count / 1000, at + 1
+    return f"{count:,.1f} {PREFIXES[at]}"
+
+
+def human_duration(seconds: float) -> str:
+    """Return the two largest units: <1s, 42s, 1m 34s, 2h 05m, 3d 04h, 6y 120d; "?" if not known.
+
+    A year has 365 days.
+    """
+    if not math.isfinite(seconds):
+        return "?"
+    if 0 < seconds < 0.5:
+        return "<1s"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    years, day = divmod(days, 365)
+    if years:
+        return f"{years:,}y {day:03d}d"
+    if days:
+        return f"{days}d {hour:02d}h"
+    if hours:
+        return f"{hours}h {minute:02d}m"
+    return f"{minutes}m {second:02d}s" if minutes else f"{second}s"

@@ -1,0 +1,88 @@
+"""A dry run shows what the start would show, warnings included, and writes nothing."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import run, succeed, tree
+
+from gpt2ckpt.train import main
+
+LABELS = re.compile(
+    r"(device|precision|compute|model|parameters|work|step|training|time|train data|val data|"
+    r"memory|checkpoints|warning|) {2,}"
+)
+
+
+@pytest.fixture
+def dry_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """The command with dry_run=true: its exit code and all that it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def dry_run(*words: str) -> tuple[int, str]:
+        before = tree(tmp_path)
+        monkeypatch.setattr("sys.argv", ["train", *words, "dry_run=true"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert tree(tmp_path) == before
+        printed = capsys.readouterr()
+        return int(end.value.code or 0), printed.out + printed.err
+
+    return dry_run
+
+
+def announced(out: str) -> list[str]:
+    """The lines of the plan, without the directory and the disk: free space changes by itself."""
+    lines = [line for line in out.splitlines() if LABELS.match(line)]
+    return [line for line in lines if not line.startswith(("disk", "run "))]
+
+
+def test_a_dry_run_shows_what_the_start_shows_and_of_a_resume_the_time(
+    token_data: Any, tmp_path: Path, dry_run: Callable[..., tuple[int, str]]
+) -> None:
+    words = [*token_data.overrides, "trainer.max_steps=6", "schedule.steps=9"]
+    code, out = dry_run(*words, "hydra.run.dir=mine")
+    assert code == 0
+    assert "disk  " in out and "\nrun  " not in out
+    assert "warning      schedule.steps=9 is longer than the run of 6 steps" in out
+    assert max(map(len, announced(out))) <= 80
+    real = succeed(run("train", [*words, "hydra.run.dir=mine"], tmp_path))
+    until_first_step = real.out.partition("\nstep 1/6")[0]
+    assert announced(out) == announced(until_first_step) != []
+    code, out = dry_run("+resume=latest", "trainer.max_steps=5000", "hydra.run.dir=mine")
+    assert code == 0 and "5,000 steps (6 done)" in out
+    speed = r"^time         about .* for 4,994 steps at [\d,]+ tok/s, as logged last"
+    assert re.search(speed, out, re.MULTILINE)
+
+
+def test_an_absurd_number_of_epochs_is_reported_with_separators(
+    dry_run: Callable[..., tuple[int, str]],
+) -> None:
+    code, out = dry_run("experiment=gpt2_small")
+    text = " ".join(line[13:] for line in announced(out))
+    times = re.search(r"reads its training data, [\d,]+ tokens, ([\d,]+) times", text)
+    assert code == 0 and times and int(times[1].replace(",", "")) > 100_000
+    assert re.search(r"\d{5}", text) is None, "a number without separators"
+    assert "time         not known before the first steps" in out
+
+
+def test_a_dry_run_of_a_sweep_warns_once_for_the_jobs_that_it_concerns(
+    token_data: Any, dry_run: Callable[..., tuple[int, str]]
+) -> None:
+    swept = ["seed=1,2", "trainer.max_steps=6,9000", "schedule.steps=9000"]
+    code, out = dry_run("-m", *token_data.overrides, *swept)
+    text = " ".join(out.split())
+    assert code == 0
+    assert text.count("0, 2: warning: schedule.steps=9,000 is longer than the run of 6 steps") == 1
+    assert text.count("1, 3: warning: the run reads its training data") == 1
+
+
+def test_a_dry_run_reports_what_a_start_is_refused_with(
+    dry_run: Callable[..., tuple[int, str]],
+) -> None:
+    code, out = dry_run("trainer.precision=float16", "trainer.device=cpu")
+    assert code == 2 and "precision=float16 needs a CUDA device" in out

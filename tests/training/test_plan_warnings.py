@@ -1,0 +1,131 @@
+"""A plan that is possible and hardly meant is reported before it starts."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_helpers import start_of, train
+
+from gpt2ckpt.training import loop
+from gpt2ckpt.training.hardware import choose_hardware
+from gpt2ckpt.training.plan_warnings import memory_warnings, plan_warnings, time_warnings
+from gpt2ckpt.training.preparation import prepare
+from gpt2ckpt.training.room import memory_needed
+
+DAY = 86_400.0
+
+
+def warnings(token_data: Any, tmp_path: Path, *words: str) -> list[str]:
+    overrides = [*token_data.overrides, "trainer.max_steps=400", *words]
+    return plan_warnings(prepare(start_of(overrides, tmp_path / "run")))
+
+
+def test_a_usual_plan_brings_no_warning(token_data: Any, tmp_path: Path) -> None:
+    assert warnings(token_data, tmp_path) == []
+    assert warnings(token_data, tmp_path, "schedule.steps=400") == []
+    assert warnings(token_data, tmp_path, "schedule=constant") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["trainer.max_steps=3101"], ["reads its training data, 2,000 tokens, 100 times"]),
+        (["trainer.max_steps=null", "trainer.max_epochs=101"], ["tokens, 101 times"]),
+        (["trainer.max_steps=3100"], []),
+        (["trainer.max_steps=3101", "trainer.overfit=true"], []),
+        (
+            ["schedule.warmup_steps=1600"],
+            ["the warm-up of 1,600 steps is longer than the run of 400: the learning rate only "
+             "reaches 25% of what is set"],
+        ),
+        (
+            ["schedule.steps=1000"],
+            ["schedule.steps=1,000 is longer than the run of 400 steps: the learning rate ends at"],
+        ),
+        (
+            ["schedule.steps=100"],
+            ["schedule.steps=100 is shorter than the run of 400 steps: the last 300 train at 10% "],
+        ),
+        (
+            ["schedule=wsd", "schedule.steps=100", "schedule.decay_steps=10"],
+            ["the last 300 train at 0% of what is set and change nothing"],
+        ),
+        (
+            ["schedule=wsd", "schedule.decay_steps=399"],
+            ["schedule.warmup_steps=5 and schedule.decay_steps=399 together are longer"],
+        ),
+        (
+            ["trainer.log_every=500", "trainer.eval_every=500", "trainer.sample_every=500",
+             "checkpoint.save_every=500"],
+            ["never reached in 400 steps: trainer.log_every=500 (only the first and the last step "
+             "are logged), trainer.eval_every=500 (evaluated only at the end), "
+             "trainer.sample_every=500 (no text sample), checkpoint.save_every=500 (saved only at "
+             "the end and on a signal)"],
+        ),
+        (["checkpoint.save_every=500", "checkpoint.enabled=false"], []),
+        (["trainer.eval_every=400"], []),
+    ],
+)  # fmt: skip
+def test_what_is_odd_is_named_once(
+    token_data: Any, tmp_path: Path, words: list[str], expected: list[str]
+) -> None:
+    found = warnings(token_data, tmp_path, *words)
+    assert len(found) == len(expected), found
+    for sentence, part in zip(found, expected, strict=True):
+        assert part in sentence
+
+
+def test_epochs_count_what_an_earlier_process_trained_with_another_batch(
+    token_data: Any, tmp_path: Path
+) -> None:
+    train([*token_data.overrides, "trainer.max_steps=31"], tmp_path / "run")
+    words = ["+resume=latest", "trainer.max_steps=41", "trainer.batch_size=8"]
+    prepared = prepare(start_of(words, tmp_path / "run"))
+    assert prepared.epochs == pytest.approx((31 * 2 + 10 * 8) / 62)
+    assert prepared.total_tokens == (31 * 2 + 10 * 8) * prepared.config.model.block_size
+
+
+def test_a_model_that_the_device_cannot_hold() -> None:
+    [sentence] = memory_warnings(25_000_000_000, 8_000_000_000)
+    assert "take 25.0 GB, and the device has 8.0 GB" in sentence
+    assert memory_warnings(8_000_000_000, 8_000_000_000) == []
+
+
+def test_the_memory_of_weights_gradients_and_moments(token_data: Any, tmp_path: Path) -> None:
+    config = prepare(start_of(token_data.overrides, tmp_path / "run")).config
+    shape = config.model
+    parameters = (shape.vocab_size + shape.block_size) * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 2 * 32
+    assert memory_needed(config, ranks=2) == 16 * parameters
+    config.trainer.parallel = "fsdp"
+    assert memory_needed(config, ranks=2) == 8 * parameters
+
+
+def test_months_that_are_left_are_reported_when_the_speed_is_known() -> None:
+    [sentence] = time_warnings(400 * DAY, 599_998)
+    assert "the 599,998 steps left take 1y 035d" in sentence
+    assert time_warnings(29 * DAY, 10) == time_warnings(None, 10) == []
+
+
+def test_a_training_warns_once_after_its_second_step(
+    token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    asked: list[tuple[float, int]] = []
+
+    def slow(seconds: float, steps: int) -> list[str]:
+        asked.append((seconds, steps))
+        return time_warnings(40 * DAY, steps)
+
+    monkeypatch.setattr(loop, "time_warnings", slow)
+    train([*token_data.overrides, "trainer.max_steps=8"], tmp_path / "run")
+    assert [(seconds > 0, steps) for seconds, steps in asked] == [(True, 6)]
+    said = " ".join(r.getMessage().strip() for r in caplog.records if r.levelno == logging.WARNING)
+    assert "warning      at this speed the 6 steps left take 40d 00h" in said
+
+
+def test_a_device_that_reports_its_memory() -> None:
+    hardware = choose_hardware("cpu", "float32", 1)
+    assert hardware.memory_bytes > 1e8
+    assert replace(hardware, threads=2).memory_bytes == hardware.memory_bytes
