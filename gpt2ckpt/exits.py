@@ -18,7 +18,7 @@ from gpt2ckpt.standby import Interrupted, stand_by
 from gpt2ckpt.waiting import wait_briefly
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-_exit_codes = [0]  # the last one is that of this process, once it is known
+_exit_codes: list[int] = []  # the last one is that of this process; none if it is not ours to end
 
 
 @contextlib.contextmanager
@@ -27,6 +27,7 @@ def reported_errors(*, tidies: bool = True) -> Iterator[None]:
 
     A signal ends it, too: by an exception, so that temporary files go, unless `tidies` is false.
     """
+    own_process()
     wants_trace = os.environ.get(FULL_ERROR) == "1"
     handler = stand_by()
     handler.tidies = tidies
@@ -55,12 +56,18 @@ def reported_errors(*, tidies: bool = True) -> Iterator[None]:
         _note_exit_code(sys.exc_info()[1])
 
 
+def own_process() -> None:
+    """Declare that this process runs one of our commands, or a job of it, and nothing else."""
+    _exit_codes.append(0)
+
+
 def skip_exit_hooks() -> None:
-    """Let this process end without the exit hooks of libraries: one of them would hang.
+    """Let a process of ours end without the exit hooks of libraries: one of them would hang.
 
     The exit code stands, and logs are closed.
     """
-    atexit.register(_leave)  # the hook that is registered last runs first
+    if _exit_codes:
+        atexit.register(_leave)  # the hook that is registered last runs first
 
 
 def _leave() -> None:

@@ -16,7 +16,7 @@ class Worker:
     """Runs actions in their order in a thread of its own.
 
     Safe for any thread and for signal handlers: no method takes a lock that another one holds while
-    it waits. An action must not raise. The thread keeps no process alive.
+    it waits. An action must not raise. The thread does not keep the process alive.
 
     Args:
         name: of the thread.
@@ -29,7 +29,8 @@ class Worker:
         self._actions: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._is_running = False
         self._last_beat = time.monotonic()
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
 
     def hand_over(self, action: Callable[[], object]) -> bool:
         """Run `action` after all earlier ones. Returns False if too many wait: it is left out."""
@@ -52,6 +53,16 @@ class Worker:
     def beat(self) -> None:
         """Note that the running action makes progress."""
         self._last_beat = time.monotonic()
+
+    def has_ended(self, seconds: float) -> bool:
+        """Wait so long at most for the thread to end after `close`; return whether it has."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    @property
+    def native_id(self) -> int | None:
+        """The kernel's number of the thread."""
+        return self._thread.native_id
 
     def wait(self, seconds: float, silence: float | None = None) -> bool:
         """Wait until everything that was handed over so far is done.
@@ -82,5 +93,6 @@ class Worker:
             self._is_running = True
             self.beat()
             action()
+            del action  # and what it holds, instead of keeping it until the next one comes
             self.beat()
             self._is_running = False

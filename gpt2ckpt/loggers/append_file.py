@@ -3,55 +3,88 @@
 import contextlib
 import errno
 import os
+from collections import deque
 from pathlib import Path
+
+from gpt2ckpt.worker import Worker
+
+PATIENCE = 2.0  # seconds that a caller waits for the file system to take its lines
 
 
 class AppendFile:
     """Appends whole lines; each is with the operating system when `append` returns.
 
     Lines that could not be written are kept and written before the next ones; nothing is left of a
-    half-written line. Opening raises OSError.
+    half-written line. A thread writes them, so that a file system which hangs holds a caller for
+    some seconds, once, and no longer. Opening raises OSError.
     """
 
     def __init__(self, path: Path) -> None:
         # Unbuffered, so that what `write` did not take is known and can be cut off again.
         self._file = path.open("ab", buffering=0)
-        self._waiting = b"" if _ends_with_newline(path) else b"\n"
+        self._waiting = deque([] if _ends_with_newline(path) else [b"\n"])
+        self._error: Exception | None = None
+        self._worker = Worker(path.name, limit=100)
 
     @property
     def lines_waiting(self) -> int:
         """How many lines are in memory alone."""
-        return self._waiting.strip().count(b"\n") + bool(self._waiting.strip())
+        waiting = b"".join(list(self._waiting)).strip()
+        return waiting.count(b"\n") + bool(waiting)
 
     def append(self, lines: str) -> None:
         """Append `lines`, each with its newline. Raises OSError; the next call tries again."""
-        self._waiting += lines.encode(errors="backslashreplace")
-        self._write_waiting()
+        if self._file.closed:
+            raise ValueError("it is closed")
+        self._waiting.append(lines.encode(errors="backslashreplace"))
+        self._worker.hand_over(self._write_waiting)  # if that finds no place, another one waits
+        self._wait()
+        if self._error is not None:
+            raise self._error
 
     def sync(self) -> None:
         """Wait until all that was written is on the device; another thread may append meanwhile.
 
         Raises OSError, also if the file was deleted.
         """
+        self._wait()
         os.fsync(self._file.fileno())
         if os.fstat(self._file.fileno()).st_nlink == 0:
             raise OSError(errno.ENOENT, "it was deleted, and is not made again by itself")
 
     def close(self) -> None:
         """Close the file; `lines_waiting` are lost."""
-        self._file.close()
+        self._worker.hand_over(self._file.close)
+        self._worker.close()
+        self._worker.has_ended(0.0 if self._worker.silence > PATIENCE else PATIENCE)
+
+    def _wait(self) -> None:
+        """Wait until the thread has nothing to do. Raises OSError if the file system hangs."""
+        silence = self._worker.silence
+        if silence > PATIENCE or not self._worker.wait(PATIENCE, silence=PATIENCE):
+            raise OSError(errno.ETIMEDOUT, f"its disk has taken nothing for {silence:.0f} s")
 
     def _write_waiting(self) -> None:
+        """In the thread: write what waits, or keep it and note the error."""
+        chunks = list(self._waiting)
+        try:
+            self._write(b"".join(chunks))
+        except Exception as error:
+            self._error = error
+        else:
+            self._error = None
+            for _ in chunks:
+                self._waiting.popleft()
+
+    def _write(self, data: bytes) -> None:
         end = os.fstat(self._file.fileno()).st_size
         try:
-            written = self._file.write(self._waiting)
-            if written != len(self._waiting):
+            if self._file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, "No space left on device")
         except OSError:
             with contextlib.suppress(OSError):
                 self._file.truncate(end)
             raise
-        self._waiting = b""
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -1,8 +1,10 @@
 """All loggers of a run as one. Logging never ends a training."""
 
 import logging
+import time
 from collections.abc import Callable
 
+from gpt2ckpt.loggers.background import BackgroundLogger, reason
 from gpt2ckpt.loggers.event import Event, Logger, Nowhere
 from gpt2ckpt.loggers.metrics_file import MetricsFile
 
@@ -12,8 +14,9 @@ _log = logging.getLogger(__name__)
 class Loggers:
     """Passes everything on to the metrics file and to the loggers that were added.
 
-    A logger that fails is named in one warning and dropped. The metrics file is never dropped: it
-    is the run's history, keeps what it could not write, and warns once per episode of failures.
+    An added logger has a thread of its own: if it fails or hangs, a warning names it, and the
+    training does without. The metrics file is never given up: it is the run's history, keeps what
+    it could not write, and warns once per episode of failures.
 
     Args:
         metrics: always written, but for a rank that logs nowhere.
@@ -23,52 +26,60 @@ class Loggers:
         self._metrics = metrics
         self._metrics_failing = False
         self._closed = False
-        self._others: dict[str, Logger] = {}
+        self._others: list[BackgroundLogger] = []
 
-    def add(self, name: str, open_logger: Callable[[], Logger]) -> None:
-        """Open a logger and use it from now on; if it cannot be opened, warn and go without.
-
-        Args:
-            name: what a warning calls it ("TensorBoard").
-            open_logger: makes the logger; whatever it raises is caught.
-        """
-        try:
-            self._others[name] = open_logger()
-        except Exception as error:
-            _log.warning("%s is off in this run: %s", name, _reason(error))
+    def add(
+        self,
+        name: str,
+        open_logger: Callable[[], Logger],
+        progress: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """Open a logger, in its thread, and use it from now on; see BackgroundLogger."""
+        self._others.append(BackgroundLogger(name, open_logger, progress))
 
     def log(self, event: Event) -> None:
         """Log one event everywhere."""
         self._to_metrics(lambda: self._metrics.log(event))
-        self._to_others(lambda logger: logger.log(event))
+        for logger in self._others:
+            logger.log(event)
 
     def text(self, step: int, text: str) -> None:
         """Log a text sample wherever samples are shown."""
-        self._to_others(lambda logger: logger.text(step, text))
+        for logger in self._others:
+            logger.text(step, text)
 
     def flush(self) -> None:
         """Hand everything to the operating system; called at each save."""
         self._to_metrics(self._metrics.flush)
-        self._to_others(lambda logger: logger.flush())
+        for logger in self._others:
+            logger.flush()
 
     def sync(self) -> None:
         """Wait until the history is on the device: what led to a checkpoint is as safe as that.
 
-        For the thread that saves: a disk that hangs must not hold the training.
+        The other loggers get a short time to take it, too. For the thread that saves: a disk that
+        hangs must not hold the training.
         """
         try:
             self._metrics.sync()
         except (OSError, ValueError) as error:  # ValueError: it is closed
             self._warn(error)
+        for logger in self._others:
+            logger.sync()
 
-    def close(self) -> None:
-        """Flush and close everything. Nothing is raised, and a second call does nothing."""
+    def close(self, seconds: float) -> None:
+        """Flush and close everything, and wait for slow loggers so long at most.
+
+        Nothing is raised, and a second call does nothing.
+        """
         if self._closed:
             return
         self._closed = True
-        self.flush()
-        self._to_others(lambda logger: logger.close())
+        self._to_metrics(self._metrics.flush)
         self._to_metrics(self._metrics.close)
+        end = time.monotonic() + seconds
+        for logger in self._others:
+            logger.close(max(0.0, end - time.monotonic()))
 
     def _to_metrics(self, action: Callable[[], None]) -> None:
         try:
@@ -81,19 +92,5 @@ class Loggers:
     def _warn(self, error: Exception) -> None:
         if not self._metrics_failing:
             message = "metrics.jsonl cannot be written for now, training goes on: %s"
-            _log.warning(message, _reason(error))
+            _log.warning(message, reason(error))
         self._metrics_failing = True
-
-    def _to_others(self, action: Callable[[Logger], None]) -> None:
-        for name, logger in list(self._others.items()):
-            try:
-                action(logger)
-            except Exception as error:
-                del self._others[name]
-                _log.warning("%s failed and is off from here on: %s", name, _reason(error))
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what went wrong, or the kind of error where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -6,7 +6,9 @@ a stack trace; scalars and text need neither.
 
 import os
 import socket
+import struct
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,15 @@ class TensorBoardLogger:
 
     Args:
         folder: made if it is missing. TensorBoard reads its files in the order of their names.
-        purge_step: events of earlier files at this step and later are hidden. A run that goes on
+        purge_step: events of earlier files at this step and later are hidden. A run that resumes
             from step T passes T + 1.
+        history: the events that the run has logged before `purge_step`. From the first one on that
+            earlier files lack, they are written again, and hidden where they are.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, purge_step: int | None = None, history: Sequence[Event] = ()
+    ) -> None:
         # Here, not above: a run without TensorBoard does not pay for the import.
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -33,12 +39,17 @@ class TensorBoardLogger:
             event_pb2.SessionLog,
         )
         folder.mkdir(parents=True, exist_ok=True)
+        again = _from_first_missing(history, recorded(folder)) if history else []
+        if again and purge_step is not None:
+            purge_step = min(purge_step, int(again[0]["step"]))
         self._writer = RecordWriter(_new_file(folder).open("xb"))
         # The version comes first in every file; it also makes readers heed the START below.
         self._write(wall_time=time.time(), file_version="brain.Event:2")
         if purge_step is not None:
             start = self._session(status=self._session.START)
             self._write(wall_time=time.time(), step=purge_step, session_log=start)
+        for event in again:
+            self.log(event)
         self.flush()
 
     def log(self, event: Event) -> None:
@@ -82,6 +93,47 @@ class TensorBoardLogger:
 
     def _write(self, **fields: Any) -> None:
         self._writer.write(self._event(**fields).SerializeToString())
+
+
+def recorded(folder: Path) -> set[tuple[int, str]]:
+    """Return the step and the name of each scalar that TensorBoard shows of the files in a folder.
+
+    A file is a sequence of records: the length (8 bytes), its checksum (4), an event in protobuf,
+    and the checksum of that (4). What a kill has cut off is left out.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event as Record
+    from tensorboard.compat.proto.event_pb2 import SessionLog
+
+    shown: set[tuple[int, str]] = set()
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for data in _records(path.read_bytes()) if path.is_file() else ():
+            record = Record.FromString(data)
+            if record.session_log.status == SessionLog.START:
+                shown = {key for key in shown if key[0] < record.step}
+            shown |= {(record.step, value.tag) for value in record.summary.value}
+    return shown
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    position = 0
+    while position + 12 <= len(content):
+        (length,) = struct.unpack_from("<Q", content, position)
+        end = position + 12 + length
+        if end + 4 > len(content):
+            return
+        yield content[position + 12 : end]
+        position = end + 4
+
+
+def _from_first_missing(history: Sequence[Event], shown: set[tuple[int, str]]) -> list[Event]:
+    """Return the events from the first step on whose loss is not shown."""
+    missing = [
+        int(event["step"])
+        for event in history
+        for key in ("train_loss", "val_loss")
+        if key in event and (event["step"], *curves({key: event[key]})) not in shown
+    ]
+    return [event for event in history if event["step"] >= min(missing)] if missing else []
 
 
 def _new_file(folder: Path) -> Path:

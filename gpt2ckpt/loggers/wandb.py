@@ -1,5 +1,6 @@
 """Weights & Biases: one run with one id, whatever the number of processes that trained it."""
 
+import contextlib
 import html
 import logging
 import netrc
@@ -8,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
+
+import psutil
 
 from gpt2ckpt.loggers.event import Event, curves
 from gpt2ckpt.loggers.wandb_offline import recorded_steps
@@ -92,6 +95,18 @@ class WandbLogger:
     def _send(self, step: int, values: dict[str, Any]) -> None:
         if step >= self._first and step not in self._sent:
             self._run.log(values, step=step)
+
+
+def service_progress() -> float:
+    """Return the CPU seconds that W&B's own processes have used: they move as long as it works."""
+    seconds = 0.0
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "wandb" in process.name():
+                    times = process.cpu_times()
+                    seconds += times.user + times.system
+    return seconds
 
 
 def _link(origin: tuple[str, int] | None) -> dict[str, Any]:

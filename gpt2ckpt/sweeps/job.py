@@ -22,6 +22,7 @@ from gpt2ckpt import console
 from gpt2ckpt.application import CommandLine
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import InputError, LockedError, UserError
+from gpt2ckpt.exits import own_process
 from gpt2ckpt.parallel.group import Alone
 from gpt2ckpt.runs.layout import JOBS, RECORD
 from gpt2ckpt.runs.resume import AUTO
@@ -72,6 +73,7 @@ class SweepJob:
     def __call__(self, config: DictConfig) -> "float | NoMetric":
         """Train, go on or pass over; never raises an Exception."""
         console.install()  # a job waits for no reader
+        own_process()
         signals, hydra = self._signals(), HydraConfig.get()
         values: Any = OmegaConf.to_container(config, resolve=True)
         job = Job.of(list(hydra.overrides.task), values, self.swept)

@@ -27,6 +27,8 @@ from gpt2ckpt.training.step import HalfApplied, Stepper, StepResult
 
 log = logging.getLogger(__name__)
 
+REOPEN_WAITS = 10.0  # seconds that a rollback waits for loggers before it opens them anew
+
 
 @dataclass
 class Loop:
@@ -134,7 +136,7 @@ class Loop:
             go_back(self.state, found)
             self.saver.go_back_to(found)
             step, self._epoch_seen = self.state.counters.step, self.epoch
-            self.loggers.close()
+            self.loggers.close(REOPEN_WAITS)
             self.loggers = self.saver.loggers = self.reopen(step)
             self.replay = ReplayCheck([])
             self.meter.start(step)

@@ -19,7 +19,7 @@ from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.loggers.event import Nowhere
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.loggers.tensorboard import TensorBoardLogger
-from gpt2ckpt.loggers.wandb import WandbLogger
+from gpt2ckpt.loggers.wandb import WandbLogger, service_progress
 from gpt2ckpt.model.counts import count_flops_per_token
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
@@ -50,6 +50,9 @@ from gpt2ckpt.training.state import Counters, Provenance, TrainingState, version
 from gpt2ckpt.training.step import Stepper
 
 log = logging.getLogger(__name__)
+
+FINISH_WAITS = 60.0  # seconds that a finished training waits for loggers that make progress
+STOP_WAITS = 5.0  # the same after a signal or an error
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,15 @@ class Session:
         loop = self._build_loop(state, provenance, loggers, replay)
         if self.team.is_first:
             announce.start(self.directory, self.start, self.prepared, hardware, self.team.size)
+        waits = STOP_WAITS
         try:
             stopped = loop.run()
+            if stopped is None:
+                waits = FINISH_WAITS
         finally:
             loop.bar.close()
-            loop.loggers.close()
+            left = loop.deadline.left()
+            loop.loggers.close(waits if left is None else max(0.0, min(waits, left)))
             if sentence := loop.replay.interrupted(state.counters.step):
                 log.info("%s", sentence)
         if self.team.is_first:
@@ -283,10 +290,14 @@ class Session:
         if not self.team.is_first:
             return Loggers(Nowhere())
         path = self.directory / HISTORY
+        history = metrics_file.read(path)  # here: the loggers' threads begin when more is logged
         loggers = Loggers(metrics_file.MetricsFile(path))
         if config.tensorboard:
             folder = self.directory / TENSORBOARD
-            loggers.add("TensorBoard", lambda: TensorBoardLogger(folder, purge_step=step + 1))
+            loggers.add(
+                "TensorBoard",
+                lambda: TensorBoardLogger(folder, purge_step=step + 1, history=history),
+            )
         if config.wandb:
             loggers.add(
                 "W&B",
@@ -299,9 +310,10 @@ class Session:
                     name=self.directory.name,
                     config=provenance.config,
                     resume=resumed,
-                    history=metrics_file.read(path),
+                    history=history,
                     origin=origin_in(self.directory),
                 ),
+                service_progress,
             )
         return loggers
 

@@ -1,9 +1,12 @@
 """train.log and metrics.jsonl on a disk that is full, and files that were deleted."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import preload
 import pytest
 from real_disks import mounted
 
@@ -59,12 +62,62 @@ def test_lines_that_are_lost_at_the_end_are_counted(
         handler.emit(record(f"line {number} {'.' * 90}"))
         loggers.log({"step": number + 2, "train_loss": 1.0})
     handler.close()
-    loggers.close()
+    loggers.close(60)
     written = (disk / "train.log").read_text().splitlines()
     assert all(line.startswith("line ") and len(line) > 90 for line in written), "a torn line"
     assert f"{200 - len(written)} lines of {disk}/train.log" in capsys.readouterr().err
     kept = len(read(disk / "metrics.jsonl"))
     assert f"{201 - kept} lines of {disk}/metrics.jsonl could not be written" in caplog.text
+
+
+HANGING = """
+import logging, pathlib, sys, time
+from gpt2ckpt.loggers import append_file
+from gpt2ckpt.loggers.fanout import Loggers
+from gpt2ckpt.loggers.log_file import LogFile
+from gpt2ckpt.loggers.metrics_file import MetricsFile
+append_file.PATIENCE = 0.2
+folder, faults = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+logging.basicConfig(level="INFO", format="%(message)s", handlers=[LogFile(folder / "train.log")])
+loggers = Loggers(MetricsFile(folder / "metrics.jsonl"))
+for step in range(1, 9):
+    if step == 3:
+        names = ("metrics.jsonl", "train.log")
+        hung = [f"write -{sys.argv[3]} {folder}/{name}\\n" for name in names]
+        faults.write_text("".join(hung))
+    if step == 6 and sys.argv[3] == "1":
+        faults.write_text("")
+        for name, line in (("metrics.jsonl", '"step": 5'), ("train.log", "line 5")):
+            while line not in (folder / name).read_text():
+                time.sleep(0.05)
+    loggers.log({"step": step})
+    logging.info("line %d", step)
+    loggers.sync()
+loggers.close(60)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(1, range(1, 9)), (600, range(1, 3))])
+def test_a_file_system_that_hangs_holds_nobody_and_its_lines_wait(
+    tmp_path: Path, seconds: int, steps: range
+) -> None:
+    faults = preload.build(tmp_path)
+    words = [str(tmp_path), str(faults.list), str(seconds)]
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING, *words],
+        **{"env": faults.environment, "capture_output": True, "text": True, "timeout": 120},
+    )
+    assert done.returncode == 0, done.stderr
+    assert [event["step"] for event in read(tmp_path / "metrics.jsonl")] == list(steps)
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert [line for line in lines if line[:4] == "line"] == [f"line {step}" for step in steps]
+    assert done.stderr.count("train.log cannot be written for now") == 1
+    lost = done.stderr.count("are lost")
+    if seconds == 1:
+        assert lost == 0, done.stderr
+        assert "metrics.jsonl cannot be written for now" in "".join(lines)
+    else:
+        assert lost == 1 and "lines of" in done.stderr
 
 
 def test_a_history_that_was_deleted_is_said(

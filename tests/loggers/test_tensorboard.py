@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -21,8 +22,8 @@ def steps(folder, tag="train/loss"):
     return [scalar.step for scalar in read(folder).Scalars(tag)]
 
 
-def log_steps(folder, steps, purge_step=None):
-    logger = TensorBoardLogger(folder, purge_step)
+def log_steps(folder, steps, purge_step=None, history=()):
+    logger = TensorBoardLogger(folder, purge_step, history)
     for step in steps:
         logger.log(event(step, train_loss=float(step)))
     logger.close()
@@ -64,6 +65,31 @@ def test_purging_hides_the_step_itself_and_nothing_before_it(tmp_path):
     log_steps(tmp_path, [10, 20, 21])
     log_steps(tmp_path, [], purge_step=21)
     assert steps(tmp_path) == [10, 20]
+
+
+def test_what_earlier_files_lack_of_the_history_is_written_again(tmp_path):
+    """The first process lost 30 and 50 to a queue; the second one resumes from 60."""
+    log_steps(tmp_path, [10, 20, 40, 60, 70])
+    history = [event(step, train_loss=float(step)) for step in range(10, 70, 10)]
+    history.insert(2, event(20, val_loss=4.5))
+    for _ in range(2):  # once more: nothing is missing any more
+        logger = TensorBoardLogger(tmp_path, purge_step=61, history=history)
+        logger.close()
+    assert steps(tmp_path) == [10, 20, 30, 40, 50, 60]
+    assert steps(tmp_path, "val/loss") == [20]
+    sizes = sorted((path.name, path.stat().st_size) for path in tmp_path.iterdir())
+    assert sizes[2][1] < 200 < sizes[1][1]
+
+
+def test_a_torn_file_and_a_pipe_in_its_folder_are_no_obstacle(tmp_path):
+    log_steps(tmp_path, [10, 20, 30])
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-5])
+    os.mkfifo(tmp_path / "events.out.tfevents.0000000001.host.1.0")
+    history = [event(step, train_loss=float(step)) for step in (10, 20, 30)]
+    log_steps(tmp_path, [], purge_step=31, history=history)
+    (tmp_path / "events.out.tfevents.0000000001.host.1.0").unlink()
+    assert steps(tmp_path) == [10, 20, 30]
 
 
 def test_files_of_one_second_are_read_in_the_order_they_were_made(tmp_path):
