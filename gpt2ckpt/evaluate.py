@@ -5,8 +5,6 @@ from gpt2ckpt.standby import stand_by
 if __name__ == "__main__":
     stand_by()  # before the imports: they take seconds
 
-import json
-import math
 import sys
 from typing import Any
 
@@ -15,6 +13,8 @@ from gpt2ckpt.config.checks import at_least
 from gpt2ckpt.config.registry import build_data_config
 from gpt2ckpt.config.schema import EvaluateConfig
 from gpt2ckpt.data.corpus import open_validation
+from gpt2ckpt.tools.text import to_json
+from gpt2ckpt.units import perplexity
 
 
 def main() -> None:
@@ -41,12 +41,12 @@ def _evaluate(config: EvaluateConfig) -> None:
     print(f"{trained.found.path}, step {trained.found.state['step']}; {description}")
     answer: dict[str, Any] = {
         "val_loss": result.loss,
-        "perplexity": math.exp(min(result.loss, 700.0)),
+        "perplexity": perplexity(result.loss),
         "tokens": result.tokens,
         "step": trained.found.state["step"],
         "precision": trained.hardware.precision,
     }
-    print(json.dumps(answer))
+    print(to_json(answer))
 
 
 if __name__ == "__main__":

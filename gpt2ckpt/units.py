@@ -40,3 +40,11 @@ def human_duration(seconds: float) -> str:
     if hours:
         return f"{hours}h {minute:02d}m"
     return f"{minutes}m {second:02d}s" if minutes else f"{second}s"
+
+
+def perplexity(loss: float) -> float:
+    """Return e to the power of a loss in nats; infinity where that is more than a float holds."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Protocol, TypeAlias
 
+from gpt2ckpt.units import perplexity
+
 Event: TypeAlias = Mapping[str, int | float]
 """One logged event: `step` (optimizer steps done), `time` (unix seconds), and any of train_loss,
 train_loss_mean, val_loss (nats per token), lr, grad_norm, tokens_per_s, and so on. Keys are
@@ -45,14 +47,24 @@ class Nowhere:
 
 
 def curves(event: Event) -> dict[str, float]:
-    """The values of an event by the name of their curve: train_loss is train/loss, val_loss is
-    val/loss, anything else train/<key>. `step` and `time` are axes, not curves."""
-    return {
-        _curve(key): float(value) for key, value in event.items() if key not in ("step", "time")
-    }
+    """Return the values of an event by the name of their curve.
+
+    train_loss is train/loss, val_loss is val/loss, best_val_loss is val/best_loss, anything else
+    train/<key>. `step` and `time` are axes, not curves, and so are the tokens of an evaluation:
+    the training logs them. Of a validation loss there is also the perplexity.
+    """
+    is_evaluation = "val_loss" in event
+    axes = {"step", "time", *(["tokens_seen"] if is_evaluation else [])}
+    values = {curve_name(key): float(value) for key, value in event.items() if key not in axes}
+    if is_evaluation:
+        values["val/perplexity"] = perplexity(float(event["val_loss"]))
+    return values
 
 
-def _curve(key: str) -> str:
+def curve_name(key: str) -> str:
+    """Return the name of the curve of an event's key."""
+    if key == "best_val_loss":
+        return "val/best_loss"
     for part in ("train", "val"):
         if key.startswith(f"{part}_"):
             return f"{part}/{key.removeprefix(f'{part}_')}"

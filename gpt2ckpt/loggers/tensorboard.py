@@ -8,11 +8,12 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.loggers.event import Event, curves
+from gpt2ckpt.config.replay import flatten
+from gpt2ckpt.loggers.event import Event, curve_name, curves
 
 
 class TensorBoardLogger:
@@ -24,10 +25,16 @@ class TensorBoardLogger:
             from step T passes T + 1.
         history: the events that the run has logged before `purge_step`. From the first one on that
             earlier files lack, they are written again, and hidden where they are.
+        hyperparameters: the config, for the tab HParams. TensorBoard shows those of the first
+            process of a run, beside the last value of each curve.
     """
 
     def __init__(
-        self, folder: Path, purge_step: int | None = None, history: Sequence[Event] = ()
+        self,
+        folder: Path,
+        purge_step: int | None = None,
+        history: Sequence[Event] = (),
+        hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
         # Here, not above: a run without TensorBoard does not pay for the import.
         from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -48,6 +55,8 @@ class TensorBoardLogger:
         if purge_step is not None:
             start = self._session(status=self._session.START)
             self._write(wall_time=time.time(), step=purge_step, session_log=start)
+        if hyperparameters:
+            self._write_hyperparameters(flatten(dict(hyperparameters)))
         for event in again:
             self.log(event)
         self.flush()
@@ -91,6 +100,29 @@ class TensorBoardLogger:
         """Close the file."""
         self._writer.close()
 
+    def _write_hyperparameters(self, values: Mapping[str, Any]) -> None:
+        """As `add_hparams` of torch's SummaryWriter, in this run instead of one of its own.
+
+        Without its list of names and metrics: TensorBoard takes those of one run for all, and makes
+        the list itself, of all runs, where there is none.
+        """
+        from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+        start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+        for name, value in values.items():
+            if isinstance(value, bool):
+                start.hparams[name].bool_value = value
+            elif isinstance(value, int | float):
+                start.hparams[name].number_value = value
+            elif value is not None:
+                start.hparams[name].string_value = str(value)
+        content = plugin_data_pb2.HParamsPluginData(session_start_info=start)
+        summary = self._summary.Value(
+            tag=metadata.SESSION_START_INFO_TAG, metadata=metadata.create_summary_metadata(content)
+        )
+        # At step 0, which no resume hides.
+        self._write(step=0, wall_time=time.time(), summary=self._summary(value=[summary]))
+
     def _write(self, **fields: Any) -> None:
         self._writer.write(self._event(**fields).SerializeToString())
 
@@ -131,7 +163,7 @@ def _from_first_missing(history: Sequence[Event], shown: set[tuple[int, str]]) -
         int(event["step"])
         for event in history
         for key in ("train_loss", "val_loss")
-        if key in event and (event["step"], *curves({key: event[key]})) not in shown
+        if key in event and (event["step"], curve_name(key)) not in shown
     ]
     return [event for event in history if event["step"] >= min(missing)] if missing else []
 

@@ -17,6 +17,7 @@ from gpt2ckpt.loggers.wandb_offline import recorded_steps
 
 _log = logging.getLogger(__name__)
 
+TOKENS = "tokens_seen"  # in events and in W&B: the horizontal axis of the curves
 _KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 
 
@@ -32,7 +33,7 @@ class WandbLogger:
         entity: W&B's user or team; None is the account's own.
         tags: labels of the run.
         run_id: the same for every process of a run.
-        name: what W&B shows as the run's name.
+        name: what W&B shows as the run's name: its directory's.
         config: the resolved config. It holds no key: W&B takes that from the environment or netrc.
         resume: whether earlier processes of this run may have sent something.
         history: the events that the run has logged up to the step that it goes on from.
@@ -74,12 +75,17 @@ class WandbLogger:
         )
         # Resumed online, W&B says which step it expects; a new or an offline run expects 0.
         self._first = self._run.step if resume else 0
+        # Both kinds of events have it, and runs with other batches can be compared over it.
+        self._run.define_metric(TOKENS)
+        for curves_of in ("train/*", "val/*"):
+            self._run.define_metric(curves_of, step_metric=TOKENS)
         for event in history:
             self.log(event)
 
     def log(self, event: Event) -> None:
         """Send an event, unless W&B has its step from an earlier process. Does not wait."""
-        self._send(int(event["step"]), dict(curves(event)))
+        axis = {TOKENS: event[TOKENS]} if TOKENS in event else {}
+        self._send(int(event["step"]), {**curves(event), **axis})
 
     def text(self, step: int, text: str) -> None:
         """Send a text sample, shown verbatim."""

@@ -17,3 +17,12 @@ LOCK_NAME = "run.lock"
 REPLAY = ".replay.jsonl"  # events of steps that are trained again, until they are compared
 JOBS = "jobs.jsonl"  # of a sweep: sweeps/journal.py
 CURVES = ".history.json"  # runs/curves.py
+
+
+def run_title(directory: Path) -> str:
+    """Return the name of a run for loggers: its directory's, of a sweep's job with the sweep's."""
+    directory = directory.absolute()
+    for folder in directory.parents:
+        if (folder / JOBS).is_file():
+            return str(directory.relative_to(folder.parent))
+    return directory.name

@@ -245,8 +245,19 @@ class Loop:
         is_best = math.isfinite(evaluation.loss) and (best is None or evaluation.loss < best[0])
         if is_best:
             counters.best_val_loss, counters.best_step = evaluation.loss, counters.step
-        event = {"step": counters.step, "time": time.time(), "val_loss": evaluation.loss}
-        self.loggers.log(event)
+        self.loggers.log(
+            {
+                "step": counters.step,
+                "time": time.time(),
+                "val_loss": evaluation.loss,
+                **(
+                    {}
+                    if counters.best_val_loss is None
+                    else {"best_val_loss": counters.best_val_loss}
+                ),
+                "tokens_seen": counters.tokens_seen,
+            }
+        )
         seconds = time.perf_counter() - start
         line = eval_line(counters.step, self.total_steps, evaluation.loss, best, seconds)
         log.info("%s", line)

@@ -4,7 +4,6 @@ Lines of steps and evaluations have them for numbers of usual size. Paths and co
 broken, so that they can be copied; they alone may be longer.
 """
 
-import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TypeAlias
 
 from gpt2ckpt.checkpoint.space import free_words
 from gpt2ckpt.data.tokens import count_blocks
-from gpt2ckpt.units import human_bytes, human_count, human_duration
+from gpt2ckpt.units import human_bytes, human_count, human_duration, perplexity
 
 WIDTH = 80
 _LABEL = 13
@@ -406,7 +405,7 @@ def _best(loss: float, step: int) -> str:
 
 
 def _perplexity(loss: float) -> str:
-    value = math.exp(min(loss, 700.0))  # e^710 is more than a float can hold
+    value = perplexity(loss)
     return f"{value:,.1f}" if value < 1e3 else f"{value:,.0f}" if value < 1e9 else f"{value:.1e}"
 
 

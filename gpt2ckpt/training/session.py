@@ -27,7 +27,7 @@ from gpt2ckpt.parallel.group import Alone, Group, Team
 from gpt2ckpt.parallel.replica import Replica, at_once, data_parallel
 from gpt2ckpt.runs.claim import Claim
 from gpt2ckpt.runs.history import identity_in, origin_in
-from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, REPLAY, TENSORBOARD
+from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, REPLAY, TENSORBOARD, run_title
 from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training import announce
@@ -296,7 +296,7 @@ class Session:
             folder = self.directory / TENSORBOARD
             loggers.add(
                 "TensorBoard",
-                lambda: TensorBoardLogger(folder, purge_step=step + 1, history=history),
+                lambda: TensorBoardLogger(folder, step + 1, history, provenance.config),
             )
         if config.wandb:
             loggers.add(
@@ -307,7 +307,7 @@ class Session:
                     entity=config.wandb_entity,
                     tags=config.wandb_tags,
                     run_id=provenance.run.wandb_id or provenance.run.id,
-                    name=self.directory.name,
+                    name=run_title(self.directory),
                     config=provenance.config,
                     resume=resumed,
                     history=history,

@@ -1,9 +1,20 @@
+import math
 import os
 import subprocess
 import sys
 
 import pytest
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import (
+    api_pb2,
+    backend_context,
+    get_experiment,
+    list_session_groups,
+)
 
 from gpt2ckpt.loggers.tensorboard import TensorBoardLogger
 
@@ -36,7 +47,7 @@ def test_scalars_by_name_with_their_steps_and_times(tmp_path):
     logger.close()
     found = read(tmp_path / "tensorboard")
     names = ["train/loss", "train/lr", "train/grad_norm", "train/tokens_per_s", "val/loss"]
-    assert sorted(found.Tags()["scalars"]) == sorted(names)
+    assert sorted(found.Tags()["scalars"]) == sorted([*names, "val/perplexity"])
     values = [found.Scalars(name)[0].value for name in names]
     assert values == pytest.approx([4.5, 1e-3, 0.5, 3840, 4.25])
     (scalar,) = found.Scalars("val/loss")
@@ -114,3 +125,94 @@ def test_importing_the_module_imports_no_tensorboard():
     script = "import sys, gpt2ckpt.loggers.tensorboard; print('tensorboard' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "False\n"
+
+
+def test_an_evaluation_gives_the_loss_the_best_and_the_perplexity(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    logger.log(event(10, train_loss=4.5, train_loss_mean=4.6, tokens_seen=640, mfu=0.4))
+    logger.log(event(10, val_loss=2.0, best_val_loss=1.5, tokens_seen=640))
+    logger.log(event(20, val_loss=800.0, best_val_loss=1.5, tokens_seen=1280))
+    logger.log(event(30, val_loss=float("nan"), best_val_loss=1.5, tokens_seen=1920))
+    logger.close()
+    found = read(tmp_path)
+    first = {tag: found.Scalars(tag)[0].value for tag in found.Tags()["scalars"]}
+    assert first == pytest.approx(
+        {
+            "train/loss": 4.5,
+            "train/loss_mean": 4.6,
+            "train/tokens_seen": 640,
+            "train/mfu": 0.4,
+            "val/loss": 2.0,
+            "val/best_loss": 1.5,
+            "val/perplexity": math.exp(2),
+        }
+    )
+    assert len(found.Scalars("train/tokens_seen")) == 1, "the axis of an evaluation is no curve"
+    _, overflowed, unknown = (scalar.value for scalar in found.Scalars("val/perplexity"))
+    assert overflowed == math.inf and math.isnan(unknown)
+
+
+CONFIG = {
+    "seed": 7,
+    "model": {"n_layer": 2, "bias": True, "init_from": None},
+    "optimizer": {"kind": "adamw", "lr": 3e-4, "betas": [0.9, 0.95]},
+}
+SHOWN = {
+    "seed": 7.0,
+    "model.n_layer": 2.0,
+    "model.bias": True,
+    "optimizer.kind": "adamw",
+    "optimizer.lr": 3e-4,
+    "optimizer.betas": "[0.9, 0.95]",
+}
+
+
+def hparams_tab(outputs):
+    """What TensorBoard's own backend answers for the tab HParams: each run's values and metrics."""
+    multiplexer = EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(outputs))
+    multiplexer.Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(outputs))
+    context = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+    nothing = RequestContext()
+    names = get_experiment.Handler(nothing, context, "", api_pb2.GetExperimentRequest()).run()
+    statuses = [api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_RUNNING, api_pb2.STATUS_SUCCESS]
+    columns = [
+        *(api_pb2.ColParams(hparam=info.name) for info in names.hparam_infos),
+        *(api_pb2.ColParams(metric=info.name) for info in names.metric_infos),
+    ]
+    request = api_pb2.ListSessionGroupsRequest(
+        allowed_statuses=statuses, col_params=columns, slice_size=100
+    )
+    groups = list_session_groups.Handler(nothing, context, "", request).run().session_groups
+    runs = {}
+    for group in groups:
+        values = {
+            key: getattr(value, value.WhichOneof("kind")) for key, value in group.hparams.items()
+        }
+        metrics = {metric.name.tag: metric.value for metric in group.metric_values}
+        runs[group.name] = (values, metrics)
+    return {info.name for info in names.hparam_infos}, runs
+
+
+def test_hyperparameters_and_final_losses_in_the_tab_of_each_run(tmp_path):
+    """Two runs, the first resumed; each stays one run, called as its directory is."""
+    muon = {**CONFIG, "optimizer": {"kind": "muon", "momentum": 0.9}}
+    for name, config in (("first", CONFIG), ("second", muon)):
+        logger = TensorBoardLogger(tmp_path / name / "tensorboard", 1, (), config)
+        logger.log(event(10, val_loss=5.0, best_val_loss=5.0))
+        logger.log(event(20, val_loss=9.0, best_val_loss=5.0))
+        logger.close()
+    resumed = TensorBoardLogger(tmp_path / "first" / "tensorboard", 11, (), CONFIG)
+    resumed.log(event(20, val_loss=4.0, best_val_loss=4.0))
+    resumed.close()
+    columns, runs = hparams_tab(tmp_path)
+    assert columns == {*SHOWN, "optimizer.momentum"}, "those of all runs"
+    assert set(runs) == {"first/tensorboard", "second/tensorboard"}
+    values, metrics = runs["first/tensorboard"]
+    assert values == SHOWN
+    assert (metrics["val/loss"], metrics["val/best_loss"]) == (4.0, 4.0)
+    values, metrics = runs["second/tensorboard"]
+    assert values["optimizer.momentum"] == 0.9
+    assert (metrics["val/loss"], metrics["val/best_loss"]) == (9.0, 5.0)
+    assert steps(tmp_path / "first" / "tensorboard", "val/loss") == [10, 20]

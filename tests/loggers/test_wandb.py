@@ -57,6 +57,15 @@ def history(tmp_path, run_id="run1"):
     return rows
 
 
+def metrics(tmp_path):
+    """What W&B was told of its metrics."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
+    records = map(wandb_internal_pb2.Record.FromString, _records(path.read_bytes()))
+    return [record.metric for record in records if record.HasField("metric")]
+
+
 def steps(tmp_path):
     return [[row["_step"] for row in rows] for rows in history(tmp_path)]
 
@@ -79,6 +88,26 @@ def test_offline_run_holds_every_event_and_sample(tmp_path, environ):
     (sample,) = tmp_path.glob("run/wandb/offline-run-*/files/media/html/*.html")
     assert "a &lt;b&gt; c" in sample.read_text()
     assert "WARNING" not in done.stderr
+
+
+def test_curves_are_drawn_over_the_tokens_seen(tmp_path, environ):
+    body = """
+        logger = open_logger(resume=False)
+        logger.log(event(10, train_loss=4.5, train_loss_mean=4.6, tokens_seen=640, mfu=0.4))
+        logger.log(event(15, val_loss=2.0, best_val_loss=1.5, tokens_seen=960))
+        logger.close()
+    """
+    done = run_script(body, tmp_path, {**environ, "WANDB_MODE": "offline"})
+    assert done.returncode == 0, done.stderr
+    ((first, second),) = history(tmp_path)
+    assert (first["tokens_seen"], second["tokens_seen"]) == (640, 960)
+    assert (first["train/loss_mean"], first["train/mfu"]) == (4.6, 0.4)
+    assert (second["val/best_loss"], second["val/perplexity"]) == (1.5, pytest.approx(7.389056))
+    assert {(m.name or m.glob_name, m.step_metric) for m in metrics(tmp_path)} == {
+        ("tokens_seen", ""),
+        ("train/*", "tokens_seen"),
+        ("val/*", "tokens_seen"),
+    }
 
 
 def test_a_resumed_run_has_every_step_once(tmp_path, environ):

@@ -275,7 +275,15 @@ def test_an_evaluation(best, words):
 
 @pytest.mark.parametrize(
     ("loss", "words"),
-    [(0.0, "1.0"), (10.8, "49,021"), (25.0, "7.2e+10"), (1e6, "1.0e+304"), (math.nan, "nan")],
+    [
+        (0.0, "1.0"),
+        (10.8, "49,021"),
+        (25.0, "7.2e+10"),
+        (709.0, "8.2e+307"),
+        (710.0, "inf"),
+        (1e6, "inf"),
+        (math.nan, "nan"),
+    ],
 )
 def test_perplexity_of_any_loss(loss, words):
     assert f"  perplexity {words}  " in eval_line(1, 2, loss, None, 0.0)
