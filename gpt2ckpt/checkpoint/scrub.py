@@ -1,7 +1,8 @@
 """Checking every file of a folder while nothing else is to be done, and mending what is damaged.
 
 A disk that loses a bit says nothing until the file is read. A round reads every checkpoint once, at
-a bounded speed, and stops at once when a save comes; it then goes on where it was.
+a bounded speed, and stops at once when a save comes; it then goes on where it was. A thread of its
+own reads the files, so that a read that hangs delays no save.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from datetime import datetime
 from pathlib import Path
 
@@ -17,8 +19,10 @@ from gpt2ckpt.checkpoint.repair import Corrupt, Diagnosis, Mended, repair, same_
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 from gpt2ckpt.units import human_bytes
+from gpt2ckpt.worker import Worker
 
 log = logging.getLogger(__name__)
+HANG_SECONDS = 60.0  # without a byte, after which a reading is reported
 NAP = 0.02  # seconds between two looks at whether a save has come
 
 Key = tuple[int, int, int, int]
@@ -29,7 +33,10 @@ class _Wanted(Exception):
 
 
 class Scrub:
-    """Rounds over one checkpoints/ folder. Called from the thread that saves, never beside it."""
+    """Rounds over one checkpoints/ folder.
+
+    Called from the thread that saves, and never beside it: files are repaired between saves only.
+    """
 
     def __init__(self, folder: Path, mb_per_s: float) -> None:
         self._folder = folder
@@ -38,6 +45,9 @@ class Scrub:
         self._checked: dict[Key, str | None] = {}  # what is wrong with each file; None: nothing
         self._reported: set[Key] = set()  # damaged, and no copy to mend them from
         self._bytes = 0
+        self._reader = Worker("checkpoint-scrub", limit=1)
+        self._has_warned = False
+        self._reading: futures.Future[str | None] | None = None
         self.watch: durable.Watch = durable.unwatched
 
     def request(self) -> None:
@@ -57,7 +67,7 @@ class Scrub:
                 self._mend(corrupt)
         except _Wanted:
             return
-        except (OSError, CheckpointError) as error:
+        except Exception as error:
             log.warning("the check of the files in %s was broken off: %s", self._folder, error)
         else:
             self._report(len(corrupt))
@@ -72,12 +82,35 @@ class Scrub:
             self._checked[key] = reason
 
     def _what_is_wrong(self, path: Path, is_wanted: Callable[[], bool]) -> str | None:
-        with _uncached(path):
-            try:
-                check(path, self._paced(is_wanted))
-            except CheckpointError as error:
-                return str(error)
-        return None
+        """Return why a file is not valid; None if it is.
+
+        Raises _Wanted as soon as a save has come, whatever the reading thread does, and as long as
+        that one still hangs in an earlier file.
+        """
+        if self._reading is not None and not self._reading.done():
+            if self._reader.silence > HANG_SECONDS and not self._has_warned:
+                self._has_warned = True
+                log.warning("a check of the files in %s hangs: see dmesg", self._folder)
+            raise _Wanted
+        result: futures.Future[str | None] = futures.Future()
+        self._reading = result
+        self._reader.hand_over(lambda: self._read(path, self._paced(is_wanted), result))
+        while not futures.wait([result], NAP).done:
+            if is_wanted():
+                raise _Wanted
+        return result.result()
+
+    def _read(self, path: Path, watch: durable.Watch, result: "futures.Future[str | None]") -> None:
+        """In the reading thread: check one file."""
+        try:
+            with _uncached(path):
+                check(path, watch)
+        except CheckpointError as error:
+            result.set_result(str(error))
+        except BaseException as error:
+            result.set_exception(error)
+        else:
+            result.set_result(None)
 
     def _paced(self, is_wanted: Callable[[], bool]) -> durable.Watch:
         """What keeps the reading of one file slow, and ends it when a save comes."""
@@ -87,6 +120,7 @@ class Scrub:
             nonlocal done
             done += count
             self._bytes += count
+            self._reader.beat()
             self.watch(count)
             while not is_wanted():
                 ahead = begun + done / self._bytes_per_s - time.monotonic()

@@ -2,10 +2,13 @@
 
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import preload
 import pytest
 from checkpoint_helpers import (
     NOON,
@@ -247,6 +250,39 @@ def test_a_run_mends_itself_at_its_start_and_between_saves(
     manager.close()
     assert step_of(tmp_path / "best_model_backup.pt") == 2
     assert {name for name in names_in(tmp_path) if name.endswith(".tmp")} == set()
+
+
+HANGING = """
+import logging, sys, time
+from pathlib import Path
+from checkpoint_helpers import event, small_state
+from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.policy import Retention
+logging.basicConfig(level="INFO", format="%(message)s")
+manager = CheckpointManager(
+    Path(sys.argv[1]), Retention(9, 9), None, in_background=True, scrub_every=1
+)
+for step in (2, 3, 4):
+    manager.save(small_state(step), event(step))
+    time.sleep(0.3)
+manager.close()
+"""
+
+
+def test_a_read_that_hangs_delays_neither_saves_nor_the_end(tmp_path: Path) -> None:
+    faults, folder = preload.build(tmp_path), tmp_path / "checkpoints"
+    folder.mkdir()
+    put(folder, 1)
+    faults.set(("read", -600, ".pt$"))  # a save reads its file back under another name
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING, str(folder)],
+        **{"env": {**faults.environment, "PYTHONPATH": os.pathsep.join(sys.path)}, "timeout": 120},
+        **{"capture_output": True, "text": True},
+    )
+    assert done.returncode == 0, done.stderr
+    for step in (2, 3, 4):
+        assert f"saved rolling_step_00000{step}.pt" in done.stderr
+    assert "checked every byte" not in done.stderr
 
 
 def test_without_scrubs_nothing_is_read(tmp_path: Path) -> None:
