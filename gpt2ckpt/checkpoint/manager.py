@@ -66,6 +66,7 @@ class CheckpointManager:
         self._scrub.watch = self._writer.beat
         self._scrub_every = scrub_every
         self._store = Store(folder, self._writer.beat)
+        self._space_report = space.SpaceReport(folder.parent)
         self._reserve = Reserve(folder)
         self._reserve_is_wanted = False
         self._why_no_reserve: str | None = None
@@ -77,6 +78,7 @@ class CheckpointManager:
         self._staging = Staging() if in_background else None
         self._begun = time.monotonic()
         self._writing: Event | None = None
+        self._back_to: tuple[Path, int] | None = None  # a rollback that is not archived yet
         self.saves = 0
         self.failed_step: int | None = None  # of the newest save, if it failed
         self.lost_best = False  # a save of the best model failed: the best on disk is an older one
@@ -146,11 +148,29 @@ class CheckpointManager:
         return self._store.last_regular(self._resumed_from)
 
     def go_back_to(self, found: Found) -> None:
-        """Set aside all that was saved after `found`, which is now the latest."""
+        """Archive all that was saved after `found`, which is now the latest.
+
+        Where that fails, it is a warning, and the next save tries it first. Raises OSError if the
+        folder is another run's by now.
+        """
         self._check_owner()
-        aside = self._store.go_back_to(found.path, int(found.state["step"]), datetime.now())
+        self._back_to = found.path, int(found.state["step"])
+        try:
+            self._archive_later()
+        except (OSError, CheckpointError) as error:
+            log.warning(
+                "checkpoints after step %d cannot be archived now (%s): the next save tries again",
+                *(self._back_to[1], _reason(error)),
+            )
+
+    def _archive_later(self) -> None:
+        """Archive what a rollback abandoned, if that is still to be done."""
+        if self._back_to is None:
+            return
+        aside = self._store.go_back_to(*self._back_to, datetime.now())
+        self._back_to = None
         if aside:
-            log.info("later checkpoints are set aside in %s", aside)
+            log.info("later checkpoints are archived in %s", aside)
 
     def wait(self) -> bool:
         """Wait for the save that is being written. Returns whether the newest save succeeded."""
@@ -165,6 +185,7 @@ class CheckpointManager:
             has_ended = self._wait_patiently()
         finally:
             closed = self._writer.close()
+            self._space_report.wait()
         if has_ended and closed:
             with contextlib.suppress(OSError):
                 self._check_owner()
@@ -203,6 +224,11 @@ class CheckpointManager:
         try:
             self._check_owner()
             first()
+            try:
+                self._archive_later()
+            except OSError:
+                if not event.emergency:
+                    raise
             encoded = format.encode(state)
             if not event.emergency:
                 self._check_space(copies(event) * encoded.size)
@@ -221,7 +247,8 @@ class CheckpointManager:
         )
         self._hold(encoded.size)
         if self.saves % REPORT_EVERY == 0:
-            self._report_space(COPIES * encoded.size)
+            pace = (time.monotonic() - self._begun) / self.saves
+            self._space_report.start(COPIES * encoded.size, pace)
         if self._scrub_every and self.saves % self._scrub_every == 0:
             self._scrub.request()
         return saved
@@ -247,12 +274,6 @@ class CheckpointManager:
                 *(human_bytes(size), reason),
             )
         self._why_no_reserve = reason
-
-    def _report_space(self, bytes_per_save: int) -> None:
-        now = space.measure(self._store.folder.parent)
-        pace = (time.monotonic() - self._begun) / self.saves
-        sentence, is_scarce = space.outlook(now, bytes_per_save, pace)
-        log.log(logging.WARNING if is_scarce else logging.INFO, "disk: %s", sentence)
 
     def _report_hang(self, seconds: float) -> None:
         log.warning(

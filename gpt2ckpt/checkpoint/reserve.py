@@ -77,7 +77,7 @@ def with_margin(size: int) -> int:
 
 def _allocate(path: Path, size: int) -> int:
     """Give the file at least `size` bytes of disk. Returns those that it really takes."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         os.posix_fallocate(descriptor, 0, size)
         return os.fstat(descriptor).st_blocks * BLOCK

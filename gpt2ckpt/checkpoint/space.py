@@ -1,55 +1,124 @@
 """How much disk a run takes, how much is free, and for how long that is enough."""
 
 import errno
+import logging
+import os
 import shlex
 import shutil
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2ckpt.units import human_bytes
 
 BLOCK = 512  # bytes; the unit of st_blocks (stat(2))
-BOUNDLESS = 1 << 60  # bytes free on a file system that counts none, as some network disks do
+BOUNDLESS = 1 << 60  # bytes free where that is not known: some network disks count none
 FEW_SAVES = 10
+COUNT_SECONDS = 1.0  # for counting what a run takes: its own files take some milliseconds
 FULL = {errno.ENOSPC, errno.EDQUOT}  # the disk itself, or a user's share of it
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Space:
-    """Bytes on one file system: what a run takes there, and what is free."""
+    """Bytes on one file system: what a run takes there, and what is free (BOUNDLESS: not known).
+
+    `used` is a lower bound if not `is_counted`: there was too much to count.
+    """
 
     used: int
     free: int
-
-    def saves_left(self, bytes_per_save: int) -> int:
-        """How many more saves of that size fit."""
-        return self.free // max(bytes_per_save, 1)
+    is_counted: bool = True
 
 
-def measure(run: Path) -> Space:
-    """The space of a run directory, all that is in it counted."""
-    return Space(disk_bytes(run.rglob("*")), measure_free(run))
+def measure(run: Path, seconds: float = COUNT_SECONDS) -> Space:
+    """Return the space of a run directory, all that is in it counted for `seconds` at most."""
+    end, counted = time.monotonic() + seconds, Usage()
+    for path in below(run):
+        counted.add(path)
+        if time.monotonic() > end:
+            return Space(counted.bytes, measure_free(run), is_counted=False)
+    return Space(counted.bytes, measure_free(run))
 
 
 def measure_free(folder: Path) -> int:
-    """Free bytes of the file system that `folder` is on, or will be, for this user."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    usage = shutil.disk_usage(folder)
+    """Return the bytes that this user can write to the file system that `folder` is on, or will be.
+
+    BOUNDLESS where that is not known: the file system counts none, or does not answer.
+    """
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return BOUNDLESS
     return usage.free if usage.total else BOUNDLESS
 
 
-def disk_bytes(paths: Iterable[Path]) -> int:
+def below(folder: Path) -> Iterator[Path]:
+    """Yield every path below a folder; links are not followed.
+
+    What is deleted meanwhile, or cannot be read, is left out: somebody may work in there.
+    """
+    for parent, folders, files in os.walk(folder):
+        yield from (Path(parent, name) for name in (*folders, *files))
+
+
+class Usage:
     """What files take on disk together; names of the same blocks (hard links) count once."""
-    blocks: dict[tuple[int, int], int] = {}
-    for path in paths:
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._seen: set[tuple[int, int]] = set()
+
+    def add(self, path: Path) -> None:
+        """Count a path; one that is deleted meanwhile, or cannot be read, takes nothing."""
         try:
             info = path.stat(follow_symlinks=False)
-        except (FileNotFoundError, NotADirectoryError):
-            continue  # deleted while we looked, by a run that is alive
-        blocks[info.st_dev, info.st_ino] = info.st_blocks
-    return sum(blocks.values()) * BLOCK
+        except OSError:
+            return
+        if (info.st_dev, info.st_ino) not in self._seen:
+            self._seen.add((info.st_dev, info.st_ino))
+            self.bytes += info.st_blocks * BLOCK
+
+
+def disk_bytes(paths: Iterable[Path]) -> int:
+    """Return the bytes that files take on disk together, as `Usage` counts them."""
+    usage = Usage()
+    for path in paths:
+        usage.add(path)
+    return usage.bytes
+
+
+class SpaceReport:
+    """Logs how long the disk lasts, from a thread of its own.
+
+    A run directory may hold a huge tree, or lie beside a disk that hangs: neither a save nor the
+    training waits for that. A report that has not ended is not joined by a second one.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._thread: threading.Thread | None = None
+
+    def start(self, bytes_per_save: int, seconds_per_save: float) -> None:
+        """Begin to count; the line is logged when that has ended."""
+        if self._thread is None or not self._thread.is_alive():
+            arguments = (bytes_per_save, seconds_per_save)
+            self._thread = threading.Thread(target=self._log, args=arguments, daemon=True)
+            self._thread.start()
+
+    def wait(self, seconds: float = COUNT_SECONDS) -> None:
+        """Give a report that is under way some time to end."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _log(self, bytes_per_save: int, seconds_per_save: float) -> None:
+        sentence, is_scarce = outlook(measure(self._run), bytes_per_save, seconds_per_save)
+        log.log(logging.WARNING if is_scarce else logging.INFO, "disk: %s", sentence)
 
 
 def remedy(error: Exception, folder: Path) -> str:
@@ -58,11 +127,11 @@ def remedy(error: Exception, folder: Path) -> str:
     where = shlex.quote(str(folder))
     if number in FULL:
         return (
-            f"Free space, of which the run takes {human_bytes(disk_bytes(folder.rglob('*')))}: "
+            f"Free space, of which the run takes {human_bytes(disk_bytes(below(folder)))}: "
             f"python -m gpt2ckpt.checkpoints prune {where} --keep-rolling 2 --keep-epochs 2 "
             "--abandoned --corrupt shows what can go"
         )
-    if number == errno.ENOENT and not folder.exists():
+    if number == errno.ENOENT and not os.path.lexists(folder):
         return f"It was removed, and is not made again by itself: mkdir -p {where} for the next"
     if number == errno.EBUSY:
         return "Nothing is written there: stop this process, and go on from where its run is now"
@@ -73,18 +142,18 @@ def remedy(error: Exception, folder: Path) -> str:
     return f"See dmesg for what is wrong with the disk under {folder}"
 
 
-def outlook(space: Space, bytes_per_save: int, seconds_per_save: float | None) -> tuple[str, bool]:
-    """A sentence on how long the disk lasts, and whether that is a reason to warn.
+def outlook(space: Space, bytes_per_save: int, seconds_per_save: float) -> tuple[str, bool]:
+    """Return a sentence on how long the disk lasts, and whether that is a reason to warn.
 
-    `seconds_per_save` is the time from one save to the next; None if it is not known yet.
+    `seconds_per_save` is the time from one save to the next.
     """
-    left = space.saves_left(bytes_per_save)
-    sentence = f"the run takes {human_bytes(space.used)}, {free_words(space.free)}"
+    used = f"{'' if space.is_counted else 'at least '}{human_bytes(space.used)}"
+    sentence = f"the run takes {used}, {free_words(space.free)}"
     if space.free >= BOUNDLESS:
         return sentence, False
-    sentence += f": {left:,} more saves fit"
-    if seconds_per_save is not None:
-        sentence += f", {left * seconds_per_save / 3600:,.1f} hours at this rate"
+    left = space.free // max(bytes_per_save, 1)
+    hours = left * seconds_per_save / 3600
+    sentence += f": {left:,} more saves fit, {hours:,.1f} hours at this rate"
     return sentence, left < FEW_SAVES
 
 

@@ -1,12 +1,14 @@
 """Text to token shards in llm.c's format, train_000000.bin and val_000000.bin onwards.
 
 Everything is written in a hidden folder inside the output folder, and renamed into place at the
-end, when each shard is on the device. An interrupted run leaves that folder; the next one removes
-it. A lock on the output folder, which the system drops when its holder dies, keeps a second run
-out.
+end, when each shard is on the device. A run that fails takes its shards back; one that was killed
+leaves that folder, and in it the names that it was about to give: the next run removes both. A lock
+on the output folder, which the system drops when its holder dies, keeps a second run out.
 """
 
+import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +25,8 @@ from gpt2ckpt.files import durable
 from gpt2ckpt.files.locks import Lock, try_lock
 
 _STAGING = ".shards.partial"
+_PUBLISHING = "publishing"  # in that folder: the names of the shards that are being published
+_SHARD = re.compile(r"(train|val)_\d+\.bin")
 _MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in int32
 _CHUNK_TOKENS = 1 << 20
 
@@ -110,9 +114,9 @@ def _staging(out: Path) -> Iterator[Path]:
         lock = os.open(out, os.O_RDONLY)
         if try_lock(lock) is Lock.HELD:  # without locks two runs at once are the user's to avoid
             raise InputError(f"{out}: another process is writing shards there")
-        _refuse_existing(out)
         staging = out / _STAGING
-        shutil.rmtree(staging, ignore_errors=True)  # of a run that died: no live one has the lock
+        _remove_leftovers(staging)  # of a run that died: no live one has the lock
+        _refuse_existing(out)
         staging.mkdir()
         try:
             yield staging
@@ -125,6 +129,14 @@ def _staging(out: Path) -> Iterator[Path]:
     finally:
         if lock >= 0:
             os.close(lock)
+
+
+def _remove_leftovers(staging: Path) -> None:
+    """Delete the folder of a run that died, and the shards that it had published by then."""
+    with contextlib.suppress(FileNotFoundError):
+        names = (staging / _PUBLISHING).read_text().split()
+        durable.delete([staging.parent / name for name in names if _SHARD.fullmatch(name)])
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _refuse_existing(out: Path) -> None:
@@ -162,8 +174,17 @@ def _write_and_publish(
             written.append(path)
     out = staging.parent
     _refuse_existing(out)  # that came meanwhile: a rename would replace it
-    published = [path.rename(out / path.name) for path in written]
-    durable.sync_directory(out)
+    durable.write(staging / _PUBLISHING, "\n".join(path.name for path in written).encode())
+    published: list[Path] = []
+    try:
+        for path in written:
+            published.append(path.rename(out / path.name))
+        durable.sync_directory(out)
+        (staging / _PUBLISHING).unlink()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            durable.delete(published)
+        raise
     return published
 
 

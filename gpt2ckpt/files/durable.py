@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -120,6 +121,32 @@ def link(source: Path, name: Path, watch: Watch = unwatched) -> None:
             temporary.unlink(missing_ok=True)
         raise
     sync_directory(name.parent)
+
+
+def shorten(path: Path, content: bytes) -> None:
+    """Replace what a file holds by a part of it. Raises OSError; the file is as it was then.
+
+    A beginning of the file is what is left when the rest is cut off, which a full disk can do, too.
+    Anything else is written beside it, as by `write`.
+    """
+    unshare(path)
+    with path.open("rb+") as file:
+        if file.read(len(content)) == content:
+            file.truncate(len(content))
+            os.fsync(file.fileno())
+            return
+    write(path, content)
+
+
+def unshare(path: Path) -> None:
+    """Give a file blocks of its own if it has other names too, before it is written in place.
+
+    A snapshot by hard links (`cp -al`) keeps its bytes then. Raises OSError.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        info = path.stat(follow_symlinks=False)
+        if stat.S_ISREG(info.st_mode) and info.st_nlink > 1:
+            _copy(path, path, unwatched)
 
 
 def delete(paths: Sequence[Path]) -> None:

@@ -4,8 +4,10 @@ import contextlib
 import errno
 import os
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
+from gpt2ckpt.files import durable
 from gpt2ckpt.worker import Worker
 
 PATIENCE = 2.0  # seconds that a caller waits for the file system to take its lines
@@ -16,27 +18,42 @@ class AppendFile:
 
     Lines that could not be written are kept and written before the next ones; nothing is left of a
     half-written line. A thread writes them, so that a file system which hangs holds a caller for
-    some seconds, once, and no longer. Opening raises OSError.
+    some seconds, once, and no longer. A file that has other names (a snapshot by hard links) is
+    copied before it is written, and a link is not followed. Opening raises OSError.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         # Unbuffered, so that what `write` did not take is known and can be cut off again.
-        self._file = path.open("ab", buffering=0)
-        self._waiting = deque([] if _ends_with_newline(path) else [b"\n"])
+        self._file = os.fdopen(_open(path), "ab", buffering=0)
+        # Lines to write, and functions that change the file after the lines before them.
+        self._waiting: deque[bytes | Callable[[], None]] = deque()
+        if not _ends_with_newline(path):
+            self._waiting.append(b"\n")
         self._error: Exception | None = None
         self._worker = Worker(path.name, limit=100)
 
     @property
     def lines_waiting(self) -> int:
         """How many lines are in memory alone."""
-        waiting = b"".join(list(self._waiting)).strip()
+        waiting = b"".join(item for item in list(self._waiting) if isinstance(item, bytes)).strip()
         return waiting.count(b"\n") + bool(waiting)
 
     def append(self, lines: str) -> None:
         """Append `lines`, each with its newline. Raises OSError; the next call tries again."""
+        self._take(lines.encode(errors="backslashreplace"))
+
+    def rewrite(self, change: Callable[[], None]) -> None:
+        """Let `change` replace the file before anything else is written.
+
+        Raises OSError if that fails; the next call of this or of `append` tries again.
+        """
+        self._take(change)
+
+    def _take(self, item: bytes | Callable[[], None]) -> None:
         if self._file.closed:
             raise ValueError("it is closed")
-        self._waiting.append(lines.encode(errors="backslashreplace"))
+        self._waiting.append(item)
         self._worker.hand_over(self._write_waiting)  # if that finds no place, another one waits
         self._wait()
         if self._error is not None:
@@ -66,17 +83,34 @@ class AppendFile:
 
     def _write_waiting(self) -> None:
         """In the thread: write what waits, or keep it and note the error."""
-        chunks = list(self._waiting)
         try:
-            self._write(b"".join(chunks))
+            while self._waiting:
+                change = self._waiting[0]
+                if isinstance(change, bytes):
+                    self._write_lines()
+                else:
+                    change()
+                    self._reopen()
+                    self._waiting.popleft()
         except Exception as error:
             self._error = error
         else:
             self._error = None
-            for _ in chunks:
-                self._waiting.popleft()
+
+    def _write_lines(self) -> None:
+        """Write the lines that wait, up to the next change of the file, with one call."""
+        lines: list[bytes] = []
+        for item in list(self._waiting):
+            if not isinstance(item, bytes):
+                break
+            lines.append(item)
+        self._write(b"".join(lines))
+        for _ in lines:
+            self._waiting.popleft()
 
     def _write(self, data: bytes) -> None:
+        if os.fstat(self._file.fileno()).st_nlink > 1:
+            self._reopen()
         end = os.fstat(self._file.fileno()).st_size
         try:
             if self._file.write(data) != len(data):
@@ -85,6 +119,20 @@ class AppendFile:
             with contextlib.suppress(OSError):
                 self._file.truncate(end)
             raise
+
+    def _reopen(self) -> None:
+        """Continue in the file that has the name now, under the same descriptor."""
+        descriptor = _open(self._path)
+        try:
+            os.dup2(descriptor, self._file.fileno(), inheritable=False)
+        finally:
+            os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    durable.unshare(path)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(path, flags, 0o666)
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -39,6 +39,9 @@ class Nowhere:
     def flush(self) -> None:
         """Nothing."""
 
+    def rewind(self, step: int) -> None:
+        """Nothing."""
+
     def sync(self) -> None:
         """Nothing."""
 

@@ -67,6 +67,16 @@ class Loggers:
         for logger in self._others:
             logger.sync()
 
+    def start_again(self, step: int, seconds: float) -> "Loggers":
+        """Close all but the metrics file, as `close` does, and take its events after `step` back.
+
+        Nothing is raised. Returns loggers with the metrics file alone, for others to be added.
+        """
+        self._closed = True
+        self._close_others(seconds)
+        self._to_metrics(lambda: self._metrics.rewind(step))
+        return Loggers(self._metrics)
+
     def close(self, seconds: float) -> None:
         """Flush and close everything, and wait for slow loggers so long at most.
 
@@ -77,6 +87,9 @@ class Loggers:
         self._closed = True
         self._to_metrics(self._metrics.flush)
         self._to_metrics(self._metrics.close)
+        self._close_others(seconds)
+
+    def _close_others(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         for logger in self._others:
             logger.close(max(0.0, end - time.monotonic()))

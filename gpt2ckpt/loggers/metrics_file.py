@@ -44,6 +44,14 @@ class MetricsFile:
         """
         self._lines.append(encode(event) + "\n")
 
+    def rewind(self, step: int) -> None:
+        """Take the events after `step` back, before anything else is written.
+
+        Raises:
+            OSError: that could not be done now; the next call of `log` or `flush` tries again.
+        """
+        self._lines.rewrite(lambda: rewind(self._path, step))
+
     def text(self, step: int, text: str) -> None:
         """Samples are not metrics: they stand in the log."""
 
@@ -81,7 +89,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Take the events after `step` out of the file, in one atomic replacement.
+    """Take the events after `step` out of the file, at once or not at all.
 
     Every other line stays as it is, damaged ones too. Raises OSError.
     """
@@ -89,7 +97,7 @@ def rewind(path: Path, step: int) -> None:
     kept: list[Line | DamagedLine] = [line for line in lines.events if line.step <= step]
     if len(kept) < len(lines.events):
         in_place = sorted([*kept, *lines.damaged], key=lambda line: line.number)
-        durable.write(path, b"".join(line.content for line in in_place))
+        durable.shorten(path, b"".join(line.content for line in in_place))
 
 
 def json_number(value: float) -> float | str:

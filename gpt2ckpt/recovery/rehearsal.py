@@ -1,6 +1,5 @@
 """The drill itself: kill, resume, train undisturbed, compare, measure."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +94,7 @@ class Rehearsal:
             durable_after=saves[1].durable_after,
             restart=restart,
             size=(training.checkpoints / LATEST).stat().st_size,
-            free=shutil.disk_usage(self.scratch.parent).free + _disk_used(self.scratch),
+            free=_free(self.scratch),
         )
 
 
@@ -135,7 +134,8 @@ def _step_seconds(training: Training, tokens_per_step: int) -> float:
     return median(tokens_per_step / float(e["tokens_per_s"]) for e in events[2:] or events)
 
 
-def _disk_used(scratch: Path) -> int:
-    from gpt2ckpt.checkpoint.space import disk_bytes
+def _free(scratch: Path) -> int:
+    """Return the bytes that are free once the drill's folder is gone."""
+    from gpt2ckpt.checkpoint.space import below, disk_bytes, measure_free
 
-    return disk_bytes(scratch.rglob("*"))
+    return measure_free(scratch.parent) + disk_bytes(below(scratch))

@@ -79,7 +79,7 @@ def _hold(sweep: Path, *, shared: bool) -> bool:
     Those that go on in it (`shared`) may be several, and are never kept out: they find each other's
     jobs.
     """
-    descriptor = os.open(sweep / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(sweep / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     state = try_lock(descriptor, shared=shared)
     if state is not Lock.TAKEN:
         return shared or state is Lock.UNSUPPORTED

@@ -52,7 +52,7 @@ class Entry:
 def append(sweep: Path, entry: Entry) -> None:
     """Add a line. Raises OSError."""
     line = json.dumps(asdict(entry), allow_nan=False) + "\n"
-    descriptor = os.open(sweep / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(sweep / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         os.write(descriptor, line.encode())
     finally:

@@ -9,12 +9,13 @@ from statistics import median
 
 from gpt2ckpt.checkpoint.policy import COPIES, most_files
 from gpt2ckpt.checkpoint.reserve import with_margin
-from gpt2ckpt.checkpoint.space import disk_bytes, measure_free
+from gpt2ckpt.checkpoint.space import BOUNDLESS, disk_bytes, measure_free
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import as_typed
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.data.corpus import Corpus
 from gpt2ckpt.data.tokens import TokenStream
+from gpt2ckpt.files.patience import within
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.model.attention import keeps_weights
 from gpt2ckpt.model.counts import count_flops_per_token, count_parameters
@@ -31,6 +32,7 @@ from gpt2ckpt.training.room import check_room, checkpoint_bytes, memory_needed
 from gpt2ckpt.training.saving import retention_of
 
 log = logging.getLogger(__name__)
+DISK_SECONDS = 5.0  # that the summary waits for an answer of the file system
 SPEEDS = 20  # logged steps whose median is the speed of a run
 
 
@@ -150,10 +152,10 @@ def _logged_speed(directory: Path) -> float | None:
 
 def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
     """Say what was done, what is on disk, and how to go on."""
-    counters, files = loop.state.counters, Store(directory / CHECKPOINTS).files()
-    sizes = [file.stat().st_size for file in files]
+    counters, steps = loop.state.counters, loop.meter.steps
+    saved = within(DISK_SECONDS, lambda: _saved(directory))
+    has_state = saved is None or saved.checkpoints > 0
     recent = counters.unlogged if counters.unlogged.steps else loop.logged
-    free, steps = measure_free(directory), loop.meter.steps
     facts = report.SummaryFacts(
         steps=steps,
         all_steps=counters.step,
@@ -166,15 +168,20 @@ def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
         best_val_loss=counters.best_val_loss,
         best_step=counters.best_step,
         run_dir=directory,
-        checkpoints=len(files),
-        disk_bytes=disk_bytes(files),
-        free_bytes=free,
-        saves_left=free // (COPIES * max(sizes)) if any(sizes) else None,
-        resume_command=resume_command(directory, loop.team.size) if files and stopped else None,
-        sample_command=command("sample", as_typed("ckpt", str(directory))) if files else None,
+        saved=saved,
+        resume_command=resume_command(directory, loop.team.size) if has_state and stopped else None,
+        sample_command=command("sample", as_typed("ckpt", str(directory))) if has_state else None,
     )
     for line in report.summary(facts):
         log.info("%s", line)
+
+
+def _saved(directory: Path) -> report.SavedFacts:
+    """Return what a run has on disk. Raises OSError."""
+    files = Store(directory / CHECKPOINTS).files()
+    largest, free = max((disk_bytes([file]) for file in files), default=0), measure_free(directory)
+    left = free // (COPIES * largest) if free < BOUNDLESS and largest else None
+    return report.SavedFacts(len(files), disk_bytes(files), free, left)
 
 
 def resume_command(directory: Path, ranks: int = 1) -> str:

@@ -27,8 +27,6 @@ from gpt2ckpt.training.step import HalfApplied, Stepper, StepResult
 
 log = logging.getLogger(__name__)
 
-REOPEN_WAITS = 10.0  # seconds that a rollback waits for loggers before it opens them anew
-
 
 @dataclass
 class Loop:
@@ -37,7 +35,7 @@ class Loop:
     `evaluate` and `sample` get a function that tells whether to stop half-way; `sample` returns a
     text, or None on a rank that has none to show.
     `last_blocks` are those of the step after which the state was saved that it begins with.
-    `reopen` takes the history after a step away, and gives the loggers to go on with.
+    `reopen` takes the history after a step away from loggers, and gives those to go on with.
     `logged` are the losses that the last logged mean is of.
     """
 
@@ -56,7 +54,7 @@ class Loop:
     bar: Progress
     evaluate: Callable[[Callable[[], bool]], Evaluation | None]
     sample: Callable[[Callable[[], bool]], str | None]
-    reopen: Callable[[int], Loggers]
+    reopen: Callable[[Loggers, int], Loggers]
     deadline: Deadline
     interrupts: Interrupts
     team: Team = field(default_factory=Alone)
@@ -136,8 +134,7 @@ class Loop:
             go_back(self.state, found)
             self.saver.go_back_to(found)
             step, self._epoch_seen = self.state.counters.step, self.epoch
-            self.loggers.close(REOPEN_WAITS)
-            self.loggers = self.saver.loggers = self.reopen(step)
+            self.loggers = self.saver.loggers = self.reopen(self.loggers, step)
             self.replay = ReplayCheck([])
             self.meter.start(step)
 

@@ -121,11 +121,21 @@ class SavingFacts:
 
 
 @dataclass(frozen=True)
+class SavedFacts:
+    """What a run has on disk at its end, and how many more saves fit (None: not known)."""
+
+    checkpoints: int
+    disk_bytes: int
+    free_bytes: int
+    saves_left: int | None
+
+
+@dataclass(frozen=True)
 class SummaryFacts:
     """What a process did until its end: `steps` by itself, of `all_steps` of the run, and the
     tokens of these. Losses are None where none was computed; `train_loss` is the mean over the last
     `mean_steps` steps; `tokens_per_s` is the median over the logged steps; `best_step` is the step
-    of `best_val_loss`; `saves_left` more saves fit on the disk."""
+    of `best_val_loss`; `saved` is None where the file system did not answer."""
 
     steps: int
     all_steps: int
@@ -138,10 +148,7 @@ class SummaryFacts:
     best_val_loss: float | None
     best_step: int | None
     run_dir: Path
-    checkpoints: int
-    disk_bytes: int
-    free_bytes: int
-    saves_left: int | None
+    saved: SavedFacts | None
     resume_command: str | None
     sample_command: str | None
 
@@ -234,15 +241,21 @@ def summary(facts: SummaryFacts) -> list[str]:
         f"{_plural(facts.steps, 'step')}{in_all}, {facts.tokens:,} tokens in "
         f"{human_duration(facts.seconds)}{median}"
     )
-    left = "" if facts.saves_left is None else f": {facts.saves_left:,} more saves fit"
-    disk = (
-        f"{_plural(facts.checkpoints, 'file')}, {human_bytes(facts.disk_bytes)} on disk, "
-        f"{free_words(facts.free_bytes)}{left}"
-    )
     rows = [("trained", done), *_loss_rows(facts), ("run", str(facts.run_dir))]
     commands = [("go on", facts.resume_command), ("sample", facts.sample_command)]
-    rows += [("saved", disk), *((label, command) for label, command in commands if command)]
+    rows += [("saved", _saved(facts.saved))]
+    rows += [(label, command) for label, command in commands if command]
     return _layout(rows)
+
+
+def _saved(saved: SavedFacts | None) -> str:
+    if saved is None:
+        return "not known: the file system of the run does not answer"
+    left = "" if saved.saves_left is None else f": {saved.saves_left:,} more saves fit"
+    return (
+        f"{_plural(saved.checkpoints, 'file')}, {human_bytes(saved.disk_bytes)} on disk, "
+        f"{free_words(saved.free_bytes)}{left}"
+    )
 
 
 def _machine_rows(machine: MachineFacts) -> list[_Row]:

@@ -1,5 +1,6 @@
 """One process of a run: builds the parts from a prepared start, trains, and reports."""
 
+import contextlib
 import logging
 import signal
 from collections.abc import Callable
@@ -12,7 +13,6 @@ import torch
 
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.config.checks import FSDP
-from gpt2ckpt.config.schema import LoggerConfig
 from gpt2ckpt.data.loader import BlockLoader, validation
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.loggers import metrics_file
@@ -50,6 +50,7 @@ from gpt2ckpt.training.state import Counters, Provenance, TrainingState, version
 from gpt2ckpt.training.step import Stepper
 
 log = logging.getLogger(__name__)
+REOPEN_WAITS = 10.0  # seconds that a rollback waits for loggers before it opens them anew
 
 FINISH_WAITS = 60.0  # seconds that a finished training waits for loggers that make progress
 STOP_WAITS = 5.0  # the same after a signal or an error
@@ -93,9 +94,7 @@ class Session:
             for key in ("model", "optimizer"):
                 del self.start.state[key]  # copied: held, they would double the memory
         resumed = self.start.directory is not None or self.start.begins_again
-        loggers = self._open_loggers(
-            config.logger, provenance, state.counters.step, resumed=resumed
-        )
+        loggers = self._open_loggers(provenance, state.counters.step, resumed=resumed)
         replay = self._open_replay()
         loop = self._build_loop(state, provenance, loggers, replay)
         if self.team.is_first:
@@ -276,22 +275,31 @@ class Session:
         manager.reserve(checkpoint_bytes(self.start, self.prepared.config))
         return manager
 
-    def _reopen(self, provenance: Provenance, step: int) -> Loggers:
+    def _reopen(self, provenance: Provenance, loggers: Loggers, step: int) -> Loggers:
         """After a rollback to `step`: as a resume from there would open them."""
+        loggers = loggers.start_again(step, REOPEN_WAITS)
         if self.team.is_first:
-            metrics_file.rewind(self.directory / HISTORY, step)
-            (self.directory / REPLAY).unlink(missing_ok=True)
-        config = self.prepared.config.logger
-        return self._open_loggers(config, provenance, step, resumed=True)
+            with contextlib.suppress(OSError):  # it only costs a resume a comparison
+                (self.directory / REPLAY).unlink(missing_ok=True)
+            self._add_loggers(loggers, provenance, step, resumed=True)
+        return loggers
 
-    def _open_loggers(
-        self, config: LoggerConfig, provenance: Provenance, step: int, *, resumed: bool
-    ) -> Loggers:
+    def _open_loggers(self, provenance: Provenance, step: int, *, resumed: bool) -> Loggers:
         if not self.team.is_first:
             return Loggers(Nowhere())
-        path = self.directory / HISTORY
-        history = metrics_file.read(path)  # here: the loggers' threads begin when more is logged
-        loggers = Loggers(metrics_file.MetricsFile(path))
+        loggers = Loggers(metrics_file.MetricsFile(self.directory / HISTORY))
+        self._add_loggers(loggers, provenance, step, resumed=resumed)
+        return loggers
+
+    def _add_loggers(
+        self, loggers: Loggers, provenance: Provenance, step: int, *, resumed: bool
+    ) -> None:
+        config = self.prepared.config.logger
+        history: list[dict[str, Any]] = []
+        # Read here: the loggers' threads begin when more is logged.
+        with contextlib.suppress(OSError):
+            events = metrics_file.read(self.directory / HISTORY)
+            history = [event for event in events if event["step"] <= step]
         if config.tensorboard:
             folder = self.directory / TENSORBOARD
             loggers.add(
@@ -315,7 +323,6 @@ class Session:
                 ),
                 service_progress,
             )
-        return loggers
 
     def _say_what_is_not_exact(self, saved: dict[str, Any]) -> None:
         now = {**self._environment(), **versions()}

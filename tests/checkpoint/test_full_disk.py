@@ -12,11 +12,12 @@ from checkpoint_helpers import event, names_in, step_of, tensors_state
 from real_disks import formatted, mounted
 
 from gpt2ckpt.checkpoint import space
+from gpt2ckpt.checkpoint.aside import ABANDONED, folders_aside
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.checkpoint.reserve import RESERVE, Reserve, with_margin
-from gpt2ckpt.checkpoint.store import Store
+from gpt2ckpt.checkpoint.store import Found, Store
 
 KEEP = Retention(9, 9)
 KILOBYTES = 3000
@@ -85,6 +86,28 @@ def test_without_a_reserve_the_emergency_save_fails(
     assert manager.save(tensors_state(2, KILOBYTES), event(2, emergency=True)) is None
     assert "No space left" in caplog.text
     assert Store(folder).find(Role.LATEST).state["step"] == 1
+
+
+def test_a_rollback_on_a_full_disk_is_archived_now_or_at_the_next_save(
+    disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = disk / "run" / "checkpoints"
+    manager = CheckpointManager(folder, KEEP, None)
+    manager.reserve(KILOBYTES << 10)
+    small = tensors_state(1, 300)
+    for step in (1, 2):
+        assert manager.save({**small, "step": step}, event(step)) is not None
+    others = fill(disk, spare=0)
+    manager.go_back_to(Found(folder / "rolling_step_000001.pt", {"step": 1}))
+    assert manager.save({**small, "step": 3}, event(3, emergency=True)) is not None, caplog.text
+    others.unlink()
+    os.sync()
+    assert manager.save({**small, "step": 4}, event(4)) is not None, caplog.text
+    manager.close()
+    [aside] = folders_aside(folder, ABANDONED)
+    assert "rolling_step_000002.pt" in names_in(aside)
+    assert "rolling_step_000002.pt" not in names_in(folder)
+    assert step_of(folder / "latest.pt") == 4
 
 
 # ---------------------------------------------------------------- the reserve by itself

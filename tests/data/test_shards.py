@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import preload
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -142,6 +143,43 @@ def test_a_killed_writer_leaves_no_shard_and_no_obstacle(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == [".shards.partial"]
     (path,) = write_shards({"train": [_u16(1, 2)]}, tmp_path, 100)
     assert list(tmp_path.iterdir()) == [path]
+
+
+WRITE = (
+    "import sys, numpy as np; from pathlib import Path\n"
+    "from gpt2ckpt.data.shards import write_shards\n"
+    "write_shards({'train': [np.full(30, 7, np.uint16)]}, Path(sys.argv[1]), 10)\n"
+)
+
+
+@pytest.mark.parametrize("call", ["rename", "fsync", "unlink"])
+def test_a_writer_that_fails_while_it_publishes_leaves_nothing(tmp_path: Path, call: str) -> None:
+    faults, out = preload.build(tmp_path), tmp_path / "out"
+    out.mkdir()
+    pattern = {"rename": "/out/train_000001.bin$", "fsync": "/out$", "unlink": "/publishing$"}
+    faults.set((call, preload.EIO, pattern[call]))
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE, str(out)],
+        **{"env": faults.environment, "cwd": ROOT, "capture_output": True, "text": True},
+    )
+    assert "InputError: " in done.stderr and "cannot write shards: Input/output" in done.stderr
+    assert list(out.glob("*.bin")) == []
+    assert len(write_shards({"train": [_u16(1)]}, out, 10)) == 1, "its leftovers are in the way"
+
+
+def test_a_writer_killed_while_it_publishes_is_no_obstacle(tmp_path: Path) -> None:
+    faults, out = preload.build(tmp_path), tmp_path / "out"
+    faults.set(("rename", -60, "/out/train_000001.bin$"))
+    command = [sys.executable, "-c", WRITE, str(out)]
+    process = subprocess.Popen(command, env=faults.environment, cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while not (out / "train_000000.bin").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    (path,) = write_shards({"train": [_u16(1, 2)]}, out, 100)
+    assert list(out.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("own_validation", [False, True])

@@ -1,6 +1,7 @@
 """train.log and metrics.jsonl on a disk that is full, and files that were deleted."""
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -140,3 +141,28 @@ def test_lines_waiting_are_counted(tmp_path: Path) -> None:
     assert file.lines_waiting == 0
     file.append("a\nb\n")
     assert (tmp_path / "log").read_text() == "torn\na\nb\n"
+
+
+def test_a_snapshot_by_hard_links_keeps_its_bytes(tmp_path: Path) -> None:
+    """One that was made before the file was opened, and one of a run that is alive."""
+    path, first, second = (tmp_path / name for name in ("log", "first", "second"))
+    path.write_text("before\n")
+    os.link(path, first)
+    file = AppendFile(path)
+    file.append("then\n")
+    os.link(path, second)
+    file.append("now\n")
+    file.sync()
+    file.close()
+    assert [entry.read_text() for entry in (first, second, path)] == [
+        "before\n",
+        "before\nthen\n",
+        "before\nthen\nnow\n",
+    ]
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        AppendFile(tmp_path / "log")
+    assert not (tmp_path / "elsewhere").exists()

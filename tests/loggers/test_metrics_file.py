@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 import textwrap
@@ -7,6 +9,7 @@ import textwrap
 import pytest
 
 from gpt2ckpt.errors import InputError
+from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.loggers.metrics_file import MetricsFile, encode, read, rewind
 
 
@@ -140,3 +143,51 @@ def test_a_full_disk_loses_no_event_and_leaves_no_torn_line(path):
 def test_a_file_that_cannot_be_opened_is_the_users_to_mend(tmp_path):
     with pytest.raises(InputError, match="nowhere"):
         MetricsFile(tmp_path / "nowhere" / "metrics.jsonl")
+
+
+def test_rewind_cuts_the_end_off_in_place_but_not_that_of_a_snapshot(path):
+    write(path, [10, 20, 30])
+    inode = path.stat().st_ino
+    rewind(path, 20)
+    assert (path.stat().st_ino, steps(path)) == (inode, [10, 20])
+    snapshot = path.with_name("snapshot")
+    os.link(path, snapshot)
+    rewind(path, 10)
+    assert (steps(snapshot), steps(path)) == ([10, 20], [10])
+
+
+def test_a_rewind_that_fails_is_made_before_anything_else_is_written(path, monkeypatch):
+    file = MetricsFile(path)
+    for step in (1, 2, 3):
+        file.log(event(step))
+
+    def fail(*_):
+        raise OSError(errno.EIO, "the device failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics_file, "rewind", fail)
+        with pytest.raises(OSError, match="device failed"):
+            file.rewind(2)
+        for step in (3, 4):
+            with pytest.raises(OSError, match="device failed"):
+                file.log(event(step, lr=1.0))
+        with pytest.raises(OSError, match="device failed"):
+            file.rewind(3)
+    assert steps(path) == [1, 2, 3]
+    file.log(event(4, lr=2.0))
+    assert [(found["step"], found.get("lr")) for found in read(path)] == [
+        (1, None),
+        (2, None),
+        (3, 1.0),
+        (4, 2.0),
+    ]
+    file.close()
+
+
+def test_a_rewind_that_replaces_the_file_is_followed(path):
+    write(path, [10, 30, 20])
+    file = MetricsFile(path)
+    file.rewind(20)
+    file.log(event(40))
+    assert steps(path) == [10, 20, 40]
+    file.close()

@@ -18,6 +18,7 @@ from gpt2ckpt.training.report import (
     MemoryFacts,
     ModelFacts,
     PlanFacts,
+    SavedFacts,
     SavingFacts,
     SummaryFacts,
     eval_line,
@@ -88,10 +89,7 @@ SUMMARY = SummaryFacts(
     best_val_loss=3.2104,
     best_step=400,
     run_dir=Path("outputs/gpt2_run_20260102_030405"),
-    checkpoints=3,
-    disk_bytes=173_822_976,
-    free_bytes=35_000_000_000,
-    saves_left=302,
+    saved=SavedFacts(3, 173_822_976, 35_000_000_000, 302),
     resume_command="python -m gpt2ckpt.train +resume=outputs/gpt2_run_20260102_030405",
     sample_command="python -m gpt2ckpt.sample ckpt=outputs/gpt2_run_20260102_030405",
 )
@@ -307,9 +305,8 @@ def test_the_summary_of_a_process_that_went_on():
 
 def test_the_summary_of_a_run_without_losses_or_checkpoints():
     nothing = {"train_loss": None, "val_loss": None, "best_val_loss": None, "best_step": None}
-    bare = replace(
-        SUMMARY, **nothing, checkpoints=1, saves_left=None, resume_command=None, sample_command=None
-    )
+    saved = SavedFacts(1, 173_822_976, 35_000_000_000, None)
+    bare = replace(SUMMARY, **nothing, saved=saved, resume_command=None, sample_command=None)
     lines = summary(bare)
     assert lines[1] == "loss         none"
     assert lines[3:] == ["saved        1 file, 173.8 MB on disk, 35.0 GB free"]
@@ -323,6 +320,15 @@ def test_warnings_are_laid_out_as_the_report():
     lines = warning_lines(["word " * 30])
     assert lines[0].startswith("warning      word word") and lines[1].startswith(" " * 13 + "word")
     assert max(map(len, lines)) <= 80
+
+
+def test_the_summary_where_the_file_system_does_not_answer():
+    saved = SavedFacts(2, 1_000_000, BOUNDLESS, None)
+    assert summary(replace(SUMMARY, saved=saved))[4] == (
+        "saved        2 files, 1.0 MB on disk, free space not known"
+    )
+    lines = summary(replace(SUMMARY, saved=None))
+    assert lines[4] == "saved        not known: the file system of the run does not answer"
 
 
 def test_commands_are_never_broken():

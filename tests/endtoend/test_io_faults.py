@@ -1,0 +1,109 @@
+"""Whole commands on file systems whose calls fail, with a library that makes them fail."""
+
+import errno
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import preload
+import pytest
+from commands import (
+    Done,
+    environment,
+    events,
+    finish,
+    latest,
+    start,
+    steps_done,
+    succeed,
+    wait_until,
+)
+from preload import EINVAL, EIO
+
+ENOSPC, EACCES = errno.ENOSPC, errno.EACCES
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> preload.Faults:
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    return preload.build(folder)
+
+
+def faulty(faults: preload.Faults, name: str, words: list[str], cwd: Path) -> Done:
+    return finish(start(name, words, cwd, faults.environment))
+
+
+def test_a_training_that_cannot_measure_the_disk_ends_as_any_other(
+    token_data: Any, tmp_path: Path, faults: preload.Faults
+) -> None:
+    """The report of every tenth save, the check before each save, and the summary at the end."""
+    (tmp_path / "run" / "notes").mkdir(parents=True)
+    faults.set(("statvfs", EIO, "run"), ("opendir", EACCES, "notes$"))
+    words = [*token_data.overrides, "trainer.max_steps=12", "checkpoint.save_every=1"]
+    done = succeed(faulty(faults, "train", [*words, "hydra.run.dir=run"], tmp_path))
+    assert "disk: the run takes " in done.out
+    assert done.out.count("free space not known") == 3, "at the start, in between, at the end"
+    assert latest(tmp_path / "run")["step"] == 12
+
+
+def start_spoiled(words: list[str], cwd: Path, faults: preload.Faults) -> "subprocess.Popen[str]":
+    """A training in which a weight turns infinite after step 9, so that it goes back."""
+    more = {**environment(), **faults.environment}
+    program = str(Path(__file__).with_name("spoiled.py"))
+    return subprocess.Popen(
+        [sys.executable, program, *words, "trainer.on_bad_loss=rollback"],
+        **{"cwd": cwd, "env": {**more, "PYTHONPATH": environment()["PYTHONPATH"]}, "text": True},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+    )
+
+
+def test_a_disk_without_directory_sync_takes_kills_rollbacks_and_shards(
+    token_data: Any, tmp_path: Path, faults: preload.Faults
+) -> None:
+    run_dir = tmp_path / "run"
+    faults.set(("fsync", EINVAL, "run$"), ("fsync", EINVAL, "checkpoints$"))
+    words = [*token_data.overrides, "checkpoint.save_every=5", "hydra.run.dir=run"]
+    words.append("checkpoint.save_epochs=false")
+    killed = start_spoiled([*words, "trainer.max_steps=100000"], tmp_path, faults)
+    wait_until(killed, lambda: steps_done(run_dir) > 22)
+    killed.kill()
+    out, err = killed.communicate()
+    assert "from step 9 back to step 5" in out, err
+    resumed = ["hydra.run.dir=run", "+resume=latest", "trainer.max_steps=100000"]
+    again = start("train", resumed, tmp_path, faults.environment)
+    before = steps_done(run_dir)
+    wait_until(again, lambda: steps_done(run_dir) > before + 5)
+    again.send_signal(signal.SIGTERM)
+    assert finish(again).code == 143
+    faults.set(("fsync", EINVAL, "shards$"))
+    (tmp_path / "prose.txt").write_text("The quick brown fox. " * 400)
+    shards = ["data=text", "data.train=prose.txt", "out=shards"]
+    assert " shards in shards" in succeed(faulty(faults, "prepare", shards, tmp_path)).out
+
+
+def test_a_rollback_that_can_write_neither_history_nor_folders_goes_on(
+    token_data: Any, tmp_path: Path, faults: preload.Faults
+) -> None:
+    """Until the disk works again. What was logged meanwhile is not lost then."""
+    run_dir, log = tmp_path / "run", tmp_path / "run" / "train.log"
+    words = [*token_data.overrides, "checkpoint.save_every=5", "trainer.max_steps=20000"]
+    words += ["trainer.eval_every=8", "trainer.eval_steps=1", "checkpoint.save_epochs=false"]
+    history = [("write", ENOSPC, "metrics.jsonl"), ("ftruncate", ENOSPC, "metrics.jsonl")]
+    faults.set(*history, ("open", ENOSPC, ".metrics.jsonl."), ("mkdir", ENOSPC, "abandoned_"))
+    process = start_spoiled([*words, "hydra.run.dir=run"], tmp_path, faults)
+    wait_until(process, lambda: log.exists() and "the next save tries again" in log.read_text())
+    assert events(run_dir) == []
+    process.send_signal(signal.SIGUSR1)
+    wait_until(process, lambda: "saved emergency_step_" in log.read_text())
+    faults.set()
+    wait_until(process, lambda: "later checkpoints are archived" in log.read_text())
+    process.send_signal(signal.SIGTERM)
+    done = finish(process)
+    assert done.code == 143, done
+    assert "from step 9 back to step 5" in done.out
+    assert "closed file" not in done.out + done.err
+    steps = [step for step, _ in events(run_dir)]
+    assert steps == list(range(1, latest(run_dir)["step"] + 1))
