@@ -129,6 +129,17 @@ def drain(seconds: float = PATIENCE) -> None:
             outlet.worker.wait(seconds, silence=MOMENT)
 
 
+def printable(text: str) -> str:
+    """Return `text` with escapes in place of what a terminal obeys, and shows nothing of.
+
+    A model may emit any byte: a carriage return, the code that changes colors, a NUL.
+    """
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode()
+        for c in str(text)
+    )
+
+
 def say(sentence: str) -> None:
     """Print a line on stdout from a signal's thread; never waits for a reader."""
     start = "\n" if sys.stdout.isatty() else ""  # below a progress bar, or below ^C

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2ckpt.console import LIMIT
+from gpt2ckpt.console import LIMIT, printable
 from gpt2ckpt.worker import Worker
 
 MUCH = """
@@ -147,3 +147,8 @@ def test_importing_a_command_leaves_the_streams_alone() -> None:
     script = "import sys, gpt2ckpt.train; print(sys.stdout is sys.__stdout__)"
     done = subprocess.run(command(script), capture_output=True, text=True, cwd=Path.cwd())
     assert done.stdout == "True\n"
+
+
+def test_a_text_with_control_characters_is_shown_and_not_obeyed() -> None:
+    text = "a\tb\n\r\x1b[31mred\x00 \ud800 \u200b \xe9"
+    assert printable(text) == "a\tb\n\\r\\x1b[31mred\\x00 \\ud800 \\u200b \xe9"

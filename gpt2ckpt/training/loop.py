@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gpt2ckpt import console
 from gpt2ckpt.config.schema import CheckpointConfig, TrainerConfig
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.optim.schedule import Schedule
@@ -116,6 +117,9 @@ class Loop:
         self.meter.start(counters.step)
         # Compiling takes minutes, which a step of nothing yet is not worth waiting for.
         self.interrupts.leaves_at_once = self.trainer.compile
+        if self.trainer.compile and self.team.is_first:
+            log.info("compiling the model: the first step takes up to some minutes")
+            self.bar.note("compiling")
         while self.state.counters.step < self.total_steps and not self.interrupts.agree():
             try:
                 self._log_step(self._step())
@@ -230,6 +234,7 @@ class Loop:
     def _evaluate(self) -> bool:
         """Evaluate; whether the loss is the best so far."""
         counters, start = self.state.counters, time.perf_counter()
+        self.bar.note("evaluating")
         evaluation = self.evaluate(lambda: self.interrupts.agree() is not None)
         if evaluation is None:
             return False
@@ -261,8 +266,10 @@ class Loop:
         return is_best
 
     def _sample(self) -> None:
+        self.bar.note("sampling")
         text = self.sample(lambda: self.interrupts.is_asked_to_stop)
         if text and not self.interrupts.is_asked_to_stop:  # half a text is none
+            text = console.printable(text)
             self.loggers.text(self.state.counters.step, text)
             log.info("sample: %s", text)
 

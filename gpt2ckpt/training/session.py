@@ -147,7 +147,8 @@ class Session:
         if isinstance(self.team, Group):
             interrupts = Interrupts(self.team.largest, self.team.lost_its_launcher)
         deadline = Deadline(config.checkpoint.grace_seconds, lambda: interrupts.asked_at)
-        stepper = self._build_stepper(state, manager, deadline)
+        bar = self._open_bar(state.counters.step)
+        stepper = self._build_stepper(state, manager, deadline, bar)
         tokens_per_step = prepared.blocks_per_step * config.model.block_size
         saver = Saver(
             *(state, manager, not config.checkpoint.enabled, provenance, prepared.schedule),
@@ -168,7 +169,7 @@ class Session:
             loggers=loggers,
             replay=replay,
             meter=Meter(tokens_per_step, self.hardware.device, self._peak_tokens_per_s()),
-            bar=self._open_bar(state.counters.step),
+            bar=bar,
             evaluate=partial(self._evaluate, state.model),
             sample=self._build_sampler(state.model),
             reopen=partial(self._reopen, provenance),
@@ -194,7 +195,11 @@ class Session:
         return int(trainer["batch_size"]) * int(trainer["grad_accum"])
 
     def _build_stepper(
-        self, state: TrainingState, manager: CheckpointManager | None, deadline: Deadline
+        self,
+        state: TrainingState,
+        manager: CheckpointManager | None,
+        deadline: Deadline,
+        bar: Progress,
     ) -> Stepper:
         config, trainer = self.prepared.config, self.prepared.config.trainer
         loader = BlockLoader(self.prepared.corpus.train, config.model.block_size, config.seed)
@@ -212,7 +217,7 @@ class Session:
             *(trainer.batch_size, trainer.grad_accum, trainer.grad_clip),
             *(self.team, replica.summing, self._reseeding()),
             *(trainer.spike_zscore, trainer.spike_window),
-            gives_up,
+            *(gives_up, bar.part),
         )
         if isinstance(self.team, Group) and not self._is_sharded:
             stepper.rehearse(state)

@@ -40,6 +40,7 @@ class Stepper:
     The ranks of `team` share them. `summing(last)` is entered around each forward pass, see
     `gpt2ckpt.parallel.replica`; `reseed` is called before each step with the steps done so far.
     `gives_up` is asked before each part, with the share of the step that is left: Abandoned.
+    `begins` is told the number of each part, from 1 on, and how many there are.
     """
 
     loss: LossFunction
@@ -54,6 +55,7 @@ class Stepper:
     spike_zscore: float | None = None
     spike_window: int = 0
     gives_up: Callable[[float], bool] = lambda share_left: False
+    begins: Callable[[int, int], None] = lambda number, count: None
 
     @property
     def blocks(self) -> int:
@@ -116,6 +118,7 @@ class Stepper:
         for number, part in enumerate(self.share):
             if self.gives_up(1 - number / len(self.share)):
                 raise Abandoned
+            self.begins(number + 1, len(self.share))
             inputs, targets = self.loader.batch(position + part.offset, part.count)
             is_last = part is self.share[-1]
             with self.summing(is_last), self.hardware.autocast():

@@ -60,7 +60,7 @@ def test_a_round_says_what_it_read(tmp_path: Path, caplog: pytest.LogCaptureFixt
         put(tmp_path, step)
     full_round(tmp_path)
     assert [record.message for record in caplog.records] == [
-        "checked every byte of 3 files on disk (0.0 MB)"
+        "checked every byte of 3 files on disk (6.7 KB)"
     ]
 
 

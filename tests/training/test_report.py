@@ -396,18 +396,50 @@ logging.info("end")
 LINES = [*(f"line {step}" for step in range(5, 11)), "end"]
 
 
+LONG_STEP = """
+import sys, time
+from gpt2ckpt.training import progress
+progress.LONG = progress.DRAW_EVERY = 0.01
+bar = progress.open_progress(10, done_steps=4)
+bar.note("compiling")
+time.sleep(0.2)
+bar.part(1, 1)
+bar.part(3, 64)
+time.sleep(0.2)
+bar.update(5)
+if len(sys.argv) > 1:
+    bar._bar.refresh = lambda: time.sleep(600) if sys.argv[1] == "hangs" else 1 / 0
+    for step in range(6, 11):
+        time.sleep(0.02)
+        bar.update(step)
+bar.close()
+"""
+
+
+def test_a_bar_shows_what_a_long_step_is_at():
+    _, drawn = on_a_terminal(capture_stdout=True, script=LONG_STEP)
+    assert drawn.index("compiling") < drawn.index("micro-batch 3/64")
+    assert "micro-batch 1/1" not in drawn
+
+
+@pytest.mark.parametrize("way", ["raises", "hangs"])
+def test_a_bar_that_cannot_be_drawn_is_not_drawn(way):
+    _, drawn = on_a_terminal(capture_stdout=True, script=LONG_STEP, words=[way])
+    assert "micro-batch 3/64" in drawn and "Error" not in drawn
+
+
 def test_in_a_pipe_there_is_no_bar():
     done = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True)
     assert (done.stdout.splitlines(), done.stderr) == (LINES, "")
 
 
-def on_a_terminal(capture_stdout):
-    """Run TRAINING on a terminal of 80 columns: what came through the pipe, what was drawn."""
+def on_a_terminal(capture_stdout, script=TRAINING, words=()):
+    """Run a script on a terminal of 80 columns: what came through the pipe, what was drawn."""
     main, side = pty.openpty()
     termios.tcsetwinsize(side, (24, 80))
     stdout = subprocess.PIPE if capture_stdout else side
-    command = [sys.executable, "-c", TRAINING]
-    done = subprocess.run(command, stdout=stdout, stderr=side, text=True)
+    command = [sys.executable, "-c", script, *words]
+    done = subprocess.run(command, stdout=stdout, stderr=side, text=True, timeout=60)
     drawn = os.read(main, 100_000).decode()
     os.close(side)
     os.close(main)
