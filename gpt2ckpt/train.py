@@ -16,13 +16,15 @@ from omegaconf import DictConfig
 
 from gpt2ckpt import console
 from gpt2ckpt.application import CommandLine, ask_hydra, parse_command_line, run_hydra
-from gpt2ckpt.config.compose import Composed, compose_config, quoted, sets
+from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides, quoted, sets
 from gpt2ckpt.config.replay import task_overrides
+from gpt2ckpt.config.schema import TrainConfig
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.exits import reported_errors
 from gpt2ckpt.parallel.ending import joined_ranks, left_at_once
 from gpt2ckpt.parallel.group import Group, Team
 from gpt2ckpt.parallel.ranks import read_ranks
+from gpt2ckpt.runs.resume import Scope
 from gpt2ckpt.runs.start import (
     Start,
     find_start,
@@ -76,8 +78,9 @@ def _single(line: CommandLine, team: Team) -> int:
     if composed.hydra.job.chdir:
         raise ConfigError("hydra.job.chdir=true would move the relative paths: leave it out")
     is_given = any(sets(word, "hydra.run.dir") for word in line.overrides)
+    scope = Scope(wanted.parent, wanted if is_given else None, _name_given(line, composed))
     start = find_start(
-        *(composed.values, line.overrides, wanted if is_given else None, wanted.parent),
+        *(composed.values, line.overrides, scope),
         lambda overrides: _compose(line, overrides).values,
         locks=not composed.values["dry_run"],
     )
@@ -145,6 +148,13 @@ def _compose_launch(line: CommandLine) -> Composed:
         if composed.values["resume"] is None:
             raise
         return composed
+
+
+def _name_given(line: CommandLine, composed: Composed) -> str | None:
+    """The run's name if the user gave one: typed, or in an experiment or a config of their own."""
+    typed = [o.value() for o in parse_overrides(line.overrides) if o.key_or_group == "name"]
+    name = str(typed[-1] if typed else composed.values["name"])
+    return name if typed or name != TrainConfig.name else None
 
 
 def _with_recorded_overrides(line: CommandLine, start: Start) -> CommandLine:

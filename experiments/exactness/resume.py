@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpt2ckpt.config.replay import Values
 from gpt2ckpt.parallel.group import Alone
+from gpt2ckpt.runs.resume import Scope
 from gpt2ckpt.runs.start import find_start, take_directory
 from gpt2ckpt.training.hardware import hardware_of
 from gpt2ckpt.training.preparation import prepare
@@ -17,7 +18,7 @@ from gpt2ckpt.training.session import Session
 def resume(file: Path, directory: Path) -> None:
     """Go on from `file` in its run directory, to the end."""
     values = {"resume": str(file), "fork": None}
-    start = find_start(values, [], directory, directory.parent, _not_needed, locks=True)
+    start = find_start(values, [], Scope(directory.parent, directory), _not_needed, locks=True)
     for line in start.notices():
         print(line)
     prepared, alone = prepare(start), Alone()

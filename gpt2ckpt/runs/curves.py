@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 from gpt2ckpt.config.replay import Effect, Values, classify, flatten
@@ -57,7 +58,8 @@ class Curves:
     """All curves of a run by their W&B id, and the `active` one, which metrics.jsonl shows.
 
     `forked_from` is the file that a fork was started from; `logged` says how often its processes
-    log losses, for those steps of which that is known.
+    log losses, for those steps of which that is known. `follows` is a time that the run counts as
+    trained after: the clock was behind the runs beside it when it started.
     """
 
     run_id: str
@@ -65,6 +67,7 @@ class Curves:
     by_id: dict[str, Curve] = field(default_factory=dict)
     forked_from: str | None = None
     logged: tuple[Cadence, ...] = ()
+    follows: datetime | None = None
 
     @property
     def curve(self) -> Curve:
@@ -117,6 +120,8 @@ def encode(curves: Curves) -> str:
     values["logged"] = [(part.after, part.train, part.val) for part in curves.logged]
     if curves.forked_from is not None:
         values["forked_from"] = curves.forked_from
+    if curves.follows is not None:
+        values["follows"] = curves.follows.isoformat()
     return json.dumps(values, indent=1)
 
 
@@ -128,7 +133,11 @@ def decode(text: str) -> Curves | None:
         origin = values.get("forked_from")
         forked_from = None if origin is None else str(origin)
         logged = tuple(Cadence(*map(int, part)) for part in values.get("logged", ()))
-        curves = Curves(str(values["run_id"]), str(values["active"]), by_id, forked_from, logged)
+        after = values.get("follows")
+        curves = Curves(
+            *(str(values["run_id"]), str(values["active"]), by_id, forked_from, logged),
+            follows=None if after is None else datetime.fromisoformat(after),
+        )
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
         return None
     return curves if curves.active in by_id else None

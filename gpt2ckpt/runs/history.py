@@ -119,12 +119,21 @@ def origin_in(directory: Path) -> tuple[str, int] | None:
     return curves.curve.origin if curves else None
 
 
-def begin(directory: Path, identity: RunIdentity, frozen: dict[str, Any]) -> None:
-    """Record the first settings of a new run. Raises OSError."""
+def begin(
+    directory: Path,
+    identity: RunIdentity,
+    frozen: dict[str, Any],
+    follows: datetime | None = None,
+) -> None:
+    """Record the first settings of a new run. Raises OSError.
+
+    `follows` is a time that it counts as trained after, where the clock cannot be trusted.
+    """
     first = {identity.id: Curve([(0, settings_digest(frozen))])}
     origin = str(Path(identity.parent["file"]).absolute()) if identity.parent else None
     logged = (cadence_of(0, frozen),)
-    _write_curves(directory, Curves(identity.id, identity.id, first, origin, logged))
+    curves = Curves(identity.id, identity.id, first, origin, logged, follows)
+    _write_curves(directory, curves)
 
 
 def go_on(
@@ -135,12 +144,13 @@ def go_on(
     saved: dict[str, Any],
     frozen: dict[str, Any],
     aside: Path | None,
+    follows: datetime | None = None,
 ) -> list[str]:
     """Bring the history to `point`, from which the run resumes with `frozen` instead of `saved`.
 
-    `aside` is where checkpoints were moved that are abandoned. Returns what the user has to know.
-    Each file is replaced in one piece, and nothing is dropped before it is kept elsewhere: a kill
-    in between costs nothing. Raises OSError.
+    `aside` is where checkpoints were moved that are abandoned; `follows` is as for `begin`. Returns
+    what the user has to know. Each file is replaced in one piece, and nothing is dropped before it
+    is kept elsewhere: a kill in between costs nothing. Raises OSError.
     """
     notices = [*past.problems(point), *_quarantine(past)]
     settings, directory = settings_digest(frozen), past.directory
@@ -169,7 +179,7 @@ def go_on(
         durable.write(directory / HISTORY, kept)
     after = before.go_on(own, point.step, settings)
     parts = continued(before.logged, cadence_of(point.step, frozen), shared)
-    _write_curves(directory, replace(after, logged=parts))
+    _write_curves(directory, replace(after, logged=parts, follows=follows or before.follows))
     if after.active not in before.by_id and frozen["logger"]["wandb"]:
         notices.append(_notice(after))
     return notices

@@ -1,15 +1,17 @@
 """Finding the state that `resume=WHAT` means."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gpt2ckpt.checkpoint.aside import ABANDONED
+from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.errors import CheckpointError, ConfigError, did_you_mean
 from gpt2ckpt.runs.claim import holds_checkpoints
-from gpt2ckpt.runs.layout import CHECKPOINTS, STAMPED
+from gpt2ckpt.runs.layout import CHECKPOINTS
+from gpt2ckpt.runs.newest import newest_run, read_record, run_directories
 
 AUTO = "auto"
 SELECTORS = {
@@ -23,62 +25,130 @@ SELECTORS = {
 
 
 @dataclass(frozen=True)
+class Scope:
+    """Where a word such as latest is looked for.
+
+    In the directory `given` (hydra.run.dir) if the user gave it; else in the run below `outputs`
+    that was trained last, if the user gave a `name`, of those that are called so.
+    """
+
+    outputs: Path
+    given: Path | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
 class Place:
     """Where to look: a run directory, and the role or the one file that is asked for.
 
-    A file that lies in no run (`in_run` false), copied somewhere by hand, can only start a new one.
+    A file that lies in no run (`in_run` false), copied somewhere by hand, can only start a new one;
+    so can a copy of a checkpoints folder, which is its own `directory`. `passed_over` are newer
+    runs that hold no checkpoint.
     """
 
     directory: Path
     role: Role | None = None
     file: Path | None = None
     in_run: bool = True
+    passed_over: tuple[tuple[Path, str], ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds the checkpoints."""
+        inner = self.directory / CHECKPOINTS
+        return inner if self.in_run else self.directory
 
 
-def locate(what: str, given: Path | None, outputs: Path, key: str = "resume") -> Place | None:
+def locate(what: str, scope: Scope, key: str = "resume") -> Place | None:
     """What `what` names, without reading a checkpoint; None if `auto` finds nothing to resume.
 
-    `given` is hydra.run.dir where the user gave it; else names are looked for in the newest run
-    under `outputs`. `key` is what the user typed `what` for.
+    `key` is what the user typed `what` for; empty for a word that stands alone.
 
     Raises CheckpointError if there is no such thing, ConfigError for a word that means nothing.
     """
     if what in SELECTORS:
-        directory = given or newest_run(outputs)
-        if directory is not None and holds_checkpoints(directory):
-            return Place(directory, SELECTORS[what])
-        if what == AUTO:
-            return None
-        instead = f"name a run directory or a checkpoint file with {key}=PATH"
-        instead += ", or leave resume out to start anew" if key == "resume" else ""
-        if directory is None:
-            raise no_run(outputs, instead)
-        where = f"{directory}" if given else f"{directory}, the newest run"
-        raise CheckpointError(f"there is no checkpoint in {where}: {instead}")
+        return _selected(what, scope, key)
     if not what.strip():
-        raise ConfigError(f"{key} is empty: it takes {', '.join(SELECTORS)} or a path")
+        raise ConfigError(f"{key or 'PATH'} is empty: it takes {', '.join(SELECTORS)} or a path")
     path = Path(what).expanduser()
     if path.is_dir():
-        directory = path.parent if path.name == CHECKPOINTS else path
-        return Place(directory, Role.LATEST)
-    if path.is_file():
+        return _in_directory(path)
+    if path.exists():
         return _place_of(path)
-    if "/" not in what and not what.endswith(".pt"):
+    typed = f"{key}={what}" if key else what
+    if "/" not in what and "." not in what:
         hint = did_you_mean(what, SELECTORS)
         raise ConfigError(
-            f"{key}={what} is no file, no directory and none of {', '.join(SELECTORS)}.{hint}"
+            f"{typed} is no file, no directory and none of {', '.join(SELECTORS)}.{hint}"
         )
-    raise CheckpointError(f"{key}={what}: there is no such file or directory")
+    where = "" if path.is_absolute() else f" in {Path.cwd()}"
+    raise CheckpointError(f"{typed}: there is no such file or directory{where}")
+
+
+def runs_passed_over(scope: Scope) -> list[tuple[Path, str]]:
+    """Runs without a checkpoint, each with the reason, where `auto` finds nothing to resume."""
+    if scope.given is not None:
+        return []
+    return newest_run(scope.outputs, scope.name, with_jobs=False).passed_over
+
+
+def _selected(what: str, scope: Scope, key: str) -> Place | None:
+    """The place of a selector."""
+    role, instead = SELECTORS[what], "name a run directory or a checkpoint file"
+    instead += f" with {key}=PATH" if key else ""
+    instead += ", or leave resume out to start a new run" if key == "resume" else ""
+    if scope.given is not None:
+        if holds_checkpoints(scope.given):
+            return Place(scope.given, role)
+        if what == AUTO:
+            return None
+        raise CheckpointError(f"there is no checkpoint in {scope.given}: {instead}")
+    # A job script that asks for `auto` goes on with what it started; a sweep is no part of that.
+    newest = newest_run(scope.outputs, scope.name, with_jobs=what != AUTO)
+    if newest.directory is not None:
+        holds_checkpoints(newest.directory)  # raises if that cannot be known
+        return Place(newest.directory, role, passed_over=tuple(newest.passed_over))
+    if what == AUTO:
+        return None
+    other = newest_run(scope.outputs) if scope.name is not None else newest
+    if other.directory is not None:
+        called = read_record(other.directory).name
+        raise CheckpointError(
+            f"there is no checkpoint of a run with name={scope.name} in {scope.outputs}, and the "
+            f"newest run there, {other.directory}, has name={called}: {instead}"
+        )
+    reasons = "".join(f" ({path}: {reason})" for path, reason in newest.passed_over)
+    raise no_run(scope.outputs, instead, reasons)
+
+
+def _in_directory(path: Path) -> Place:
+    """The newest state of a run directory, or of the only run in a folder.
+
+    Raises CheckpointError for a folder with several runs, or of abandoned or damaged files.
+    """
+    if path.name == CHECKPOINTS:
+        return Place(path.parent, Role.LATEST)
+    if path.name.startswith((ABANDONED, CORRUPT)):
+        raise CheckpointError(f"{path} holds files that a run left behind: name one of them")
+    if os.path.lexists(path / CHECKPOINTS):
+        return Place(path, Role.LATEST)
+    if Store(path).files():  # a checkpoints folder that was copied under another name
+        return Place(path, Role.LATEST, in_run=False)
+    runs = [run for run, _ in run_directories(path) if (run / CHECKPOINTS).is_dir()]
+    if len(runs) > 1:
+        raise CheckpointError(f"{path} holds {len(runs)} runs: name one of them")
+    return Place(runs[0] if runs else path, Role.LATEST)
 
 
 def read(place: Place) -> Found:
     """The valid state nearest to what was asked for. Raises CheckpointError if there is none."""
     from gpt2ckpt.runs import history  # imports Hydra, which those who list runs do without
 
-    store = Store(place.directory / CHECKPOINTS)
+    store = Store(place.folder)
     run = history.run_id_in(place.directory) if place.in_run else None
     if place.file is None:
-        return store.find(place.role or Role.LATEST, run)
+        found = store.find(place.role or Role.LATEST, run)
+        return replace(found, skipped=[*place.passed_over, *found.skipped])
     try:
         return Found(place.file, load(place.file))
     except CheckpointError as error:
@@ -88,18 +158,10 @@ def read(place: Place) -> Found:
         return Found(found.path, found.state, [(place.file, str(error)), *found.skipped])
 
 
-def newest_run(outputs: Path) -> Path | None:
-    """The run directory under `outputs` whose name carries the latest time stamp."""
-    if not outputs.is_dir():
-        return None
-    stamped = [(STAMPED.fullmatch(path.name), path) for path in outputs.iterdir()]
-    runs = [(match["stamp"], path) for match, path in stamped if match and "_run_" in path.name]
-    return max(runs)[1] if runs else None
-
-
-def no_run(outputs: Path, instead: str) -> CheckpointError:
+def no_run(outputs: Path, instead: str, reasons: str = "") -> CheckpointError:
     """The error where a name such as latest can mean nothing; `instead` is what else to do."""
     what = "holds no run" if outputs.is_dir() else "does not exist"
+    what = f"holds no run with a checkpoint{reasons}" if reasons else what
     return CheckpointError(
         f"there is no checkpoint in {outputs}, since {outputs.absolute()} {what}: give the command "
         f"where the run was started, or {instead}"

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from gpt2ckpt.runs.claim import Claim, claim, claim_again, holds_checkpoints, ho
 from gpt2ckpt.runs.history import Point, RunIdentity
 from gpt2ckpt.runs.layout import CHECKPOINTS, RECORD
 from gpt2ckpt.runs.lock import RunLock, refuse_if_locked
+from gpt2ckpt.runs.newest import behind
+from gpt2ckpt.runs.resume import Scope
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Start:
     begins_again: bool = False
     lock: RunLock | None = None
     unwritable: InputError | None = None
+    runs_passed_over: list[tuple[Path, str]] = field(default_factory=list)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -71,14 +74,14 @@ class Start:
 
     def passed_over(self) -> list[str]:
         """A line for each file that was not taken because it is damaged, or not there."""
-        skipped = self.found.skipped if self.found else []
+        skipped = self.found.skipped if self.found else self.runs_passed_over
         return [f"skipped {path}: {reason.removeprefix(f'{path} ')}" for path, reason in skipped]
 
     def notices(self) -> list[str]:
         """What the user has to know of the resume: files passed over, and each changed key."""
-        if self.found is None:
-            return []
         lines = self.passed_over()
+        if self.found is None:
+            return lines
         verb = "resuming" if self.directory else "forking"
         lines.append(f"{verb} from {self.found.path}, step {self.found.state['step']}")
         return lines + [f"{change}  ({change.effect})" for change in self.changes]
@@ -87,18 +90,17 @@ class Start:
 def find_start(
     values: Values,
     overrides: list[str],
-    given: Path | None,
-    outputs: Path,
+    scope: Scope,
     compose: Callable[[list[str]], Values],
     *,
     locks: bool,
 ) -> Start:
     """Decide how to start from the command line's `overrides` and the `values` that they make.
 
-    With a resume, `values` need only say which and whether to fork. `given` is hydra.run.dir where
-    the user gave it. With `locks`, the run directory is locked before its state is read, until the
-    block `Start.held` ends: no other process trains in it between the decision and the training.
-    Without, for a preview, nothing is locked, and nothing may be written afterwards.
+    With a resume, `values` need only say which and whether to fork. With `locks`, the run directory
+    is locked before its state is read, until the block `Start.held` ends: no other process trains
+    in it between the decision and the training. Without, for a preview, nothing is locked, and
+    nothing may be written afterwards.
 
     Raises CheckpointError if what is to be resumed is not there, LockedError if another process
     trains it, ConfigError for a change that a resume cannot follow.
@@ -108,19 +110,24 @@ def find_start(
             raise ConfigError("fork=true needs a state to fork from: add +resume=PATH")
         return Start(freeze(values), task_overrides(overrides))
     what, fork = str(values["resume"]), bool(values["fork"])
-    place = resume.locate(what, given, outputs)
-    directory = given if place is None else place.directory
+    if fork:  # the name is that of the new run
+        scope = replace(scope, name=None)
+    place = resume.locate(what, scope)
+    directory = scope.given if place is None else place.directory
     if directory is None or not directory.is_dir() or (place and (fork or not place.in_run)):
-        return _decide(place, overrides, given, compose, fork=fork)
+        return _decide(place, overrides, scope, compose, fork=fork)
     if not locks:
         refuse_if_locked(directory)
-        return _decide(place, overrides, given, compose, fork=fork)
+        return _decide(place, overrides, scope, compose, fork=fork)
     lock, unwritable = _lock_to_read(directory)
     try:
-        again = resume.locate(what, directory, outputs)  # another may have trained since
+        scope = replace(scope, given=directory)
+        again = resume.locate(what, scope)  # another process may have trained since
         if place is not None and again is None:
             raise CheckpointError(f"{directory} lost its checkpoints while this was starting")
-        start = _decide(again, overrides, directory, compose, fork=fork)
+        if place is not None and again is not None:
+            again = replace(again, passed_over=place.passed_over)
+        start = _decide(again, overrides, scope, compose, fork=fork)
     except BaseException:
         if lock is not None:
             lock.undo()
@@ -131,18 +138,20 @@ def find_start(
 def _decide(
     place: resume.Place | None,
     overrides: list[str],
-    given: Path | None,
+    scope: Scope,
     compose: Callable[[list[str]], Values],
     *,
     fork: bool,
 ) -> Start:
     """How to start from the state in `place`; from none if `auto` found nothing to resume."""
-    new = task_overrides(overrides)
+    new, given = task_overrides(overrides), scope.given
     begins_again = place is None and given is not None
     if place is None:
         place = _origin(given) if given else None
         if place is None:
-            return Start(freeze(compose(overrides)), new, begins_again=begins_again)
+            passed_over = resume.runs_passed_over(scope)
+            frozen = freeze(compose(overrides))
+            return Start(frozen, new, begins_again=begins_again, runs_passed_over=passed_over)
     fork = fork or begins_again or not place.in_run
     found = resume.read(place)
     if not fork:
@@ -186,7 +195,7 @@ def _origin(directory: Path) -> resume.Place | None:
             f"{directory} is a fork of {origin}, which is gone, and holds no checkpoint of its "
             "own: give another hydra.run.dir to start anew"
         )
-    return resume.locate(str(origin), None, directory.parent)
+    return resume.locate(str(origin), Scope(directory.parent))
 
 
 def _refuse_foreign(found: Found, directory: Path) -> None:
@@ -243,7 +252,8 @@ def _take_new(start: Start, wanted: Path, *, is_given: bool) -> Claim:
     with _writing_to(made):
         durable.clean_temporaries(made.directory)
         if not start.begins_again:
-            history.begin(made.directory, start.identity, start.frozen)
+            follows = behind(made.directory, datetime.now(UTC))
+            history.begin(made.directory, start.identity, start.frozen, follows)
             return made
         made.lock.check_place()
         if holds_checkpoints(made.directory):  # saved there since this start looked for one
@@ -289,7 +299,11 @@ def _not_finished(found: Found, error: Exception) -> str:
 def _bring_history(past: history.Past, start: Start, point: Point, aside: Path | None) -> list[str]:
     saved = start.state["config"] if start.state else start.frozen
     return history.go_on(
-        *(past, start.identity, point), saved=saved, frozen=start.frozen, aside=aside
+        *(past, start.identity, point),
+        saved=saved,
+        frozen=start.frozen,
+        aside=aside,
+        follows=behind(past.directory, datetime.now(UTC)),
     )
 
 

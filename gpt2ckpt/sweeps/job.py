@@ -25,7 +25,7 @@ from gpt2ckpt.errors import InputError, LockedError, UserError
 from gpt2ckpt.exits import own_process
 from gpt2ckpt.parallel.group import Alone
 from gpt2ckpt.runs.layout import JOBS, RECORD
-from gpt2ckpt.runs.resume import AUTO
+from gpt2ckpt.runs.resume import AUTO, Scope
 from gpt2ckpt.runs.start import Start, find_start, finish_save, hydra_record, take_directory
 from gpt2ckpt.standby import Interrupted, exit_code
 from gpt2ckpt.sweeps import folder, journal
@@ -253,7 +253,7 @@ def find_job_start(
         values["resume"] = None
     directory = own.directory if own else None
     start = find_start(
-        *(values, overrides, directory, sweep.parent),
+        *(values, overrides, Scope(sweep.parent, directory)),
         lambda words: compose_config(line.config_name, words, line.config_dir).values,
         locks=locks,
     )

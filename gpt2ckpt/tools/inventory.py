@@ -13,6 +13,7 @@ from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.runs.newest import moment_of
 from gpt2ckpt.tools.places import Run
 
 
@@ -82,12 +83,7 @@ class Entry:
     @property
     def saved_at(self) -> datetime | None:
         """With its time zone."""
-        try:
-            moment = datetime.fromisoformat(self.meta["saved_at"])
-            # The first and the last year have moments that another time zone cannot tell.
-            return moment.astimezone() if 1 < moment.year < 9999 else None
-        except (KeyError, OverflowError, TypeError, ValueError):
-            return None
+        return moment_of(self.meta)
 
 
 def scan(run: Run) -> list[Entry]:

@@ -1,6 +1,5 @@
 """What DIR and PATH on the command line stand for. Nothing here reads a tensor."""
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.checkpoint.store import Store
-from gpt2ckpt.errors import CheckpointError, ConfigError, InputError, did_you_mean
-from gpt2ckpt.runs.layout import CHECKPOINTS, OUTPUTS, TENSORBOARD, WANDB
-from gpt2ckpt.runs.resume import SELECTORS, newest_run, no_run
+from gpt2ckpt.errors import CheckpointError, InputError
+from gpt2ckpt.runs.layout import CHECKPOINTS, OUTPUTS
+from gpt2ckpt.runs.newest import run_directories
+from gpt2ckpt.runs.resume import SELECTORS, Scope, locate, no_run
 
 DIR_HELP = "a run, its checkpoints folder, or a folder with runs in it (default: outputs)"
 PATH_HELP = (
@@ -72,31 +72,15 @@ def no_runs(where: Path | None) -> str:
 def checkpoint_named(what: str) -> Path:
     """The checkpoint that PATH stands for; where one of a role is damaged, the next best.
 
-    What is passed over is said on stderr. Raises CheckpointError if there is none.
+    What is passed over is printed on stderr. Raises CheckpointError if there is none, ConfigError
+    for a word that means nothing.
     """
-    path = Path(what).expanduser()
-    if what in SELECTORS:
-        directory = newest_run(OUTPUTS)
-        if directory is None:
-            raise no_run(OUTPUTS, "name a run directory or a file")
-        return _of_role(Run(directory, directory / CHECKPOINTS), SELECTORS[what])
-    if path.is_dir():
-        runs = find_runs(path)
-        if len(runs) == 1:
-            return _of_role(runs[0], Role.LATEST)
-        found = f"{len(runs)} runs: name one of them" if runs else "no checkpoints"
-        raise CheckpointError(f"{path} holds {found}")
-    if not path.exists():
-        raise no_such_place(what)
-    return path
-
-
-def no_such_place(what: str) -> CheckpointError | ConfigError:
-    """The error for a word that is no path: one without a slash may be a misspelt selector."""
-    if "/" in what or "." in what:
-        return CheckpointError(f"there is no file or directory {what}")
-    hint = did_you_mean(what, SELECTORS)
-    return ConfigError(f"{what} is no file, no directory and none of {', '.join(SELECTORS)}.{hint}")
+    place = locate(what, Scope(OUTPUTS), key="")
+    if place is None:
+        raise no_run(OUTPUTS, "name a run directory or a file")
+    for path, reason in place.passed_over:
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+    return place.file or _of_role(Run(place.directory, place.folder), place.role or Role.LATEST)
 
 
 def _of_role(run: Run, role: Role) -> Path:
@@ -116,15 +100,6 @@ def _of_role(run: Run, role: Role) -> Path:
 
 
 def _below(root: Path) -> list[Run]:
-    """Every directory below `root` with a checkpoints folder; linked ones too, each once."""
-    found: dict[Path, Run] = {}
-    for parent, inner, _ in os.walk(root):
-        directory = Path(parent)
-        if (directory / CHECKPOINTS).is_dir():
-            found[directory.resolve()] = Run(directory, directory / CHECKPOINTS)
-        for name in inner:
-            linked = directory / name
-            if linked.is_symlink() and (linked / CHECKPOINTS).is_dir():
-                found.setdefault(linked.resolve(), Run(linked, linked / CHECKPOINTS))
-        inner[:] = [name for name in inner if name not in (CHECKPOINTS, WANDB, TENSORBOARD)]
-    return sorted(found.values(), key=lambda run: run.directory)
+    """Every run below `root` with a checkpoints folder, by name."""
+    found = [path for path, _ in run_directories(root) if (path / CHECKPOINTS).is_dir()]
+    return [Run(directory, directory / CHECKPOINTS) for directory in sorted(found)]

@@ -10,8 +10,9 @@ from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.checkpoint.space import disk_bytes
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files import durable
-from gpt2ckpt.runs.layout import CURVES, HISTORY, REPLAY, STAMP, STAMPED
+from gpt2ckpt.runs.layout import CURVES, HISTORY, REPLAY
 from gpt2ckpt.runs.lock import RunLock, is_locked
+from gpt2ckpt.runs.newest import last_trained
 from gpt2ckpt.tools import text
 from gpt2ckpt.tools.command_line import Verb, count
 from gpt2ckpt.tools.inventory import Entry, scan
@@ -79,21 +80,11 @@ def _old_runs(runs: list[Run], keep: int | None) -> dict[Run, datetime]:
     """
     if keep is None:
         return {}
-    ages = {item: _last_saved(item) for item in runs}
+    ages = {item: last_trained(item.directory, item.folder) for item in runs}
     dated = sorted((age, str(item.directory), item) for item, age in ages.items() if age)
     unknown = len(runs) - len(dated)
     old = dated[: max(0, len(dated) + unknown - keep)]
     return {item: age for age, _, item in old if not is_locked(item.directory)}
-
-
-def _last_saved(item: Run) -> datetime | None:
-    """When a run last saved by its checkpoints, else when it began by its name."""
-    moments = [entry.saved_at for entry in scan(item)]
-    known = [moment for moment in moments if moment]
-    if known:
-        return max(known)
-    match = STAMPED.fullmatch(item.directory.name)
-    return datetime.strptime(match["stamp"], STAMP).astimezone() if match else None
 
 
 def _prune_whole(item: Run, last_saved: datetime, yes: bool) -> tuple[int, int]:
@@ -106,7 +97,7 @@ def _prune_whole(item: Run, last_saved: datetime, yes: bool) -> tuple[int, int]:
     freed = freed_bytes(entries) + disk_bytes(others)
     if yes:
         with _locked(item):
-            if _last_saved(item) != last_saved:
+            if last_trained(item.directory, item.folder) != last_saved:
                 print(f"{item.directory} stays: it was trained while this command was starting")
                 return 0, 0
             left = remove(item)

@@ -15,10 +15,11 @@ from gpt2ckpt.checkpoint.repair import INDEPENDENT
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files import durable
-from gpt2ckpt.runs.resume import SELECTORS
+from gpt2ckpt.runs.layout import OUTPUTS
+from gpt2ckpt.runs.resume import SELECTORS, Scope, locate
 from gpt2ckpt.tools import text
 from gpt2ckpt.tools.command_line import Verb, add_json
-from gpt2ckpt.tools.places import checkpoint_named, find_runs, no_runs, no_such_place
+from gpt2ckpt.tools.places import checkpoint_named, find_runs, no_runs
 
 FOREIGN = "it is no checkpoint of gpt2ckpt"
 
@@ -160,7 +161,7 @@ def _targets(words: list[str]) -> list[tuple[Path, bool]]:
             targets.append((path if path.is_file() else checkpoint_named(word), True))
         else:
             if not path.exists() and path.name == word:
-                raise no_such_place(word)
+                locate(word, Scope(OUTPUTS), key="")  # raises, and names the nearest selector
             folders += [run.folder for run in find_runs(path)]
     return targets + [(file, False) for folder in folders for file in _files(folder)]
 

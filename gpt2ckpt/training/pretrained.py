@@ -14,7 +14,7 @@ from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.model.convert import load_pretrained
 from gpt2ckpt.runs.layout import CHECKPOINTS
-from gpt2ckpt.runs.resume import locate, read
+from gpt2ckpt.runs.resume import Scope, locate, read
 
 POSITIONS = "transformer.wpe.weight"
 HUGGING_FACE, NANOGPT = "Hugging Face folder", "nanoGPT checkpoint"
@@ -86,7 +86,7 @@ def read_pretrained(config: ModelConfig, overrides: list[str]) -> Pretrained:
 def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], Source]:
     skipped: list[tuple[Path, str]] = []
     if (path / CHECKPOINTS).is_dir():
-        place = locate(str(path), None, path.parent)
+        place = locate(str(path), Scope(path.parent))
         assert place is not None  # only `auto` may name nothing
         found = read(place)
         path, state, skipped = found.path, found.state, found.skipped

@@ -10,7 +10,7 @@ from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.model.convert import check_shapes
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.runs.layout import OUTPUTS
-from gpt2ckpt.runs.resume import locate, no_run, read
+from gpt2ckpt.runs.resume import Scope, locate, no_run, read
 from gpt2ckpt.training.hardware import Hardware, choose_hardware, prepare_process
 
 
@@ -30,7 +30,7 @@ def load_trained(what: str, device: str, precision: str) -> Trained:
     Raises CheckpointError if there is none that is valid, ConfigError for an unknown device.
     """
     check_hardware(device, precision)
-    place = locate(what, None, OUTPUTS, key="ckpt")
+    place = locate(what, Scope(OUTPUTS), key="ckpt")
     if place is None:
         raise no_run(OUTPUTS, "name one with ckpt=PATH")
     found = read(place)

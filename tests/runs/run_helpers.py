@@ -42,6 +42,8 @@ def save(run: Path, step: int, overrides: list[str] | None = None, **reasons: An
     folder.mkdir(parents=True, exist_ok=True)
     state = state_of(step, overrides)
     state["run"] = reasons.pop("owner", state["run"])
+    if saved_at := reasons.pop("saved_at", None):
+        state["saved_at"] = saved_at
     state["epoch"] = 1 + reasons.get("epoch_ended", -1)
     event = Event(step, NOON, **(reasons or {"regular": True}))
     return Store(folder).put(format.encode(state), event, Retention(10, 10))

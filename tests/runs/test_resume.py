@@ -1,20 +1,19 @@
 """What `resume=WHAT` finds, in folders of real checkpoints, whole and damaged."""
 
 import shutil
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from run_helpers import NOON, damage, save, tree
+from run_helpers import damage, save, tree
 
 from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
-from gpt2ckpt.runs.resume import SELECTORS, Place, locate, newest_run, read
+from gpt2ckpt.runs.resume import SELECTORS, Place, Scope, locate, read
 
 
 def find(what: str, given: Path | None = None, outputs: Path = Path("nowhere")) -> Found:
-    place = locate(what, given, outputs)
+    place = locate(what, Scope(outputs, given))
     assert place is not None
     return read(place)
 
@@ -63,7 +62,7 @@ def test_a_run_directory_means_its_latest(run: Path, inside: str) -> None:
 
 def test_a_file_means_itself_and_its_run(run: Path) -> None:
     path = run / "checkpoints" / "epoch_00000.pt"
-    place = locate(str(path), None, run.parent)
+    place = locate(str(path), Scope(run.parent))
     assert place == Place(run, file=path, in_run=True)
     assert read(place).state["step"] == 3
 
@@ -72,14 +71,14 @@ def test_a_file_that_was_set_aside_belongs_to_its_run(run: Path) -> None:
     aside = run / "checkpoints" / "abandoned_20251106_120000"
     aside.mkdir()
     shutil.copy(run / "checkpoints" / "best_model.pt", aside)
-    place = locate(str(aside / "best_model.pt"), None, run.parent)
+    place = locate(str(aside / "best_model.pt"), Scope(run.parent))
     assert place is not None
     assert (place.directory, place.in_run) == (run, True)
 
 
 def test_a_file_outside_of_any_run_can_only_start_a_new_one(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copy(run / "checkpoints" / "latest.pt", tmp_path / "kept.pt"))
-    place = locate(str(copy), None, tmp_path)
+    place = locate(str(copy), Scope(tmp_path))
     assert place is not None
     assert not place.in_run
     assert read(place).state["step"] == 6
@@ -156,30 +155,14 @@ def test_when_nothing_valid_is_left_every_file_is_named_and_kept(tmp_path: Path)
     assert tree(run) == before
 
 
-def test_names_are_looked_for_in_the_newest_run(tmp_path: Path) -> None:
-    outputs = tmp_path / "outputs"
-    for name in [
-        "gpt2_run_20251106_120000",
-        "other_run_20251107_000000",
-        "a_run_20251106_130000",
-        "gpt2_sweep_20261231_000000",
-        "mine",
-    ]:
-        save(outputs / name, 1)
-    (outputs / "zzz_run_99999999").mkdir()
-    assert newest_run(outputs) == outputs / "other_run_20251107_000000"
-    save(outputs / f"mine_run_{NOON + timedelta(days=9):%Y%m%d_%H%M%S}", 4)
-    assert find("latest", outputs=outputs).state["step"] == 4
-
-
 def test_auto_starts_anew_only_where_there_is_no_checkpoint(tmp_path: Path) -> None:
     empty = tmp_path / "gpt2_run_20251106_120000"
     for outputs in (tmp_path / "missing", tmp_path):
-        assert locate("auto", None, outputs) is None
+        assert locate("auto", Scope(outputs)) is None
     (empty / "checkpoints").mkdir(parents=True)
-    assert locate("auto", empty, tmp_path) is None
+    assert locate("auto", Scope(tmp_path, empty)) is None
     (empty / "checkpoints" / "latest.pt").write_bytes(b"damaged")
-    place = locate("auto", empty, tmp_path)
+    place = locate("auto", Scope(tmp_path, empty))
     assert place is not None
     with pytest.raises(CheckpointError):  # never silently from step 0 over a damaged run
         read(place)
@@ -198,18 +181,18 @@ def test_what_is_not_there_is_said_with_what_to_type(tmp_path: Path) -> None:
             tmp_path / "empty_run_20251106_120000",
             "120000 holds no run: give the command where",
         ),
-        (None, tmp_path, f"{tmp_path}/empty_run_20251106_120000, the newest run: name a run"),
+        (None, tmp_path, f"{tmp_path} holds no run: give the command where"),
         (tmp_path, tmp_path, f"{tmp_path}: name a run directory or a checkpoint file with resume="),
     ):
         with pytest.raises(CheckpointError) as raised:
-            locate("latest", given, outputs)
+            locate("latest", Scope(outputs, given))
         assert str(raised.value).startswith("there is no checkpoint in ")
         assert reason in str(raised.value)
         assert "resume=PATH, or leave resume out" in str(raised.value)
     with pytest.raises(CheckpointError, match=r"ckpt=PATH$"):
-        locate("best", None, tmp_path, key="ckpt")
+        locate("best", Scope(tmp_path), key="ckpt")
     with pytest.raises(CheckpointError, match="there is no such file or directory"):
-        locate(str(tmp_path / "gone.pt"), None, tmp_path)
+        locate(str(tmp_path / "gone.pt"), Scope(tmp_path))
     with pytest.raises(CheckpointError, match="there is no checkpoint in"):
         find(str(tmp_path))
 
@@ -222,14 +205,14 @@ def test_a_misspelt_selector_is_refused_with_the_nearest(
     tmp_path: Path, word: str, hint: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        locate(word, None, tmp_path)
+        locate(word, Scope(tmp_path))
     assert hint in str(raised.value)
     assert f"resume={word}" in str(raised.value)
 
 
 def test_a_word_for_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="resume is empty"):
-        locate(" ", None, tmp_path)
+        locate(" ", Scope(tmp_path))
 
 
 @pytest.mark.parametrize("reasons", [{"regular": True}, {"emergency": True}, {"epoch_ended": 1}])
@@ -283,4 +266,4 @@ def test_a_folder_that_cannot_be_read_is_no_reason_to_start_anew(tmp_path: Path,
         folder.symlink_to(tmp_path / "not_mounted")
     for what in ("auto", "latest"):
         with pytest.raises(InputError, match="checkpoints cannot be read"):
-            locate(what, tmp_path, tmp_path)
+            locate(what, Scope(tmp_path, tmp_path))

@@ -14,6 +14,7 @@ from gpt2ckpt.runs import claim, resume
 from gpt2ckpt.runs.claim import Claim
 from gpt2ckpt.runs.history import RunIdentity, begin, identity_in
 from gpt2ckpt.runs.lock import RunLock, is_locked
+from gpt2ckpt.runs.resume import Scope
 from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
 
 
@@ -23,12 +24,14 @@ def compose(overrides: list[str]) -> dict[str, Any]:
 
 def start(overrides: list[str], given: Path | None = None, outputs: Path = Path("no")) -> Start:
     """A preview."""
-    return find_start(compose(overrides), overrides, given, outputs, compose, locks=False)
+    return find_start(compose(overrides), overrides, Scope(outputs, given), compose, locks=False)
 
 
 def take(overrides: list[str], given: Path, wanted: Path | None = None) -> Claim:
     """Start for real, up to the first step."""
-    decided = find_start(compose(overrides), overrides, given, Path("no"), compose, locks=True)
+    decided = find_start(
+        compose(overrides), overrides, Scope(Path("no"), given), compose, locks=True
+    )
     try:
         return take_directory(decided, wanted or given, is_given=True)
     except BaseException:
@@ -223,11 +226,13 @@ def test_a_resume_decides_under_the_lock_what_it_takes(run: Path) -> None:
 
     def compose_meanwhile(overrides: list[str]) -> dict[str, Any]:
         with pytest.raises(LockedError, match=f"is being trained by process {os.getpid()} on "):
-            find_start(compose(words), words, run, run.parent, compose, locks=True)
+            find_start(compose(words), words, Scope(run.parent, run), compose, locks=True)
         seen.append(overrides)
         return compose(overrides)
 
-    decided = find_start(compose(words), words, run, run.parent, compose_meanwhile, locks=True)
+    decided = find_start(
+        compose(words), words, Scope(run.parent, run), compose_meanwhile, locks=True
+    )
     assert seen and is_locked(run)
     with decided.held():
         pass
@@ -247,14 +252,16 @@ def test_what_was_saved_before_the_lock_was_taken_is_resumed(
         return place
 
     monkeypatch.setattr(resume, "locate", locate)
-    decided = find_start(compose([]) | {"resume": "auto"}, [], run, run.parent, compose, locks=True)
+    decided = find_start(
+        compose([]) | {"resume": "auto"}, [], Scope(run.parent, run), compose, locks=True
+    )
     with decided.held():
         assert decided.state is not None and decided.state["step"] == 8
 
 
 def test_a_restart_is_refused_where_another_process_has_saved_meanwhile(tmp_path: Path) -> None:
     begun, words = tmp_path / "mine", ["+resume=auto"]
-    decided = find_start(compose(words), words, begun, tmp_path, compose, locks=True)
+    decided = find_start(compose(words), words, Scope(tmp_path, begun), compose, locks=True)
     assert decided.begins_again and decided.lock is None
     save(begun, 2)
     before = tree(begun)
@@ -266,7 +273,7 @@ def test_a_restart_is_refused_where_another_process_has_saved_meanwhile(tmp_path
 def test_a_run_that_is_replaced_before_it_is_taken_is_refused(run: Path) -> None:
     """A copy or another run in its place holds other states than the one that was read."""
     words = ["+resume=latest"]
-    decided = find_start(compose(words), words, run, run.parent, compose, locks=True)
+    decided = find_start(compose(words), words, Scope(run.parent, run), compose, locks=True)
     with decided.held():
         shutil.move(run, run.parent / "moved")
         shutil.copytree(run.parent / "moved", run)
@@ -297,7 +304,7 @@ def test_a_new_run_goes_elsewhere_if_its_directory_was_trained_in_meanwhile(
 def test_a_finished_run_in_a_directory_that_cannot_be_locked_is_still_read(run: Path) -> None:
     (run / "train.log").symlink_to("elsewhere")  # refused by the lock, and works for root, too
     words = ["+resume=latest"]
-    decided = find_start(compose(words), words, run, run.parent, compose, locks=True)
+    decided = find_start(compose(words), words, Scope(run.parent, run), compose, locks=True)
     assert decided.state is not None and decided.lock is None
     with pytest.raises(InputError, match="is a symbolic link"):
         take_directory(decided, run, is_given=True)

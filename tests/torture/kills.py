@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2ckpt.runs.resume import Scope
 from gpt2ckpt.runs.start import find_start
 from tests.torture import tiny
 from tests.torture.tally import Tally
@@ -66,7 +67,7 @@ def _reference(folder: Path, number: int) -> Reference:
         raise RuntimeError(f"the undisturbed training ended with {code}:\n{child.text()}")
     seconds = time.monotonic() - begun
     values = {"resume": "auto", "fork": False}
-    find_start(values, words, run, folder, tiny.compose, locks=False)  # all composed
+    find_start(values, words, Scope(folder, run), tiny.compose, locks=False)  # all composed
     return Reference(words, run, tiny.final_state(run), tiny.losses(run), seconds)
 
 

@@ -37,6 +37,7 @@ from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import CheckpointError, UserError
 from gpt2ckpt.loggers import metrics_file
+from gpt2ckpt.runs.resume import Scope
 from gpt2ckpt.runs.start import find_start, finish_save, take_directory
 from gpt2ckpt.training.hardware import choose_hardware
 from gpt2ckpt.training.interrupts import exit_code
@@ -110,7 +111,7 @@ def fork(words: list[str], run: Path, output: Path, what: str | None = "auto") -
 
     def train() -> int:
         values = {"resume": what, "fork": False} if what else compose(words)
-        start = find_start(values, words, run, run.parent, compose, locks=True)
+        start = find_start(values, words, Scope(run.parent, run), compose, locks=True)
         prepared = prepare(start)
         if finished_notice(start, prepared):
             print("\n".join(finish_save(start)))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gpt2ckpt.config.compose import compose_config
+from gpt2ckpt.runs.resume import Scope
 from gpt2ckpt.runs.start import Start, find_start, take_directory
 from gpt2ckpt.training.hardware import choose_hardware
 from gpt2ckpt.training.preparation import Prepared, prepare
@@ -20,7 +21,7 @@ def start_of(overrides: list[str], directory: Path, *, locks: bool = False) -> S
     launch = [word for word in overrides if word.lstrip("+").startswith(("resume=", "fork="))]
     return find_start(
         *(compose_config("train", launch or overrides).values, overrides),
-        *(directory, directory.parent),
+        Scope(directory.parent, directory),
         lambda words: compose_config("train", words).values,
         locks=locks,
     )

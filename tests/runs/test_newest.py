@@ -1,0 +1,219 @@
+"""Which run was trained last: by its own record, whatever its directory is called."""
+
+import json
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_helpers import damage, frozen_of, save
+
+from gpt2ckpt.errors import CheckpointError, InputError
+from gpt2ckpt.runs.history import RunIdentity, begin
+from gpt2ckpt.runs.newest import behind, last_trained, newest_run, read_record
+from gpt2ckpt.runs.resume import Scope, locate, read
+
+MORNING, NOON, EVENING = (f"2025-11-06T{hour}:00:00.000+00:00" for hour in ("08", "12", "20"))
+
+
+def make(run: Path, saved_at: str, name: str = "gpt2", step: int = 2) -> Path:
+    owner = {"id": "1a2b3c4d", "name": name, "parent": None}
+    save(run, step, saved_at=saved_at, owner=owner)
+    return run
+
+
+def log_step(run: Path, moment: str) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    event = {"step": 1, "time": datetime.fromisoformat(moment).timestamp(), "train_loss": 4.0}
+    (run / "metrics.jsonl").write_text(json.dumps(event) + "\n{torn")
+
+
+def test_a_run_s_own_record_decides_and_neither_its_name_nor_file_times(tmp_path: Path) -> None:
+    make(tmp_path / "gpt2_run_20991231_000000", MORNING)
+    make(tmp_path / "mine", EVENING)
+    make(tmp_path / "deep" / "er", NOON)
+    copied = make(tmp_path / "copied_run_20251107_000000", MORNING)
+    for path in [copied, *copied.rglob("*")]:
+        os.utime(path, (2e9, 2e9))
+    assert newest_run(tmp_path).directory == tmp_path / "mine"
+    assert newest_run(tmp_path).passed_over == []
+    place = locate("best", Scope(tmp_path))
+    assert place is not None and place.directory == tmp_path / "mine"
+
+
+def test_a_time_zone_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make(tmp_path / "a_run_20251106_230000", "2025-11-06T23:00:00+09:00")
+    second = make(tmp_path / "b_run_20251106_150000", "2025-11-06T15:00:00+00:00")
+    assert first < second
+    assert newest_run(tmp_path).directory == second
+
+
+def test_the_newest_of_several_files_counts(tmp_path: Path) -> None:
+    """A kill may come between a save and its name latest.pt."""
+    first, second = make(tmp_path / "a", NOON), make(tmp_path / "b", MORNING)
+    before = (second / "checkpoints" / "latest.pt").read_bytes()
+    save(second, 4, saved_at=EVENING)
+    (second / "checkpoints" / "latest.pt").unlink()
+    (second / "checkpoints" / "latest.pt").write_bytes(before)
+    assert newest_run(tmp_path).directory == second
+    for path in (second / "checkpoints").glob("*rolling*"):
+        path.unlink()
+    assert newest_run(tmp_path).directory == first
+
+
+def test_a_step_that_was_logged_after_the_last_save_counts(tmp_path: Path) -> None:
+    """A run that goes back to an older state and dies before its next save."""
+    make(tmp_path / "a", NOON)
+    log_step(make(tmp_path / "b", MORNING), EVENING)
+    assert newest_run(tmp_path).directory == tmp_path / "b"
+
+
+def test_runs_without_a_checkpoint_are_passed_over_and_reported_if_they_are_newer(
+    tmp_path: Path,
+) -> None:
+    log_step(tmp_path / "old", MORNING)
+    run = make(tmp_path / "mine", NOON)
+    assert newest_run(tmp_path).passed_over == []
+    log_step(tmp_path / "debug", EVENING)
+    place = locate("latest", Scope(tmp_path))
+    assert place is not None
+    assert read(place).skipped == [(tmp_path / "debug", "it holds no checkpoint")]
+    (tmp_path / "begun").mkdir()
+    begin(tmp_path / "begun", RunIdentity("1", "x"), frozen_of(()))
+    assert newest_run(tmp_path).directory == run
+    [(_, reason)] = newest_run(tmp_path).passed_over
+    assert reason == "it holds no checkpoint; nor does another run"
+    shutil.rmtree(run)
+    assert locate("auto", Scope(tmp_path)) is None
+    with pytest.raises(CheckpointError, match=r"holds no run with a checkpoint \(.*debug: it hol"):
+        locate("latest", Scope(tmp_path))
+
+
+def test_a_damaged_run_that_was_trained_last_is_not_replaced_by_an_older_one(
+    tmp_path: Path,
+) -> None:
+    make(tmp_path / "whole", MORNING)
+    damaged = make(tmp_path / "damaged", NOON)
+    log_step(damaged, NOON)
+    for path in (damaged / "checkpoints").iterdir():
+        path.write_bytes(b"damaged")
+    assert newest_run(tmp_path).directory == damaged
+    place = locate("auto", Scope(tmp_path))
+    assert place is not None
+    with pytest.raises(CheckpointError, match="no valid checkpoint is left in"):
+        read(place)
+    (damaged / "metrics.jsonl").unlink()  # nothing says how old it is
+    found = newest_run(tmp_path)
+    assert found.directory == tmp_path / "whole"
+    assert found.passed_over == [(damaged, "no checkpoint in it can be read")]
+
+
+def test_of_a_run_and_its_copy_the_one_with_our_name_counts(tmp_path: Path) -> None:
+    run = make(tmp_path / "gpt2_run_20251106_120000", NOON)
+    shutil.copytree(run, tmp_path / "zcopy")
+    (tmp_path / "zlink").symlink_to(run)
+    assert newest_run(tmp_path).directory == run
+
+
+def test_with_a_name_only_runs_of_that_name_count(tmp_path: Path) -> None:
+    """Two jobs with names of their own took over each other's run."""
+    alpha = make(tmp_path / "alpha_run_20251106_080000", MORNING, "alpha")
+    make(tmp_path / "mine", NOON, "beta")
+    log_step(tmp_path / "unsaved", EVENING)
+    (tmp_path / "unsaved" / ".hydra").mkdir()
+    (tmp_path / "unsaved" / ".hydra" / "config.yaml").write_text(
+        "model:\n  name: x\nname: 'beta'\n"
+    )
+    place = locate("latest", Scope(tmp_path, name="alpha"))
+    assert place is not None and (place.directory, place.passed_over) == (alpha, ())
+    assert newest_run(tmp_path, "beta").passed_over[0][0] == tmp_path / "unsaved"
+    assert locate("auto", Scope(tmp_path, name="gamma")) is None
+    with pytest.raises(CheckpointError) as raised:
+        locate("latest", Scope(tmp_path, name="gamma"))
+    assert f"of a run with name=gamma in {tmp_path}" in str(raised.value)
+    assert f"the newest run there, {tmp_path / 'mine'}, has name=beta" in str(raised.value)
+    given = locate("latest", Scope(tmp_path, tmp_path / "mine", "alpha"))
+    assert given is not None and given.directory == tmp_path / "mine"  # a directory is a name, too
+
+
+def test_the_jobs_of_sweeps_count_but_not_for_auto(tmp_path: Path) -> None:
+    single = make(tmp_path / "gpt2_run_20251106_080000", MORNING)
+    job = make(tmp_path / "gpt2_sweep_20251106_120000" / "lr=1" / "0", NOON)
+    (tmp_path / "gpt2_sweep_20251106_120000" / "jobs.jsonl").touch()
+    found = [locate(what, Scope(tmp_path)) for what in ("latest", "best", "auto")]
+    assert [place and place.directory for place in found] == [job, job, single]
+
+
+def test_a_run_that_starts_after_the_clock_was_set_back_is_newer(tmp_path: Path) -> None:
+    make(tmp_path / "first", EVENING)
+    second = tmp_path / "second"
+    now = datetime.fromisoformat(NOON)
+    follows = behind(second, now)
+    assert follows is not None and follows > datetime.fromisoformat(EVENING)
+    assert behind(second, datetime.fromisoformat("2026-01-01T00:00:00+00:00")) is None
+    make(second, MORNING)
+    begin(second, RunIdentity("2", "x"), frozen_of(()), follows)
+    assert newest_run(tmp_path).directory == second
+    assert last_trained(second, second / "checkpoints") == follows
+
+
+@pytest.mark.parametrize("record", [b"", b"[]", b"{", b'{"follows": 3}', b"[" * 9999, b"\xff"])
+def test_a_record_that_cannot_be_read_says_nothing(tmp_path: Path, record: bytes) -> None:
+    run = make(tmp_path / "mine", NOON)
+    for name in ("metrics.jsonl", ".history.json"):
+        (run / name).write_bytes(record)
+    assert read_record(run).trained == datetime.fromisoformat(NOON)
+
+
+def test_a_checkpoint_that_says_no_time_gives_way_to_the_name(tmp_path: Path) -> None:
+    run = tmp_path / "gpt2_run_20251106_120000"
+    save(run, 2)
+    assert read_record(run).trained == datetime(2025, 11, 6, 12).astimezone()
+    damage(run / "checkpoints" / "latest.pt", 0.01)
+    assert read_record(run).name == "gpt2"
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over_silently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unmounted disk: starting a new run, or an older one, is not what was asked for."""
+    run = make(tmp_path / "gpt2_run_20251106_120000", NOON)
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").symlink_to(tmp_path / "unmounted")
+    log_step(run, NOON)
+    with pytest.raises(InputError, match="cannot be read"):
+        locate("auto", Scope(tmp_path))
+
+
+def test_a_word_for_a_folder_means_the_one_run_in_it(tmp_path: Path) -> None:
+    run = make(tmp_path / "outputs" / "mine", NOON)
+    place = locate(str(tmp_path / "outputs"), Scope(tmp_path))
+    assert place is not None and place.directory == run
+    kept = tmp_path / "kept"
+    shutil.copytree(run / "checkpoints", kept)
+    place = locate(str(kept), Scope(tmp_path))
+    assert place is not None and not place.in_run
+    assert read(place).path == kept / "latest.pt"
+    (run / "checkpoints" / "abandoned_20251106_120000").mkdir()
+    with pytest.raises(CheckpointError, match="a run left behind: name one of them"):
+        locate(str(run / "checkpoints" / "abandoned_20251106_120000"), Scope(tmp_path))
+    make(tmp_path / "outputs" / "other", NOON)
+    with pytest.raises(CheckpointError, match="holds 2 runs: name one of them"):
+        locate(str(tmp_path / "outputs"), Scope(tmp_path))
+
+
+def test_many_runs_are_looked_through_without_reading_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpt2ckpt.checkpoint import format, reading
+
+    for number in range(30):
+        make(tmp_path / f"run_{number}", f"2025-11-06T12:{number:02}:00+00:00")
+    read_bytes: list[Any] = []
+    real = format.read_meta
+    monkeypatch.setattr(reading.format, "read_meta", lambda f: read_bytes.append(f) or real(f))
+    monkeypatch.setattr(reading.format, "load", lambda file: pytest.fail("a tensor was read"))
+    assert newest_run(tmp_path).directory == tmp_path / "run_29"
+    assert len(read_bytes) <= 3 * 30
