@@ -242,8 +242,8 @@ class CheckpointManager:
         self.newest, self._seconds_a_copy = path, seconds / copies(event)
         self.saves += 1
         log.info(
-            "saved %s (step %d, %.1f MB in %.2f s, training waited %.2f s)",
-            *(path.name, event.step, saved.size / 1e6, saved.seconds, saved.waited),
+            "saved %s (step %d, %s in %.2f s, training waited %.2f s)",
+            *(path.name, event.step, human_bytes(saved.size), saved.seconds, saved.waited),
         )
         self._hold(encoded.size)
         if self.saves % REPORT_EVERY == 0:
@@ -286,10 +286,10 @@ class CheckpointManager:
         free = space.measure_free(self._store.folder)
         if free < needed:
             kept = self._reserve.held
-            more = f" ({kept / 1e6:,.0f} MB more are kept for an emergency save)" if kept else ""
+            more = f" ({human_bytes(kept)} more are kept for an emergency save)" if kept else ""
             raise OSError(
                 errno.ENOSPC,
-                f"it needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free{more}",
+                f"it needs {human_bytes(needed)} and {human_bytes(free)} are free{more}",
             )
 
 

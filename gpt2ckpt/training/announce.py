@@ -26,7 +26,12 @@ from gpt2ckpt.runs.start import Start, foretold
 from gpt2ckpt.training import report
 from gpt2ckpt.training.hardware import DTYPES, Hardware, hardware_of
 from gpt2ckpt.training.loop import Loop
-from gpt2ckpt.training.plan_warnings import memory_warnings, plan_warnings, time_warnings
+from gpt2ckpt.training.plan_warnings import (
+    disk_warnings,
+    memory_warnings,
+    plan_warnings,
+    time_warnings,
+)
 from gpt2ckpt.training.preparation import Prepared
 from gpt2ckpt.training.room import check_room, checkpoint_bytes, memory_needed
 from gpt2ckpt.training.saving import retention_of
@@ -72,6 +77,7 @@ def plan(
     facts = _plan_facts(directory, start, prepared, hardware, ranks)
     memory = report.MemoryFacts(memory_needed(config, ranks), hardware.memory_bytes)
     saving = _saving(directory, prepared, checkpoint_bytes(start, config))
+    taken = disk_bytes(Store(directory / CHECKPOINTS).files()) if start.directory else 0
     if is_preview:
         saving = replace(saving, run_dir=None)
     pretrained = prepared.pretrained
@@ -86,6 +92,7 @@ def plan(
     warnings = [
         *plan_warnings(prepared),
         *memory_warnings(memory.needed, memory.total),
+        *(disk_warnings(saving.most_bytes - taken, saving.free_bytes) if saving.enabled else []),
         *time_warnings(facts.seconds_left, prepared.total_steps - prepared.done.steps),
     ]
     return lines, report.warning_lines(warnings)

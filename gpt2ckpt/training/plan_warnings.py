@@ -25,6 +25,17 @@ def memory_warnings(needed: int, total: int) -> list[str]:
     ]
 
 
+def disk_warnings(coming: int, free: int) -> list[str]:
+    """Return a warning if the checkpoints that are still to come take more bytes than are free."""
+    if coming <= free:
+        return []
+    return [
+        f"the checkpoints may take {human_bytes(coming)} more, and {human_bytes(free)} are free: "
+        "saves fail once the disk is full; free space, or keep fewer (checkpoint.keep_rolling, "
+        "keep_emergency, keep_epochs)"
+    ]
+
+
 def time_warnings(seconds_left: float | None, steps_left: int) -> list[str]:
     """Return a warning if the steps that are left take months; None is a time not known yet."""
     if seconds_left is None or seconds_left <= LONG:

@@ -45,13 +45,15 @@ class ReplayCheck:
         if self._file is not None:
             with contextlib.suppress(OSError):  # then the next resume compares once more
                 self._file.unlink()
-        return f"replay: {self._first_difference or f'{self._same} steps identical'}"
+        return f"replay: {self._first_difference or f'{self._same:,} steps identical'}"
 
     def interrupted(self, step: int) -> str | None:
         """What can be said after `step`, if the last one to compare comes later."""
         if step >= self._last:
             return None
-        so_far = self._first_difference or f"{self._same} of {len(self._expected)} steps identical"
+        so_far = (
+            self._first_difference or f"{self._same:,} of {len(self._expected):,} steps identical"
+        )
         return f"replay: {so_far}, the rest is compared when the run goes on"
 
     def _compare(self, step: int, loss: float) -> None:

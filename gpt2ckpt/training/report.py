@@ -119,6 +119,11 @@ class SavingFacts:
     reserve_bytes: int
     free_bytes: int
 
+    @property
+    def most_bytes(self) -> int:
+        """What all checkpoints take at most, with the space kept for an emergency save."""
+        return self.checkpoint_bytes * self.max_kept + self.reserve_bytes
+
 
 @dataclass(frozen=True)
 class SavedFacts:
@@ -235,7 +240,9 @@ def eval_line(
 
 def summary(facts: SummaryFacts) -> list[str]:
     """What was done, what is on disk, and how to go on."""
-    in_all = f" ({facts.all_steps:,} in all)" if facts.all_steps != facts.steps else ""
+    in_all = f" ({facts.all_steps:,} in all)" if facts.all_steps > facts.steps else ""
+    if facts.all_steps < facts.steps:  # it went back to an older step
+        in_all = f" ({facts.all_steps:,} of them count)"
     median = "" if facts.tokens_per_s is None else f", median {facts.tokens_per_s:,.0f} tok/s"
     done = (
         f"{_plural(facts.steps, 'step')}{in_all}, {facts.tokens:,} tokens in "
@@ -343,10 +350,9 @@ def _saving_rows(saving: SavingFacts) -> list[_Row]:
         f"keeps {saving.keep_rolling:,} rolling, {saving.keep_emergency:,} emergency, "
         f"{epochs} epoch"
     )
-    most = saving.checkpoint_bytes * saving.max_kept + saving.reserve_bytes
     space = (
         f"{human_bytes(saving.checkpoint_bytes)} a checkpoint, at most "
-        f"{human_bytes(most)} for {saving.max_kept:,}, {free_words(saving.free_bytes)}"
+        f"{human_bytes(saving.most_bytes)} for {saving.max_kept:,}, {free_words(saving.free_bytes)}"
     )
     return [*run, ("checkpoints", f"{every}at the end; {kept} files"), ("disk", space)]
 

@@ -48,8 +48,8 @@ def react(
     if found is None:
         tally.skip(blocks)
         log.warning(
-            "step %d: blocks %d to %d are skipped, rollback %d of at most %d: %s",
-            *(counters.step + 1, first, counters.position - 1),
+            "step %d: blocks %s to %s are skipped, rollback %d of at most %d: %s",
+            *(counters.step + 1, f"{first:,}", f"{counters.position - 1:,}"),
             *(tally.rollbacks, trainer.max_rollbacks, str(bad).partition(":")[0]),
         )
     return found
@@ -65,7 +65,8 @@ def go_back(state: TrainingState, found: Found) -> None:
     counters.bad_numbers.skipped_blocks += position - counters.position
     counters.bad_numbers.in_a_row = 0
     log.warning(
-        "rollback %d: from step %d back to step %d (%s), past the %d blocks since",
-        *(rollbacks + 1, step, counters.step, found.path.name, position - counters.position),
+        "rollback %d: from step %d back to step %d (%s), past the %s blocks since",
+        *(rollbacks + 1, step, counters.step, found.path.name),
+        f"{position - counters.position:,}",
     )
     counters.position = position

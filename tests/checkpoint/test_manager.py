@@ -161,7 +161,7 @@ def test_space_for_every_copy_is_asked_for(
     state = tensors_state(1, kilobytes=400)
     assert manager.save(state, event(1, regular=True, best=True)) is None
     assert names_in(tiny_disk) == set()
-    assert "it needs 1 MB and 1 MB are free" in caplog.text
+    assert "it needs 1.2 MB and 1.0 MB are free" in caplog.text
     assert manager.save(state, event(1)) is not None
 
 

@@ -10,7 +10,12 @@ from training_helpers import start_of, train
 
 from gpt2ckpt.training import loop
 from gpt2ckpt.training.hardware import choose_hardware
-from gpt2ckpt.training.plan_warnings import memory_warnings, plan_warnings, time_warnings
+from gpt2ckpt.training.plan_warnings import (
+    disk_warnings,
+    memory_warnings,
+    plan_warnings,
+    time_warnings,
+)
 from gpt2ckpt.training.preparation import prepare
 from gpt2ckpt.training.room import memory_needed
 
@@ -91,6 +96,12 @@ def test_a_model_that_the_device_cannot_hold() -> None:
     [sentence] = memory_warnings(25_000_000_000, 8_000_000_000)
     assert "take 25.0 GB, and the device has 8.0 GB" in sentence
     assert memory_warnings(8_000_000_000, 8_000_000_000) == []
+
+
+def test_checkpoints_that_the_disk_cannot_hold() -> None:
+    [sentence] = disk_warnings(3_400_000_000, 2_000_000_000)
+    assert "may take 3.4 GB more, and 2.0 GB are free" in sentence
+    assert disk_warnings(-1, 0) == disk_warnings(7, 7) == []
 
 
 def test_the_memory_of_weights_gradients_and_moments(token_data: Any, tmp_path: Path) -> None:

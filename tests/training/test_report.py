@@ -312,6 +312,11 @@ def test_the_summary_of_a_run_without_losses_or_checkpoints():
     assert lines[3:] == ["saved        1 file, 173.8 MB on disk, 35.0 GB free"]
 
 
+def test_the_summary_of_a_process_that_went_back_to_an_older_step():
+    line = summary(replace(SUMMARY, steps=37, all_steps=30, tokens=2_368))[0]
+    assert line.startswith("trained      37 steps (30 of them count), 2,368 tokens in ")
+
+
 def test_the_summary_of_a_process_that_logged_no_step_has_no_speed():
     assert summary(replace(SUMMARY, tokens_per_s=None))[0].endswith("491,520 tokens in 2m 14s")
 
