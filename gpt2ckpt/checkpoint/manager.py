@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt2ckpt.checkpoint import format, space
 from gpt2ckpt.checkpoint.aside import folders_of
-from gpt2ckpt.checkpoint.policy import COPIES, Event, Retention, copies
+from gpt2ckpt.checkpoint.policy import COPIES, Event, Retention, copies, most_bytes
 from gpt2ckpt.checkpoint.reserve import Reserve
 from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.snapshot import Staging, on_host
@@ -66,7 +66,7 @@ class CheckpointManager:
         self._scrub.watch = self._writer.beat
         self._scrub_every = scrub_every
         self._store = Store(folder, self._writer.beat)
-        self._space_report = space.SpaceReport(folder.parent)
+        self._space_report = space.SpaceReport(folder)
         self._reserve = Reserve(folder)
         self._reserve_is_wanted = False
         self._why_no_reserve: str | None = None
@@ -248,7 +248,9 @@ class CheckpointManager:
         self._hold(encoded.size)
         if self.saves % REPORT_EVERY == 0:
             pace = (time.monotonic() - self._begun) / self.saves
-            self._space_report.start(COPIES * encoded.size, pace)
+            self._space_report.start(
+                COPIES * encoded.size, pace, most_bytes(self._retention, encoded.size)
+            )
         if self._scrub_every and self.saves % self._scrub_every == 0:
             self._scrub.request()
         return saved

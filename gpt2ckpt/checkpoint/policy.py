@@ -108,6 +108,12 @@ def most_files(retention: Retention, epochs: int) -> int:
     return pools + SINGLE_ROLES + PINNED + UNTIL_DELETED
 
 
+def most_bytes(retention: Retention, size: int) -> int | None:
+    """Return what files of `size` bytes can take at most; None where every epoch's end is kept."""
+    kept = retention.keep_epochs
+    return None if kept is None else size * most_files(retention, kept)
+
+
 def copies(event: Event) -> int:
     """How many times a save writes the bytes of the state: its file and the independent copies."""
     return 1 + event.regular + event.best

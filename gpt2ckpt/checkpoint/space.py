@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2ckpt.units import human_bytes
+from gpt2ckpt.units import human_bytes, human_duration
 
 BLOCK = 512  # bytes; the unit of st_blocks (stat(2))
 BOUNDLESS = 1 << 60  # bytes free where that is not known: some network disks count none
@@ -94,20 +94,27 @@ def disk_bytes(paths: Iterable[Path]) -> int:
 
 
 class SpaceReport:
-    """Logs how long the disk lasts, from a thread of its own.
+    """Logs how long the disk of a checkpoints/ folder lasts, from a thread of its own.
 
     A run directory may hold a huge tree, or lie beside a disk that hangs: neither a save nor the
-    training waits for that. A report that has not ended is not joined by a second one.
+    training waits for that. A report that has not ended is not joined by a second one. That few
+    saves fit is a warning once, until more fit again.
     """
 
-    def __init__(self, run: Path) -> None:
-        self._run = run
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._thread: threading.Thread | None = None
+        self._is_scarce = False
 
-    def start(self, bytes_per_save: int, seconds_per_save: float) -> None:
-        """Begin to count; the line is logged when that has ended."""
+    def start(
+        self, bytes_per_save: int, seconds_per_save: float, most_bytes: int | None = None
+    ) -> None:
+        """Begin to count; the line is logged when that has ended.
+
+        `most_bytes` is what all checkpoints can take at most; None if that has no bound.
+        """
         if self._thread is None or not self._thread.is_alive():
-            arguments = (bytes_per_save, seconds_per_save)
+            arguments = (bytes_per_save, seconds_per_save, most_bytes)
             self._thread = threading.Thread(target=self._log, args=arguments, daemon=True)
             self._thread.start()
 
@@ -116,9 +123,23 @@ class SpaceReport:
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def _log(self, bytes_per_save: int, seconds_per_save: float) -> None:
-        sentence, is_scarce = outlook(measure(self._run), bytes_per_save, seconds_per_save)
-        log.log(logging.WARNING if is_scarce else logging.INFO, "disk: %s", sentence)
+    def _log(self, bytes_per_save: int, seconds_per_save: float, most_bytes: int | None) -> None:
+        coming = None
+        if most_bytes is not None:
+            coming = most_bytes - disk_bytes(self._folder.glob("*.pt"))
+        now = measure(self._folder.parent)
+        sentence, is_scarce = outlook(now, bytes_per_save, seconds_per_save, coming)
+        if is_scarce and not self._is_scarce:
+            what = "warning: few saves fit on the disk: %s. %s shows what can go"
+            log.warning(what, sentence, _prune(self._folder))
+        else:
+            log.info("disk: %s", sentence)
+        self._is_scarce = is_scarce
+
+
+def _prune(folder: Path) -> str:
+    options = "--keep-rolling 2 --keep-epochs 2 --abandoned --corrupt"
+    return f"python -m gpt2ckpt.checkpoints prune {shlex.quote(str(folder))} {options}"
 
 
 def remedy(error: Exception, folder: Path) -> str:
@@ -128,8 +149,7 @@ def remedy(error: Exception, folder: Path) -> str:
     if number in FULL:
         return (
             f"Free space, of which the run takes {human_bytes(disk_bytes(below(folder)))}: "
-            f"python -m gpt2ckpt.checkpoints prune {where} --keep-rolling 2 --keep-epochs 2 "
-            "--abandoned --corrupt shows what can go"
+            f"{_prune(folder)} shows what can go"
         )
     if number == errno.ENOENT and not os.path.lexists(folder):
         return f"It was removed, and is not made again by itself: mkdir -p {where} for the next"
@@ -142,19 +162,23 @@ def remedy(error: Exception, folder: Path) -> str:
     return f"See dmesg for what is wrong with the disk under {folder}"
 
 
-def outlook(space: Space, bytes_per_save: int, seconds_per_save: float) -> tuple[str, bool]:
+def outlook(
+    space: Space, bytes_per_save: int, seconds_per_save: float, coming: int | None = None
+) -> tuple[str, bool]:
     """Return a sentence on how long the disk lasts, and whether that is a reason to warn.
 
-    `seconds_per_save` is the time from one save to the next.
+    `seconds_per_save` is the time from one save to the next; `coming` are the bytes that are still
+    taken until each new file replaces an older one, None if that never happens.
     """
     used = f"{'' if space.is_counted else 'at least '}{human_bytes(space.used)}"
     sentence = f"the run takes {used}, {free_words(space.free)}"
     if space.free >= BOUNDLESS:
         return sentence, False
     left = space.free // max(bytes_per_save, 1)
-    hours = left * seconds_per_save / 3600
-    sentence += f": {left:,} more saves fit, {hours:,.1f} hours at this rate"
-    return sentence, left < FEW_SAVES
+    sentence += f": {left:,} more saves fit"
+    if coming is not None and coming <= space.free:
+        return f"{sentence}, and the disk lasts, since new files replace old ones", False
+    return f"{sentence}, {human_duration(left * seconds_per_save)} at this rate", left < FEW_SAVES
 
 
 def free_words(free: int) -> str:

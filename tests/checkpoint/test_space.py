@@ -65,12 +65,53 @@ def test_a_count_that_takes_too_long_is_a_lower_bound(tmp_path: Path) -> None:
 
 def test_an_outlook_warns_where_few_saves_fit() -> None:
     assert outlook(Space(5_000_000, 9_000_000), 1_000_000, 360.0) == (
-        "the run takes 5.0 MB, 9.0 MB free: 9 more saves fit, 0.9 hours at this rate",
+        "the run takes 5.0 MB, 9.0 MB free: 9 more saves fit, 54m 00s at this rate",
         True,
     )
     assert not outlook(Space(0, 10_000_000), 1_000_000, 1.0)[1]
     sentence, is_scarce = outlook(Space(5_000_000, BOUNDLESS), 1_000_000, 1.0)
     assert "free space not known" in sentence and not is_scarce
+
+
+def test_a_disk_that_holds_all_that_is_kept_lasts() -> None:
+    """Once the pools are full, each new file replaces an older one, and nothing runs out."""
+    few = Space(5_000_000, 9_000_000)
+    sentence, is_scarce = outlook(few, 1_000_000, 360.0, coming=9_000_000)
+    assert sentence.endswith(
+        "9 more saves fit, and the disk lasts, since new files replace old ones"
+    )
+    assert not is_scarce
+    assert outlook(few, 1_000_000, 360.0, coming=9_000_001)[1]
+
+
+def test_few_saves_are_a_warning_once_until_more_fit_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    report = SpaceReport(folder)
+    with caplog.at_level(logging.INFO):
+        for free in (9, 8, 7, 20, 9):
+            monkeypatch.setattr(space, "measure_free", lambda _, free=free: free)
+            report.start(1, 1.0)
+            report.wait(30)
+    levels = [record.levelname for record in caplog.records]
+    assert levels == ["WARNING", "INFO", "INFO", "INFO", "WARNING"]
+    assert f"prune {folder} --keep-rolling 2" in caplog.records[0].getMessage()
+
+
+def test_what_the_checkpoints_have_taken_does_not_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(space, "measure_free", lambda _: 1 << 16)
+    for number in range(3):
+        (tmp_path / f"{number}.pt").write_bytes(bytes(1 << 16))
+    with caplog.at_level(logging.INFO):
+        for most in (4 << 16, 5 << 16):
+            report = SpaceReport(tmp_path)
+            report.start(1 << 16, 1.0, most)
+            report.wait(30)
+    assert ["the disk lasts" in record.getMessage() for record in caplog.records] == [True, False]
 
 
 def test_a_report_that_hangs_holds_nobody_and_gets_no_company(
