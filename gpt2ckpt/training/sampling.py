@@ -7,8 +7,11 @@ of token ids, and so is a prompt for it.
 
 import json
 import logging
+import time
 from collections.abc import Callable
+from concurrent import futures
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -18,11 +21,15 @@ from gpt2ckpt.model.generate import generate
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.parallel.group import Team
 from gpt2ckpt.training.hardware import Hardware
+from gpt2ckpt.worker import Worker
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Stop = Callable[[], bool]
+LOAD_SECONDS = (
+    5.0  # that the reading of the tokenizer's files may take before a sample goes without
+)
 FIRST_TOKEN = 0  # what a text begins with where the vocabulary has no end-of-text
 
 
@@ -93,6 +100,15 @@ class Sampler:
         self._team, self._is_sharded = team, is_sharded
         self._notice = notice(sampling.prompt, model.config.vocab_size)
         self._is_failing = False
+        self._loading: futures.Future[list[int]] | None = None  # of the tokenizer and the prompt
+        self._load_begun = 0.0
+
+    def load(self) -> None:
+        """Begin to read the tokenizer's files, in a thread: a disk may hang that they are on."""
+        self._loading, self._load_begun = futures.Future(), time.monotonic()
+        worker = Worker("tokenizer", limit=1)
+        worker.hand_over(partial(_load, self._loading, self._sampling, self._model))
+        worker.close()
 
     def __call__(self, stop: Stop) -> str | None:
         """Return a sample; None on a rank that has none to show, and where sampling failed."""
@@ -116,7 +132,18 @@ class Sampler:
         if self._notice:
             log.info("%s", self._notice)
             self._notice = ""
-        return encode_prompt(self._sampling.prompt, self._model.config.vocab_size)
+        if self._loading is None:
+            self.load()
+        assert self._loading is not None
+        left = self._load_begun + LOAD_SECONDS - time.monotonic()
+        try:
+            prompt = self._loading.result(max(0.0, left))
+        except futures.TimeoutError:
+            raise TimeoutError("the files of the tokenizer are still being read") from None
+        except Exception:
+            self._loading = None  # it is tried again at the next sample
+            raise
+        return prompt
 
     def _continue(self, prompt: list[int], stop: Stop) -> list[int]:
         return _continue(self._model, prompt, self._sampling, self._hardware, stop)
@@ -137,6 +164,13 @@ class Sampler:
                 log.warning("no text sample, training goes on without: %s", reason)
             self._is_failing = True
             return None
+
+
+def _load(loading: "futures.Future[list[int]]", sampling: Sampling, model: GPT2) -> None:
+    try:
+        loading.set_result(encode_prompt(sampling.prompt, model.config.vocab_size))
+    except BaseException as error:
+        loading.set_exception(error)
 
 
 def _token_ids(prompt: str, vocabulary: int) -> list[int]:

@@ -50,8 +50,8 @@ from gpt2ckpt.training.state import Counters, Provenance, TrainingState, version
 from gpt2ckpt.training.step import Stepper
 
 log = logging.getLogger(__name__)
-REOPEN_WAITS = 10.0  # seconds that a rollback waits for loggers before it opens them anew
 
+REOPEN_WAITS = 10.0  # seconds that a rollback waits for loggers before it opens them anew
 FINISH_WAITS = 60.0  # seconds that a finished training waits for loggers that make progress
 STOP_WAITS = 5.0  # the same after a signal or an error
 
@@ -262,7 +262,10 @@ class Session:
     def _build_sampler(self, model: GPT2) -> Sampler:
         trainer, seed = self.prepared.config.trainer, self.prepared.config.seed
         sampling = Sampling(trainer.sample_prompt, trainer.sample_tokens, seed)
-        return Sampler(model, sampling, self.hardware, self.team, is_sharded=self._is_sharded)
+        sampler = Sampler(model, sampling, self.hardware, self.team, is_sharded=self._is_sharded)
+        if self.team.is_first and 0 < trainer.sample_every <= self.prepared.total_steps:
+            sampler.load()
+        return sampler
 
     def _open_manager(self) -> CheckpointManager | None:
         checkpoint = self.prepared.config.checkpoint

@@ -24,7 +24,7 @@ def test_a_small_vocabulary_is_sampled_as_token_ids(
     token_data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        train([*token_data.overrides, *SAMPLES], tmp_path / "run")
+        train([*token_data.overrides, *SAMPLES, "checkpoint.save_every=3"], tmp_path / "run")
     samples = [line.removeprefix("sample: ").split() for line in logged(caplog, "sample: ")]
     assert [len(ids) for ids in samples] == [10, 10, 10], "token 0 and nine more"
     assert all(ids[0] == "0" and all(int(token) < 64 for token in ids) for ids in samples)
