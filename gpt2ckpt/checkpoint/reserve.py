@@ -6,6 +6,7 @@ with it. Regular saves never use it.
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,17 +58,17 @@ class Reserve:
     def release(self) -> None:
         """Give the space back; also what a dead process left. Never fails."""
         self.held = 0
-        if self.path.exists():
-            with contextlib.suppress(OSError):
-                durable.delete([self.path])
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+            durable.sync_directory(self.folder)
 
     def _shrink(self) -> None:
         """Back to what was held before an attempt that failed half-way."""
         if not self.held:
             self.release()
             return
-        with contextlib.suppress(OSError):
-            os.truncate(self.path, with_margin(self.held))
+        with contextlib.suppress(OSError), _opened(self.path) as descriptor:
+            os.ftruncate(descriptor, with_margin(self.held))
 
 
 def with_margin(size: int) -> int:
@@ -77,9 +78,16 @@ def with_margin(size: int) -> int:
 
 def _allocate(path: Path, size: int) -> int:
     """Give the file at least `size` bytes of disk. Returns those that it really takes."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
+    with _opened(path) as descriptor:
         os.posix_fallocate(descriptor, 0, size)
         return os.fstat(descriptor).st_blocks * BLOCK
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open the reserve, or make it; raises OSError for a link."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -245,12 +245,19 @@ def chunks(path: Path) -> Iterator[bytes]:
 
 
 def _open_new(temporary: Path, spare: Path | None) -> int:
-    """A descriptor of a new file, or of `spare` under the new name."""
+    """A descriptor of a new file, or of `spare` under the new name.
+
+    A link in the place of `spare`, or a file that has other names, is not written to: its name
+    goes, and a new file is made.
+    """
     flags = os.O_WRONLY | os.O_NOFOLLOW
     if spare is not None:
         with contextlib.suppress(FileNotFoundError):
             spare.replace(temporary)
-            return os.open(temporary, flags)
+            info = temporary.stat(follow_symlinks=False)
+            if stat.S_ISREG(info.st_mode) and info.st_nlink == 1:
+                return os.open(temporary, flags)
+            temporary.unlink()
     return os.open(temporary, flags | os.O_CREAT | os.O_EXCL, 0o666)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.config.replay import flatten
+from gpt2ckpt.files.links import refuse_link
 from gpt2ckpt.loggers.event import Event, curve_name, curves
 
 
@@ -45,6 +46,7 @@ class TensorBoardLogger:
             summary_pb2.Summary,
             event_pb2.SessionLog,
         )
+        refuse_link(folder)
         folder.mkdir(parents=True, exist_ok=True)
         again = _from_first_missing(history, recorded(folder)) if history else []
         if again and purge_step is not None:

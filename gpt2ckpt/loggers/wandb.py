@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from gpt2ckpt.files.links import refuse_link
 from gpt2ckpt.loggers.event import Event, curves
 from gpt2ckpt.loggers.wandb_offline import recorded_steps
 
@@ -54,6 +55,7 @@ class WandbLogger:
         history: Iterable[Event] = (),
         origin: tuple[str, int] | None = None,
     ) -> None:
+        refuse_link(run_dir / "wandb")
         # Here, not above: the import takes most of a second.
         import wandb
 

@@ -14,15 +14,17 @@ import signal
 import stat
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 from gpt2ckpt.checkpoint.space import FULL
 from gpt2ckpt.errors import InputError, LockedError
 from gpt2ckpt.files import durable
+from gpt2ckpt.files.links import refuse_link
 from gpt2ckpt.files.locks import Lock, try_lock
 from gpt2ckpt.runs.layout import CURVES, HISTORY, LOCK_NAME, LOG, RECORD
-from gpt2ckpt.runs.owner import Verdict, decode, encode, judge, this_process
+from gpt2ckpt.runs.owner import SIZE, Verdict, decode, encode, judge, this_process
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +71,8 @@ class RunLock:
             self._ended.set()
             self._heart.join(timeout=1)
             atexit.unregister(self.release)
-            with contextlib.suppress(OSError):
-                if self._is_mine():
-                    self._path.unlink()
+            with contextlib.suppress(OSError), self._opened(os.O_RDONLY):
+                self._path.unlink()
         self._close()
 
     def undo(self) -> None:
@@ -170,13 +171,49 @@ class RunLock:
         moved.unlink(missing_ok=True)
 
     def _live(self, seconds: float) -> None:
+        is_reported = False
         while not self._ended.wait(seconds):
-            with contextlib.suppress(OSError):  # a full or slow disk is no reason to stop
+            try:
                 if not self._is_mine():
                     self._lose()
                     return
-                self._beats += 1
-                _overwrite(self._path, encode(self._owner, self._beats))
+                self._beat()
+            except OSError as error:  # a full or slow disk is no reason to stop
+                if error.errno == errno.ELOOP and not is_reported:
+                    is_reported = True
+                    log.warning(
+                        "%s is a link, or another file than this run's: nothing is written to it, "
+                        "and other machines cannot see that the run lives",
+                        self._path,
+                    )
+
+    def _beat(self) -> None:
+        """Rewrite run.lock, so that other machines see it change. Raises OSError."""
+        self._beats += 1
+        record = encode(self._owner, self._beats)
+        with self._opened(os.O_RDWR) as descriptor:
+            if os.fstat(descriptor).st_nlink > 1:  # a snapshot by hard links has it, too
+                durable.write(self._path, record)
+                return
+            os.pwrite(descriptor, record, 0)
+            os.fdatasync(descriptor)
+
+    @contextlib.contextmanager
+    def _opened(self, flags: int) -> Iterator[int]:
+        """Open run.lock, if it is the file of this process.
+
+        Raises OSError: ELOOP if a link or another file has its name.
+        """
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self._path, flags)
+        try:
+            # By its content: the number of an inode is given again once a file is deleted.
+            owner = decode(os.pread(descriptor, SIZE, 0))
+            if owner is None or owner.token != self._owner.token:
+                raise OSError(errno.ELOOP, "it is not the file of this run", str(self._path))
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def _is_mine(self) -> bool:
         """False if run.lock names another process; one that is gone or torn names none."""
@@ -215,11 +252,7 @@ def refuse_links(directory: Path) -> None:
     """Raise InputError if a file that a run writes to is a symbolic link, wherever it leads, or if
     something else than a file has its name."""
     for path in (directory / name for name in WRITTEN):
-        if path.is_symlink():
-            raise InputError(
-                f"{path} is a symbolic link, and a run writes to no file of another "
-                "place: put the file itself there, or remove the link"
-            )
+        refuse_link(path)
         if path.exists() and not (path.is_dir() if path.name == RECORD else path.is_file()):
             wanted = "folder" if path.name == RECORD else "regular file"
             raise InputError(f"{path} is no {wanted}, which a run needs there: move it away")
@@ -266,22 +299,19 @@ def _changes(path: Path, content: bytes, seconds: float) -> bool:
 def _read(path: Path) -> bytes | None:
     """The start of a file, opened anew, as another machine's writes are only seen then.
 
-    None if there is none; what is no file holds nothing, and is not opened: a pipe would not end.
+    None if there is none. A link, or what is no file, holds nothing.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return b""
-        with path.open("rb") as file:
-            return file.read(1 << 16)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-
-
-def _overwrite(path: Path, record: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise
+        return b""
     try:
-        os.pwrite(descriptor, record, 0)
-        os.fdatasync(descriptor)
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return os.read(descriptor, 1 << 16) if is_file else b""
     finally:
         os.close(descriptor)
 

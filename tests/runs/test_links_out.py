@@ -1,6 +1,7 @@
 """A run directory from somebody else may hold links: nothing is written where they lead."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,11 @@ import pytest
 from gpt2ckpt.checkpoint.reserve import RESERVE, Reserve
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.files.durable import publish
-from gpt2ckpt.runs.layout import RECORD
+from gpt2ckpt.loggers.fanout import Loggers
+from gpt2ckpt.loggers.metrics_file import MetricsFile, read
+from gpt2ckpt.loggers.tensorboard import TensorBoardLogger
+from gpt2ckpt.loggers.wandb import WandbLogger
+from gpt2ckpt.runs.layout import LOCK_NAME, RECORD
 from gpt2ckpt.runs.lock import WRITTEN, RunLock, refuse_if_locked
 
 
@@ -39,17 +44,88 @@ def test_what_is_no_file_in_the_place_of_one_is_refused(name: str, tmp_path: Pat
             path.rmdir()
 
 
-def test_the_space_kept_for_an_emergency_is_not_taken_through_a_link(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_the_space_kept_for_an_emergency_is_not_taken_through_a_link(
+    tmp_path: Path, kind: str
+) -> None:
     victim, folder = tmp_path / "victim", tmp_path / "checkpoints"
     victim.write_text("precious")
     folder.mkdir()
     (folder / RESERVE).symlink_to(victim)
     assert Reserve(folder).hold(1 << 20) is not None
-    (folder / RESERVE).symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic links"):
-        publish(folder / "latest.pt", [b"state"], lambda path: None, spare=folder / RESERVE)
-    assert victim.read_text() == "precious"
     assert list(folder.iterdir()) == []
+    spare = folder / RESERVE
+    spare.symlink_to(victim) if kind == "symbolic" else os.link(victim, spare)
+    publish(folder / "latest.pt", [b"state"], lambda path: None, spare=spare)
+    assert victim.read_text() == "precious"
+    assert [path.name for path in folder.iterdir()] == ["latest.pt"]
+    assert (folder / "latest.pt").read_bytes() == b"state"
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard", "other"])
+def test_a_heartbeat_writes_to_no_file_but_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """Somebody puts a link, or a file, in the place of run.lock while the run lives."""
+    victim, run = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("precious " * 200)
+    run.mkdir()
+    lock = RunLock(run, beat=0.02)
+    path = run / LOCK_NAME
+    path.unlink()
+    if kind == "symbolic":
+        path.symlink_to(victim)
+    elif kind == "hard":
+        os.link(victim, path)
+    else:
+        path.write_text("notes")
+    deadline = time.monotonic() + 60
+    while "nothing is written to it" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    lock.release()
+    assert victim.read_text() == "precious " * 200
+    assert path.is_symlink() or path.read_text() in ("notes", "precious " * 200)
+    assert caplog.text.count("nothing is written to it") == 1
+
+
+def test_a_heartbeat_leaves_a_snapshot_by_hard_links_alone(tmp_path: Path) -> None:
+    with RunLock(tmp_path, beat=0.02):
+        path, snapshot = tmp_path / LOCK_NAME, tmp_path / "snapshot"
+        os.link(path, snapshot)
+        time.sleep(0.1)  # a beat that came in between is in the snapshot
+        before, deadline = snapshot.read_bytes(), time.monotonic() + 60
+        while path.read_bytes() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        beat = path.read_bytes()
+        while path.read_bytes() == beat:
+            assert time.monotonic() < deadline, "it goes on in a file of its own"
+            time.sleep(0.02)
+        assert snapshot.read_bytes() == before
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_logger_whose_folder_is_a_link_is_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    victim, run = tmp_path / "victim", tmp_path / "run"
+    for folder in (victim, run):
+        folder.mkdir()
+    (run / name).symlink_to(victim)
+    wandb = {"project": "p", "entity": None, "tags": (), "name": "n", "config": {}}
+    loggers = Loggers(MetricsFile(run / "metrics.jsonl"))
+    if name == "wandb":
+        loggers.add("W&B", lambda: WandbLogger(run, run_id="1", resume=True, **wandb))
+    else:
+        loggers.add("TensorBoard", lambda: TensorBoardLogger(run / name))
+    loggers.log({"step": 1, "train_loss": 1.0})
+    loggers.close(60)
+    [warning] = [record.message for record in caplog.records if "is off" in record.message]
+    assert f"{run / name} is a symbolic link" in warning
+    assert list(victim.iterdir()) == []
+    assert len(read(run / "metrics.jsonl")) == 1
 
 
 def test_a_deeply_nested_label_is_no_crash(tmp_path: Path) -> None:
