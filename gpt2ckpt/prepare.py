@@ -5,6 +5,8 @@ from gpt2ckpt.standby import stand_by
 if __name__ == "__main__":
     stand_by()  # before the imports: they take seconds
 
+import sys
+
 from gpt2ckpt.application import run_simple
 from gpt2ckpt.config.checks import at_least
 from gpt2ckpt.config.schema import PrepareConfig
@@ -23,6 +25,8 @@ def _prepare(config: PrepareConfig) -> None:
         raise ConfigError("data is missing: give data=text data.train=GLOB, or data=embedded")
     at_least("shard_tokens", config.shard_tokens, 1)
     summary = prepare(config.data, config.out, config.shard_tokens)
+    if summary.warning:
+        print(f"warning: {summary.warning}", file=sys.stderr)
     files = [f"data.{split}='{config.out}/{split}_*.bin'" for split in ("train", "val")]
     print(
         f"{len(summary.shards)} shards in {config.out}: {summary.train_tokens:,} training and "

@@ -50,11 +50,15 @@ class TextDataConfig:
 
 @dataclass
 class TokensDataConfig:
-    """Token files: nanoGPT's headerless uint16 or llm.c's shards, memory-mapped."""
+    """Token files: nanoGPT's headerless ones or llm.c's shards, read where they are needed.
+
+    `dtype` is that of headerless files: uint16, uint32, or auto to look at their values.
+    """
 
     kind: str = "tokens"
     train: str | None = None
     val: str = MISSING
+    dtype: str = "auto"
 
 
 @dataclass

@@ -12,7 +12,9 @@ import numpy as np
 import xxhash
 
 from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDataConfig
+from gpt2ckpt.data.digest import Content, Contents
 from gpt2ckpt.data.files import expand_files
+from gpt2ckpt.data.overlap import Known, overlap_warning
 from gpt2ckpt.data.sources import (
     Source,
     check_tokenizer_fits,
@@ -20,7 +22,8 @@ from gpt2ckpt.data.sources import (
     held_out,
     text_sources,
 )
-from gpt2ckpt.data.tokens import Piece, Tokens, TokenStream, count_blocks, open_token_file
+from gpt2ckpt.data.token_files import TokenFile, Tokens, open_token_file, width_warning
+from gpt2ckpt.data.tokens import Piece, TokenStream, count_blocks
 from gpt2ckpt.errors import ConfigError, InputError
 
 _WHOLE_TOKENS = 1 << 19  # files up to 1 MiB are hashed whole
@@ -41,18 +44,19 @@ class CorpusFile:
 class Corpus:
     """What is trained and validated on.
 
-    `digest` is 32 hex digits (xxh3_128) over both splits' tokens, in order, whatever the files are
-    called. It covers every token of text and of token files up to 1 MiB. Of a larger token file it
-    covers the length and 16 evenly spaced samples of 16 KiB, the first and the last included: that
-    notices other data, another order, a file added, removed, cut or grown, but not an edit of a
-    few tokens between the samples.
+    `digest` is known at once: 32 hex digits (xxh3_128) over both splits' tokens, in order, whatever
+    the files are called. It covers every token of text and of token files up to 1 MiB; of a larger
+    token file the length and 16 evenly spaced samples of 16 KiB, the first and the last included.
+    `contents` has a digest of everything in each of `files`. `warnings` are for the user.
     """
 
     train: TokenStream
     val: TokenStream
     digest: str
+    contents: Contents
     files: tuple[CorpusFile, ...]
     description: str
+    warnings: tuple[str, ...] = ()
 
 
 def open_corpus(
@@ -97,67 +101,106 @@ def open_validation(
         corpus = open_corpus(config, vocab_size, block_size)
         return corpus.val, corpus.description
     if isinstance(config, TokensDataConfig):
-        pieces, files = _open_files(expand_files("data.val", config.val), vocab_size)
+        opened = _open_files(expand_files("data.val", config.val), vocab_size, config.dtype)
     else:
         check_tokenizer_fits(vocab_size)
-        pieces, files = _encode_sources(file_sources("data.val", config.val))
-    val = TokenStream(pieces, vocab_size)
+        opened = _encode_sources(file_sources("data.val", config.val))
+    val = TokenStream(opened.pieces, vocab_size)
     _require_block("validation", val, block_size, "more in data.val")
-    return val, f"{_described(config.kind, files)}, {len(val):,} validation tokens"
+    return val, f"{_described(config.kind, opened.files)}, {len(val):,} validation tokens"
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Files and what is in them, side by side."""
+
+    files: list[CorpusFile]
+    pieces: list[Piece]
+
+    @property
+    def contents(self) -> list[Content]:
+        return [piece.tokens for piece in self.pieces]
 
 
 def _open_text(config: EmbeddedDataConfig | TextDataConfig, vocab_size: int) -> Corpus:
     check_tokenizer_fits(vocab_size)
     train_sources, val_sources = text_sources(config)
-    pieces, files = _encode_sources(train_sources)
-    train = TokenStream(pieces, vocab_size)
-    if val_sources is None:
-        train, val = train.split(len(train) - held_out(len(train), config.val_fraction))
-    else:
-        val_pieces, val_files = _encode_sources(val_sources)
-        val = TokenStream(val_pieces, vocab_size)
-        files += val_files
-    return _corpus(config.kind, train, val, files, whole=True)
+    opened = _encode_sources(train_sources)
+    if val_sources is not None:
+        return _corpus(config.kind, opened, _encode_sources(val_sources), vocab_size)
+    whole = TokenStream(opened.pieces, vocab_size)
+    train, val = whole.split(len(whole) - held_out(len(whole), config.val_fraction))
+    return Corpus(
+        train=train,
+        val=val,
+        digest=_digest([train, val], whole=True),
+        contents=Contents(opened.contents),
+        files=tuple(opened.files),
+        description=_described(config.kind, opened.files, train, val),
+    )
 
 
-def _encode_sources(sources: Sequence[Source]) -> tuple[list[Piece], list[CorpusFile]]:
+def _encode_sources(sources: Sequence[Source]) -> _Opened:
     pieces = [Piece(source.name, np.concatenate(list(source.tokens()))) for source in sources]
     files = [
         CorpusFile(source.name, source.size_bytes, len(piece.tokens))
         for source, piece in zip(sources, pieces, strict=True)
     ]
-    return pieces, files
+    return _Opened(files, pieces)
 
 
 def _open_tokens(config: TokensDataConfig, vocab_size: int) -> Corpus:
-    train_paths = expand_files("data.train", config.train)
-    val_paths = expand_files("data.val", config.val)
-    pieces, files = _open_files([*train_paths, *val_paths], vocab_size)
-    train = TokenStream(pieces[: len(train_paths)], vocab_size)
-    val = TokenStream(pieces[len(train_paths) :], vocab_size)
-    return _corpus(config.kind, train, val, files, whole=False)
+    splits = [("data.train", config.train), ("data.val", config.val)]
+    paths = [expand_files(key, patterns) for key, patterns in splits]
+    train, val = (_open_files(part, vocab_size, config.dtype) for part in paths)
+    return _corpus(config.kind, train, val, vocab_size)
 
 
-def _open_files(paths: Sequence[Path], vocab_size: int) -> tuple[list[Piece], list[CorpusFile]]:
-    pieces = [open_token_file(path, vocab_size) for path in paths]
-    files = [
-        CorpusFile(piece.name, path.stat().st_size, len(piece.tokens))
-        for path, piece in zip(paths, pieces, strict=True)
+def _open_files(paths: Sequence[Path], vocab_size: int, dtype: str) -> _Opened:
+    tokens = [open_token_file(path, vocab_size, dtype) for path in paths]
+    files = [CorpusFile(str(t.path), t.status().st_size, len(t)) for t in tokens]
+    return _Opened(files, [Piece(str(t.path), t) for t in tokens])
+
+
+def _corpus(kind: str, train: _Opened, val: _Opened, vocab_size: int) -> Corpus:
+    """A corpus of two splits with files of their own."""
+    splits = TokenStream(train.pieces, vocab_size), TokenStream(val.pieces, vocab_size)
+    contents = Contents([*train.contents, *val.contents])
+    files = [*train.files, *val.files]
+    known = _known([*train.pieces, *val.pieces], contents.known())
+    warnings = [
+        overlap_warning(known[: len(train.pieces)], known[len(train.pieces) :]),
+        width_warning([part for part in contents.files if isinstance(part, TokenFile)]),
     ]
-    return pieces, files
+    return Corpus(
+        *splits,
+        _digest(splits, whole=kind != "tokens"),
+        contents,
+        tuple(files),
+        _described(kind, files, *splits),
+        tuple(filter(None, warnings)),
+    )
 
 
-def _corpus(
-    kind: str, train: TokenStream, val: TokenStream, files: list[CorpusFile], *, whole: bool
-) -> Corpus:
-    tokens = f"{len(train):,} training and {len(val):,} validation tokens"
-    description = f"{_described(kind, files)}, {tokens}"
-    return Corpus(train, val, _digest([train, val], whole=whole), tuple(files), description)
+def _known(pieces: Sequence[Piece], digests: list[str] | None) -> list[Known]:
+    """Name each piece by its inode, if it is a file, and by the digest of its content."""
+    marks: list[set[object]] = [set() for _ in pieces]
+    for piece, mark in zip(pieces, marks, strict=True):
+        if isinstance(piece.tokens, TokenFile):
+            status = piece.tokens.status()
+            mark.add((status.st_dev, status.st_ino))
+    for mark, digest in zip(marks, digests or (), strict=False):
+        mark.add(digest)
+    return [Known(piece.name, frozenset(mark)) for piece, mark in zip(pieces, marks, strict=True)]
 
 
-def _described(kind: str, files: list[CorpusFile]) -> str:
+def _described(kind: str, files: list[CorpusFile], *splits: TokenStream) -> str:
     megabytes = sum(file.size_bytes for file in files) / 1e6
-    return f"{kind}: {len(files)} {'file' if len(files) == 1 else 'files'}, {megabytes:,.1f} MB"
+    of = f"{kind}: {len(files)} {'file' if len(files) == 1 else 'files'}, {megabytes:,.1f} MB"
+    if not splits:
+        return of
+    train, val = splits
+    return f"{of}, {len(train):,} training and {len(val):,} validation tokens"
 
 
 def _digest(streams: Sequence[TokenStream], *, whole: bool) -> str:
@@ -167,14 +210,14 @@ def _digest(streams: Sequence[TokenStream], *, whole: bool) -> str:
         for piece in stream.pieces:
             hasher.update(len(piece.tokens).to_bytes(8, "little"))
             for part in _parts(piece.tokens, whole=whole):
-                hasher.update(part.astype("<u2", copy=False).tobytes())
+                hasher.update(part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes())
     return hasher.hexdigest()
 
 
-def _parts(tokens: Tokens, *, whole: bool) -> list[Tokens]:
+def _parts(tokens: Content, *, whole: bool) -> list[Tokens]:
     """What the digest covers: everything, or evenly spaced samples of a large file."""
     if whole or len(tokens) <= _WHOLE_TOKENS:
-        return [tokens]
+        return [tokens[: len(tokens)]]
     last = len(tokens) - _SAMPLE_TOKENS
     starts = [last * number // (_SAMPLES - 1) for number in range(_SAMPLES)]
     return [tokens[start : start + _SAMPLE_TOKENS] for start in starts]

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDataConfig
+from gpt2ckpt.data.overlap import Known, overlap_warning
 from gpt2ckpt.data.sources import Source, held_out, text_sources
-from gpt2ckpt.data.tokens import HEADER_BYTES, MAGIC, VERSION, Tokens
+from gpt2ckpt.data.token_files import HEADER_BYTES, MAGIC, VERSION, TokenFile, Tokens
 from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.files import durable
 from gpt2ckpt.files.locks import Lock, try_lock
@@ -38,6 +40,7 @@ class PrepareSummary:
     train_tokens: int
     val_tokens: int
     shards: tuple[Path, ...]
+    warning: str | None = None
 
 
 def prepare(
@@ -59,20 +62,25 @@ def prepare(
     _check_shard_tokens(shard_tokens)
     train_sources, val_sources = text_sources(data)
     with _staging(Path(out).expanduser()) as staging:
-        train = _spool(train_sources, staging / "train.tokens")
+        train, known = _spool(train_sources, staging / "train.tokens")
+        warning = None
         if val_sources is None:
-            cut = len(train) - held_out(len(train), data.val_fraction)
-            train, val = train[:cut], train[cut:]
+            end = len(train)
+            cut = end - held_out(end, data.val_fraction)
+            parts = {"train": (train, 0, cut), "val": (train, cut, end)}
         else:
-            val = _spool(val_sources, staging / "val.tokens")
-        if not (len(train) and len(val)):
+            val, known_val = _spool(val_sources, staging / "val.tokens")
+            warning = overlap_warning(known, known_val)
+            parts = {"train": (train, 0, len(train)), "val": (val, 0, len(val))}
+        train_tokens, val_tokens = (stop - start for _, start, stop in parts.values())
+        if not (train_tokens and val_tokens):
             raise InputError(
-                f"{len(train)} training and {len(val)} validation tokens: there is too little text "
-                "to hold any out; give more, or set data.val"
+                f"{train_tokens} training and {val_tokens} validation tokens: there is too little "
+                "text to hold any out; give more, or set data.val"
             )
-        splits = {"train": _chunks(train), "val": _chunks(val)}
+        splits = {split: _chunks(*part) for split, part in parts.items()}
         shards = _write_and_publish(splits, staging, shard_tokens)
-    return PrepareSummary(len(train), len(val), tuple(shards))
+    return PrepareSummary(train_tokens, val_tokens, tuple(shards), warning)
 
 
 def write_shards(
@@ -148,19 +156,24 @@ def _refuse_existing(out: Path) -> None:
             )
 
 
-def _spool(sources: list[Source], path: Path) -> Tokens:
-    """All tokens of the sources in one file, mapped: where to cut is known only at the end."""
+def _spool(sources: list[Source], path: Path) -> tuple[TokenFile, list[Known]]:
+    """Write all tokens of the sources to one file: where to cut is known only at the end."""
+    count, known = 0, []
     with path.open("wb") as file:
         for source in sources:
+            hasher = xxhash.xxh3_128()
             for tokens in source.tokens():
-                file.write(tokens.astype("<u2", copy=False).tobytes())
-    mapped: Tokens = np.memmap(path, dtype="<u2", mode="r").view(np.ndarray)
-    return mapped
+                data = tokens.astype("<u2", copy=False).tobytes()
+                file.write(data)
+                hasher.update(data)
+                count += len(tokens)
+            known.append(Known(source.name, frozenset([hasher.digest()])))
+    return TokenFile(path, 0, count, np.dtype("<u2")), known
 
 
-def _chunks(tokens: Tokens) -> Iterator[Tokens]:
-    for start in range(0, len(tokens), _CHUNK_TOKENS):
-        yield tokens[start : start + _CHUNK_TOKENS]
+def _chunks(tokens: TokenFile, start: int, stop: int) -> Iterator[Tokens]:
+    for first in range(start, stop, _CHUNK_TOKENS):
+        yield tokens[first : min(first + _CHUNK_TOKENS, stop)]
 
 
 def _write_and_publish(

@@ -15,8 +15,8 @@ from gpt2ckpt.model.nanogpt import load_nanogpt
 def load_pretrained(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Shape and state (float32, for `GPT2.load_state_dict`) of a Hugging Face folder or a ckpt.pt.
 
-    Checked against each other. `dropout` is not taken over. Tensors may be maps of the file: copy
-    them into a model before the file goes away. InputError names what cannot be used, and why.
+    Checked against each other. `dropout` is not taken over. InputError names what cannot be used,
+    and why.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist; give a Hugging Face GPT-2 folder or a ckpt.pt.")

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gpt2ckpt.config.schema import ModelConfig
@@ -32,7 +33,10 @@ def load_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     for name, tensor in weights.items():
         if not str(name).endswith(".attn.bias"):  # the causal mask of versions before PyTorch 2
             whole = as_tensor(path, name, tensor)
-            state[str(name).removeprefix(COMPILED_PREFIX)] = whole.float()
+            # Copied at once: nanoGPT rewrites its file in place, and a mapped page that is gone
+            # ends the process by SIGBUS, up to the moment when the model is built.
+            copied = whole.to(torch.float32, copy=True)
+            state[str(name).removeprefix(COMPILED_PREFIX)] = copied
     return config, state
 
 

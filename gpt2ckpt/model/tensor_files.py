@@ -77,12 +77,13 @@ def _refuse_compressed(path: Path) -> None:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     if not path.is_file():
         raise InputError(f"{path} is missing.")
     try:
-        content: dict[str, Any] = load_file(path)
+        # Read, not mapped: a file that is rewritten meanwhile would end the process by SIGBUS.
+        content: dict[str, Any] = load(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except SafetensorError as error:

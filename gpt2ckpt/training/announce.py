@@ -90,6 +90,7 @@ def plan(
         weights=[*pretrained.source.skipped, pretrained.summary] if pretrained else [],
     )
     warnings = [
+        *prepared.corpus.warnings,
         *plan_warnings(prepared),
         *memory_warnings(memory.needed, memory.total),
         *(disk_warnings(saving.most_bytes - taken, saving.free_bytes) if saving.enabled else []),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDataConfig
 from gpt2ckpt.data.corpus import open_corpus
 from gpt2ckpt.data.shards import prepare, write_shards
-from gpt2ckpt.data.tokens import open_token_file
+from gpt2ckpt.data.token_files import open_token_file
 from gpt2ckpt.errors import ConfigError, InputError
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_round_trip(
     whole = np.arange(sum(lengths), dtype=np.uint16)
     parts = np.split(whole, np.cumsum(lengths)[:-1]) if lengths else []
     paths = write_shards({"train": parts}, tmp_path_factory.mktemp("shards"), shard_tokens)
-    read = [open_token_file(path, 50257).tokens for path in paths]
+    read = [open_token_file(path, 50257)[:] for path in paths]
     assert [token for tokens in read for token in tokens.tolist()] == whole.tolist()
     assert all(len(tokens) == shard_tokens for tokens in read[:-1])
 

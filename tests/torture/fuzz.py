@@ -35,7 +35,8 @@ from gpt2ckpt.config.registry import build_typed
 from gpt2ckpt.config.replay import freeze, task_overrides
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.data.text import read_pieces
-from gpt2ckpt.data.tokens import TokenStream, open_token_file
+from gpt2ckpt.data.token_files import open_token_file
+from gpt2ckpt.data.tokens import Piece, TokenStream
 from gpt2ckpt.errors import CheckpointError, InputError, UserError
 from gpt2ckpt.loggers import metrics_file, wandb_offline
 from gpt2ckpt.model.convert import load_pretrained
@@ -333,7 +334,7 @@ def _read_wandb(path: Path) -> None:
 
 
 def _read_tokens(path: Path) -> None:
-    stream = TokenStream([open_token_file(path, 50257)], 50257)
+    stream = TokenStream([Piece(path.name, open_token_file(path, 50257))], 50257)
     stream.read(0, len(stream))
 
 
