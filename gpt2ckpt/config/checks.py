@@ -81,7 +81,9 @@ def check_model(model: ModelConfig) -> None:
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:
-    for key in ("max_steps", "max_epochs", "batch_size", "grad_accum", "eval_steps", "log_every"):
+    for key in ("max_steps", "max_epochs", "batch_size", "grad_accum", "log_every"):
+        at_least(f"trainer.{key}", getattr(trainer, key), 1)
+    for key in ("eval_blocks", "eval_steps"):
         at_least(f"trainer.{key}", getattr(trainer, key), 1)
     for key in ("grad_clip", "eval_every", "sample_every", "sample_tokens"):
         at_least(f"trainer.{key}", getattr(trainer, key), 0)

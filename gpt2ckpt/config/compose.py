@@ -58,6 +58,7 @@ def compose_config(name: str, overrides: list[str], extra_dir: Path | None = Non
     """
     register_schemas()
     refuse_non_choices(overrides)
+    _refuse_two_lengths(overrides)
     if extra_dir is not None:
         overrides = [*overrides, f"hydra.searchpath=[{quoted(f'file://{extra_dir.resolve()}')}]"]
     GlobalHydra.instance().clear()
@@ -206,3 +207,11 @@ def refuse_non_choices(overrides: list[str]) -> None:
             raise ConfigError(
                 f"{override.input_line} names no choice: give {group}=NAME or leave it out"
             )
+
+
+def _refuse_two_lengths(overrides: list[str]) -> None:
+    """Two keys set the length of an evaluation, and neither may silently win."""
+    keys = ("trainer.eval_blocks", "trainer.eval_steps")
+    given = {o.key_or_group: o.value() for o in parse_overrides(overrides)}  # the last one counts
+    if all(given.get(key) is not None for key in keys):
+        raise ConfigError(f"{' and '.join(keys)} both set the length of an evaluation: give one")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from gpt2ckpt.config.compose import parse_overrides
+from gpt2ckpt.config.compose import parse_overrides, sets
+from gpt2ckpt.config.earlier import in_blocks
 from gpt2ckpt.config.recorded import trusted
 from gpt2ckpt.config.registry import KINDS
 from gpt2ckpt.errors import ConfigError
@@ -25,6 +26,7 @@ WATCHING = (  # keys, or how keys begin, that no weight depends on
     *("trainer.eval_", "trainer.log_every", "trainer.sample_"),
 )
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")
+EVALUATION_LENGTH = ("trainer.eval_blocks", "trainer.eval_steps")  # two keys for one thing
 
 
 class Effect(StrEnum):
@@ -50,7 +52,7 @@ class Change:
 
 def freeze(values: Values) -> Values:
     """The part of a composed config that a checkpoint keeps."""
-    return {key: value for key, value in values.items() if key not in NOT_FROZEN}
+    return {key: value for key, value in in_blocks(values).items() if key not in NOT_FROZEN}
 
 
 def task_overrides(overrides: list[str]) -> list[str]:
@@ -102,6 +104,8 @@ def still_meant(
     The list comes out of a file: what is not trusted goes, too.
     """
     recorded = trusted(task_overrides(recorded), frozen)
+    if any(sets(word, *EVALUATION_LENGTH) for word in new):
+        recorded = [word for word in recorded if not sets(word, *EVALUATION_LENGTH)]
     groups = [o for o in parse_overrides(new) if o.key_or_group in KINDS]
     if not groups:
         return recorded

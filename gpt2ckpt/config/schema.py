@@ -130,7 +130,8 @@ class TrainerConfig:
     grad_accum: int = 1
     grad_clip: float = 1.0
     eval_every: int = 100
-    eval_steps: int = 20
+    eval_blocks: int = 160
+    eval_steps: int | None = None
     log_every: int = 10
     sample_every: int = 0
     sample_tokens: int = 64

@@ -9,6 +9,7 @@ from typing import Any
 from gpt2ckpt.checkpoint.comparison import compare_tensors
 from gpt2ckpt.checkpoint.names import LATEST
 from gpt2ckpt.checkpoint.reading import check, read_meta
+from gpt2ckpt.config.earlier import in_blocks
 from gpt2ckpt.config.replay import Values
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.recovery.facts import (
@@ -24,7 +25,7 @@ from gpt2ckpt.recovery.filesystem import FileSystem
 from gpt2ckpt.recovery.trainings import Training
 
 MAX_SAVES = 200  # after which a training that could not be caught in a save ends by itself
-EVAL_BATCHES = 2
+EVAL_BLOCKS = 16
 MARGIN = 1.2  # saves are measured this much further apart than they take
 
 
@@ -70,11 +71,14 @@ class Rehearsal:
         words = [*self.words, *_common_words(self.values, self.settings.total_steps)]
         return Training(words, self.scratch / name, self.settings.ranks)
 
-    def _evaluations(self, every: int) -> tuple[str, str]:
+    def _evaluations(self, every: int) -> tuple[str, ...]:
         trainer = self.values["trainer"]
-        batches = min(trainer["eval_steps"], EVAL_BATCHES)
+        blocks = min(in_blocks(self.values)["trainer"]["eval_blocks"], EVAL_BLOCKS)
         wanted = every if trainer["eval_every"] else 0
-        return f"trainer.eval_every={wanted}", f"trainer.eval_steps={batches}"
+        return (
+            *(f"trainer.eval_every={wanted}", f"trainer.eval_blocks={blocks}"),
+            "trainer.eval_steps=null",
+        )
 
     def _length(self, killed: Training, before: int, every: int) -> int:
         """Steps enough to go on after the kill, and for three saves that don't wait in a queue."""

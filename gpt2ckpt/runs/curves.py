@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from gpt2ckpt.config.earlier import without_added
 from gpt2ckpt.config.replay import Effect, Values, classify, flatten
 from gpt2ckpt.runs.cadence import Cadence
 
@@ -100,7 +101,7 @@ class Curves:
 
 def settings_digest(frozen: Values) -> str:
     """The same for two configs exactly where they train the same, but for rounding."""
-    flat = flatten(frozen)
+    flat = without_added(flatten(frozen))
     moving = {
         key: value
         for key, value in flat.items()

@@ -13,6 +13,7 @@ from typing import Any
 from gpt2ckpt.checkpoint import cut_off
 from gpt2ckpt.checkpoint.store import Found, Store, owner_of
 from gpt2ckpt.config.compose import sets, spelled
+from gpt2ckpt.config.earlier import completed
 from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, task_overrides
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError, LockedError
 from gpt2ckpt.files import durable
@@ -45,6 +46,8 @@ class Start:
     lock: RunLock | None = None
     unwritable: InputError | None = None
     runs_passed_over: list[tuple[Path, str]] = field(default_factory=list)
+    given: list[str] = field(default_factory=list)  # of the overrides, those of this command
+    is_fork_asked_for: bool = False  # then the data may be other data than the state's
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -108,7 +111,8 @@ def find_start(
     if values["resume"] is None:
         if values["fork"]:
             raise ConfigError("fork=true needs a state to fork from: add +resume=PATH")
-        return Start(freeze(values), task_overrides(overrides))
+        new = task_overrides(overrides)
+        return Start(freeze(values), new, given=new)
     what, fork = str(values["resume"]), bool(values["fork"])
     if fork:  # the name is that of the new run
         scope = replace(scope, name=None)
@@ -151,20 +155,27 @@ def _decide(
         if place is None:
             passed_over = resume.runs_passed_over(scope)
             frozen = freeze(compose(overrides))
-            return Start(frozen, new, begins_again=begins_again, runs_passed_over=passed_over)
-    fork = fork or begins_again or not place.in_run
+            return Start(
+                frozen, new, begins_again=begins_again, runs_passed_over=passed_over, given=new
+            )
+    is_fork_asked_for = fork or begins_again
+    fork = is_fork_asked_for or not place.in_run
     found = resume.read(place)
     if not fork:
         _refuse_foreign(found, place.directory)
     try:
-        saved: Values = found.state["config"]
+        saved = completed(found.state["config"])
         recorded = still_meant(saved, list(found.state["overrides"]), new, compose)
         frozen, changes = replay(saved, recorded, new, compose)
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{found.path} holds no config that can be replayed") from error
     kept = [override for override in recorded if override not in new]  # the last one counts
     directory = None if fork else place.directory
-    return Start(frozen, kept + new, directory, found, changes, begins_again)
+    return Start(
+        *(frozen, kept + new, directory, found, changes, begins_again),
+        given=new,
+        is_fork_asked_for=is_fork_asked_for,
+    )
 
 
 def _lock_to_read(directory: Path) -> tuple[RunLock | None, InputError | None]:

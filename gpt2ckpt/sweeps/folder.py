@@ -16,6 +16,7 @@ from yaml import YAMLError
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.checkpoint.store import Store
+from gpt2ckpt.config.earlier import completed
 from gpt2ckpt.config.replay import flatten, freeze, task_overrides
 from gpt2ckpt.errors import CheckpointError, ConfigError
 from gpt2ckpt.runs.layout import CHECKPOINTS, RECORD
@@ -93,7 +94,7 @@ def read_job(directory: Path) -> Recorded | None:
             meta = read_meta(file)
             overrides = task_overrides(list(meta["overrides"]))
             return Recorded(
-                directory, flatten(freeze(meta["config"])), overrides, int(meta["step"])
+                directory, flatten(freeze(completed(meta["config"]))), overrides, int(meta["step"])
             )
         except (CheckpointError, ConfigError, KeyError, TypeError, ValueError, AttributeError):
             continue  # damaged: the next one says the same

@@ -8,6 +8,7 @@ from typing import Any
 
 from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.config.compose import spelled
+from gpt2ckpt.config.earlier import completed
 from gpt2ckpt.config.registry import KINDS
 from gpt2ckpt.config.replay import flatten
 from gpt2ckpt.errors import CheckpointError
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     config = read_meta(path).get("config")
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} holds no config")
-    print(resume_command(path, config))
+    print(resume_command(path, completed(config)))
     return 0
 
 

@@ -36,6 +36,8 @@ def agree(start: Start, prepared: Prepared, hardware: Hardware, team: Team) -> N
             "frozen": start.frozen,
             "overrides": start.overrides,
             "directory": str(start.directory) if start.directory else None,
+            "given": start.given,
+            "is_fork_asked_for": start.is_fork_asked_for,
             "changes": [dataclasses.asdict(change) for change in start.changes],
             "file": file,
             "seal": seal,
@@ -90,4 +92,6 @@ def _start_of(plan: dict[str, Any]) -> Start:
         Path(plan["directory"]) if plan["directory"] else None,
         read_named(Path(file), plan["seal"]) if file else None,
         [Change(**change) for change in plan["changes"]],
+        given=plan["given"],
+        is_fork_asked_for=plan["is_fork_asked_for"],
     )

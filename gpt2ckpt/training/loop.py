@@ -22,6 +22,7 @@ from gpt2ckpt.training.progress import Progress
 from gpt2ckpt.training.replay_check import ReplayCheck
 from gpt2ckpt.training.report import eval_line, step_line, warning_lines
 from gpt2ckpt.training.rollback import go_back, react
+from gpt2ckpt.training.same_data import DataChanged
 from gpt2ckpt.training.saving import Saver
 from gpt2ckpt.training.state import LossSum, TrainingState
 from gpt2ckpt.training.step import HalfApplied, Stepper, StepResult
@@ -36,6 +37,7 @@ class Loop:
     `evaluate` and `sample` get a function that tells whether to stop half-way; `sample` returns a
     text, or None on a rank that has none to show.
     `last_blocks` are those of the step after which the state was saved that it begins with.
+    `check_data` raises DataChanged as soon as the data is known to be other data than the run's.
     `reopen` takes the history after a step away from loggers, and gives those to go on with.
     `logged` are the losses that the last logged mean is of.
     """
@@ -60,6 +62,7 @@ class Loop:
     interrupts: Interrupts
     team: Team = field(default_factory=Alone)
     last_blocks: int = 0
+    check_data: Callable[[], bool] | None = None
     logged: LossSum = field(default_factory=LossSum)
     _epoch_seen: int = 0
     _is_over: bool = False
@@ -80,8 +83,8 @@ class Loop:
                     self.saver.save_in_time(stopped.name)
                 elif self.saver.has_failed():
                     self.saver.save_emergency("the last save failed")  # space is kept for this one
-            except HalfApplied:
-                raise
+            except (HalfApplied, DataChanged):
+                raise  # the state is not one to resume from
             except BaseException as error:
                 cause = self.team.explained(error)
                 log.error("stopped after step %d: %s", self.state.counters.step, cause)
@@ -124,6 +127,8 @@ class Loop:
             try:
                 self._log_step(self._step())
                 self.interrupts.leaves_at_once = False
+                if self.check_data is not None:
+                    self.check_data()
                 self._between_steps()
             except BadNumber as bad:
                 self._go_on_without(bad)

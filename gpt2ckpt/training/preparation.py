@@ -11,11 +11,12 @@ from gpt2ckpt.config.replay import Values
 from gpt2ckpt.config.schema import TrainConfig, TrainerConfig
 from gpt2ckpt.data.corpus import Corpus, open_corpus
 from gpt2ckpt.data.tokens import count_blocks
-from gpt2ckpt.errors import CheckpointError, InputError
+from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.optim.limits import check_optimizer
 from gpt2ckpt.optim.schedule import Schedule, build_schedule
 from gpt2ckpt.runs.resumable import check_resumable
 from gpt2ckpt.runs.start import Start
+from gpt2ckpt.training.same_data import expected_files
 
 if TYPE_CHECKING:
     from gpt2ckpt.training.pretrained import Pretrained
@@ -48,6 +49,7 @@ class Prepared:
     total_steps: int
     schedule: Schedule
     done: Done = field(default_factory=Done)
+    expected_files: list[str] | None = None  # digests that the data must have, to be resumed
 
     @property
     def blocks_per_step(self) -> int:
@@ -68,11 +70,6 @@ class Prepared:
         """Passes of the whole run over the training data."""
         return (self.done.blocks + self.blocks_left) / self.blocks_per_epoch
 
-    @property
-    def data_facts(self) -> dict[str, Any]:
-        """What a checkpoint records of the data: a resume must meet the same."""
-        return {"digest": self.corpus.digest, "blocks_per_epoch": self.blocks_per_epoch}
-
 
 def prepare(start: Start) -> Prepared:
     """Check the config of `start`, open its data, and compare both with the saved state.
@@ -92,11 +89,12 @@ def prepare(start: Start) -> Prepared:
     check_settings(config)
     _check_same_shape(start, config)
     corpus = open_corpus(config.data, config.model.vocab_size, config.model.block_size)
-    _check_same_data(start, corpus)
+    expected = expected_files(start, corpus)
     blocks = count_blocks(len(corpus.train), config.model.block_size)
     steps = _total_steps(config.trainer, blocks, start.state)
     schedule = build_schedule(config.schedule, steps)
-    return Prepared(config, frozen, pretrained, corpus, blocks, steps, schedule, _done(start.state))
+    done = _done(start.state)
+    return Prepared(config, frozen, pretrained, corpus, blocks, steps, schedule, done, expected)
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -158,14 +156,3 @@ def _blocks_trained(state: dict[str, Any]) -> int:
     """Skipped blocks do not count: the end of the run and its schedule stay what they were."""
     skipped: int = state["data"].get("bad_numbers", {}).get("skipped_blocks", 0)
     return int(state["data"]["position"]) - skipped
-
-
-def _check_same_data(start: Start, corpus: Corpus) -> None:
-    if start.state is None or start.state["data"]["digest"] == corpus.digest:
-        return
-    if any(change.key.startswith("data.") for change in start.changes):
-        return  # other data was asked for, and the change is printed
-    raise InputError(
-        f"the data has changed since the checkpoint was saved ({corpus.description}): put the old "
-        "data back, or name the new data on the command line (data=… data.train=…) to go on with it"
-    )

@@ -1,6 +1,7 @@
 """Which states of a training are saved: finite ones, in time, by the rank that saves."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -29,6 +30,8 @@ class Saver:
     """Saves `state` when it is told to; with several ranks all are told alike.
 
     `manager` is None where this rank writes nothing: on all but the first, or with `is_off` on all.
+    `verify_data` waits until the data is known to be that of the run, before a save that is no
+    emergency; False if a stop is asked for first, and then an emergency save follows.
     """
 
     state: TrainingState
@@ -40,6 +43,7 @@ class Saver:
     blocks_per_epoch: int
     deadline: Deadline
     loggers: Loggers
+    verify_data: Callable[[], bool] | None = None
 
     def save(
         self,
@@ -56,6 +60,8 @@ class Saver:
         a rank may have by itself.
         """
         if self.is_off or not (regular or emergency or best or epoch_ended is not None):
+            return
+        if not emergency and self._on_any_rank(bool(self.verify_data and not self.verify_data())):
             return
         self.loggers.flush()
         counters = self.state.counters

@@ -44,6 +44,7 @@ from gpt2ckpt.training.progress import Progress, open_progress
 from gpt2ckpt.training.replay_check import ReplayCheck
 from gpt2ckpt.training.rng import seed_everything, seed_rank
 from gpt2ckpt.training.room import checkpoint_bytes
+from gpt2ckpt.training.same_data import DataCheck, facts_of
 from gpt2ckpt.training.sampling import Sampler, Sampling
 from gpt2ckpt.training.saving import Saver, retention_of
 from gpt2ckpt.training.state import Counters, Provenance, TrainingState, versions
@@ -85,7 +86,7 @@ class Session:
             run=identity_in(self.directory, self.start.identity),
             config=self.prepared.frozen,
             overrides=self.start.overrides,
-            data=self.prepared.data_facts,
+            data=facts_of(self.prepared.corpus, self.prepared.blocks_per_epoch),
             environment=self._environment(),
         )
         if self.start.state is not None:
@@ -146,6 +147,7 @@ class Session:
         manager, interrupts = self._open_manager(), Interrupts()
         if isinstance(self.team, Group):
             interrupts = Interrupts(self.team.largest, self.team.lost_its_launcher)
+        data_check = self._check_data(provenance)
         deadline = Deadline(config.checkpoint.grace_seconds, lambda: interrupts.asked_at)
         bar = self._open_bar(state.counters.step)
         stepper = self._build_stepper(state, manager, deadline, bar)
@@ -153,6 +155,7 @@ class Session:
         saver = Saver(
             *(state, manager, not config.checkpoint.enabled, provenance, prepared.schedule),
             *(prepared.total_steps, prepared.blocks_per_epoch, deadline, loggers),
+            partial(data_check.wait, lambda: interrupts.is_asked_to_stop) if data_check else None,
         )
         if self.team.is_first:
             interrupts.last_words = saver.last_words
@@ -177,7 +180,15 @@ class Session:
             interrupts=interrupts,
             team=self.team,
             last_blocks=self._blocks_of_last_step(),
+            check_data=data_check.poll if data_check else None,
         )
+
+    def _check_data(self, provenance: Provenance) -> DataCheck | None:
+        """Begin to read large files whole, on the first rank: all ranks read the same files."""
+        if not self.team.is_first:
+            return None
+        expected = self.prepared.expected_files
+        return DataCheck(self.prepared.corpus, provenance.data, expected, self.start.state)
 
     def _peak_tokens_per_s(self) -> float | None:
         """What all ranks could train at the peak of their devices, if that is known."""
@@ -255,8 +266,8 @@ class Session:
     def _evaluate(self, model: GPT2, stop: Callable[[], bool]) -> Evaluation | None:
         """Validation loss over the same first blocks every time."""
         trainer, block_size = self.prepared.config.trainer, self.prepared.config.model.block_size
-        limit = trainer.eval_steps * trainer.batch_size
-        batches = validation(self.prepared.corpus.val, block_size, trainer.batch_size, limit)
+        val, blocks = self.prepared.corpus.val, trainer.eval_blocks
+        batches = validation(val, block_size, trainer.batch_size, limit=blocks)
         return evaluate(model, batches, self.hardware, stop, self.team)
 
     def _build_sampler(self, model: GPT2) -> Sampler:
