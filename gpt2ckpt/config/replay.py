@@ -104,8 +104,9 @@ def still_meant(
     The list comes out of a file: what is not trusted goes, too.
     """
     recorded = trusted(task_overrides(recorded), frozen)
-    if any(sets(word, *EVALUATION_LENGTH) for word in new):
-        recorded = [word for word in recorded if not sets(word, *EVALUATION_LENGTH)]
+    for key, other in (EVALUATION_LENGTH, EVALUATION_LENGTH[::-1]):
+        if any(sets(word, key) for word in new):
+            recorded = [word for word in recorded if not sets(word, other)]
     groups = [o for o in parse_overrides(new) if o.key_or_group in KINDS]
     if not groups:
         return recorded

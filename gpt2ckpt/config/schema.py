@@ -52,13 +52,14 @@ class TextDataConfig:
 class TokensDataConfig:
     """Token files: nanoGPT's headerless ones or llm.c's shards, read where they are needed.
 
-    `dtype` is that of headerless files: uint16, uint32, or auto to look at their values.
+    `dtype` is that of headerless files: uint16, uint32, or auto to look at their values. It is
+    uint16 for configs that are older than the key.
     """
 
     kind: str = "tokens"
     train: str | None = None
     val: str = MISSING
-    dtype: str = "auto"
+    dtype: str = "uint16"
 
 
 @dataclass

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from gpt2ckpt.config.earlier import without_added
 from gpt2ckpt.config.replay import Effect, Values, classify, flatten
 from gpt2ckpt.runs.cadence import Cadence
 
@@ -101,7 +100,7 @@ class Curves:
 
 def settings_digest(frozen: Values) -> str:
     """The same for two configs exactly where they train the same, but for rounding."""
-    flat = without_added(flatten(frozen))
+    flat = flatten(frozen)
     moving = {
         key: value
         for key, value in flat.items()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2ckpt.config.compose import parse_overrides
-from gpt2ckpt.config.earlier import ADDED_KEYS
 from gpt2ckpt.config.replay import LENGTH, SHAPE, WATCHING, Values, flatten, freeze, task_overrides
 
 
@@ -72,7 +71,7 @@ def swept_keys(overrides: list[str]) -> list[str]:
 def _identity(config: Values, job: Job) -> Values:
     """What makes a training another one: all but its length, and what is written of it."""
     shape = tuple(f"model.{key}" for key in SHAPE) if config.get("model.init_from") else ()
-    free = (*WATCHING, *LENGTH, *shape, *ADDED_KEYS)  # pretrained weights bring their shape
+    free = (*WATCHING, *LENGTH, *shape)  # pretrained weights bring their shape with them
     return {
         key: value
         for key, value in config.items()

@@ -5,7 +5,6 @@ from typing import Any
 
 from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.checks import check_hardware
-from gpt2ckpt.config.earlier import completed
 from gpt2ckpt.config.registry import build_model_config
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.model.convert import check_shapes
@@ -45,4 +44,4 @@ def load_trained(what: str, device: str, precision: str) -> Trained:
     for key in ("model", "optimizer"):
         del found.state[key]  # copied or not needed: held, they would take most of the memory
     model.to(hardware.device).eval()
-    return Trained(model, hardware, completed(found.state["config"]), found)
+    return Trained(model, hardware, found.state["config"], found)

@@ -159,7 +159,10 @@ def test_a_group_that_the_frozen_config_has_not_is_asked_for_whatever_is_recorde
 
 def test_other_data_replaces_the_group() -> None:
     values, changes = resume([], ["data=tokens", "data.train=a.bin", "data.val=b.bin"])
-    assert values["data"] == {"kind": "tokens", "train": "a.bin", "val": "b.bin"}
+    assert values["data"] == {
+        **{"kind": "tokens", "train": "a.bin", "val": "b.bin"},
+        "dtype": "auto",
+    }
     assert "data.kind: embedded → tokens" in changes
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDataConfig
+from gpt2ckpt.data import digest
 from gpt2ckpt.data.corpus import Corpus, open_corpus, open_validation
 from gpt2ckpt.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_encoding
 from gpt2ckpt.data.tokens import TokenStream
@@ -146,6 +147,79 @@ def test_the_digest_notices_what_it_says(tmp_path: Path) -> None:
 
     (tmp_path / "t2.bin").rename(tmp_path / "t9.bin")  # only the name
     assert _open_tokens(tmp_path).digest == digests[-1]
+
+
+@pytest.mark.parametrize("size", [1000, 600_000])
+def test_the_digests_cover_the_validation_split(tmp_path: Path, size: int) -> None:
+    values = np.random.default_rng(0).integers(0, VOCAB_SIZE, size)
+    _tokens(tmp_path / "t1.bin", values)
+    _tokens(tmp_path / "v.bin", values[::-1])
+    before = _open_tokens(tmp_path)
+    changed = values[::-1].copy()
+    changed[-1] ^= 1
+    _tokens(tmp_path / "v.bin", changed)
+    after = _open_tokens(tmp_path)
+    assert before.digest != after.digest
+    old, new = before.contents.known() or [], after.contents.known() or []
+    assert old[0] == new[0] and old[1] != new[1]
+
+
+def test_the_digest_covers_validation_text(tmp_path: Path) -> None:
+    train, val = tmp_path / "train.txt", tmp_path / "val.txt"
+    train.write_text("some training text " * 9)
+    val.write_text("validation text " * 3)
+    before = open_corpus(_text(train, val), VOCAB_SIZE, 4)
+    val.write_text("validation test " * 3)
+    after = open_corpus(_text(train, val), VOCAB_SIZE, 4)
+    assert before.digest != after.digest
+    assert before.contents.known() != after.contents.known()
+
+
+def test_a_split_of_other_sizes_has_another_digest(tmp_path: Path) -> None:
+    """The tokens are the same, and so are the contents of the file."""
+    (tmp_path / "a.txt").write_text("one two three four\n" * 20)
+    first, second = (
+        open_corpus(_text(tmp_path / "a.txt", None, part), VOCAB_SIZE, 4) for part in (0.2, 0.3)
+    )
+    assert first.digest != second.digest
+    assert first.contents.known() == second.contents.known()
+
+
+def _warnings(config: TextDataConfig | TokensDataConfig) -> tuple[str, ...]:
+    return open_corpus(config, VOCAB_SIZE, 4).warnings
+
+
+def test_validation_files_among_the_training_files_are_named(tmp_path: Path) -> None:
+    for name, start in (("a", 0), ("b", 500), ("v", 900)):
+        _tokens(tmp_path / f"{name}.bin", np.arange(start, start + 50))
+    (tmp_path / "hard.bin").hardlink_to(tmp_path / "v.bin")
+    (tmp_path / "soft.bin").symlink_to(tmp_path / "v.bin")
+    _tokens(tmp_path / "copy.bin", np.arange(900, 950))
+    val = str(tmp_path / "v.bin")
+    for train in ("*.bin", "v.bin", "hard.bin", "soft.bin", "copy.bin", "[ab].bin"):
+        found = _warnings(TokensDataConfig(train=str(tmp_path / train), val=val))
+        assert len(found) == (train != "[ab].bin")
+        assert all("v.bin of data.val is in data.train as well" in line for line in found)
+    both = TokensDataConfig(train=str(tmp_path / "*.bin"), val=str(tmp_path / "[ab].bin"))
+    assert "a.bin and 1 more of data.val" in _warnings(both)[0]
+
+
+def test_validation_files_are_known_by_their_inode_before_their_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest, "AT_ONCE", 10)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = str(_tokens(tmp_path / "v.bin", np.arange(50)))
+    [line] = _warnings(TokensDataConfig(train=path, val=path))
+    assert "v.bin of data.val is in data.train as well" in line
+
+
+def test_validation_text_among_the_training_text_is_named(tmp_path: Path) -> None:
+    for name in ("a", "b", "v"):
+        (tmp_path / f"{name}.txt").write_text(f"text of {name}: " * 9)
+    [line] = _warnings(_text(f"{tmp_path}/*.txt", tmp_path / "v.txt"))
+    assert "v.txt of data.val is in data.train as well" in line
+    assert _warnings(_text(f"{tmp_path}/[ab].txt", tmp_path / "v.txt")) == ()
 
 
 def test_the_digest_of_text_covers_all_of_it(tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""Frozen configs of earlier versions, and the two keys that set the length of an evaluation."""
+
+from typing import Any
+
+import pytest
+
+from gpt2ckpt.config.compose import compose_config
+from gpt2ckpt.config.earlier import completed
+from gpt2ckpt.config.registry import build_data_config
+from gpt2ckpt.config.replay import freeze, replay, still_meant
+from gpt2ckpt.errors import ConfigError
+
+TOKENS = ["data=tokens", "data.train=a.bin", "data.val=b.bin"]
+
+
+def compose(words: list[str]) -> dict[str, Any]:
+    return compose_config("train", words).values
+
+
+def earlier(words: list[str], eval_steps: int) -> dict[str, Any]:
+    """A frozen config as it was before the length of an evaluation was counted in blocks."""
+    frozen = freeze(compose(words))
+    frozen["trainer"] = {**frozen["trainer"], "eval_steps": eval_steps}
+    del frozen["trainer"]["eval_blocks"]
+    frozen["data"].pop("dtype", None)
+    return frozen
+
+
+def resumed(frozen: dict[str, Any], recorded: list[str], new: list[str]) -> dict[str, Any]:
+    values, _ = replay(frozen, still_meant(frozen, recorded, new, compose), new, compose)
+    return values
+
+
+def test_an_evaluation_is_160_blocks_and_eval_steps_counts_in_eights() -> None:
+    for batch in ("trainer.batch_size=1", "trainer.batch_size=64"):
+        assert freeze(compose([batch]))["trainer"]["eval_blocks"] == 160
+        trainer = freeze(compose([batch, "trainer.eval_steps=5"]))["trainer"]
+        assert (trainer["eval_blocks"], trainer["eval_steps"]) == (40, None)
+    small = freeze(compose(["experiment=gpt2_small", "trainer.eval_steps=5"]))
+    assert small["trainer"]["eval_blocks"] == 40
+
+
+def test_both_lengths_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"eval_blocks and trainer\.eval_steps both set"):
+        compose(["trainer.eval_blocks=8", "trainer.eval_steps=1"])
+    assert compose(["trainer.eval_blocks=8", "trainer.eval_steps=null"])
+
+
+@pytest.mark.parametrize("word", ["trainer.eval_blocks=0", "trainer.eval_steps=0"])
+def test_a_length_of_nothing_is_kept_to_be_refused_by_its_name(word: str) -> None:
+    key, _, _ = word.partition("=")
+    assert freeze(compose([word]))["trainer"][key.removeprefix("trainer.")] == 0
+
+
+@pytest.mark.parametrize(
+    ("new", "blocks"),
+    [
+        ([], 12),
+        (["trainer.batch_size=1", "trainer.grad_accum=4"], 12),
+        (["trainer.eval_steps=3"], 12),  # as the first start's command has it
+        (["trainer.eval_steps=4"], 32),
+        (["trainer.eval_blocks=50"], 50),
+    ],
+)
+def test_an_earlier_run_evaluates_what_it_did(new: list[str], blocks: int) -> None:
+    words = ["trainer.batch_size=4"]
+    frozen = completed(earlier(words, 3))
+    trainer = resumed(frozen, [*words, "trainer.eval_steps=3"], new)["trainer"]
+    assert (trainer["eval_blocks"], trainer["eval_steps"]) == (blocks, None)
+
+
+def test_a_later_length_replaces_the_recorded_one() -> None:
+    for first, second, blocks in (
+        ("trainer.eval_steps=3", "trainer.eval_blocks=50", 50),
+        ("trainer.eval_blocks=50", "trainer.eval_steps=3", 24),
+    ):
+        frozen = freeze(compose([first]))
+        assert resumed(frozen, [first], [second])["trainer"]["eval_blocks"] == blocks
+
+
+def test_tokens_of_an_earlier_run_are_of_16_bits() -> None:
+    old = completed(earlier(TOKENS, 20))
+    assert build_data_config(old["data"]).dtype == "uint16"
+    assert build_data_config(freeze(compose(TOKENS))["data"]).dtype == "auto"
+    assert "dtype" not in resumed(old, TOKENS, TOKENS)["data"], "the first start's command"
+    assert resumed(old, TOKENS, ["data.dtype=uint32"])["data"]["dtype"] == "uint32"
