@@ -75,7 +75,9 @@ class Outlet(io.RawIOBase):
         try:
             while data and not self._is_gone:
                 try:
-                    data = data[os.write(self._number, data) :]
+                    written = os.write(self._number, data)
+                    self._is_gone = written == 0
+                    data = data[written:]
                 except BlockingIOError:  # another program made the shared terminal non-blocking
                     select.select([], [self._number], [])
         except OSError:

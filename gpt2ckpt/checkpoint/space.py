@@ -1,6 +1,7 @@
 """How much disk a run takes, how much is free, and for how long that is enough."""
 
 import errno
+import functools
 import logging
 import os
 import shlex
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2ckpt.units import human_bytes, human_duration
+from gpt2ckpt.worker import Worker
 
 BLOCK = 512  # bytes; the unit of st_blocks (stat(2))
 BOUNDLESS = 1 << 60  # bytes free where that is not known: some network disks count none
 FEW_SAVES = 10
+ANSWER_SECONDS = 1.0  # for a file system to tell how much is free
 COUNT_SECONDS = 1.0  # for counting what a run takes: its own files take some milliseconds
 FULL = {errno.ENOSPC, errno.EDQUOT}  # the disk itself, or a user's share of it
 
@@ -47,15 +50,28 @@ def measure(run: Path, seconds: float = COUNT_SECONDS) -> Space:
 def measure_free(folder: Path) -> int:
     """Return the bytes that this user can write to the file system that `folder` is on, or will be.
 
-    BOUNDLESS where that is not known: the file system counts none, or does not answer.
+    BOUNDLESS where that is not known: the file system counts none, or does not answer in time.
     """
+    answers: list[int] = []
+    asker = _asker()
+    if asker.silence < ANSWER_SECONDS and asker.hand_over(lambda: answers.append(_ask(folder))):
+        asker.wait(ANSWER_SECONDS, silence=ANSWER_SECONDS)
+    return answers[0] if answers else BOUNDLESS
+
+
+@functools.cache
+def _asker() -> Worker:
+    return Worker("disk-space", limit=8)
+
+
+def _ask(folder: Path) -> int:
     try:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
         usage = shutil.disk_usage(folder)
-    except OSError:
+        return int(usage.free) if usage.total > 0 and usage.free >= 0 else BOUNDLESS
+    except Exception:
         return BOUNDLESS
-    return usage.free if usage.total else BOUNDLESS
 
 
 def below(folder: Path) -> Iterator[Path]:

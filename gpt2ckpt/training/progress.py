@@ -9,7 +9,6 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from tqdm import tqdm
@@ -55,7 +54,7 @@ class NoProgress:
 class BarProgress:
     """A bar on stderr. Log lines to the same terminal appear above it, each whole.
 
-    A thread draws it. A bar that fails to be drawn is not drawn any more.
+    A thread draws it, and writes those lines. A bar that cannot be drawn is given up.
 
     Args:
         total_steps: steps of the whole run.
@@ -63,21 +62,14 @@ class BarProgress:
     """
 
     def __init__(self, total_steps: int, done_steps: int) -> None:
-        self._bar = tqdm(
-            total=total_steps,
-            initial=done_steps,
-            file=sys.stderr,
-            unit="step",
-            dynamic_ncols=True,
-            leave=False,  # The plain lines remain; the bar is for the moment only.
-        )
-        self._worker = Worker("progress-bar", limit=1)
+        self._bar: Any = None
+        self._worker = Worker("progress-bar", limit=1000)
+        self._worker.hand_over(lambda: self._open(total_steps, done_steps))
         self._step, self._activity = done_steps, ""
         self._drawn = self._since = time.monotonic()
-        self._is_broken = False
         self._log_lines = contextlib.ExitStack()
         for handler in _terminal_handlers():
-            self._log_lines.enter_context(_above_bar(handler))
+            self._log_lines.enter_context(self._above(handler))
 
     def update(self, step: int) -> None:
         """Move the bar to `step`."""
@@ -102,54 +94,80 @@ class BarProgress:
         self._worker.close()
         self._log_lines.close()
 
+    @contextlib.contextmanager
+    def _above(self, handler: "logging.StreamHandler[Any]") -> Iterator[None]:
+        terminal = handler.stream
+        handler.setStream(_AboveBar(terminal, self._worker))
+        try:
+            yield
+        finally:
+            handler.setStream(terminal)
+
     def _draw_soon(self, *, at_once: bool = False) -> None:
         now = time.monotonic()
         if at_once or now - self._drawn >= DRAW_EVERY:
             self._drawn = now
             self._worker.hand_over(self._draw)
 
-    def _remove(self) -> None:
+    def _open(self, total_steps: int, done_steps: int) -> None:
         with contextlib.suppress(Exception):
-            self._bar.close()
+            self._bar = tqdm(
+                total=total_steps,
+                initial=done_steps,
+                file=sys.stderr,
+                unit="step",
+                dynamic_ncols=True,
+                leave=False,  # The plain lines remain; the bar is for the moment only.
+            )
 
     def _draw(self) -> None:
-        if self._is_broken:
+        if self._bar is None:
             return
         try:
             self._bar.set_postfix_str(self._activity, refresh=False)
             self._bar.update(self._step - self._bar.n)
             self._bar.refresh()
         except Exception:
-            self._is_broken = True
+            self._bar = None
+
+    def _remove(self) -> None:
+        with contextlib.suppress(Exception):
+            self._bar.close()
 
 
 def open_progress(total_steps: int, done_steps: int = 0, *, shown: bool = True) -> Progress:
     """A bar where stderr is a terminal and it is to be `shown`, else a silent stand-in."""
-    if shown and sys.stderr.isatty():
-        with contextlib.suppress(Exception):
-            return BarProgress(total_steps, done_steps)
-    return NoProgress()
+    is_visible = shown and sys.stderr.isatty()
+    return BarProgress(total_steps, done_steps) if is_visible else NoProgress()
 
 
 class _AboveBar(io.TextIOBase):
-    """A terminal for a log handler: takes the bar away, writes, draws the bar again."""
+    """A terminal for a log handler: takes the bar away, writes, draws the bar again.
 
-    def __init__(self, terminal: Any) -> None:
-        self._terminal = terminal
+    The bar's thread does so, since drawing may hang; then the lines are written beside it.
+    """
+
+    def __init__(self, terminal: Any, worker: Worker) -> None:
+        self._terminal, self._worker = terminal, worker
 
     def write(self, text: str) -> int:
-        with _bar_away(self._terminal):
-            written: int = self._terminal.write(text)
+        is_stuck = self._worker.silence > LONG
+        if is_stuck or not self._worker.hand_over(lambda: self._write_above(text)):
+            self._write(text)
+        return len(text)
+
+    def _write_above(self, text: str) -> None:
+        written = []
+        with contextlib.suppress(Exception), tqdm.external_write_mode(file=self._terminal):
+            written.append(text)
+            self._write(text)
+        if not written:
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it was closed
+            self._terminal.write(text)
             self._terminal.flush()
-        return written
-
-    def flush(self) -> None:
-        self._terminal.flush()
-
-
-def _bar_away(terminal: Any) -> AbstractContextManager[None]:
-    context: AbstractContextManager[None] = tqdm.external_write_mode(file=terminal)
-    return context
 
 
 def _terminal_handlers() -> list["logging.StreamHandler[Any]"]:
@@ -159,13 +177,3 @@ def _terminal_handlers() -> list["logging.StreamHandler[Any]"]:
         for handler in logging.getLogger().handlers
         if isinstance(handler, logging.StreamHandler) and handler.stream.isatty()
     ]
-
-
-@contextlib.contextmanager
-def _above_bar(handler: "logging.StreamHandler[Any]") -> Iterator[None]:
-    terminal = handler.stream
-    handler.setStream(_AboveBar(terminal))
-    try:
-        yield
-    finally:
-        handler.setStream(terminal)

@@ -1,0 +1,84 @@
+"""Whatever only watches a training may fail in any way: the training ends as an undisturbed one.
+
+A handful of combinations runs by default. GPT2CKPT_WATCHERS=all runs every one in watchers.py:
+TensorBoard, W&B, the console, text samples, the disk space, the scrub and the progress bar, each of
+which raises, hangs for an hour, or returns nonsense. How much longer such a training takes is
+measured by experiments/watchers.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import preload
+import pytest
+
+from tests.endtoend.watchers import ALL, MODEL, NONE, Disturbance, Ended, train
+
+IS_COMPLETE = os.environ.get("GPT2CKPT_WATCHERS") == "all"
+USUAL = {
+    "TensorBoard: hangs",
+    "W&B: hangs (service stopped)",
+    "console: hangs (pipe that nobody reads)",
+    "text sample: hangs",
+    "disk space: hangs",
+    "scrub: hangs",
+    "progress bar: hangs",
+}
+CHOSEN = [each for each in ALL if IS_COMPLETE or each.name in USUAL]
+STOPPED = [each for each in CHOSEN if each.watcher in ("console", "W&B") and "hangs" in each.way]
+STEPS = 40
+SETTINGS = [
+    *(f"trainer.max_steps={STEPS}", "trainer.sample_every=10", "checkpoint.save_every=4"),
+    *("checkpoint.scrub_every=2", "checkpoint.scrub_mb_per_s=10000"),
+]
+
+
+@pytest.fixture(scope="module")
+def words(token_data: Any) -> list[str]:
+    return [*MODEL, f"data.train={token_data.train}", f"data.val={token_data.val}", *SETTINGS]
+
+
+@pytest.fixture(scope="module")
+def ended(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """All trainings, two at a time: most of each is a single thread that imports torch."""
+    folder = tmp_path_factory.mktemp("watchers")
+    library = preload.build(folder).library
+
+    def run(number: int, disturbance: Disturbance) -> Ended:
+        return train(disturbance, words, folder / str(number), library)
+
+    everything = [NONE, *CHOSEN]
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(pool.map(run, range(len(everything)), everything))
+    return {each.name: one for each, one in zip(everything, runs, strict=True)}
+
+
+def test_undisturbed_everything_is_watched(ended: dict[str, Ended]) -> None:
+    """Else a disturbance would disturb nothing."""
+    undisturbed = ended[NONE.name]
+    assert undisturbed.code == 0
+    for line in ("sample: ", "disk: the run takes", "checked every byte of"):
+        assert line in undisturbed.output
+
+
+@pytest.mark.parametrize("disturbance", CHOSEN, ids=lambda each: each.name)
+def test_a_disturbed_training_ends_as_an_undisturbed_one(
+    ended: dict[str, Ended], disturbance: Disturbance
+) -> None:
+    found, undisturbed = ended[disturbance.name], ended[NONE.name]
+    assert found.differences(undisturbed) == [], found.output[-3000:]
+    assert "Traceback" not in found.output
+
+
+@pytest.mark.parametrize("disturbance", STOPPED, ids=lambda each: each.name)
+def test_a_disturbed_training_saves_at_a_signal(
+    disturbance: Disturbance, words: list[str], tmp_path: Path
+) -> None:
+    """It would not end in an hour, and has thirty seconds, as schedulers give them."""
+    more = ["trainer.max_steps=1000000", "checkpoint.grace_seconds=30"]
+    library = preload.build(tmp_path).library
+    found = train(disturbance, [*words, *more], tmp_path / "run", library, stop_after=30)
+    assert found.code == 143
+    assert len(list((found.run / "checkpoints").glob("emergency_step_*.pt"))) == 1
