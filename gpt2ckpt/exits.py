@@ -43,6 +43,10 @@ def reported_errors(*, tidies: bool = True) -> Iterator[None]:
         sys.exit(1)
     except UserError as error:
         _fail(str(error), error.exit_code, wants_trace)
+    except PermissionError as error:
+        where = error.filename or "a file"
+        sentence = f"{where}: {error.strerror} for this user. ls -ld shows who may use it"
+        _fail(f"{sentence} (HYDRA_FULL_ERROR=1 shows where it is used)", 1, wants_trace)
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
             from gpt2ckpt.config.compose import explain

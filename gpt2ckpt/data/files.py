@@ -4,6 +4,7 @@ import glob
 from pathlib import Path
 
 from gpt2ckpt.errors import ConfigError, InputError
+from gpt2ckpt.files.closed import refuse_closed
 
 
 def expand_files(setting: str, patterns: str | None) -> list[Path]:
@@ -52,5 +53,13 @@ def _expand(setting: str, part: str) -> list[Path]:
     names = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
     files = [path for path in map(Path, names) if path.is_file()]
     if not files:
+        _refuse_closed_folders(pattern)
         raise InputError(f"{setting}: no file matches {part} (looked in {Path.cwd()})")
     return files
+
+
+def _refuse_closed_folders(pattern: str) -> None:
+    """Raise InputError if a folder in which a file could match cannot be looked into."""
+    for parent in reversed(Path(pattern).parents):
+        for folder in glob.glob(str(parent), recursive=True):  # noqa: PTH207
+            refuse_closed(Path(folder))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gpt2ckpt.errors import InputError
+from gpt2ckpt.files.closed import cannot_be_read, refuse_closed
 from gpt2ckpt.files.locks import Lock, try_lock
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, JOBS, STAMP, STAMPED
 from gpt2ckpt.runs.lock import RunLock, is_locked
@@ -125,11 +126,9 @@ def holds_checkpoints(directory: Path) -> bool:
     folder = directory / CHECKPOINTS
 
     def refuse(error: OSError) -> NoReturn:
-        raise InputError(
-            f"{error.filename or folder} cannot be read ({error.strerror}), and it may hold "
-            "checkpoints: mount or mend it first"
-        ) from error
+        raise cannot_be_read(error.filename or folder, error) from error
 
+    refuse_closed(directory)
     if not os.path.lexists(folder):
         return False
     walk = os.walk(folder, onerror=refuse)

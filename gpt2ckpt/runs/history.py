@@ -15,6 +15,7 @@ from typing import Any
 
 from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT, free_name
 from gpt2ckpt.files import durable
+from gpt2ckpt.files.closed import cannot_be_read
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.loggers.metrics_lines import DamagedLine, Line, Lines, join
 from gpt2ckpt.runs.cadence import cadence_of, continued, due, listed
@@ -247,9 +248,13 @@ def _write_replay(path: Path, events: Events) -> None:
 
 
 def _read_curves(directory: Path) -> Curves | None:
-    with suppress(OSError, UnicodeDecodeError):
-        return decode((directory / CURVES).read_text())
-    return None
+    path = directory / CURVES
+    try:
+        return decode(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        return None
+    except OSError as error:  # it may say that the run is another one
+        raise cannot_be_read(path, error) from error
 
 
 def _write_curves(directory: Path, curves: Curves) -> None:

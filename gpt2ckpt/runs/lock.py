@@ -261,13 +261,18 @@ def refuse_links(directory: Path) -> None:
 def _ask(directory: Path) -> Verdict:
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return Verdict.DEAD
+    except OSError:
+        return Verdict.UNKNOWN  # it cannot be looked into
     state = try_lock(descriptor, shared=True)
     os.close(descriptor)
     if state is Lock.HELD:
         return Verdict.ALIVE
-    found = _read(directory / LOCK_NAME)
+    try:
+        found = _read(directory / LOCK_NAME)
+    except OSError:
+        return Verdict.UNKNOWN
     if found is None:
         return Verdict.DEAD
     return judge(decode(found), this_process(), kernel_lock_is_free=state is Lock.TAKEN)

@@ -20,6 +20,7 @@ from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError, InputError
+from gpt2ckpt.files.closed import is_closed, refuse_closed
 from gpt2ckpt.runs.claim import holds_checkpoints
 from gpt2ckpt.runs.layout import (
     CHECKPOINTS,
@@ -96,12 +97,19 @@ def _is_later(record: RunRecord, newest: RunRecord | None) -> bool:
 def run_directories(root: Path) -> list[tuple[Path, bool]]:
     """Every run directory below `root`, and whether it is a sweep's job; a linked one once.
 
-    Hidden directories are not looked into.
+    Hidden directories are not looked into. One that cannot be read may be a run: it is among them.
+    Raises InputError if `root` cannot be read.
     """
     found: dict[Path, Path] = {}
+
+    def note_closed(error: OSError) -> None:
+        if error.filename and not isinstance(error, FileNotFoundError):  # else deleted meanwhile
+            found[Path(error.filename).absolute()] = Path(error.filename)
+
+    refuse_closed(root)
     linked: list[Path] = []
     sweeps: set[Path] = set()
-    for parent, inner, files in os.walk(root):
+    for parent, inner, files in os.walk(root, onerror=note_closed):
         directory = Path(parent)
         if JOBS in files:
             sweeps.add(directory)
@@ -114,7 +122,9 @@ def run_directories(root: Path) -> list[tuple[Path, bool]]:
             if name not in (CHECKPOINTS, WANDB, TENSORBOARD) and not name.startswith(".")
         ]
     for path in linked:
-        if path.name != CHECKPOINTS and (path / CHECKPOINTS).is_dir():
+        if path.name == CHECKPOINTS:
+            continue
+        if is_closed(path) or (path / CHECKPOINTS).is_dir():
             found.setdefault(path.resolve(), path)
     return [(path, not sweeps.isdisjoint(path.parents)) for path in found.values()]
 

@@ -9,6 +9,7 @@ from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.errors import CheckpointError, ConfigError, did_you_mean
+from gpt2ckpt.files.closed import refuse_closed
 from gpt2ckpt.runs.claim import holds_checkpoints
 from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.runs.newest import newest_run, read_record, run_directories
@@ -71,6 +72,7 @@ def locate(what: str, scope: Scope, key: str = "resume") -> Place | None:
     if not what.strip():
         raise ConfigError(f"{key or 'PATH'} is empty: it takes {', '.join(SELECTORS)} or a path")
     path = Path(what).expanduser()
+    refuse_closed(path)
     if path.is_dir():
         return _in_directory(path)
     if path.exists():
@@ -134,7 +136,7 @@ def _in_directory(path: Path) -> Place:
         return Place(path, Role.LATEST)
     if Store(path).files():  # a checkpoints folder that was copied under another name
         return Place(path, Role.LATEST, in_run=False)
-    runs = [run for run, _ in run_directories(path) if (run / CHECKPOINTS).is_dir()]
+    runs = [run for run, _ in run_directories(path) if holds_checkpoints(run)]
     if len(runs) > 1:
         raise CheckpointError(f"{path} holds {len(runs)} runs: name one of them")
     return Place(runs[0] if runs else path, Role.LATEST)

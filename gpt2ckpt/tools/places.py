@@ -10,6 +10,7 @@ from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError, InputError
+from gpt2ckpt.files.closed import cannot_be_read, is_closed, refuse_closed
 from gpt2ckpt.runs.layout import CHECKPOINTS, OUTPUTS
 from gpt2ckpt.runs.newest import run_directories
 from gpt2ckpt.runs.resume import SELECTORS, Scope, locate, no_run
@@ -35,6 +36,7 @@ def find_runs(where: Path | None) -> list[Run]:
     """
     if where is None:
         return _below(OUTPUTS)
+    refuse_closed(where)
     if not where.is_dir():
         problem = "is a file, and a directory is needed" if where.exists() else "does not exist"
         raise InputError(f"{where} {problem}: give {DIR_HELP}")
@@ -43,6 +45,7 @@ def find_runs(where: Path | None) -> list[Run]:
     if where.name == CHECKPOINTS:
         return [Run(where.parent, where)]
     if (where / CHECKPOINTS).is_dir():
+        refuse_closed(where / CHECKPOINTS)
         return [Run(where, where / CHECKPOINTS)]
     if Store(where).files():  # a checkpoints folder that was copied under another name
         return [Run(where, where)]
@@ -100,6 +103,15 @@ def _of_role(run: Run, role: Role) -> Path:
 
 
 def _below(root: Path) -> list[Run]:
-    """Every run below `root` with a checkpoints folder, by name."""
-    found = [path for path, _ in run_directories(root) if (path / CHECKPOINTS).is_dir()]
-    return [Run(directory, directory / CHECKPOINTS) for directory in sorted(found)]
+    """Every run below `root` with a checkpoints folder, by name.
+
+    One that this user cannot read is printed on stderr, and left out.
+    """
+    runs = []
+    for directory, _ in sorted(run_directories(root)):
+        folder = directory / CHECKPOINTS
+        if error := is_closed(directory) or is_closed(folder):
+            print(f"skipped {cannot_be_read(error.filename, error)}", file=sys.stderr)
+        elif folder.is_dir():
+            runs.append(Run(directory, folder))
+    return runs

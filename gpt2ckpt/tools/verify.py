@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.aside import CORRUPT
@@ -15,6 +15,7 @@ from gpt2ckpt.checkpoint.repair import INDEPENDENT
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files import durable
+from gpt2ckpt.files.closed import cannot_be_read
 from gpt2ckpt.runs.layout import OUTPUTS
 from gpt2ckpt.runs.resume import SELECTORS, Scope, locate
 from gpt2ckpt.tools import text
@@ -168,7 +169,11 @@ def _targets(words: list[str]) -> list[tuple[Path, bool]]:
 
 def _files(folder: Path) -> Iterator[Path]:
     """All files of a checkpoints folder but those being written and those known to be corrupt."""
-    for parent, inner, files in os.walk(folder):
+
+    def refuse(error: OSError) -> NoReturn:
+        raise cannot_be_read(error.filename, error) from error
+
+    for parent, inner, files in os.walk(folder, onerror=refuse):
         inner[:] = sorted(name for name in inner if not name.startswith(CORRUPT))
         for name in sorted(files):
             path = Path(parent) / name

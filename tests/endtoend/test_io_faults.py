@@ -107,3 +107,26 @@ def test_a_rollback_that_can_write_neither_history_nor_folders_goes_on(
     assert "closed file" not in done.out + done.err
     steps = [step for step, _ in events(run_dir)]
     assert steps == list(range(1, latest(run_dir)["step"] + 1))
+
+
+def test_every_file_has_the_permissions_that_the_umask_gives(
+    token_data: Any, tmp_path: Path
+) -> None:
+    """As a group needs it that shares a directory."""
+    words = [*token_data.overrides, "trainer.max_steps=4", "checkpoint.save_every=2"]
+    words += ["logger=tensorboard", "hydra.run.dir=run", "trainer.eval_every=2"]
+    prepare = ["data=text", "data.train=prose.txt", "out=shards"]
+    (tmp_path / "prose.txt").write_text("The quick brown fox. " * 400)
+    commands = {
+        "train": words,
+        "prepare": prepare,
+        "checkpoints": ["export", "run", "--to", "weights", "run/weights.safetensors"],
+    }
+    for name, arguments in commands.items():
+        shell = ["sh", "-c", 'umask 002; exec "$@"', "sh", sys.executable, "-m", f"gpt2ckpt.{name}"]
+        subprocess.run([*shell, *arguments], cwd=tmp_path, env=environment(), check=True)
+    made = [*(tmp_path / "run").rglob("*"), *(tmp_path / "shards").rglob("*")]
+    assert {path.suffix for path in made} >= {".pt", ".jsonl", ".json", ".log", ".bin", ".yaml"}
+    for path in made:
+        wanted = 0o775 if path.is_dir() else 0o664
+        assert path.stat().st_mode & 0o777 == wanted, path
