@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from gpt2ckpt import console
 from gpt2ckpt.application import CommandLine, ask_hydra, parse_command_line, run_hydra
 from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides, quoted, sets
-from gpt2ckpt.config.replay import task_overrides
+from gpt2ckpt.config.replay import composable, task_overrides
 from gpt2ckpt.config.schema import TrainConfig
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.exits import reported_errors
@@ -158,18 +158,15 @@ def _name_given(line: CommandLine, composed: Composed) -> str | None:
 
 
 def _with_recorded_overrides(line: CommandLine, start: Start) -> CommandLine:
-    """The line with all overrides of the run that goes on, for Hydra to record.
+    """The line with all overrides of the run that is resumed, for Hydra to record.
 
-    Without any where conf/ no longer knows them: the frozen config has what is needed.
+    Without those that conf/ no longer knows: the frozen config has what is needed.
     """
     if start.found is None:
         return line
-    complete = replace(line, overrides=[*start.overrides, *_launch_words(line)])
-    try:
-        _compose(complete, complete.overrides)
-    except ConfigError:
-        return replace(line, overrides=_launch_words(line))
-    return complete
+    launch = _launch_words(line)
+    words = composable(start.overrides, lambda words: _compose(line, [*words, *launch]).values)
+    return replace(line, overrides=[*words, *launch])
 
 
 def _launch_words(line: CommandLine) -> list[str]:

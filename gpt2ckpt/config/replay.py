@@ -4,7 +4,8 @@ Hydra's overrides are instructions to compose a config, and a frozen config is a
 two configs are composed from today's conf/: one from the overrides that the run has had so far, and
 one from these and the new ones. Where the two differ, the new overrides ask for a change; and a key
 that is named outright is always applied. Everything else stays as it was frozen, whatever has
-become of conf/ since.
+become of conf/ since: an override that the run has had and that no longer composes, such as an
+experiment whose file was renamed, is left out of both.
 """
 
 from collections.abc import Callable
@@ -73,8 +74,12 @@ def replay(
     """
     if not new:
         return frozen, []
-    before = flatten(freeze(compose(recorded)))
-    after = flatten(freeze(compose([*recorded, *new])))
+    base, lost = _composable_base(frozen, recorded, compose)
+    new = [word for word in new if word not in lost]  # given again: its values are frozen
+    if not new:
+        return frozen, []
+    before = flatten(freeze(compose(base)))
+    after = flatten(freeze(compose([*base, *new])))
     asked = {key for key in {*before, *after} if before.get(key) != after.get(key)}
     for override in parse_overrides(new):
         named = override.key_or_group
@@ -96,6 +101,46 @@ def replay(
     return unflatten(result), changes
 
 
+def composable(overrides: list[str], compose: Callable[[list[str]], Values]) -> list[str]:
+    """Those of `overrides` that still compose, each on top of those before it."""
+    return _composable_after([], overrides, compose)
+
+
+def _composable_after(
+    kept: list[str], rest: list[str], compose: Callable[[list[str]], Values]
+) -> list[str]:
+    """`kept`, which composes, and what can be added to it of `rest`."""
+    try:
+        compose([*kept, *rest])
+    except ConfigError:
+        if len(rest) < 2:
+            return kept
+        middle = len(rest) // 2
+        kept = _composable_after(kept, rest[:middle], compose)
+        return _composable_after(kept, rest[middle:], compose)
+    return [*kept, *rest]
+
+
+def _composable_base(
+    frozen: Values, recorded: list[str], compose: Callable[[list[str]], Values]
+) -> tuple[list[str], list[str]]:
+    """Overrides that compose the kinds of the frozen config, and those of `recorded` that are lost.
+
+    A file that is gone may have chosen the kinds, and new overrides are of their keys.
+    """
+    base = composable(recorded, compose)
+    lost = [word for word in recorded if word not in base]
+    if lost:
+        now, then = flatten(compose(base)), flatten(frozen)
+        kinds = [
+            f"{group}={kind}"
+            for group, known in KINDS.items()
+            if (kind := then.get(f"{group}.kind")) in known and kind != now.get(f"{group}.kind")
+        ]
+        base = _composable_after(base, kinds, compose)
+    return base, lost
+
+
 def still_meant(
     frozen: Values, recorded: list[str], new: list[str], compose: Callable[[list[str]], Values]
 ) -> list[str]:
@@ -108,9 +153,11 @@ def still_meant(
         if any(sets(word, key) for word in new):
             recorded = [word for word in recorded if not sets(word, other)]
     groups = [o for o in parse_overrides(new) if o.key_or_group in KINDS]
+    words = composable([group.input_line for group in groups], compose)
+    groups = [group for group in groups if group.input_line in words]  # `replay` names the others
     if not groups:
         return recorded
-    before, after = flatten(frozen), flatten(compose([group.input_line for group in groups]))
+    before, after = flatten(frozen), flatten(compose(words))
     kinds = (f"{group.key_or_group}.kind" for group in groups)
     gone = tuple(kind.removesuffix("kind") for kind in kinds if before.get(kind) != after.get(kind))
     return [o.input_line for o in parse_overrides(recorded) if not o.key_or_group.startswith(gone)]

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.config.registry import build_typed
 from gpt2ckpt.config.replay import (
+    composable,
+    difference,
     flatten,
     freeze,
     replay,
@@ -220,3 +223,64 @@ NESTED = st.recursive(
 @given(st.dictionaries(KEYS, NESTED))
 def test_flat_and_nested_are_the_same(values: Values) -> None:
     assert unflatten(flatten(values)) == values
+
+
+@pytest.fixture
+def my_conf(tmp_path: Path) -> Path:
+    """A config folder of the user's, with a choice for several groups."""
+    texts = {
+        "experiment/mine": "# @package _global_\ndefaults:\n  - override /optimizer: muon\n"
+        "name: mine\ntrainer:\n  grad_accum: 3\n",
+        "optimizer/mine": "defaults: [/schema_optimizer_adamw@_here_]\nlr: 0.007\n",
+        "model/mine": "n_layer: 3\n",
+        "schedule/mine": "defaults: [/schema_schedule_wsd]\nkind: wsd\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).with_suffix(".yaml").write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("word", ["trainer.max_steps=30", "~experiment", "checkpoint=light"])
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        ["experiment=mine", "optimizer.momentum=0.8", "seed=3"],
+        ["seed=3", "optimizer=mine", "optimizer.betas=[0.8,0.9]", "model=mine", "schedule=mine"],
+        ["experiment=mine", "model=mine", "schedule.decay_steps=3", "schedule=mine"],
+    ],
+)
+def test_a_file_that_is_gone_is_not_needed_to_resume(
+    my_conf: Path, recorded: list[str], word: str
+) -> None:
+    """Any override failed: there is no experiment=mine."""
+    frozen = freeze(compose_config("train", recorded, my_conf).values)
+    values, changes = resume(recorded, [word], frozen)
+    expected = []
+    if word != "~experiment":
+        after = freeze(compose_config("train", [*recorded, word], my_conf).values)
+        expected = list(map(str, difference(flatten(frozen), flatten(after))))
+    assert changes == expected
+    assert all(values[group] == frozen[group] for group in ("model", "optimizer", "schedule"))
+    assert resume(recorded, recorded, frozen) == (frozen, [])  # the first start's command
+
+
+def test_a_key_of_a_kind_whose_choice_is_gone_can_still_be_changed(my_conf: Path) -> None:
+    recorded = ["experiment=mine", "schedule=mine"]
+    frozen = freeze(compose_config("train", recorded, my_conf).values)
+    _, changes = resume(recorded, ["optimizer.momentum=0.8", "schedule.decay_steps=7"], frozen)
+    assert changes == ["optimizer.momentum: 0.95 → 0.8", "schedule.decay_steps: 0 → 7"]
+    for word, hint in (
+        ("optimizer.momentun=0.8", "Did you mean optimizer.momentum?"),
+        ("experiment=mime", "there is no experiment=mime"),
+        ("schedule=wsdd", "Did you mean schedule=wsd?"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            resume(recorded, [word], frozen)
+        assert hint in str(raised.value)
+
+
+def test_what_no_longer_composes_is_left_out_and_nothing_else() -> None:
+    words = ["seed=3", "experiment=gone", "optimizer=muon", "optimizer.momentum=0.8", "no.key=1"]
+    assert composable(words, compose) == ["seed=3", "optimizer=muon", "optimizer.momentum=0.8"]
+    assert composable(["experiment=gone"], compose) == []
