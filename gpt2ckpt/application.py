@@ -18,6 +18,7 @@ from gpt2ckpt.config.compose import (
     refuse_non_choices,
 )
 from gpt2ckpt.config.registry import build_typed, register_schemas
+from gpt2ckpt.config.texts import with_texts
 from gpt2ckpt.errors import ConfigError, did_you_mean
 from gpt2ckpt.exits import FULL_ERROR, reported_errors
 
@@ -57,7 +58,7 @@ def parse_command_line(config_name: str) -> CommandLine:
         raise ConfigError(f"--config-dir={config_dir}: there is no such directory")
     return CommandLine(
         flags=flags,
-        overrides=list(args.overrides),
+        overrides=with_texts(list(args.overrides), config_name),
         config_name=args.config_name or config_name,
         config_dir=config_dir,
         multirun=bool(args.multirun),

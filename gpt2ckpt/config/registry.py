@@ -153,14 +153,25 @@ def no_such_key(key: str, root: str = "train") -> str:
 
 def what_it_takes(key: str, root: str = "train") -> str:
     """The type of `key` in words, for who gave it another; empty for a key that is not known."""
+    hint = _type_of(key, root)
+    words = [IN_WORDS[part] for part in (hint, *get_args(hint)) if part in IN_WORDS]
+    or_null = ", or null" if NoneType in get_args(hint) else ""
+    return f"{words[0]}{or_null}" if words else ""
+
+
+def takes_text(key: str, root: str = "train") -> bool:
+    """Whether a value of `key`, or each item of its list, is a text."""
+    hint = _type_of(key, root)
+    return str in (hint, *get_args(hint))
+
+
+def _type_of(key: str, root: str) -> Any:
+    """The annotated type of `key` in the config of the command `root`; None if it is not known."""
     group, _, leaf = key.rpartition(".")
     whole = get_type_hints(ROOTS[root])
     classes = [*KINDS.get(group, {}).values(), whole.get(group), None if group else ROOTS[root]]
     hints = [get_type_hints(cls).get(leaf) for cls in classes if dataclasses.is_dataclass(cls)]
-    hint = next(filter(None, hints), None)
-    words = [IN_WORDS[part] for part in (hint, *get_args(hint)) if part in IN_WORDS]
-    or_null = ", or null" if NoneType in get_args(hint) else ""
-    return f"{words[0]}{or_null}" if words else ""
+    return next(filter(None, hints), None)
 
 
 def _has(cls: type, leaf: str) -> bool:
