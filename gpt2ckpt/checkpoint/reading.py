@@ -1,6 +1,7 @@
 """One checkpoint file, read from its path: opened with care, and named in every error."""
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -25,6 +26,18 @@ def check(path: Path, watch: durable.Watch = durable.unwatched) -> None:
     """
     with _opened(path, watch) as file:
         format.verify(file)
+
+
+def blameless(error: CheckpointError) -> OSError | None:
+    """Return the reason why a file was not read that says nothing of its bytes; else None.
+
+    A file that this user may not open, or for which there is no descriptor left, is not damaged; a
+    device that cannot read it (EIO) says that it is.
+    """
+    cause = error.__cause__
+    if not isinstance(cause, OSError) or cause.errno in (errno.EIO, errno.ENOENT):
+        return None
+    return cause
 
 
 def load(path: Path) -> dict[str, Any]:

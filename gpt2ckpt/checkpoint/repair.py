@@ -13,7 +13,7 @@ from pathlib import Path
 from gpt2ckpt.checkpoint import format, names
 from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT, folders_aside, free_name
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.reading import check, read_meta
+from gpt2ckpt.checkpoint.reading import blameless, check, read_meta
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 
@@ -48,13 +48,18 @@ class Mended:
 
 
 def diagnose(folder: Path) -> Diagnosis:
-    """Read every checkpoint of a folder, abandoned ones too; each file once, whatever its names."""
+    """Read every checkpoint of a folder, abandoned ones too; each file once, whatever its names.
+
+    Raises OSError if one cannot be read for a reason that says nothing of its bytes.
+    """
     found = Diagnosis()
     for same in same_files(folder):
         try:
             check(same[0])
             found.valid.append(same)
         except CheckpointError as error:
+            if reason := blameless(error):
+                raise reason from error
             if same[0].exists():  # else deleted meanwhile by a live run
                 found.corrupt.append(Corrupt(same, str(error)))
     return found

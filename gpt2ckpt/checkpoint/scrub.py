@@ -14,7 +14,7 @@ from concurrent import futures
 from datetime import datetime
 from pathlib import Path
 
-from gpt2ckpt.checkpoint.reading import check
+from gpt2ckpt.checkpoint.reading import blameless, check
 from gpt2ckpt.checkpoint.repair import Corrupt, Diagnosis, Mended, repair, same_files
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
@@ -106,7 +106,10 @@ class Scrub:
             with _uncached(path):
                 check(path, watch)
         except CheckpointError as error:
-            result.set_result(str(error))
+            if reason := blameless(error):
+                result.set_exception(reason)
+            else:
+                result.set_result(str(error))
         except BaseException as error:
             result.set_exception(error)
         else:

@@ -1,5 +1,6 @@
 """Damage on disk is found and mended while a run trains, and nothing waits for that."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -25,6 +26,7 @@ from gpt2ckpt.checkpoint import scrub
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role, role_of
 from gpt2ckpt.checkpoint.policy import Retention
+from gpt2ckpt.checkpoint.repair import diagnose
 from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.store import Store
 
@@ -258,6 +260,7 @@ from pathlib import Path
 from checkpoint_helpers import event, small_state
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.policy import Retention
+from gpt2ckpt.checkpoint.repair import diagnose
 logging.basicConfig(level="INFO", format="%(message)s")
 manager = CheckpointManager(
     Path(sys.argv[1]), Retention(9, 9), None, in_background=True, scrub_every=1
@@ -292,3 +295,29 @@ def test_without_scrubs_nothing_is_read(tmp_path: Path) -> None:
         manager.save(small_state(step), event(step))
     manager.close()
     assert manager._scrub._bytes == 0
+
+
+@pytest.mark.parametrize(("number", "is_damage"), [(preload.EIO, True), (errno.EMFILE, False)])
+def test_a_file_that_cannot_be_opened_is_not_damaged(
+    tmp_path: Path, number: int, is_damage: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a device that fails to read it nothing better is known."""
+    put(tmp_path, 1)
+    before = {path.name: path.stat().st_ino for path in Store(tmp_path).files()}
+    real = os.open
+
+    def fail(path: object, *arguments: object, **options: object) -> int:
+        if str(path).endswith("latest.pt"):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *arguments, **options)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        full_round(tmp_path)
+        if not is_damage:
+            with pytest.raises(OSError, match="Too many open files"):
+                diagnose(tmp_path)
+    [warning] = warnings(caplog)
+    assert ("DAMAGED ON DISK" in warning) == is_damage
+    if not is_damage:
+        assert {path.name: path.stat().st_ino for path in Store(tmp_path).files()} == before

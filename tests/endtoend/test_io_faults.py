@@ -4,6 +4,7 @@ import errno
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,35 @@ def test_a_rollback_that_can_write_neither_history_nor_folders_goes_on(
     assert "closed file" not in done.out + done.err
     steps = [step for step, _ in events(run_dir)]
     assert steps == list(range(1, latest(run_dir)["step"] + 1))
+
+
+CALLS = "write pwrite fsync fdatasync read rename link open unlink fallocate ftruncate mkdir"
+CALLS += " opendir stat statvfs flock"
+
+
+def test_no_failing_call_ends_a_training(
+    token_data: Any, tmp_path: Path, faults: preload.Faults
+) -> None:
+    """One call after another fails for a while, on every path of the run."""
+    run_dir = tmp_path / "run"
+    words = [*token_data.overrides, "model.n_layer=1", "model.n_embd=8", "model.n_head=1"]
+    words += ["checkpoint.save_every=2", "checkpoint.scrub_every=3", "checkpoint.keep_rolling=2"]
+    words += ["trainer.sample_every=7", "trainer.sample_tokens=1", "logger=tensorboard"]
+    words += ["checkpoint.save_epochs=false", "trainer.max_steps=100000", "hydra.run.dir=run"]
+    process = start("train", words, tmp_path, faults.environment)
+    wait_until(process, lambda: steps_done(run_dir) > 3)
+    for call in CALLS.split():
+        for number in (EIO, errno.EMFILE):
+            faults.set((call, number, "/run"), (call, number, "run/"), (call, number, "run$"))
+            time.sleep(0.2)
+            faults.set()
+            before = steps_done(run_dir)
+            wait_until(process, lambda before=before: steps_done(run_dir) > before + 2)
+    process.send_signal(signal.SIGTERM)
+    done = finish(process)
+    assert done.code == 143, done
+    steps = [step for step, _ in events(run_dir)]
+    assert steps == list(range(1, latest(run_dir)["step"] + 1)), "an event was lost"
 
 
 def test_every_file_has_the_permissions_that_the_umask_gives(
