@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from gpt2ckpt.config.checks import one_of
 from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig
+from gpt2ckpt.data.embedded import split_sections, topics
 from gpt2ckpt.data.files import expand_files
 from gpt2ckpt.data.text import encode_text, end_of_text, tokenize_file
 from gpt2ckpt.data.token_files import Tokens
@@ -13,6 +15,7 @@ from gpt2ckpt.data.tokenizer import VOCAB_SIZE, gpt2_encoding
 from gpt2ckpt.errors import ConfigError, InputError
 
 EMBEDDED_NAME = "pydoc_data.topics"
+SECTIONS, TAIL = "sections", "tail"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def text_sources(
     """Training and validation sources; None where validation is held out of the training text.
 
     Raises:
-        ConfigError: no file is named, or val_fraction is not between 0 and 1.
+        ConfigError: no file is named, val_fraction is not between 0 and 1, or an unknown split.
         InputError: a file or pattern that does not exist.
     """
     if not 0 < config.val_fraction < 1:
@@ -38,7 +41,8 @@ def text_sources(
             f"data.val_fraction={config.val_fraction} must lie between 0 and 1, exclusive"
         )
     if isinstance(config, EmbeddedDataConfig):
-        return [_embedded()], None
+        one_of("data.split", config.split, (SECTIONS, TAIL))
+        return _embedded(config)
     train = file_sources("data.train", config.train)
     return train, None if config.val is None else file_sources("data.val", config.val)
 
@@ -81,18 +85,19 @@ def _tokens_of_file(path: Path) -> Iterator[Tokens]:
     return tokenize_file(path, gpt2_encoding())
 
 
-def _embedded() -> Source:
-    """Python's language reference: about 465,000 characters. It differs between versions."""
-    try:
-        from pydoc_data.topics import topics
-    except ImportError as error:
-        raise InputError(
-            "this Python has no pydoc_data.topics, the text of data=embedded: "
-            "install Python's full standard library, or use data=text data.train=FILES"
-        ) from error
-    documents = [topics[name] for name in sorted(topics)]
+def _embedded(config: EmbeddedDataConfig) -> tuple[list[Source], list[Source] | None]:
+    documents = topics()
+    if config.split == TAIL:
+        return [_of_documents(EMBEDDED_NAME, documents)], None
+    train, val = split_sections(documents, config.val_fraction)
+    parts = {"training": train, "held-out": val}
+    sources = [_of_documents(f"{EMBEDDED_NAME}, {name} sections", parts[name]) for name in parts]
+    return sources[:1], sources[1:]
+
+
+def _of_documents(name: str, documents: list[str]) -> Source:
     size = sum(len(document.encode()) for document in documents)
-    return Source(EMBEDDED_NAME, size, partial(_tokens_of_documents, documents))
+    return Source(name, size, partial(_tokens_of_documents, documents))
 
 
 def _tokens_of_documents(documents: list[str]) -> Iterator[Tokens]:

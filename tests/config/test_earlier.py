@@ -84,3 +84,11 @@ def test_tokens_of_an_earlier_run_are_of_16_bits() -> None:
     assert build_data_config(freeze(compose(TOKENS))["data"]).dtype == "auto"
     assert "dtype" not in resumed(old, TOKENS, TOKENS)["data"], "the first start's command"
     assert resumed(old, TOKENS, ["data.dtype=uint32"])["data"]["dtype"] == "uint32"
+
+
+def test_embedded_text_of_an_earlier_run_keeps_its_split() -> None:
+    old = completed(earlier([], 20))
+    del old["data"]["split"]
+    assert build_data_config(old["data"]).split == "tail"
+    assert build_data_config(freeze(compose([]))["data"]).split == "sections"
+    assert resumed(old, [], ["data=embedded", "trainer.max_steps=9"])["data"] == old["data"]

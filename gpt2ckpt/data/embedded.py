@@ -1,0 +1,116 @@
+"""The embedded corpus, Python's own language reference, and which of its sections are held out.
+
+Its topics repeat one another: `for` stands in `compound`, `customization` in `specialnames`, and
+methods are described in the same words again and again. Its tail is mostly tables, and a third of
+that is in the rest: a bad choice for validation, though it is what is held out of a user's text.
+Here every paragraph counts once, and whole sections are held out, of all sizes, that share nearly
+nothing with any other.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from gpt2ckpt.errors import InputError
+
+_HEADING = re.compile(r"^(?=[^\n]+\n([*=\-^\"~])\1{3,}\n)", re.MULTILINE)  # a line, underlined
+_PARAGRAPHS = re.compile(r"\n[ \t]*\n")
+_SEQUENCE = (
+    13  # words and spaces, as in GPT-3's search for overlaps (Brown et al., 2020, appendix C)
+)
+_MOST_SHARED = 0.02  # of a section's sequences may stand in another section if it is held out
+
+
+@dataclass(frozen=True)
+class _Section:
+    topic: int
+    text: str
+
+
+def topics() -> list[str]:
+    """Return the topics of the language reference, in the order of their names.
+
+    About 465,000 characters, which differ between versions of Python.
+
+    Raises:
+        InputError: this Python has none.
+    """
+    try:
+        from pydoc_data.topics import topics as found
+    except ImportError as error:
+        raise InputError(
+            "this Python has no pydoc_data.topics, the text of data=embedded: "
+            "install Python's full standard library, or use data=text data.train=FILES"
+        ) from error
+    return [found[name] for name in sorted(found)]
+
+
+def split_sections(documents: Sequence[str], val_fraction: float) -> tuple[list[str], list[str]]:
+    """Return the documents to train on and those that are held out; no text is in two of them.
+
+    Args:
+        documents: texts with underlined headings, which may repeat one another.
+        val_fraction: how many of the words are held out, as nearly as whole sections allow.
+    """
+    sections = [
+        _Section(number, text)
+        for number, document in enumerate(_without_repetitions(documents))
+        for text in _HEADING.split(document)[::2]
+        if text
+    ]
+    held_out = _held_out(sections, val_fraction)
+    sides: tuple[list[str], list[str]] = ([], [])
+    numbered = enumerate(sections)
+    for (_, is_held), part in groupby(numbered, lambda item: (item[1].topic, item[0] in held_out)):
+        sides[is_held].append("".join(section.text for _, section in part))
+    return sides
+
+
+def _without_repetitions(documents: Sequence[str]) -> list[str]:
+    """The documents with each paragraph once, in the largest that has it.
+
+    A document of which less than half is left goes as a whole.
+    """
+    seen: set[str] = set()
+    kept = dict.fromkeys(range(len(documents)), "")
+    for number in sorted(kept, key=lambda number: (-len(documents[number]), number)):
+        whole = [part for part in _PARAGRAPHS.split(documents[number]) if part.strip()]
+        own = []
+        for part in whole:
+            if (text := " ".join(part.split())) not in seen:
+                seen.add(text)
+                own.append(part)
+        if 2 * sum(map(len, own)) >= sum(map(len, whole)):
+            kept[number] = "\n\n".join(own) + "\n"
+    return [text for text in kept.values() if text.strip()]
+
+
+def _held_out(sections: Sequence[_Section], val_fraction: float) -> set[int]:
+    """The sections to hold out, by number: of all sizes, each nearly alone with what it says."""
+    shared = _shares(sections)
+    held: set[int] = set()
+    so_far = held_so_far = 0
+    sizes = [len(section.text.split()) for section in sections]  # tables are mostly spaces
+    for number in sorted(range(len(sections)), key=lambda number: (-sizes[number], number)):
+        size = sizes[number]
+        so_far += size
+        wanted = val_fraction * so_far
+        is_nearer = abs(held_so_far + size - wanted) < abs(held_so_far - wanted)
+        if is_nearer and shared[number] <= _MOST_SHARED:
+            held.add(number)
+            held_so_far += size
+    return held
+
+
+def _shares(sections: Sequence[_Section]) -> list[float]:
+    """How many of the sequences of each section stand in another one, too."""
+    sequences = [_sequences(section.text) for section in sections]
+    owners = Counter(sequence for own in sequences for sequence in own)
+    return [sum(owners[s] > 1 for s in own) / len(own) if own else 1.0 for own in sequences]
+
+
+def _sequences(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\S+|\s", text)  # with spaces: tables resemble one another by them
+    return {tuple(words[i : i + _SEQUENCE]) for i in range(len(words) - _SEQUENCE + 1)}

@@ -1,0 +1,87 @@
+"""The default split of the embedded text: honest, and the same at every start."""
+
+import re
+
+import pytest
+
+from gpt2ckpt.config.schema import EmbeddedDataConfig
+from gpt2ckpt.data.corpus import open_corpus, open_validation
+from gpt2ckpt.data.embedded import split_sections, topics
+from gpt2ckpt.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_encoding
+from gpt2ckpt.errors import ConfigError
+
+
+def tokens_of(split: str, fraction: float = 0.1) -> tuple[list[int], list[int]]:
+    corpus = open_corpus(EmbeddedDataConfig("embedded", fraction, split), VOCAB_SIZE, 128)
+    train, val = (stream.read(0, len(stream)).tolist() for stream in (corpus.train, corpus.val))
+    return train, val
+
+
+def white(tokens: list[int]) -> float:
+    """The share of tokens that are white space alone."""
+    encoding = gpt2_encoding()
+    return sum(not encoding.decode_single_token_bytes(t).strip() for t in tokens) / len(tokens)
+
+
+def overlap(train: list[int], val: list[int], length: int = 13) -> float:
+    """The share of the sequences of 13 tokens of `val` that are in `train`, too."""
+    known = {tuple(train[i : i + length]) for i in range(len(train) - length + 1)}
+    asked = [tuple(val[i : i + length]) for i in range(len(val) - length + 1)]
+    return sum(sequence in known for sequence in asked) / len(asked)
+
+
+def test_what_is_held_out_is_like_the_rest_and_not_in_it() -> None:
+    train, val = tokens_of("sections")
+    assert 0.08 < len(val) / (len(train) + len(val)) < 0.12
+    assert len(train) > 90_000
+    assert overlap(train, val) < 0.03
+    assert abs(white(train) - white(val)) < 0.1
+    assert val.count(END_OF_TEXT) >= 8, "sections from all over the text"
+    tail_train, tail_val = tokens_of("tail")
+    assert overlap(tail_train, tail_val) > 0.2 and white(tail_val) - white(tail_train) > 0.1
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5])
+def test_the_fraction_is_kept_as_nearly_as_sections_allow(fraction: float) -> None:
+    train, val = tokens_of("sections", fraction)
+    assert len(val) / (len(train) + len(val)) == pytest.approx(fraction, abs=0.03)
+
+
+def test_no_paragraph_is_trained_on_twice_or_held_out_as_well() -> None:
+    train, val = split_sections(topics(), 0.1)
+    paragraphs = [
+        " ".join(part.split())
+        for document in (*train, *val)
+        for part in re.split(r"\n[ \t]*\n", document)
+        if part.strip()
+    ]
+    assert len(paragraphs) > 1000
+    assert len(set(paragraphs)) == len(paragraphs)
+    assert (train, val) == split_sections(topics(), 0.1)
+
+
+def test_a_section_is_held_out_only_if_no_other_says_the_same() -> None:
+    def section(name: str, said: str) -> str:
+        return f"{name}\n{'=' * len(name)}\n\n" + f"{said}\n\n"
+
+    same = " ".join(f"word{number}" for number in range(40))
+    own = [
+        "".join(section(f"Of {topic} and {part}", f"{same} {topic} {part}") for part in "abcdef")
+        for topic in ("x", "y", "z")
+    ]
+    train, val = split_sections(own, 0.3)
+    assert (len(train), val) == (3, [])
+    others = [" ".join(f"{n}{part}" for n in range(40)) for part in "abcdef"]
+    text = "".join(section(f"Of {part[1]}", part) for part in others)
+    train, val = split_sections([text], 0.34)
+    assert sum(len(part.split()) for part in val) == 2 * (40 + 3)
+    assert "".join(sorted([*train, *val])).count("Of ") == 6
+    assert split_sections(["", "no heading at all"], 0.1) == (["no heading at all\n"], [])
+
+
+def test_validation_alone_is_the_same_and_an_unknown_split_is_refused() -> None:
+    config = EmbeddedDataConfig(split="sections")
+    val, _ = open_validation(config, VOCAB_SIZE, 128)
+    assert val.read(0, len(val)).tolist() == tokens_of("sections")[1]
+    with pytest.raises(ConfigError, match=r"data\.split is 'sectoins'.* Did you mean sections"):
+        open_corpus(EmbeddedDataConfig(split="sectoins"), VOCAB_SIZE, 128)
