@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,11 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 
-from gpt2ckpt.config.compose import (
-    compose_config,
-    conf_directory,
-    explained,
-    refuse_non_choices,
-)
-from gpt2ckpt.config.registry import build_typed, register_schemas
-from gpt2ckpt.config.texts import with_texts
+from gpt2ckpt.config.compose import compose_config, conf_directory, refuse_non_choices
+from gpt2ckpt.config.explain import explained
+from gpt2ckpt.config.help import page
+from gpt2ckpt.config.registry import build_typed, key_meant, register_schemas
+from gpt2ckpt.config.texts import as_meant
 from gpt2ckpt.errors import ConfigError, did_you_mean
 from gpt2ckpt.exits import FULL_ERROR, reported_errors
 
@@ -27,43 +25,116 @@ from gpt2ckpt.exits import FULL_ERROR, reported_errors
 class CommandLine:
     """What was typed: overrides, and the flags that Hydra answers itself."""
 
+    root: str  # the command's own config, whose keys it has
     flags: list[str]
     overrides: list[str]
     config_name: str
     config_dir: Path | None
     multirun: bool
     asks_hydra: bool  # --help, --cfg, --info, shell completion: nothing is run
+    asks_help: bool
 
 
-def parse_command_line(config_name: str) -> CommandLine:
+def parse_command_line(root: str) -> CommandLine:
     """Parse sys.argv as Hydra does. Raises ConfigError naming the nearest flag."""
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        words = [word for word in message.split() if word.startswith("-")]
-        word = words[0].partition("=")[0] if words else message.rpartition(" ")[2]
-        hint = did_you_mean(word, flags, cutoff=0.75) or (
-            " Settings are written key=value, without dashes; --help lists what there is."
-        )
-        raise ConfigError(f"{message}.{hint}")
+        raise ConfigError(_explain_flag(message, parser, root))
 
     parser.error = refuse  # type: ignore[method-assign]
+    if (typed := _first_unknown_flag(parser)) and key_meant(typed, root):
+        refuse(f"unrecognized arguments: {typed}")  # -prompt would be read as -p rompt
     # Intermixed: flags may stand anywhere among the overrides.
     args: argparse.Namespace = parser.parse_intermixed_args()
-    flags = [word for word in sys.argv[1:] if word not in args.overrides]
+    name, config_dir = _config_file(args, root)
+    args.config_name = name if name != root else None
+    args.config_dir, args.config_path = config_dir and str(config_dir), None
     asks = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
-    config_dir = Path(args.config_dir) if args.config_dir else None
-    if config_dir is not None and not config_dir.is_dir():
-        raise ConfigError(f"--config-dir={config_dir}: there is no such directory")
+    overrides = list(args.overrides)
+    if not args.shell_completion:
+        overrides = as_meant(overrides, root, multirun=bool(args.multirun))
     return CommandLine(
-        flags=flags,
-        overrides=with_texts(list(args.overrides), config_name),
-        config_name=args.config_name or config_name,
+        root=root,
+        flags=_spelled_flags(parser, args),
+        overrides=overrides,
+        config_name=name,
         config_dir=config_dir,
         multirun=bool(args.multirun),
         asks_hydra=bool(asks or args.experimental_rerun),
+        asks_help=bool(args.help),
     )
+
+
+def _first_unknown_flag(parser: argparse.ArgumentParser) -> str:
+    """The first word that looks like a flag and is not spelled like one; empty if there is none."""
+    known = {flag for action in parser._actions for flag in action.option_strings}
+    for word in sys.argv[1:]:
+        if re.match(r"--?[A-Za-z]", word) and word.partition("=")[0] not in known:
+            return word
+    return ""
+
+
+def _explain_flag(message: str, parser: argparse.ArgumentParser, root: str) -> str:
+    """Why a flag is refused: a key is written key=value, a misspelt flag has a nearest one."""
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    word = _first_unknown_flag(parser)
+    name, equals, value = word.partition("=")
+    if not word:
+        return f"{message}. --help lists what there is."
+    if len(name) > 3 and (hint := did_you_mean(name, flags, cutoff=0.75)):
+        return f"{message}.{hint}"
+    following = sys.argv[sys.argv.index(word) + 1 :]
+    if not equals and following and not re.match(r"-\D|.*=", following[0]):
+        value = following[0]
+    if instead := key_meant(name, root, value):
+        return f"there is no flag {name}: settings are written key=value. Did you mean {instead}?"
+    return f"{message}. Settings are written key=value, without dashes; --help lists what there is."
+
+
+def _config_file(args: argparse.Namespace, root: str) -> tuple[str, Path | None]:
+    """The name of the primary config, and the user's folder with configs.
+
+    --config-name may be a path, and --config-path is --config-dir: conf/ stays where the command's
+    own config comes from, on which that of the user builds.
+    """
+    given = args.config_dir or args.config_path
+    flag = "--config-dir" if args.config_dir else "--config-path"
+    folder = Path(given).expanduser() if given else None
+    name = str(args.config_name or root).removesuffix(".yaml")
+    path = Path(name).expanduser()
+    if folder is not None and not folder.is_dir():
+        is_file = " is a file: name its folder, and the file with --config-name" * folder.is_file()
+        raise ConfigError(f"{flag}={folder}{is_file or ': there is no such directory'}")
+    if path.is_absolute() or (folder is None and path.parent != Path()):
+        if not path.with_name(f"{path.name}.yaml").is_file():
+            raise ConfigError(f"--config-name={args.config_name}: there is no file {path}.yaml")
+        if folder is None or not path.is_relative_to(folder.absolute()):
+            folder = path.parent
+        name = str(path.absolute().relative_to(folder.absolute()))
+    own = folder / f"{name}.yaml" if folder else None
+    is_ours = (conf_directory() / f"{name}.yaml").is_file()
+    if args.config_name and own and own.is_file() and is_ours:
+        raise ConfigError(f"{own} has the name of a config of this program: give it another name")
+    if not is_ours and not (own and own.is_file()):
+        there = sorted(file.stem for file in folder.glob("*.yaml")) if folder else []
+        hint = did_you_mean(name, there) or (
+            "" if folder else " Give the folder of your own config with --config-dir=DIR."
+        )
+        where = f" in {folder}" if folder else ""
+        raise ConfigError(f"there is no config {name}{where}.{hint}")
+    return name, folder
+
+
+def _spelled_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
+    """The flags of `args` as words of a command line."""
+    flags = []
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        if action.option_strings and value:
+            flag = action.option_strings[0]
+            flags.append(flag if value is True else f"{flag}={value}")
+    return flags
 
 
 def run_simple(name: str, task: Callable[[Any], None]) -> None:
@@ -75,14 +146,18 @@ def run_simple(name: str, task: Callable[[Any], None]) -> None:
             return
         if line.multirun:
             raise ConfigError(f"{name} has no multirun: leave -m out")
-        composed = compose_config(line.config_name, line.overrides, line.config_dir)
+        composed = compose_config(line.config_name, line.overrides, line.config_dir, name)
         task(build_typed(name, composed.values))
 
 
 def ask_hydra(line: CommandLine) -> None:
-    """Let Hydra answer --help, --cfg and the like."""
+    """Answer --help, and let Hydra answer --cfg and the like."""
+    if line.asks_help:
+        composed = compose_config(line.config_name, line.overrides, line.config_dir, line.root)
+        print(page(line.root, composed, line.config_dir))
+        return
     refuse_non_choices(line.overrides)
-    with explained(line.config_name):
+    with explained(line.root, line.config_dir):
         run_hydra(line, lambda config: None)
 
 

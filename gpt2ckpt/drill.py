@@ -13,10 +13,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from gpt2ckpt.application import CommandLine, ask_hydra, parse_command_line
+from gpt2ckpt.config.aliases import key_for
 from gpt2ckpt.config.checks import at_least
 from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides, sets
 from gpt2ckpt.config.registry import all_keys, build_typed
@@ -41,7 +42,7 @@ def main() -> None:
         line = parse_command_line("drill")
         own, words = split_overrides(line.overrides)
         if line.asks_hydra:
-            ask_hydra(line)
+            ask_hydra(replace(line, overrides=own))
             return
         sys.exit(_drill(line, own, words))
 
@@ -53,8 +54,10 @@ def _drill(line: CommandLine, own: list[str], words: list[str]) -> int:
     at_least("ranks", config.ranks, 1)
     _refuse_others(line)
     name = TRAIN if line.config_name == "drill" else line.config_name
-    composed = compose_config(name, words, line.config_dir)
+    composed = compose_config(name, words, line.config_dir, TRAIN)
     values = composed.values
+    if values["dry_run"]:
+        raise ConfigError("a drill trains: leave dry_run out, or give it to gpt2ckpt.train")
     if values["resume"] is not None or values["fork"]:
         raise ConfigError("a drill trains a run of its own: leave resume and fork out")
     prepared = prepare(Start(freeze(values), task_overrides(words)))
@@ -105,7 +108,8 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     own = []
     for word, override in zip(words, parse_overrides(words), strict=True):
         key = override.key_or_group
-        if key in ours or (key not in theirs and difflib.get_close_matches(key, ours, cutoff=0.75)):
+        is_slip = key not in theirs and difflib.get_close_matches(key, ours, cutoff=0.75)
+        if key in ours or (is_slip and not key_for(key, TRAIN)):
             own.append(word)
     return own, [word for word in words if word not in own]
 

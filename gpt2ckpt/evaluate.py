@@ -13,6 +13,7 @@ from gpt2ckpt.config.checks import at_least
 from gpt2ckpt.config.registry import build_data_config
 from gpt2ckpt.config.schema import EvaluateConfig
 from gpt2ckpt.data.corpus import open_validation
+from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.tools.text import to_json
 from gpt2ckpt.units import perplexity
 
@@ -27,23 +28,29 @@ def _evaluate(config: EvaluateConfig) -> None:
     at_least("batch_size", config.batch_size, 1)
     from gpt2ckpt.data.loader import validation
     from gpt2ckpt.training.evaluation import evaluate
-    from gpt2ckpt.training.trained import load_trained
+    from gpt2ckpt.training.trained import is_pretrained, load_trained
 
+    if config.data is None and is_pretrained(config.ckpt):
+        raise ConfigError(
+            f"ckpt={config.ckpt} holds weights and not what they were trained on: add "
+            "data=text data.val=FILES, data=tokens data.val=FILES, or data=embedded"
+        )
     trained = load_trained(config.ckpt, config.device, config.precision)
-    for path, reason in trained.found.skipped:
+    for path, reason in trained.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
-    data = config.data or build_data_config(trained.config["data"])
+    data = config.data or build_data_config((trained.config or {})["data"])
     shape = trained.model.config
     val, description = open_validation(data, shape.vocab_size, shape.block_size)
     batches = validation(val, shape.block_size, config.batch_size)
     result = evaluate(trained.model, batches, trained.hardware, stop=lambda: False)
     assert result is not None  # nobody asks it to stop
-    print(f"{trained.found.path}, step {trained.found.state['step']}; {description}")
+    step = "" if trained.step is None else f", step {trained.step}"
+    print(f"{trained.path}{step}; {description}")
     answer: dict[str, Any] = {
         "val_loss": result.loss,
         "perplexity": perplexity(result.loss),
         "tokens": result.tokens,
-        "step": trained.found.state["step"],
+        "step": trained.step,
         "precision": trained.hardware.precision,
     }
     print(to_json(answer))

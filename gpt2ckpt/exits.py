@@ -49,7 +49,7 @@ def reported_errors(*, tidies: bool = True) -> Iterator[None]:
         _fail(f"{sentence} (HYDRA_FULL_ERROR=1 shows where it is used)", 1, wants_trace)
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
-            from gpt2ckpt.config.compose import explain
+            from gpt2ckpt.config.explain import explain
 
             _fail(explain(error), ConfigError.exit_code, wants_trace)
         reason = f"{type(error).__name__}: {error}"

@@ -5,6 +5,8 @@ from gpt2ckpt.standby import stand_by
 if __name__ == "__main__":
     stand_by()  # before the imports: they take seconds
 
+import glob
+import shlex
 import sys
 
 from gpt2ckpt.application import run_simple
@@ -27,7 +29,8 @@ def _prepare(config: PrepareConfig) -> None:
     summary = prepare(config.data, config.out, config.shard_tokens)
     if summary.warning:
         print(f"warning: {summary.warning}", file=sys.stderr)
-    files = [f"data.{split}='{config.out}/{split}_*.bin'" for split in ("train", "val")]
+    out = glob.escape(config.out)
+    files = [f"data.{split}={shlex.quote(f'{out}/{split}_*.bin')}" for split in ("train", "val")]
     print(
         f"{len(summary.shards)} shards in {config.out}: {summary.train_tokens:,} training and "
         f"{summary.val_tokens:,} validation tokens. Train on them with\n"

@@ -27,7 +27,7 @@ def _sample(config: SampleConfig) -> None:
     from gpt2ckpt.training.trained import load_trained
 
     trained = load_trained(config.ckpt, config.device, config.precision)
-    for path, reason in trained.found.skipped:
+    for path, reason in trained.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
     if sentence := notice(config.prompt, trained.model.config.vocab_size):
         print(sentence, file=sys.stderr)

@@ -17,6 +17,13 @@ from gpt2ckpt.errors import ConfigError, did_you_mean
 DDP, FSDP = "ddp", "fsdp"
 LARGEST_SEED = 2**64 - 1  # PyTorch's
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+CALLED = {  # what others call a value
+    **{"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "apple": "mps"},
+    **{"fp32": "float32", "single": "float32", "full": "float32", "32": "float32"},
+    **{"fp16": "float16", "half": "float16", "16": "float16", "16-mixed": "float16"},
+    **{"bf16": "bfloat16", "bf16-mixed": "bfloat16"},
+}
 
 
 def check_config(config: TrainConfig) -> None:
@@ -51,7 +58,7 @@ def at_least(key: str, value: float | None, least: float) -> None:
 def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ConfigError naming the nearest choice unless `value` is one of them."""
     if value not in choices:
-        hint = did_you_mean(value, choices)
+        hint = did_you_mean(CALLED.get(value.lower(), value.lower()), choices)
         raise ConfigError(f"{key} is {value!r}; it must be one of {', '.join(choices)}.{hint}")
 
 
@@ -61,8 +68,11 @@ def check_hardware(device: str, precision: str, prefix: str = "") -> None:
     `prefix` is what the two keys begin with, for the message.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        numbered = re.fullmatch(r"(?:cuda|gpu)?[:_-]?(\d+)", device.lower())
+        meant = f"cuda:{numbered[1]}" if numbered else CALLED.get(device.lower(), device.lower())
+        hint = did_you_mean(meant, (*DEVICES, meant) if numbered else DEVICES)
         raise ConfigError(
-            f"{prefix}device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps"
+            f"{prefix}device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps.{hint}"
         )
     one_of(f"{prefix}precision", precision, PRECISIONS)
 

@@ -1,39 +1,53 @@
-"""Composing a config with Hydra, with its errors turned into one sentence each."""
+"""Composing a config with Hydra, and the grammar of its overrides."""
 
-import contextlib
+import dataclasses
 import re
 import shlex
-from collections.abc import Iterator
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose, version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser import overrides_parser, overrides_visitor
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.core.override_parser.types import ValueType
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 import gpt2ckpt
+from gpt2ckpt.config import user_files
+from gpt2ckpt.config.explain import explained
 from gpt2ckpt.config.registry import (
     ROOTS,
+    all_keys,
     no_such_key,
     register_schemas,
     what_it_takes,
     without_interpolation,
 )
-from gpt2ckpt.errors import ConfigError, did_you_mean
+from gpt2ckpt.errors import ConfigError
 
-PLUGINS = {  # how the configs of Hydra's plugins begin, and what brings them
-    "hydra/launcher/joblib": "hydra-joblib-launcher",
-    "hydra/sweeper/optuna": "hydra-optuna-sweeper 'sqlalchemy<2' 'alembic<1.17'",
-}
-NO_KEY = "not in '"  # OmegaConf: Key 'x' not in 'TrainerConfig'
-IN_FILE = re.compile(  # what Hydra says of a file with a wrong key or value
-    r"In '(.+)': (\w+) raised while composing config:\n(.+)\n\s+full_key: (.*)"
-)
+if sys.flags.optimize:  # python -O drops Hydra's asserts, and some of them consume what they check
+    _visitor = overrides_visitor.__file__
+    _code = compile(Path(_visitor).read_text(encoding="utf-8"), _visitor, "exec", optimize=0)
+    exec(_code, overrides_visitor.__dict__)
+    overrides_parser.HydraOverrideVisitor = (  # type: ignore[attr-defined]
+        overrides_visitor.HydraOverrideVisitor
+    )
+
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f\udc80-\udcff]")  # the last: bytes that are not UTF-8
+SPECIAL = re.compile(r"[\"$`!]|\\(?!')")  # has a meaning between a shell's double quotes
 
 
 @dataclass(frozen=True)
@@ -51,33 +65,95 @@ def conf_directory() -> Path:
     return carried if carried.is_dir() else package.parent / "conf"
 
 
-def compose_config(name: str, overrides: list[str], extra_dir: Path | None = None) -> Composed:
+def compose_config(
+    name: str, overrides: list[str], extra_dir: Path | None = None, root: str | None = None
+) -> Composed:
     """Compose `name` with `overrides` as Hydra does for one job.
 
-    `extra_dir` is a config folder of the user's (--config-dir). Raises ConfigError.
+    Args:
+        name: the primary config: one of conf/, or a file of the user's in `extra_dir`.
+        overrides: in Hydra's grammar.
+        extra_dir: a config folder of the user's (--config-dir).
+        root: the command whose keys the config must have; `name` where that is a command's.
+
+    Raises:
+        ConfigError: with the file of the user's that is wrong, if it is one.
     """
+    root = root or (name if name in ROOTS else "train")
     register_schemas()
     refuse_non_choices(overrides)
     _refuse_two_lengths(overrides)
-    if extra_dir is not None:
-        overrides = [*overrides, f"hydra.searchpath=[{quoted(f'file://{extra_dir.resolve()}')}]"]
-    GlobalHydra.instance().clear()
-    with explained(name), initialize_config_dir(str(conf_directory()), version_base="1.3"):
-        config = compose(name, overrides, return_hydra_config=True)
-        hydra = config.hydra
-        with open_dict(config):
-            del config["hydra"]
-        values = OmegaConf.to_container(config, resolve=True)
+    try:
+        with explained(root, extra_dir):
+            _initialize_hydra(extra_dir)
+            config = compose(name, overrides, return_hydra_config=True)
+            hydra = config.hydra
+            with open_dict(config):
+                del config["hydra"]
+            values = OmegaConf.to_container(config, resolve=True)
+    except ConfigError as error:
+        problem = None
+        if extra_dir is not None:
+            groups = config_loader(extra_dir).get_group_options("", ObjectType.GROUP)
+            options = {name: group_options(name, extra_dir) for name in groups if name != "hydra"}
+            problem = user_files.first_problem(extra_dir, name, chosen(overrides), options)
+        raise (ConfigError(problem) if problem else error) from error
+    finally:
+        GlobalHydra.instance().clear()
     assert isinstance(values, dict)
+    missing = [f.name for f in dataclasses.fields(ROOTS[root]) if f.name not in values]
+    if missing:
+        raise ConfigError(
+            f"the config {name} does not have {missing[0]}: let it build on that of the command, "
+            f"with the line `defaults: [{root}, _self_]`"
+        )
     for key, directory in (("run", hydra.run.dir), ("sweep", hydra.sweep.dir)):
         if not directory:
             raise ConfigError(f"hydra.{key}.dir is empty: give a directory, or leave it out")
     return Composed({str(key): value for key, value in values.items()}, hydra)
 
 
-def sweep_jobs(overrides: list[str]) -> list[list[str]]:
+def _search_path(extra_dir: Path | None) -> ConfigSearchPath:
+    """Where configs are looked for: Hydra's, those of conf/, then the user's, as Hydra does."""
+    path = create_config_search_path(str(conf_directory()))
+    if extra_dir is not None:
+        own, before = f"file://{extra_dir.absolute()}", SearchPathQuery(provider="schema")
+        path.prepend(provider="command-line", path=own, anchor=before)
+    return path
+
+
+def _initialize_hydra(extra_dir: Path | None) -> None:
+    GlobalHydra.instance().clear()
+    version.setbase("1.3")
+    Hydra.create_main_hydra2(task_name="app", config_search_path=_search_path(extra_dir))
+
+
+def config_loader(extra_dir: Path | None = None) -> ConfigLoader:
+    """What knows the groups and their options; glob() in a sweep asks it."""
+    register_schemas()
+    return ConfigLoaderImpl(config_search_path=_search_path(extra_dir))
+
+
+def group_options(group: str, extra_dir: Path | None = None) -> list[str]:
+    """The names that `group` can be given; empty for a group that does not exist."""
+    return list(config_loader(extra_dir).get_group_options(group))
+
+
+def chosen(overrides: list[str]) -> list[tuple[str, str]]:
+    """The options of groups that `overrides` choose, as pairs of group and name."""
+    pairs = []
+    for override in parse_overrides(overrides):
+        value = override.value()
+        names = value if isinstance(value, list) else [value]
+        pairs += [(override.key_or_group, name) for name in names if isinstance(name, str)]
+    return pairs
+
+
+def sweep_jobs(overrides: list[str], extra_dir: Path | None = None) -> list[list[str]]:
     """The overrides of each job that Hydra's basic sweeper makes of a multirun's `overrides`."""
-    batches = BasicSweeper.split_arguments(parse_overrides(overrides), max_batch_size=None)
+    parsed = parse_overrides(overrides, extra_dir)
+    with explained("train", extra_dir):
+        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(job) for batch in batches for job in batch]
 
 
@@ -86,9 +162,13 @@ def sets(word: str, *keys: str) -> bool:
     return word.lstrip("+").startswith(tuple(f"{key}=" for key in keys))
 
 
-def quoted(text: str) -> str:
-    """`text` as a quoted string of Hydra's override grammar."""
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", without_interpolation(text))
+def quoted(text: str, *, interpolates: bool = False) -> str:
+    """`text` as a quoted string of Hydra's override grammar.
+
+    With `interpolates` a `${…}` in it stays what it is to OmegaConf; else it is text like the rest.
+    """
+    text = text if interpolates else without_interpolation(text)
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return f"'{escaped}{chr(92) * trailing}'"
 
@@ -111,82 +191,24 @@ def spelled(value: Any) -> str:
 
 def as_typed(key: str, value: Any) -> str:
     """The override that gives `key` this value, to be typed in a shell."""
-    return shlex.quote(f"{key}={spelled(value)}")
+    return in_shell(f"{key}={spelled(value)}")
 
 
-@contextlib.contextmanager
-def explained(root: str) -> Iterator[None]:
-    """Turn what Hydra and OmegaConf raise into ConfigErrors of one sentence."""
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise ConfigError(explain(error, root)) from error
+def in_shell(word: str) -> str:
+    """`word` quoted for a shell, on one line whatever is in it."""
+    if not CONTROL.search(word):
+        # What Hydra reads has single quotes in it: double ones around it are easier to read.
+        plain = "'" not in word or SPECIAL.search(word)
+        return shlex.quote(word) if plain else f'"{word}"'
+    escaped = re.sub(r"[\\']", r"\\\g<0>", word)
+    return f"$'{CONTROL.sub(lambda match: f'{chr(92)}x{ord(match[0]) & 255:02x}', escaped)}'"
 
 
-def explain(error: BaseException, root: str = "train") -> str:
-    """One sentence that says which override or key is wrong, and the nearest valid one."""
-    if isinstance(error, MissingConfigException):
-        return _explain_missing(error)
-    text, root = str(error), root if root in ROOTS else "train"
-    if match := IN_FILE.match(text):
-        file, kind, reason, key = match.groups()
-        return f"{file}.yaml: {_explain_value(key, reason, kind == 'ValidationError', root)}"
-    inner = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    reason = str(inner).splitlines()[0] if inner else "it does not fit"
-    key = override = str(getattr(inner, "full_key", None) or "")
-    if match := re.search(r"Error merging override (.+)", text):
-        override = match[1]
-    elif match := re.search(r"Could not override '([^'@]+)", text):
-        return no_such_key(max(key, match[1], key=len), root)
-    if not key:
-        return _explain_syntax(text)
-    sentence = _explain_value(key, reason, isinstance(inner, ValidationError), root)
-    return sentence if NO_KEY in reason else f"{override} is not possible: {sentence}"
+def parse_overrides(overrides: Sequence[str], extra_dir: Path | None = None) -> Any:
+    """Hydra's parsed overrides. Raises ConfigError for a word that is none.
 
-
-def _explain_value(key: str, reason: str, is_type: bool, root: str) -> str:
-    key = key.partition("[")[0]  # of a list, not of what is in it
-    if NO_KEY in reason:
-        return no_such_key(key, root)
-    takes = what_it_takes(key, root) if is_type else ""
-    return f"{key} must be {takes}" if takes else reason
-
-
-def _explain_syntax(text: str) -> str:
-    if taken := re.search(r"An item is already at '([^']+)'", text):
-        return f"{taken[1]} has a value already: write {taken[1]}=VALUE without the plus"
-    if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
-        key, value = ambiguous.groups()
-        return (
-            f"{key}={value} has commas: for a sweep over its parts add -m; a text with commas is "
-            f"""quoted twice, as in "{key}='{value}'\", and a list is written [{value}]"""
-        )
-    lines = [line.strip() for line in text.splitlines() if line.strip() and "https:" not in line]
-    if lines[0].startswith("Error parsing override"):
-        word = lines[0].removeprefix("Error parsing override ")
-        hint = (
-            "" if "=" not in word else ": quote a value that has blanks, commas or = in it, twice"
-        )
-        hint += """, as in "key='a=b, c'\"""" if hint else ""
-        return f"{word} is no override of the form key=value{hint}"
-    return " ".join(lines)
-
-
-def _explain_missing(error: MissingConfigException) -> str:
-    missing = error.missing_cfg_file or "the config"
-    options = [str(option) for option in error.options or []]
-    for start, packages in PLUGINS.items():
-        if missing.startswith(start):
-            return f"{missing} comes with packages that are not installed: pip install {packages}"
-    group, _, choice = missing.rpartition("/")
-    if not options:
-        return f"there is no config {missing}"
-    hint = did_you_mean(choice, options, start=f"{group}=")
-    return f"there is no {group}={choice}; the options are {', '.join(options)}.{hint}"
-
-
-def parse_overrides(overrides: list[str]) -> Any:
-    """Hydra's parsed overrides. Raises ConfigError for a word that is none."""
+    `extra_dir` is where a glob() in them looks for options, beside conf/.
+    """
     parser, parsed = OverridesParser.create(), []
     for word in overrides:
         try:
@@ -194,8 +216,25 @@ def parse_overrides(overrides: list[str]) -> Any:
             if not parsed[-1].key_or_group:
                 raise ValueError("Hydra takes a word without a key")
         except (HydraException, ValueError) as error:
-            raise ConfigError(f"{word!r} is no override of the form key=value") from error
+            raise ConfigError(explain_word(word)) from error
+        if parsed[-1].value_type is ValueType.GLOB_CHOICE_SWEEP:
+            parsed[-1].config_loader = config_loader(extra_dir)
     return parsed
+
+
+def explain_word(word: str, root: str = "train") -> str:
+    """Return why `word` is not an override of the command `root`, and what to write."""
+    key, equals, value = word.lstrip("+").partition("=")
+    if not equals or not re.fullmatch(r"[\w./@-]+", key):
+        return f"{word!r} is not an override of the form key=value"
+    if takes := what_it_takes(key, root) or what_it_takes(key):
+        return f"{word} cannot be read: {key} must be {takes}"
+    if not key.startswith("hydra") and key not in all_keys(root):
+        return no_such_key(key, root)
+    return (
+        f"{word!r} is not an override of the form key=value: if its value is a text, quote it "
+        f"twice: {in_shell(f'{key}={quoted(value)}')}"
+    )
 
 
 def refuse_non_choices(overrides: list[str]) -> None:
@@ -205,7 +244,8 @@ def refuse_non_choices(overrides: list[str]) -> None:
         group, value = override.key_or_group, override.value()
         if group in groups and not override.is_delete() and isinstance(value, int | float | None):
             raise ConfigError(
-                f"{override.input_line} names no choice: give {group}=NAME or leave it out"
+                f"{override.input_line} names no choice: give {group}=NAME or leave it out; the "
+                f"options are {', '.join(group_options(group))}"
             )
 
 

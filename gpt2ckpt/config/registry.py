@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from gpt2ckpt.config import schema
+from gpt2ckpt.config.aliases import TRAIN_WITH, key_for
 from gpt2ckpt.errors import ConfigError
 
 KINDS: dict[str, dict[str, type]] = {
@@ -138,17 +139,43 @@ def all_keys(root: str) -> list[str]:
     return sorted(keys)
 
 
-def no_such_key(key: str, root: str = "train") -> str:
-    """A sentence that names the key of the command `root` most like `key`, if any is."""
+def no_such_key(key: str, root: str = "train", value: str = "") -> str:
+    """A sentence that names the key of the command `root` that is meant by `key`, if any is."""
     group, _, leaf = key.partition(".")
     offering = [f"{group}={kind}" for kind, cls in KINDS.get(group, {}).items() if _has(cls, leaf)]
     if offering and hasattr(ROOTS[root], group):
-        return f"{key} goes with {' or '.join(offering)}, not with the {group} that is chosen."
-    keys = all_keys(root)
-    matches = [name for name in keys if name.rpartition(".")[2] == key]
-    matches += difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    hint = f" Did you mean {matches[0]}?" if matches and matches[0] != key else ""
+        return f"{key} goes with {' or '.join(offering)}, not with the chosen {group}: add one."
+    meant = key_meant(key, root)
+    if value and key_for(_plain(key), root) and "=" not in meant:
+        meant = f"{meant}={value}"
+    hint = f" Did you mean {meant}?" if meant and meant != key else ""
     return f"there is no config key or group {key}.{hint}"
+
+
+def key_meant(name: str, root: str, value: str = "") -> str:
+    """The key of the command `root` that a name typed for one means, with `value`; or empty.
+
+    That is a key with this name in some group, one that other programs call so, or one spelled
+    nearly like it. Dashes before the name are left out.
+    """
+    keys, leaf = all_keys(root), _plain(name)
+    if root in ("train", "drill") and leaf in TRAIN_WITH:
+        return TRAIN_WITH[leaf]
+    leaves = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    near = [] if "." in leaf else difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)
+    candidates = [
+        leaf if leaf in keys else "",
+        key_for(leaf, root),
+        leaves.get(leaf, ""),
+        *(leaves[word] for word in near),
+        *difflib.get_close_matches(leaf, keys, n=1, cutoff=0.6),
+    ]
+    found = next(filter(None, candidates), "")
+    return f"{found}={value}" if found and value else found
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").lower().replace("-", "_")
 
 
 def what_it_takes(key: str, root: str = "train") -> str:

@@ -106,8 +106,11 @@ def _common_words(values: Values, total_steps: int) -> list[str]:
     """What every training of a drill has: it is short, watched closely, and tells nobody."""
     words = ["trainer.max_epochs=null", "trainer.log_every=1", "trainer.sample_every=0"]
     words += ["logger.wandb=false", "checkpoint.keep_rolling=1"]
-    if "steps" in values["schedule"] and values["schedule"]["steps"] is None:
-        words.append(f"schedule.steps={total_steps}")  # the learning rates of the real run
+    schedule = values["schedule"]
+    if "steps" in schedule and schedule["steps"] is None:
+        # The learning rates of the real run, which may end in its warm-up; a length may not.
+        parts = schedule["warmup_steps"] + schedule.get("decay_steps", 0)
+        words.append(f"schedule.steps={max(total_steps, parts)}")
     return words
 
 

@@ -1,7 +1,6 @@
 """Running a sweep: Hydra's sweeper and launcher in the middle, a folder before, a table after."""
 
 import os
-import shlex
 import sys
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +11,7 @@ from omegaconf import OmegaConf
 
 from gpt2ckpt import console
 from gpt2ckpt.application import CommandLine, run_hydra
-from gpt2ckpt.config.compose import as_typed, quoted, sets
+from gpt2ckpt.config.compose import as_typed, in_shell, quoted, sets
 from gpt2ckpt.config.replay import Values
 from gpt2ckpt.exits import FULL_ERROR
 from gpt2ckpt.runs.claim import claim_sweep, protection_notice
@@ -155,11 +154,11 @@ class _Launch:
 
     def _command(self) -> str:
         words = [
-            shlex.quote(word)
-            for word in self.plan.line.overrides
+            in_shell(word)
+            for word in self.plan.typed
             if not sets(word, "hydra.sweep.dir", "resume")
         ]
-        flags = [shlex.quote(flag) for flag in self.plan.line.flags]
+        flags = [in_shell(flag) for flag in self.plan.line.flags]
         typed = as_typed("hydra.sweep.dir", str(self.sweep))
         return command("train", *flags, *words, typed, "+resume=auto")
 

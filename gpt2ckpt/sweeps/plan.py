@@ -1,14 +1,20 @@
 """What a multirun asks for, found out and checked before anything is written or trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
 from gpt2ckpt.application import CommandLine
-from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides, sets, sweep_jobs
+from gpt2ckpt.config.compose import (
+    Composed,
+    compose_config,
+    group_options,
+    parse_overrides,
+    sets,
+    sweep_jobs,
+)
 from gpt2ckpt.config.registry import build_typed
 from gpt2ckpt.config.replay import Values, freeze
 from gpt2ckpt.errors import ConfigError
@@ -35,7 +41,8 @@ class PlannedJob:
 class Plan:
     """A checked sweep. `jobs` is empty where the sweeper finds them on its way."""
 
-    line: CommandLine
+    line: CommandLine  # with the values of each sweep written out
+    typed: list[str]  # the overrides as they were typed
     jobs: list[PlannedJob]
     swept: list[str]
     values: Values  # of the first job, or of one like the first
@@ -67,7 +74,10 @@ class Plan:
 
 def plan_sweep(line: CommandLine) -> Plan:
     """Compose and check every job that can be known. Raises ConfigError; nothing is written."""
-    first = _compose(line, [_one_value(o) for o in parse_overrides(line.overrides)])
+    typed = line.overrides
+    parsed = parse_overrides(typed, line.config_dir)
+    line = replace(line, overrides=[_written_out(override) for override in parsed])
+    first = _compose(line, [_one_value(override) for override in parsed])
     if first.hydra.job.chdir:
         raise ConfigError("hydra.job.chdir=true would move the relative paths: leave it out")
     _check_resume(line, first.values)
@@ -76,12 +86,14 @@ def plan_sweep(line: CommandLine) -> Plan:
     words = [*(f"{key!s}={value}" for key, value in params.items()), *line.overrides]
     swept = swept_keys(words)
     if target(first.hydra.sweeper) not in BASIC:
-        last = _compose(line, [_one_value(o, last=True) for o in parse_overrides(words)])
+        last = _compose(
+            line, [_one_value(o, last=True) for o in parse_overrides(words, line.config_dir)]
+        )
         for composed in (first, last):
             check_settings(build_typed("train", freeze(composed.values)))
-        return Plan(line, [], swept, first.values, first.hydra)
+        return Plan(line, typed, [], swept, first.values, first.hydra)
     jobs = _basic_jobs(line, words, swept)
-    return Plan(line, jobs, swept, jobs[0].values, first.hydra)
+    return Plan(line, typed, jobs, swept, jobs[0].values, first.hydra)
 
 
 def given_dir(line: CommandLine) -> bool:
@@ -97,7 +109,7 @@ def target(config: DictConfig) -> str:
 def _basic_jobs(line: CommandLine, words: list[str], swept: list[str]) -> list[PlannedJob]:
     jobs = []
     recorded: list[Recorded] | None = None
-    for overrides in sweep_jobs(words):
+    for overrides in sweep_jobs(words, line.config_dir):
         composed = _compose(line, overrides)
         check_settings(build_typed("train", freeze(composed.values)))
         job, own = Job.of(overrides, composed.values, swept), None
@@ -131,6 +143,18 @@ def _compose(line: CommandLine, overrides: list[str]) -> Composed:
     return compose_config(line.config_name, overrides, line.config_dir)
 
 
+def _written_out(override: Override) -> str:
+    """The override with the values that glob() finds and the order that shuffle() makes.
+
+    Hydra evaluates a sweep again when it runs it: files may have come meanwhile, and a shuffled
+    order would be another one than that of the plan.
+    """
+    if not (isinstance(override.value(), Glob) or getattr(override.value(), "shuffle", False)):
+        return str(override.input_line)
+    values = _values(override)
+    return f"{override.get_key_element()}={','.join(values)}"
+
+
 def _one_value(override: Override, *, last: bool = False) -> str:
     """One of the values that a sweep goes through, as an override; others as they are."""
     if not override.is_sweep_override():
@@ -138,7 +162,19 @@ def _one_value(override: Override, *, last: bool = False) -> str:
     key, value = override.get_key_element(), override.value()
     if isinstance(value, IntervalSweep):
         return f"{key}={value.end if last else value.start}"
-    values: list[Any] = list(override.sweep_string_iterator())
-    if not values:
-        raise ConfigError(f"{override.input_line} has no values")
-    return f"{key}={values[-1 if last else 0]}"
+    return f"{key}={_values(override)[-1 if last else 0]}"
+
+
+def _values(override: Override) -> list[str]:
+    """The values of a sweep, spelled for Hydra. Raises ConfigError if there is none."""
+    values = list(override.sweep_string_iterator())
+    if values:
+        return values
+    group, options = override.key_or_group, group_options(override.key_or_group)
+    if not isinstance(override.value(), Glob):
+        raise ConfigError(f"{override.input_line} has no values: give some, as in {group}=1,2")
+    if not options:
+        raise ConfigError(f"{override.input_line}: glob() goes through the options of a group")
+    raise ConfigError(
+        f"{override.input_line} matches none of the options of {group}: {', '.join(options)}"
+    )

@@ -1,13 +1,11 @@
 """`resume-command`: the command that goes on from a checkpoint, its settings spelled out."""
 
 import argparse
-import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint.reading import read_meta
-from gpt2ckpt.config.compose import spelled
+from gpt2ckpt.config.compose import in_shell, spelled
 from gpt2ckpt.config.earlier import completed
 from gpt2ckpt.config.registry import KINDS
 from gpt2ckpt.config.replay import flatten
@@ -17,8 +15,6 @@ from gpt2ckpt.tools.command_line import Verb
 from gpt2ckpt.tools.places import PATH_HELP, checkpoint_named
 
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "checkpoint")
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-SPECIAL = re.compile(r"[\"$`\\!]")  # has a meaning between a shell's double quotes
 NOT_SPELLABLE = "???"  # to Hydra and OmegaConf a missing value, however it is quoted
 
 
@@ -50,16 +46,6 @@ def overrides(config: dict[str, Any]) -> list[str]:
     return choices + [
         f"{key}={spelled(value)}" for key, value in keys.items() if value != NOT_SPELLABLE
     ]
-
-
-def in_shell(word: str) -> str:
-    """`word` quoted for a shell, on one line whatever is in it."""
-    if not CONTROL.search(word):
-        # What Hydra reads has single quotes in it: double ones around it are easier on the eye.
-        plain = "'" not in word or SPECIAL.search(word)
-        return shlex.quote(word) if plain else f'"{word}"'
-    escaped = re.sub(r"[\\']", r"\\\g<0>", word)
-    return f"$'{CONTROL.sub(lambda match: f'{chr(92)}x{ord(match[0]):02x}', escaped)}'"
 
 
 VERB = Verb(

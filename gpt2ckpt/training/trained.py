@@ -1,47 +1,87 @@
-"""A trained model out of a checkpoint, to sample from or to evaluate."""
+"""A trained model to sample from or to evaluate: a checkpoint of ours, or weights of others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint.store import Found
+from torch import Tensor
+
+from gpt2ckpt.checkpoint.reading import is_checkpoint
 from gpt2ckpt.config.checks import check_hardware
 from gpt2ckpt.config.registry import build_model_config
+from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import CheckpointError
-from gpt2ckpt.model.convert import check_shapes
+from gpt2ckpt.model.convert import check_shapes, load_pretrained
 from gpt2ckpt.model.gpt2 import GPT2
-from gpt2ckpt.runs.layout import OUTPUTS
-from gpt2ckpt.runs.resume import Scope, locate, no_run, read
+from gpt2ckpt.model.huggingface import is_huggingface
+from gpt2ckpt.runs.layout import CHECKPOINTS, OUTPUTS
+from gpt2ckpt.runs.resume import SELECTORS, Scope, locate, no_run, read
 from gpt2ckpt.training.hardware import Hardware, choose_hardware, prepare_process
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model with its weights on a device, and the frozen config that it was trained with."""
+    """A model with its weights on a device, and where they came from.
+
+    `step` and `config` (the frozen one) are None for weights that others trained. `skipped` are the
+    damaged files that were passed over, each with the reason.
+    """
 
     model: GPT2
     hardware: Hardware
-    config: dict[str, Any]
-    found: Found
+    path: Path
+    step: int | None = None
+    config: dict[str, Any] | None = None
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def is_pretrained(what: str) -> bool:
+    """Whether `what` names weights of others: a Hugging Face folder or nanoGPT's ckpt.pt."""
+    path = Path(what).expanduser()
+    if what in SELECTORS:
+        return False
+    if path.is_dir():
+        return is_huggingface(path) and not (path / CHECKPOINTS).is_dir()
+    place = locate(what, Scope(OUTPUTS), key="ckpt") if path.is_file() else None
+    return place is not None and not place.in_run and not is_checkpoint(path)
 
 
 def load_trained(what: str, device: str, precision: str) -> Trained:
-    """The model that `what` names: a file, a run directory or a selector such as `best`.
+    """Return the model that `what` names.
 
-    Raises CheckpointError if there is none that is valid, ConfigError for an unknown device.
+    Args:
+        what: a checkpoint, a run directory, a selector such as `best`, a Hugging Face GPT-2 folder,
+            or nanoGPT's ckpt.pt.
+        device: as in the config.
+        precision: as in the config; `auto` is what the checkpoint was trained in.
+
+    Raises:
+        CheckpointError: there is none that is valid.
+        InputError: weights of others that cannot be used.
+        ConfigError: an unknown device or precision.
     """
     check_hardware(device, precision)
+    if is_pretrained(what):
+        path = Path(what).expanduser()
+        config, weights = load_pretrained(path)
+        hardware = choose_hardware(device, precision, None)
+        return Trained(_build(config, weights, hardware), hardware, path)
     place = locate(what, Scope(OUTPUTS), key="ckpt")
     if place is None:
         raise no_run(OUTPUTS, "name one with ckpt=PATH")
     found = read(place)
-    config = build_model_config(found.state["config"]["model"])
-    if problem := check_shapes(config, found.state["model"]):
+    state = found.state
+    config = build_model_config(state["config"]["model"])
+    if problem := check_shapes(config, state["model"]):
         raise CheckpointError(f"{found.path} cannot be used: {problem}")
-    hardware = choose_hardware(device, precision, None, found.state["environment"])
+    hardware = choose_hardware(device, precision, None, state["environment"])
+    del state["optimizer"]  # not needed: held, it would take most of the memory
+    model = _build(config, state.pop("model"), hardware)
+    return Trained(model, hardware, found.path, state["step"], state["config"], found.skipped)
+
+
+def _build(config: ModelConfig, weights: dict[str, Tensor], hardware: Hardware) -> GPT2:
     prepare_process(hardware, deterministic=True)
     model = GPT2(config)
-    model.load_state_dict(found.state["model"])
-    for key in ("model", "optimizer"):
-        del found.state[key]  # copied or not needed: held, they would take most of the memory
-    model.to(hardware.device).eval()
-    return Trained(model, hardware, found.state["config"], found)
+    model.load_state_dict(weights)
+    return model.to(hardware.device).eval()

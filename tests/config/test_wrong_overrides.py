@@ -22,6 +22,31 @@ WRONG = {
     "++trainer.batchsize=4": "Did you mean trainer.batch_size?",
     "resme=latest": "Did you mean resume?",
     "modle=gpt2_nano": "Did you mean model?",
+    # what other programs call them
+    "epochs=3": "Did you mean trainer.max_epochs=3?",
+    "max_iters=100": "Did you mean trainer.max_steps=100?",
+    "trainer.batchsize=8": "Did you mean trainer.batch_size?",
+    "batch_size=8": "Did you mean trainer.batch_size?",
+    "learning_rate=1e-3": "Did you mean optimizer.lr=1e-3?",
+    "optimizer.learning_rate=1e-3": "Did you mean optimizer.lr=1e-3?",
+    "wandb=true": "Did you mean logger=wandb?",
+    "gradient_accumulation_steps=4": "Did you mean trainer.grad_accum=4?",
+    "save_steps=50": "Did you mean checkpoint.save_every=50?",
+    "n_layers=3": "Did you mean model.n_layer?",
+    "model=gpt2": "Did you mean model=gpt2_small?",
+    "model=gpt2-medium": "Did you mean model=gpt2_medium?",
+    "trainer.device=gpu": "Did you mean cuda?",
+    "trainer.device=cuda0": "Did you mean cuda:0?",
+    "trainer.precision=fp16": "Did you mean float16?",
+    "trainer.precision=32": "Did you mean float32?",
+    "trainer.max_steps=1e3": "must be a whole number, or null; write trainer.max_steps=1000",
+    "hydra/launcher=ray": "hydra/launcher=ray needs a package that is not installed: pip install",
+    "hydra/launcher=slurm": "pip install hydra-submitit-launcher",
+    "hydra/launcher=submitit_local": "pip install hydra-submitit-launcher",
+    "hydra/sweeper=ax": "pip install hydra-ax-sweeper",
+    "hydra/launcher=joblob": "Did you mean hydra/launcher=joblib?",
+    "hydra/sweeper=optun": "Did you mean hydra/sweeper=optuna?",
+    "logger=false": "the options are all, none, tensorboard, wandb",
     "data.train=x": "data.train goes with data=text or data=tokens",
     "optimizer.momentum=0.9": "optimizer.momentum goes with optimizer=muon",
     # misspelt choices
@@ -61,7 +86,7 @@ WRONG = {
     "trainer.max_epochs=0": "trainer.max_epochs is 0; it must be at least 1",
     "trainer.grad_clip=nan": "trainer.grad_clip is nan",
     "trainer.threads=0": "trainer.threads is 0",
-    "trainer.device=gpu": "trainer.device is 'gpu'; it must be auto, cpu, cuda, cuda:N or mps",
+    "trainer.device=tpu": "trainer.device is 'tpu'; it must be auto, cpu, cuda, cuda:N or mps",
     "trainer.precision=bf16": "Did you mean bfloat16?",
     "checkpoint.keep_rolling=0": "checkpoint.keep_rolling is 0",
     "optimizer.lr=-1": "optimizer.lr=-1.0 is out of range",
@@ -72,9 +97,9 @@ WRONG = {
     "schedule.steps=10": "schedule.warmup_steps=40 is more than schedule.steps=10",
     "~optimizer": "there is no optimizer: give optimizer=NAME",
     # the grammar
-    "foo": "'foo' is no override of the form key=value",
-    "optimizer.lr==3": "'optimizer.lr==3' is no override",
-    "optimizer.betas=[1": "'optimizer.betas=[1' is no override",
+    "foo": "'foo' is not an override of the form key=value",
+    "optimizer.lr==3": "optimizer.lr==3 cannot be read: optimizer.lr must be a number",
+    "optimizer.betas=[1": "optimizer.betas=[1 cannot be read: optimizer.betas must be a list",
     "+optimizer.lr=3": "optimizer.lr has a value already: write optimizer.lr=VALUE without",
     "trainer.max_steps=1,2": "for a sweep over its parts add -m",
     "name=${nothing}": "name is not possible: Interpolation key 'nothing' not found",
@@ -128,7 +153,7 @@ def test_a_mistake_in_a_file_of_the_user_s_names_the_file(
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\ntrainer:\n  {line}\n")
     with pytest.raises(ConfigError) as raised:
         compose_config("train", ["experiment=mine"], tmp_path)
-    assert str(raised.value) == f"experiment/mine.yaml: {expected}"
+    assert str(raised.value) == f"{tmp_path}/experiment/mine.yaml: {expected}"
 
 
 @pytest.mark.parametrize(

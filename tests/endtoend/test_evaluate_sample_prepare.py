@@ -53,12 +53,11 @@ def done(reference: Any, folder: Path, token_data: Any) -> dict[str, Done]:
     )
 
 
-def loss_of_transformers(reference: Any, tokens: Path) -> tuple[float, int]:
-    """Mean over all whole blocks of 32 of the loss that transformers gives the trained weights."""
-    state = latest(reference.directory)
+def in_transformers(state: dict[str, Any], activation: str = "gelu_new") -> GPT2LMHeadModel:
+    """The trained weights in a model of transformers."""
     shape = {key: state["config"]["model"][key] for key in ("n_layer", "n_head", "n_embd")}
-    config = GPT2Config(vocab_size=64, n_positions=32, bos_token_id=0, eos_token_id=0, **shape)
-    model = GPT2LMHeadModel(config).eval()
+    shape |= {"vocab_size": 64, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(**shape, activation_function=activation)).eval()
     transposed = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     model.load_state_dict(
         {
@@ -67,6 +66,11 @@ def loss_of_transformers(reference: Any, tokens: Path) -> tuple[float, int]:
         },
         strict=False,
     )
+    return model
+
+
+def loss_of_transformers(model: GPT2LMHeadModel, tokens: Path) -> tuple[float, int]:
+    """Mean over all whole blocks of 32 of the loss that transformers gives."""
     stream = torch.from_numpy(np.fromfile(tokens, dtype="<u2").astype(np.int64))
     starts = range(0, len(stream) - 32, 32)
     with torch.no_grad():
@@ -83,12 +87,42 @@ def test_evaluate_equals_transformers_for_a_trained_checkpoint(
     reference: Any, done: dict[str, Done], token_data: Any
 ) -> None:
     answer = json.loads(succeed(done["evaluate"]).out.splitlines()[-1])
-    loss, tokens = loss_of_transformers(reference, token_data.val)
+    model = in_transformers(latest(reference.directory))
+    loss, tokens = loss_of_transformers(model, token_data.val)
     assert loss < math.log(64) - 1  # it is trained
     assert answer["val_loss"] == pytest.approx(loss, abs=1e-4)
     assert answer["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
     assert answer["tokens"] == tokens
     assert (answer["step"], answer["precision"]) == (120, "float32")
+
+
+def test_weights_of_others_are_evaluated_and_sampled(
+    reference: Any, token_data: Any, tmp_path: Path
+) -> None:
+    """A Hugging Face folder as transformers writes it, and a file like nanoGPT's (exact GELU)."""
+    state = latest(reference.directory)
+    in_transformers(state).save_pretrained(tmp_path / "hf")
+    shape = {key: state["config"]["model"][key] for key in ("n_layer", "n_head", "n_embd", "bias")}
+    shape |= {"vocab_size": 64, "block_size": 32}
+    torch.save({"model": state["model"], "model_args": shape}, tmp_path / "ckpt.pt")
+    data = ["data=tokens", f"data.val={token_data.val}", "device=cpu"]
+    done = side_by_side(
+        tmp_path,
+        {
+            "hf": ("evaluate", ["ckpt=hf", *data]),
+            "ckpt.pt": ("evaluate", ["ckpt=ckpt.pt", *data]),
+            "sample": ("sample", ["ckpt=ckpt.pt", "prompt=1 2 3", "max_tokens=4", "device=cpu"]),
+            "no data": ("evaluate", ["ckpt=hf"]),
+        },
+    )
+    for name, activation in (("hf", "gelu_new"), ("ckpt.pt", "gelu")):
+        loss, tokens = loss_of_transformers(in_transformers(state, activation), token_data.val)
+        answer = json.loads(succeed(done[name]).out.splitlines()[-1])
+        assert answer["val_loss"] == pytest.approx(loss, abs=1e-4)
+        assert (answer["tokens"], answer["step"]) == (tokens, None)
+    assert succeed(done["sample"]).out.startswith("1 2 3 ")
+    assert done["no data"].code == 2
+    assert "add data=text data.val=FILES" in done["no data"].sentence
 
 
 def test_evaluate_needs_no_file_to_train_on(done: dict[str, Done]) -> None:

@@ -46,8 +46,10 @@ def one_sentence(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 def test_a_kill_in_a_save_costs_nothing_but_time(token_data: Any, tmp_path: Path) -> None:
+    """Of a run that would end in its warm-up, in a folder that Hydra's grammar cannot read."""
     words = [*token_data.overrides, "model.dropout=0.1", "trainer.grad_accum=2", "ranks=2"]
-    done = drill([*words, "trainer.eval_every=5", "hydra.run.dir='my runs/a=b'"], tmp_path)
+    words += ["trainer.max_steps=3", "trainer.eval_every=5", "hydra.run.dir=my runs/it's a=b"]
+    done = drill(words, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "exact        yes, bitwise" in done.stdout and "PASSED" in done.stdout
     assert "killed at step" in done.stdout
@@ -102,6 +104,7 @@ def test_a_disk_whose_fsync_fails_is_refused_before_any_training(
         (["optimizer.lrr=1"], "Did you mean optimizer.lr?"),
         (["step=9"], "Did you mean steps?"),
         (["steps=0"], "steps is 0; it must be at least 4"),
+        (["dry_run=true"], "leave dry_run out"),
         (["resume=latest"], "leave resume and fork out"),
         (["checkpoint=off"], "there is nothing to drill"),
     ],

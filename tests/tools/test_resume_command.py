@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from tools_helpers import frozen, save, shell
 
 from gpt2ckpt.checkpoint.reading import read_meta
-from gpt2ckpt.config.compose import compose_config, parse_overrides
+from gpt2ckpt.config.compose import compose_config, in_shell, parse_overrides
 from gpt2ckpt.config.replay import freeze, replay
-from gpt2ckpt.tools.resume_command import in_shell, overrides, resume_command
+from gpt2ckpt.tools.resume_command import overrides, resume_command
 
 
 def test_the_real_command_goes_on_and_changes_nothing(checkpoints, real, trained_once) -> None:

@@ -1,0 +1,96 @@
+"""The page that --help prints: groups with their options, keys with their values and meanings.
+
+A key means what the comment behind it in conf/ says; there is no other place to keep true.
+"""
+
+import re
+import shutil
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from gpt2ckpt.config.compose import Composed, conf_directory, group_options, spelled
+
+LINE = re.compile(r"(?P<key>\w+):(?:\s.*?)?\s# (?P<meaning>.+)")
+COLUMN, WIDEST = 32, 100
+
+
+def page(root: str, composed: Composed, config_dir: Path | None) -> str:
+    """Return the help of the command `root` for a composed config, whose values it shows."""
+    width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+    choices = {
+        group: str(name)
+        for group, name in composed.hydra.runtime.choices.items()
+        if not str(group).startswith("hydra/")
+    }
+    lines = [composed.hydra.help.header, ""]
+    if choices:
+        lines.append("Groups, chosen with GROUP=NAME:")
+        for group, chosen in reversed(choices.items()):
+            now = f" (now {chosen})" if chosen != "None" else ""
+            names = ", ".join(group_options(group, config_dir))
+            lines += textwrap.wrap(
+                f"{group}: {names}{now}", width, initial_indent="  ", subsequent_indent="      "
+            )
+        lines.append("")
+    lines.append("Keys, set with KEY=VALUE (shown with the values that they have now):")
+    keys = dict(composed.values)
+    own = {key: value for key, value in keys.items() if not isinstance(value, dict)}
+    lines += _block("", {k: v for k, v in own.items() if k not in choices}, root, "", width)
+    for group, value in keys.items():
+        if isinstance(value, dict):
+            lines += _block(group, value, root, choices.get(group, ""), width)
+    return "\n".join([*lines, "", *_ending(root, choices)])
+
+
+def meanings(folder: str, first: str = "") -> dict[str, str]:
+    """Return what each key of a group means, or, without a folder, of the root config `first`.
+
+    The comments in the file `first` count before those of the group's other options.
+    """
+    files = sorted((conf_directory() / folder).glob("*.yaml" if folder else f"{first}.yaml"))
+    files.sort(key=lambda file: file.stem != first)
+    found: dict[str, str] = {}
+    for file in files:
+        for match in map(LINE.fullmatch, file.read_text(encoding="utf-8").splitlines()):
+            if match:
+                found.setdefault(match["key"], match["meaning"])
+    return found
+
+
+def _block(group: str, values: dict[str, Any], root: str, chosen: str, width: int) -> list[str]:
+    known = meanings(group, chosen) if group else meanings("", root)
+    prefix = f"{group}." if group else ""
+    lines = [""] if values else []
+    for key, value in values.items():
+        if key != "kind":
+            is_missing = value == MISSING
+            shown, more = ("VALUE", "must be given: ") if is_missing else (spelled(value), "")
+            lines += _row(f"{prefix}{key}={shown}", more + known.get(key, ""), width)
+    return lines
+
+
+def _row(label: str, text: str, width: int) -> list[str]:
+    indent = " " * COLUMN
+    wrapped = textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
+    if len(label) + 3 > COLUMN or not wrapped:
+        return [f"  {label}", *wrapped]
+    return [f"  {label}".ljust(COLUMN) + wrapped[0][COLUMN:], *wrapped[1:]]
+
+
+def _ending(root: str, choices: dict[str, str]) -> list[str]:
+    lines = []
+    if "data" in choices:
+        other = "data=text" if choices["data"] != "text" else "data=embedded"
+        lines.append(f"Keys of another option: give it with --help, as in {other} --help")
+    if root == "train":
+        lines += [
+            "A sweep: -m KEY=A,B. The whole config as YAML: --cfg job. Your own config files:",
+            "--config-dir=DIR, with --config-name=NAME for one that builds on train.yaml",
+        ]
+    install = f'eval "$(gpt2ckpt-{root} -sc install=bash)"'
+    return [*lines, f"Completion by the tab key in bash: {install}; Hydra's flags: --hydra-help"]

@@ -1,0 +1,152 @@
+"""What is wrong with a config file of the user's, where Hydra's own message does not say it.
+
+Looked at only once composing has failed: a file that Hydra accepts is never refused here.
+"""
+
+import codecs
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt2ckpt.errors import did_you_mean
+
+GLOBAL_GROUPS = ("experiment", "debug")  # whose files set keys of the whole config
+PACKAGE = "# @package _global_"
+Options = Mapping[str, list[str]]
+
+
+def first_problem(
+    folder: Path, name: str, chosen: Iterable[tuple[str, str]], options: Options
+) -> str | None:
+    """Return one sentence on the first file in `folder` that is wrong, None if none is.
+
+    Args:
+        folder: the user's config folder.
+        name: the primary config.
+        chosen: groups and the options chosen of them.
+        options: what each group offers.
+    """
+    places = [("", name), *((group.partition("@")[0], option) for group, option in chosen)]
+    for group, option in places:
+        file = folder / group / f"{option.removesuffix('.yaml')}.yaml"
+        if file.is_file():
+            problem = next(_problems(file, group, options), None)
+            if problem is not None:
+                return f"{file}{problem}"
+    return None
+
+
+def _problems(file: Path, group: str, options: Options) -> Iterator[str]:
+    """What is wrong with `file`, the first thing first; each begins where the path has ended."""
+    content = file.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        yield f", line {line}: this is not UTF-8: save the file as UTF-8"
+        return
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        yield _explain_yaml(error, text)
+        return
+    if not isinstance(values, dict | None):
+        yield f": the file holds a {type(values).__name__}: write lines of the form key: value"
+        return
+    values = values or {}
+    if group in GLOBAL_GROUPS:
+        yield from _package_problems(content, text, group)
+    yield from _entry_problems(values, group, options)
+    yield from _choice_problems(values, group, options)
+
+
+def _explain_yaml(error: yaml.YAMLError, text: str) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f": this is not YAML ({str(error).splitlines()[0]})"
+    where = f", line {mark.line + 1}"
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        return f"{where}: YAML allows no tab before a key: indent with spaces"
+    problem = getattr(error, "problem", None) or "it cannot be read"
+    return f"{where}: this is not YAML ({problem}): write key: value, indented with spaces"
+
+
+def _package_problems(content: bytes, text: str, group: str) -> Iterator[str]:
+    lines = ("".join(line.split()) for line in text.splitlines() if line.strip())
+    header = itertools.takewhile(lambda line: line.startswith("#@"), lines)  # as Hydra reads it
+    if "#@package_global_" not in header:
+        yield f" cannot set keys outside of {group}: make `{PACKAGE}` its first line"
+    elif content.startswith(codecs.BOM_UTF8):
+        yield (
+            f" begins with a byte-order mark, which hides its line `{PACKAGE}`: save it as UTF-8 "
+            "without BOM"
+        )
+
+
+def _entry_problems(values: dict[str, Any], group: str, options: Options) -> Iterator[str]:
+    """What is wrong with the entries of the defaults list."""
+    entries = values.get("defaults", [])
+    if not isinstance(entries, list):
+        yield ": defaults is a list: write each entry on a line of its own, as in `  - _self_`"
+        return
+    builds_on = group in GLOBAL_GROUPS or any(
+        isinstance(entry, str) and entry != "_self_" for entry in entries
+    )
+    for entry in entries:
+        if isinstance(entry, str):
+            word = entry.removeprefix("override ").strip(" /")
+            if entry.startswith("override ") or (group in GLOBAL_GROUPS and " " in entry):
+                yield f": {entry!r} in defaults has no option: write `- override /{word}: NAME`"
+            continue
+        if not isinstance(entry, dict) or len(entry) != 1:
+            yield f": {entry!r} in defaults is not one group with its option: write `- group: NAME`"
+            continue
+        [(key, option)] = entry.items()
+        yield from _group_problems(str(key), option, group, options, builds_on=builds_on)
+
+
+def _group_problems(
+    key: str, option: object, group: str, options: Options, *, builds_on: bool
+) -> Iterator[str]:
+    words = key.split()
+    path = words[-1].partition("@")[0]
+    named = path.lstrip("/")
+    if named.startswith("hydra/"):
+        return
+    offered = options.get(named)
+    if offered is None:
+        yield (
+            f": there is no group {named}, which its defaults list names; the groups are "
+            f"{', '.join(options)}.{did_you_mean(named, options)}"
+        )
+        return
+    right = f"override /{named}" if group else f"override {path}"
+    if builds_on and ("override" not in words or (group and not path.startswith("/"))):
+        yield f": write `- {right}: {option}` in its defaults list, not `- {key}: {option}`"
+    for name in option if isinstance(option, list) else [option]:
+        if isinstance(name, str) and "optional" not in words and name not in offered:
+            yield (
+                f": there is no {named}={name}, which its defaults list names; the options are "
+                f"{', '.join(offered)}.{did_you_mean(name, offered, start=f'{named}=')}"
+            )
+
+
+def _choice_problems(values: dict[str, Any], group: str, options: Options) -> Iterator[str]:
+    """Groups that are given like keys: their options are chosen in the defaults list."""
+    for key, value in values.items():
+        if key == group and isinstance(value, dict):
+            yield (
+                f" holds the keys of {group}: leave the line `{group}:` out and indent less, or "
+                f"begin the file with {PACKAGE}"
+            )
+        if isinstance(value, str) and key in options:
+            own = "override /" if group else "override "
+            yield (
+                f": {key}: {value} chooses an option of a group: write it in the defaults list, as "
+                f"`defaults: [{own}{key}: {value}]`"
+            )

@@ -1,0 +1,38 @@
+"""--help lists every group, option and key, each key with its meaning."""
+
+from pathlib import Path
+
+import pytest
+
+from gpt2ckpt.config.compose import compose_config, conf_directory
+from gpt2ckpt.config.help import meanings, page
+from gpt2ckpt.config.registry import ROOTS, all_keys
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_every_key_has_a_meaning(root: str) -> None:
+    for key in all_keys(root):
+        group, _, leaf = key.rpartition(".")
+        if leaf != "kind" and not (conf_directory() / key).is_dir():
+            assert meanings(group, "" if group else root).get(leaf), key
+
+
+@pytest.mark.parametrize(("root", "words"), [(root, []) for root in ROOTS])
+def test_the_page_shows_every_key_with_its_value(root: str, words: list[str]) -> None:
+    text = page(root, compose_config(root, words), None)
+    assert all(len(line) <= 100 or "-sc install" in line for line in text.splitlines()), text
+    shown = {line.split("=")[0].strip() for line in text.splitlines() if "=" in line}
+    offered = {key for key in all_keys(root) if "." not in key}
+    assert offered <= shown | {path.name for path in conf_directory().iterdir()}
+
+
+def test_the_page_shows_the_options_and_values_that_are_chosen(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("n_layer: 7\n")
+    words = ["optimizer=muon", "model=mine", "trainer.batch_size=3"]
+    text = page("train", compose_config("train", words, tmp_path), tmp_path)
+    assert "gpt2_xl, mine (now mine)" in text
+    assert "optimizer: adamw, muon (now muon)" in text
+    for key in ("model.n_layer=7 ", "trainer.batch_size=3 ", "optimizer.ns_steps=5 "):
+        assert key in text
+    assert "model.n_layer=7               transformer blocks" in text

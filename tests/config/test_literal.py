@@ -1,0 +1,173 @@
+"""A text is taken as typed, or the error gives the exact words for the shell."""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from gpt2ckpt.config.compose import compose_config, in_shell, parse_overrides
+from gpt2ckpt.config.texts import as_meant
+from gpt2ckpt.errors import ConfigError
+
+AWKWARD = " =,'\"\\${}[]():*~+@|;#%&\t!<>?`^\n"
+CHARACTERS = st.one_of(
+    st.sampled_from(AWKWARD), st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+)
+PROSE = st.text(CHARACTERS, max_size=12).filter(
+    lambda text: text != "???" and not (text[:1] in ("'", '"') and text[:1] == text[-1:])
+)
+
+
+def meaning(root: str, word: str, *, multirun: bool = False) -> object:
+    """The value that a config has in the end."""
+    [meant] = as_meant([word], root, multirun=multirun)
+    return OmegaConf.create({"key": parse_overrides([meant])[0].value()}).key
+
+
+@given(PROSE)
+@example("It's")
+@example("Hello, world")
+@example("Hello (world")
+@example("[INST] Who? [/INST]")
+@example("The ")
+@example("costs ${PRICE}")
+@example("null")
+@example("choice(a,b)")
+@example("1e3")
+@example("C:\\")
+def test_a_prompt_is_taken_as_typed(text: str) -> None:
+    assert meaning("sample", f"prompt={text}") == text
+    assert meaning("drill", f"trainer.sample_prompt={text}") == text
+
+
+PATHS = [
+    *(
+        "dir=a/t.bin",
+        "lr=0.1,seed=3/latest.pt",
+        "it's here/run",
+        "a#b",
+        "~/texts/*.txt",
+        "läufe/試験",
+    ),
+    *("a (copy)/x.pt", "[abc]*.bin", "a{1}.bin", "50%/x", "a;b", "a&b", "a!b", "2024_11_28", "1e3"),
+    *("true", "C:\\data\\", "a.bin,b.bin", "null.bin", "0x10", "007", "a b"),
+]
+
+
+@pytest.mark.parametrize("text", PATHS)
+@pytest.mark.parametrize(
+    ("root", "key"),
+    [
+        *(("train", "+resume"), ("train", "resume"), ("train", "data.train"), ("train", "name")),
+        *(("train", "hydra.run.dir"), ("sample", "ckpt"), ("prepare", "out")),
+        *(("evaluate", "data.val"), ("drill", "model.init_from")),
+    ],
+)
+def test_a_path_is_taken_as_typed(root: str, key: str, text: str) -> None:
+    assert meaning(root, f"{key}={text}") == text
+
+
+def test_what_hydra_reads_as_a_text_keeps_its_meaning() -> None:
+    words = [
+        *("ckpt='a, b'", 'prompt="x"', "hydra.run.dir=runs/${name}", "data.val=null"),
+        *(
+            "model=gpt2_small",
+            "optimizer.betas=[0.9,0.95]",
+            "seed=3",
+            "~debug",
+            "trainer.threads=2",
+        ),
+    ]
+    assert as_meant(words, "train", multirun=False) == words
+
+
+def test_an_interpolation_in_a_path_that_needs_quotes_still_works() -> None:
+    words = as_meant(["hydra.run.dir=runs/lr=${optimizer.lr}"], "train", multirun=False)
+    assert compose_config("train", [*words, "optimizer.lr=0.5"]).hydra.run.dir == "runs/lr=0.5"
+
+
+def test_commas_separate_the_values_of_a_sweep() -> None:
+    for word in ("data.train=a.bin,b.bin", "name=choice(a,b)", "seed=1,2"):
+        assert as_meant([word], "train", multirun=True) == [word]
+
+
+@pytest.mark.parametrize(
+    ("word", "multirun", "texts"),
+    [
+        ("prompt='It's'", False, ["It's", "'It's'"]),
+        ('ckpt="a"b"', False, ['a"b', '"a"b"']),
+        ("ckpt=lr=1,lr=2", True, [None, "lr=1,lr=2"]),
+    ],
+)
+def test_a_text_with_two_meanings_is_refused_with_both_ways_to_write_it(
+    word: str, multirun: bool, texts: list[str | None]
+) -> None:
+    """The words that the message gives are typed in a real shell, and mean what they should."""
+    with pytest.raises(ConfigError) as raised:
+        as_meant([word], "sample", multirun=multirun)
+    forms = re.findall(
+        r"write (.+?), (?:or|for one text with commas) (.+?)(?: if|$)", str(raised.value), re.I
+    )
+    for form, text in zip(forms[0], texts, strict=True):
+        [typed] = typed_in_bash(form)
+        if text is not None:
+            assert meaning("sample", typed) == text
+        else:
+            assert parse_overrides([typed])[0].value().list[1].text == "lr=2"
+
+
+def typed_in_bash(line: str) -> list[str]:
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True)
+    return done.stdout.decode().split("\0")[:-1]
+
+
+@given(st.text(CHARACTERS.filter(str.isprintable), max_size=12))
+@example("a='It\\'s'")
+@example("\\\\'")
+def test_a_quoted_word_survives_the_shell(word: str) -> None:
+    assert shlex.split(in_shell(word)) == [word]
+
+
+def test_a_quoted_word_survives_a_real_shell() -> None:
+    words = [
+        "prompt='It\\'s'",
+        "x='a' $b",
+        "y=\\'`",
+        "it's!",
+        "'",
+        "\\",
+        "a\"b'c",
+        "prompt='Größe'",
+    ]
+    assert typed_in_bash(" ".join(map(in_shell, words))) == words
+
+
+def test_a_word_that_the_shell_split_off_a_text_is_explained() -> None:
+    with pytest.raises(ConfigError) as raised:
+        as_meant(["ckpt=latest", "prompt=Hello", "world"], "sample", multirun=False)
+    assert str(raised.value) == (
+        "'world' is not an override of the form key=value. If it belongs to 'prompt=Hello', quote "
+        "the whole for the shell: 'prompt=Hello world'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("promt=It's", "there is no config key or group promt. Did you mean prompt?"),
+        ("temperature=a=b", "temperature=a=b cannot be read: temperature must be a number"),
+        ("hydra.job.x=a=b", "quote it twice: \"hydra.job.x='a=b'\""),
+    ],
+)
+def test_other_unreadable_values_are_explained(word: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        compose_config("sample", as_meant([word], "sample", multirun=False), None, "sample")
+    assert expected in str(raised.value)
+
+
+def test_the_experiment_group_takes_hydras_own_spelling() -> None:
+    assert as_meant(["+experiment=quick"], "train", multirun=False) == ["experiment=quick"]

@@ -1,0 +1,92 @@
+"""Config files and sweeps of the user's own on the real command line, as plain Hydra takes them."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Done, environment, latest, run, side_by_side, succeed
+
+QUICK = ["trainer.max_steps=2", "trainer.eval_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "my conf").mkdir()
+    (folder / "my conf" / "mytrain.yaml").write_text("defaults: [train, _self_]\nname: own\n")
+    for name in ("sample", "evaluate", "prepare"):
+        text = f"defaults: [{name}, _self_]\n" + ("ckpt: gone.pt\n" if name != "prepare" else "")
+        (folder / "my conf" / f"my{name}.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path, token_data: Any) -> dict[str, Done]:
+    words = [*token_data.overrides, *QUICK]
+    own = ["--config-dir", "my conf", "--config-name", "mytrain"]
+    awkward = "hydra.run.dir=it's lr=${optimizer.lr}, läuft"
+    return side_by_side(
+        folder,
+        {
+            "train": ("train", [*own, *words, awkward]),
+            "path": (
+                "train",
+                ["--config-path=my conf", "--config-name=mytrain.yaml", "dry_run=true"],
+            ),
+            "file": ("train", ["--config-name", f"{folder}/my conf/mytrain.yaml", "dry_run=true"]),
+            "relative": ("train", ["--config-name=my conf/mytrain", "dry_run=true"]),
+            "sample": ("sample", ["--config-dir=my conf", "--config-name=mysample"]),
+            "evaluate": ("evaluate", ["--config-dir=my conf", "-cn", "myevaluate"]),
+            "prepare": ("prepare", ["--config-dir=my conf", "--config-name=myprepare"]),
+            "misspelt": ("train", ["--config-dir=my conf", "--config-name=mytrian"]),
+        },
+    )
+
+
+def test_a_config_in_ones_own_folder_is_trained_with(folder: Path, done: dict[str, Done]) -> None:
+    succeed(done["train"])
+    assert latest(folder / "it's lr=0.003, läuft")["config"]["name"] == "own"
+
+
+@pytest.mark.parametrize("way", ["path", "file", "relative"])
+def test_a_config_is_found_by_any_spelling_of_its_place(done: dict[str, Done], way: str) -> None:
+    assert "outputs/own_run_" in succeed(done[way]).out
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate", "prepare"])
+def test_the_other_commands_read_a_config_of_ones_own(done: dict[str, Done], name: str) -> None:
+    expected = "out is missing" if name == "prepare" else "ckpt=gone.pt: there is no such file"
+    assert expected in done[name].sentence or "data.train" in done[name].sentence
+
+
+def test_a_misspelt_config_is_answered_with_the_nearest(done: dict[str, Done]) -> None:
+    assert done["misspelt"].sentence == (
+        "there is no config mytrian in my conf. Did you mean mytrain?"
+    )
+    assert done["misspelt"].code == 2
+
+
+def test_the_command_that_a_run_prints_works_in_a_shell_whatever_its_directory(
+    folder: Path, done: dict[str, Done]
+) -> None:
+    [line] = [line for line in done["train"].out.splitlines() if line.startswith("sample ")]
+    command = line.removeprefix("sample").strip()
+    sampled = subprocess.run(
+        ["bash", "-c", f"{command} max_tokens=2 device=cpu prompt="],
+        **{"cwd": folder, "env": environment(), "capture_output": True, "text": True},
+    )
+    assert sampled.returncode == 0, sampled.stderr + command
+
+
+def test_a_sweep_over_all_options_of_a_group_is_resumed(token_data: Any, tmp_path: Path) -> None:
+    words = [*token_data.overrides, *QUICK, "seed=shuffle(range(1,3))", "hydra.sweep.dir=s"]
+    dry = ["-m", *words, "schedule=glob(*,exclude=w*)", "dry_run=true"]
+    first = succeed(run("train", ["-m", *words, "schedule=glob(co*)"], tmp_path))
+    for name in ("constant", "cosine"):
+        assert first.out.count(f"schedule={name} ") == 2 and "schedule=wsd" not in first.out
+    command = [sys.executable, "-O", "-m", "gpt2ckpt.train", *dry, "+resume=auto"]
+    again = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("  finished") == 4
