@@ -1,0 +1,1 @@
+"""How much longer does a training take while one of those that watch it fails?"""
