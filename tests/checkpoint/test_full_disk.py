@@ -4,9 +4,11 @@ import contextlib
 import logging
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import preload
 import pytest
 from checkpoint_helpers import event, names_in, step_of, tensors_state
 from real_disks import formatted, mounted
@@ -203,3 +205,23 @@ def test_a_quota_is_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture
         last = manager.save(tensors_state(5, 1200), event(5, emergency=True))
         assert last is not None, caplog.text
         assert Store(folder).find(Role.LATEST).state["step"] == 5
+
+
+HANGING = """
+import sys
+from pathlib import Path
+from gpt2ckpt.checkpoint import space
+space.ANSWER_SECONDS = 0.2
+for _ in range(3):
+    assert space.measure_free(Path(sys.argv[1])) == space.BOUNDLESS
+"""
+
+
+def test_a_file_system_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
+    faults = preload.build(tmp_path)
+    faults.set(("statvfs", -600, str(tmp_path)))
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING, str(tmp_path)],
+        **{"env": faults.environment, "capture_output": True, "text": True, "timeout": 120},
+    )
+    assert done.returncode == 0, done.stderr
