@@ -29,7 +29,8 @@ class Outlet(io.RawIOBase):
 
     def __init__(self, number: int, worker: "Worker") -> None:
         self._number, self.worker = number, worker
-        self._left_out = 0
+        self._left_out = 0  # lines
+        self._in_line = False
         self._is_gone = False
         # Reentrant: a signal handler may print. It is held for a glance at most.
         self._lock = _thread.RLock()
@@ -54,15 +55,20 @@ class Outlet(io.RawIOBase):
                 self.report_left_out()
             if self._left_out or not self._hand_over(taken):
                 self._left_out += taken.count(b"\n")
+            else:
+                self._in_line = not taken.endswith(b"\n")
         return len(taken)
 
     def report_left_out(self) -> None:
         """Say how many lines were left out since the last time."""
         with self._lock:
             count = self._left_out
-            notice = f"[{count} lines were not shown, since nobody read: train.log has them]\n"
+            start = "\n" if self._in_line else ""
+            notice = (
+                f"{start}[{count} lines were not shown, since nobody read: train.log has them]\n"
+            )
             if count and self.worker.hand_over(lambda: self._write(notice.encode())):
-                self._left_out = 0
+                self._left_out, self._in_line = 0, False
 
     def _hand_over(self, data: bytes) -> bool:
         """Hand over, and wait a glance for a reader that reads, but not as fast as we print."""

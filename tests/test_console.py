@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,9 @@ SLOW = """
 import os, sys, time
 from gpt2ckpt import console
 console.install()
-for number in range(20_000):
-    print(f"line {number}", flush=True)
+for number in range(0, 20_000, 2):
+    sys.stdout.write(f"line {number}\\nline {number + 1}\\n")
+    sys.stdout.flush()
 print("written", file=sys.stderr, flush=True)
 time.sleep(0.1)
 sys.stdin.readline()
@@ -83,26 +85,36 @@ def test_lines_that_were_not_shown_are_counted_in_their_place() -> None:
 
 
 STUCK = """
-import os, signal, sys, time
+import pathlib, sys
 from gpt2ckpt import console, standby
 standby.stand_by()
 if sys.argv[1] == "training":
     console.install()
-os.write(2, b"ready\\n")
+pathlib.Path(sys.argv[2]).touch()
 while True:
     print("x" * 1000, flush=True)
 """
 
 
 @pytest.mark.parametrize("phase", ["start", "training"])
-def test_a_signal_ends_a_process_whose_console_is_stuck(phase: str) -> None:
+@pytest.mark.parametrize("errors", ["apart", "with the rest"])
+def test_a_signal_ends_a_process_whose_console_is_stuck(
+    tmp_path: Path, phase: str, errors: str
+) -> None:
     """Its main thread waits in print, or its writing thread does."""
     read, write = os.pipe()
-    process = subprocess.Popen(command(STUCK, phase), stdout=write, stderr=subprocess.PIPE)
-    assert process.stderr and process.stderr.readline() == b"ready\n"
+    log, ready = tmp_path / "errors.txt", tmp_path / "ready"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command(STUCK, phase, ready),
+            **{"stdout": write, "stderr": file if errors == "apart" else write},
+        )
+    while not ready.exists():
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 143
-    assert process.stderr.read() == b"interrupted: there was nothing to save\n"
+    if errors == "apart":
+        assert log.read_text() == "interrupted: there was nothing to save\n"
     os.close(read)
     os.close(write)
 
