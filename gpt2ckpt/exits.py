@@ -5,6 +5,7 @@ Imports neither Hydra nor torch: `checkpoints list` takes less time than importi
 
 import atexit
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -43,10 +44,8 @@ def reported_errors(*, tidies: bool = True) -> Iterator[None]:
         sys.exit(1)
     except UserError as error:
         _fail(str(error), error.exit_code, wants_trace)
-    except PermissionError as error:
-        where = error.filename or "a file"
-        sentence = f"{where}: {error.strerror} for this user. ls -ld shows who may use it"
-        _fail(f"{sentence} (HYDRA_FULL_ERROR=1 shows where it is used)", 1, wants_trace)
+    except OSError as error:
+        _fail(f"{_refusal(error)} (HYDRA_FULL_ERROR=1 shows where it is used)", 1, wants_trace)
     except Exception as error:
         if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
             from gpt2ckpt.config.explain import explain
@@ -58,6 +57,22 @@ def reported_errors(*, tidies: bool = True) -> Iterator[None]:
         handler.tidies = False
         _flush()
         _note_exit_code(sys.exc_info()[1])
+
+
+def _refusal(error: OSError) -> str:
+    """Return what an operating system refused, on which file, and what to do about it."""
+    if not error.filename:
+        return f"{type(error).__name__}: {error}"
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            remedy = ". ls -ld shows who may use it"
+        case errno.ENOSPC | errno.EDQUOT:
+            remedy = ". Free space on that disk"
+        case errno.EROFS | errno.EIO:
+            remedy = ". dmesg shows what is wrong with that disk"
+        case _:
+            remedy = ""
+    return f"{error.filename}: {error.strerror}{remedy}"
 
 
 def own_process() -> None:

@@ -1,7 +1,6 @@
 """The folder of a sweep: its jobs' directories, read, and made under names of their own."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.earlier import completed
 from gpt2ckpt.config.replay import flatten, freeze, task_overrides
 from gpt2ckpt.errors import CheckpointError, ConfigError
+from gpt2ckpt.files.locks import try_lock
 from gpt2ckpt.runs.layout import CHECKPOINTS, RECORD
 from gpt2ckpt.sweeps.matching import Recorded
 
@@ -33,10 +33,13 @@ def read_jobs(sweep: Path) -> list[Recorded]:
 
 @contextlib.contextmanager
 def locked(sweep: Path) -> Iterator[None]:
-    """While it is entered, no other process makes a directory in `sweep`."""
+    """While it is entered, no other process makes a directory in `sweep`.
+
+    On a file system without locks, that is the user's to avoid.
+    """
     descriptor = os.open(sweep, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try_lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)

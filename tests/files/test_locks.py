@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,15 @@ def test_a_file_system_without_locks_is_no_error(
 
     monkeypatch.setattr(fcntl, "flock", fail)
     assert try_lock(0) is Lock.UNSUPPORTED
+
+
+def test_a_lock_can_be_waited_for(tmp_path: Path) -> None:
+    first, second = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
+    try_lock(first)
+    timer = threading.Timer(0.1, os.close, [first])
+    timer.start()
+    try:
+        assert try_lock(second, wait=True) is Lock.TAKEN
+    finally:
+        timer.join()
+        os.close(second)

@@ -1,0 +1,31 @@
+"""How a command ends: what an operating system refuses is told with the file and what to do."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EACCES, "some/file: Permission denied. ls -ld shows who may use it"),
+        (errno.ENOSPC, "some/file: No space left on device. Free space on that disk"),
+        (errno.EROFS, "some/file: Read-only file system. dmesg shows what is wrong with that disk"),
+        (errno.ENOTDIR, "some/file: Not a directory"),
+    ],
+)
+def test_an_error_of_the_system_names_the_file(number: int, told: str) -> None:
+    code = (
+        "import os\n"
+        "from gpt2ckpt.exits import reported_errors\n"
+        "with reported_errors():\n"
+        f"    raise OSError({number}, os.strerror({number}), 'some/file')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {told} (HYDRA_FULL_ERROR=1 shows where it is used)\n"
