@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint import names
+from gpt2ckpt.checkpoint.best import carry_out
 from gpt2ckpt.checkpoint.policy import Link, Publish
-from gpt2ckpt.checkpoint.reading import check, read_meta
+from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.checkpoint.store import Found, owner_of
 from gpt2ckpt.errors import CheckpointError
-from gpt2ckpt.files import durable
 
 
 def left_undone(folder: Path, found: Found) -> list[Publish | Link]:
@@ -54,12 +54,7 @@ def finish(folder: Path, found: Found) -> list[str]:
     name then stands for what it stood for, or for the state.
     """
     undone = left_undone(folder, found)
-    for operation in undone:
-        match operation:
-            case Publish(name):
-                durable.publish(folder / name, durable.chunks(found.path), check)
-            case Link(source, name):
-                durable.link(folder / source, folder / name)
+    carry_out(folder, found.path, undone)
     kept = (names.BEST_PREVIOUS, names.LATEST_BACKUP)
     return [operation.name for operation in undone if operation.name not in kept]
 

@@ -4,19 +4,22 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint import format, space
+from gpt2ckpt.checkpoint import format, names, policy, space
 from gpt2ckpt.checkpoint.aside import folders_of
+from gpt2ckpt.checkpoint.best import Best, best_of, restore
 from gpt2ckpt.checkpoint.policy import COPIES, Event, Retention, copies, most_bytes
+from gpt2ckpt.checkpoint.reading import check, key_of, read_meta
+from gpt2ckpt.checkpoint.repair import quarantine
 from gpt2ckpt.checkpoint.reserve import Reserve
 from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.snapshot import Staging, on_host
-from gpt2ckpt.checkpoint.store import Found, Store
+from gpt2ckpt.checkpoint.store import Found, Store, out_of_place
 from gpt2ckpt.checkpoint.writer import HANG_SECONDS, Writer
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
@@ -45,7 +48,9 @@ class CheckpointManager:
     and a save that comes sooner waits for it, so that none is ever dropped. Only a disk that gives
     no sign of life for `hang_seconds` is not waited for. Every `scrub_every` saves (0: never), and
     at the start, all files are checked between saves, at `scrub_mb_per_s` at most. Before anything
-    is changed, `check_owner` raises OSError if the folder is another run's by now.
+    is changed, `check_owner` raises OSError if the folder is another run's by now. `run` is the id
+    of the run, and `known` the state that it was resumed from, or its metadata: with `saves_best`,
+    a best_model.pt that is gone is made again where a file of that step is left.
     """
 
     def __init__(
@@ -59,6 +64,9 @@ class CheckpointManager:
         scrub_every: int = 0,
         scrub_mb_per_s: float = 50.0,
         check_owner: Callable[[], None] = lambda: None,
+        saves_best: bool = True,
+        run: str | None = None,
+        known: Mapping[str, Any] | None = None,
     ) -> None:
         self._check_owner = check_owner
         self._scrub = Scrub(folder, scrub_mb_per_s)
@@ -81,7 +89,12 @@ class CheckpointManager:
         self._back_to: tuple[Path, int] | None = None  # a rollback that is not archived yet
         self.saves = 0
         self.failed_step: int | None = None  # of the newest save, if it failed
-        self.lost_best = False  # a save of the best model failed: the best on disk is an older one
+        self._run, self._saves_best = run, saves_best
+        self._known = _facts_of_best(known or {})
+        self._best: Best | None = None  # what best_model.pt holds
+        self._coming_best: Best | None = None  # of the save that is being written
+        self._has_looked = False
+        self._sound = {key_of(resumed_from)} if resumed_from is not None else set()
         durable.make_directory(folder)
         for place in folders_of(folder):
             for path in durable.clean_temporaries(place, of_all_hosts=True):
@@ -95,7 +108,7 @@ class CheckpointManager:
             )
         if scrub_every:
             self._scrub.request()
-            self._writer.start(lambda: None)
+        self._writer.start(self._look_at_best)
 
     def reserve(self, size: int) -> None:
         """Keep space for one emergency save of about `size` bytes, until `close`."""
@@ -113,6 +126,7 @@ class CheckpointManager:
         start = time.perf_counter()
         if not self._writer.wait():
             return self._fail(event, _hang(self._writer.silence))
+        self._coming_best = best_of(state) if event.best else None
         snapshot = None
         if self._staging is not None and not event.emergency:
             try:
@@ -139,7 +153,7 @@ class CheckpointManager:
     @property
     def is_writing(self) -> bool:
         """Whether a save is under way."""
-        return self._writer.is_busy
+        return self._writing is not None and self._writer.is_busy
 
     def last_regular(self) -> Found | None:
         """The newest valid regular save, the one that is being written included; else the state
@@ -155,13 +169,25 @@ class CheckpointManager:
         """
         self._check_owner()
         self._back_to = found.path, int(found.state["step"])
+        self._known = _facts_of_best(found.state)
+        if self._writer.wait():
+            self._writer.start(lambda: self._go_back(dict(found.skipped)))
+            self._writer.wait()
+
+    def _go_back(self, skipped: dict[Path, str]) -> None:
+        assert self._back_to is not None
+        folder, step = self._store.folder, self._back_to[1]
         try:
+            for sentence in quarantine(folder, skipped, datetime.now(), self._run):
+                log.warning("%s", sentence)
             self._archive_later()
         except (OSError, CheckpointError) as error:
             log.warning(
                 "checkpoints after step %d cannot be archived now (%s): the next save tries again",
-                *(self._back_to[1], _reason(error)),
+                *(step, _reason(error)),
             )
+            if self._best is not None and self._best.step > step:
+                self._best = None  # abandoned, though it is still there
 
     def _archive_later(self) -> None:
         """Archive what a rollback abandoned, if that is still to be done."""
@@ -171,6 +197,16 @@ class CheckpointManager:
         self._back_to = None
         if aside:
             log.info("later checkpoints are archived in %s", aside)
+        self._look_at_best()
+
+    def best(self, *, settled: bool = False) -> Best | None:
+        """Return the best model of the run by its file; None if there is none.
+
+        A save of the best that is being written counts as done; with `settled` it is waited for.
+        """
+        if not self._has_looked or (settled and self._coming_best is not None):
+            self._writer.wait()
+        return self._best if settled or self._coming_best is None else self._coming_best
 
     def wait(self) -> bool:
         """Wait for the save that is being written. Returns whether the newest save succeeded."""
@@ -232,10 +268,16 @@ class CheckpointManager:
             encoded = format.encode(state)
             if not event.emergency:
                 self._check_space(copies(event) * encoded.size)
+            for name in policy.moved(event):
+                self._make_sound(self._store.folder / name)
             spare = self._reserve.surrender() if event.emergency else None
             path = self._store.put(encoded, event, self._retention, self._pinned, spare)
         except (OSError, CheckpointError) as error:
             return self._fail(event, error)
+        finally:
+            if event.best:  # a save can fail before or after it has come to that name
+                self._best, self._coming_best = self._read_best(), None
+        self._sound.add(key_of(path))
         self.failed_step = None
         seconds = time.perf_counter() - start
         saved = Saved(path, encoded.size, seconds, seconds if waited is None else waited)
@@ -261,9 +303,52 @@ class CheckpointManager:
             "next save tries again. %s.",
             *(event.step, _reason(error), space.remedy(error, self._store.folder)),
         )
-        self.lost_best = self.lost_best or event.best
         self.failed_step = event.step
         return None
+
+    def _look_at_best(self) -> None:
+        """Decide by its file what the best model is. Never raises."""
+        folder = self._store.folder
+        try:
+            self._check_owner()
+            self._make_sound(folder / names.BEST)
+            if self._saves_best and (sentence := restore(folder, self._known)):
+                log.info("%s", sentence)
+        except (OSError, CheckpointError) as error:
+            log.warning("the best model in %s cannot be restored: %s", folder, _reason(error))
+        self._best, self._has_looked = self._read_best(), True
+
+    def _read_best(self) -> Best | None:
+        try:
+            return best_of(read_meta(self._store.folder / names.BEST))
+        except CheckpointError:
+            return None
+
+    def _make_sound(self, path: Path) -> None:
+        """Replace or move away a file that the next save would let take a valid one's place.
+
+        One that this process has read or written is known to be valid. A failure is reported, and
+        keeps no save from being made.
+        """
+        key, folder = key_of(path), self._store.folder
+        if key is None or key in self._sound:
+            return
+        try:
+            reason = self._what_is_wrong(path)
+            if reason is None:
+                self._sound.add(key)
+                return
+            for sentence in quarantine(folder, {path: reason}, datetime.now(), self._run):
+                log.warning("%s", sentence)
+        except (OSError, CheckpointError) as error:
+            log.warning("%s is damaged and cannot be moved away: %s", path, _reason(error))
+
+    def _what_is_wrong(self, path: Path) -> str | None:
+        try:
+            check(path, self._writer.beat)
+            return out_of_place(path, self._run)
+        except CheckpointError as error:
+            return str(error)
 
     def _hold(self, size: int) -> None:
         """Take the reserve, or say once why there is none."""
@@ -279,9 +364,10 @@ class CheckpointManager:
 
     def _report_hang(self, seconds: float) -> None:
         log.warning(
-            "the save of step %d hangs: the disk under %s has taken nothing for %.0f s. Training "
+            "%s hangs: the disk under %s has taken nothing for %.0f s. Training "
             "goes on; see dmesg for what is wrong with the disk.",
-            *(self._writing.step if self._writing else 0, self._store.folder, seconds),
+            f"the save of step {self._writing.step}" if self._writing else "the check of the best",
+            *(self._store.folder, seconds),
         )
 
     def _check_space(self, needed: int) -> None:
@@ -293,6 +379,11 @@ class CheckpointManager:
                 errno.ENOSPC,
                 f"it needs {human_bytes(needed)} and {human_bytes(free)} are free{more}",
             )
+
+
+def _facts_of_best(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What is needed to find the best model of a state again, without its tensors."""
+    return {key: state[key] for key in ("best_step", "run") if key in state}
 
 
 def _hang(seconds: float) -> OSError:

@@ -119,6 +119,11 @@ def copies(event: Event) -> int:
     return 1 + event.regular + event.best
 
 
+def moved(event: Event) -> list[str]:
+    """Return the names whose files a save of `event` lets take the place of others."""
+    return [names.LATEST, *([names.BEST] if event.best else [])]
+
+
 def own_names(event: Event) -> list[str]:
     """The names that the new state has besides latest.pt; the others are links of the first."""
     own = []

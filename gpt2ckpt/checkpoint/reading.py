@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer
 
 PIECE = 1 << 20  # bytes of one read
+Key = tuple[int, int, int, int]
 
 
 def check(path: Path, watch: durable.Watch = durable.unwatched) -> None:
@@ -50,6 +51,15 @@ def read_meta(path: Path) -> dict[str, Any]:
     """What a file says of itself without its tensors. Raises CheckpointError naming the file."""
     with _opened(path) as file:
         return format.read_meta(file)
+
+
+def key_of(path: Path) -> Key | None:
+    """Return what tells one state of a file on disk, whatever its names; None if it has gone."""
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
 
 def seal_of(path: Path) -> str:

@@ -1,11 +1,11 @@
 """Mending one checkpoints/ folder: a corrupt file is replaced by a verified copy of its state.
 
-The corrupt file is set aside under corrupt_YYYYMMDD_HHMMSS/, never deleted. Call `repair` only
-while no other process saves into the folder.
+The corrupt file is kept under corrupt_YYYYMMDD_HHMMSS/, never deleted. Call `repair` and
+`quarantine` only while no other process saves into the folder.
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from gpt2ckpt.checkpoint import format, names
 from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT, folders_aside, free_name
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import blameless, check, read_meta
+from gpt2ckpt.checkpoint.store import out_of_place
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 
@@ -40,11 +41,25 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Mended:
-    """What was done about a corrupt file; without a `source` there is no copy, and nothing was."""
+    """What was done about a corrupt file: replaced by its copy `source`, if there is one, and moved
+    to `aside`; without both it stays where it is."""
 
     corrupt: Corrupt
     source: Path | None
     aside: Path | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What the user has to know."""
+        files = ", ".join(name.name for name in self.corrupt.names)
+        damaged = f"DAMAGED ON DISK: {files} ({self.corrupt.reason})"
+        aside = self.aside.name if self.aside else ""
+        if self.source is not None:
+            return (
+                f"{damaged}; repaired from {self.source.name}. The damaged file is kept in {aside}"
+            )
+        kept = f"is kept in {aside}" if aside else "stays where it is, and is not used"
+        return f"{damaged}. No copy of that state is left; it {kept}"
 
 
 def diagnose(folder: Path) -> Diagnosis:
@@ -72,8 +87,89 @@ def same_files(folder: Path) -> list[list[Path]]:
     return _by_inode(sorted(paths, key=lambda path: (path.parent != folder, path)))
 
 
-def repair(folder: Path, found: Diagnosis, when: datetime) -> list[Mended]:
-    """Replace every corrupt file of which a valid copy is left.
+def quarantine(
+    folder: Path, suspects: Mapping[Path, str], when: datetime, run: str | None = None
+) -> list[str]:
+    """Replace files in `folder` that cannot be used by verified copies, or move them away.
+
+    The next saves would let them take the place of valid copies, and these would be lost. A whole
+    file in the place of another one, or of another run than `run`, loses that name alone; one that
+    can be used after all is left alone.
+
+    Args:
+        folder: checkpoints/.
+        suspects: what is wrong with each file; those outside the folder are left alone.
+        when: names the folder that they are moved to.
+        run: the id of the run, if it is known.
+
+    Returns:
+        A sentence for each file. Raises OSError or CheckpointError.
+    """
+    corrupt: dict[Path, str] = {}
+    whole: list[Path] = []
+    for named, reason in suspects.items():
+        path = _inside(folder, named)
+        if path is not None and path.is_file():
+            if _is_valid(path):
+                whole.append(path)
+            else:
+                corrupt[path] = reason
+    sentences = [mended.sentence for mended in _repair_or_move(folder, corrupt, when)]
+    aside = free_name(folder, CORRUPT, when)
+    for path in whole:
+        if contradiction := out_of_place(path, run):
+            durable.make_directory(aside)
+            durable.move(path, aside / path.name)
+            sentences.append(f"{contradiction}; it is kept in {aside.name}")
+    return sentences
+
+
+def _inside(folder: Path, path: Path) -> Path | None:
+    """A path as one below `folder`, however it was spelled; None if it leads elsewhere."""
+    place, top = path.parent.resolve(), folder.resolve()
+    return folder / place.relative_to(top) / path.name if place.is_relative_to(top) else None
+
+
+def _repair_or_move(folder: Path, corrupt: Mapping[Path, str], when: datetime) -> list[Mended]:
+    """Replace corrupt files; on a disk that takes no copy, move them away."""
+    if not corrupt:
+        return []
+    found = _diagnose_some(folder, corrupt)
+    try:
+        return repair(folder, found, when, moves=True)
+    except (OSError, CheckpointError):
+        left = [
+            Corrupt(names, item.reason)
+            for item in found.corrupt
+            if (names := [name for name in item.names if name.exists() and not _is_valid(name)])
+        ]
+        return repair(folder, Diagnosis(corrupt=left), when, moves=True)
+
+
+def _diagnose_some(folder: Path, suspects: Mapping[Path, str]) -> Diagnosis:
+    """The corrupt files by all of their names, and the verified copies of what they held."""
+    files = same_files(folder)
+    corrupt = [
+        Corrupt(same, next(suspects[path] for path in same if path in suspects))
+        for same in files
+        if suspects.keys() & set(same)
+    ]
+    known = {path for item in corrupt for path in item.names}
+    others = [same for same in files if not known & set(same)]
+    copies = [same for item in corrupt for same in _copies_of(item, others)]
+    return Diagnosis([same for same in copies if _is_valid(same[0])], corrupt)
+
+
+def _is_valid(path: Path) -> bool:
+    try:
+        check(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def repair(folder: Path, found: Diagnosis, when: datetime, *, moves: bool = False) -> list[Mended]:
+    """Replace every corrupt file of which a valid copy is left; with `moves`, move the others away.
 
     Every name that is meant to share blocks shares them again, and every second copy is in blocks
     of its own again. Raises OSError or CheckpointError; a name then stands for what it stood for,
@@ -83,8 +179,15 @@ def repair(folder: Path, found: Diagnosis, when: datetime) -> list[Mended]:
     mended = []
     for corrupt in found.corrupt:
         sources = _copies_of(corrupt, found.valid)
-        if not sources:
+        if not sources and not moves:
             mended.append(Mended(corrupt, None))
+            continue
+        if not sources:
+            for name in corrupt.names:
+                kept = aside / name.relative_to(folder)
+                durable.make_directory(kept.parent)
+                durable.move(name, kept)
+            mended.append(Mended(corrupt, None, aside))
             continue
         for name in corrupt.names:
             kept = aside / name.relative_to(folder)

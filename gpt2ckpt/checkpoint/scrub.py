@@ -1,5 +1,7 @@
 """Checking every file of a folder while nothing else is to be done, and mending what is damaged.
 
+A damaged file without a copy is moved away: a save would let it take the place of a valid one.
+
 A disk that loses a bit says nothing until the file is read. A round reads every checkpoint once, at
 a bounded speed, and stops at once when a save comes; it then goes on where it was. A thread of its
 own reads the files, so that a read that hangs delays no save.
@@ -14,8 +16,8 @@ from concurrent import futures
 from datetime import datetime
 from pathlib import Path
 
-from gpt2ckpt.checkpoint.reading import blameless, check
-from gpt2ckpt.checkpoint.repair import Corrupt, Diagnosis, Mended, repair, same_files
+from gpt2ckpt.checkpoint.reading import Key, blameless, check, key_of
+from gpt2ckpt.checkpoint.repair import Corrupt, quarantine, same_files
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 from gpt2ckpt.units import human_bytes
@@ -24,8 +26,6 @@ from gpt2ckpt.worker import Worker
 log = logging.getLogger(__name__)
 HANG_SECONDS = 60.0  # without a byte, after which a reading is reported
 NAP = 0.02  # seconds between two looks at whether a save has come
-
-Key = tuple[int, int, int, int]
 
 
 class _Wanted(Exception):
@@ -43,7 +43,6 @@ class Scrub:
         self._bytes_per_s = mb_per_s * 1e6
         self._under_way = False
         self._checked: dict[Key, str | None] = {}  # what is wrong with each file; None: nothing
-        self._reported: set[Key] = set()  # damaged, and no copy to mend them from
         self._bytes = 0
         self._reader = Worker("checkpoint-scrub", limit=1)
         self._has_warned = False
@@ -63,8 +62,9 @@ class Scrub:
             for names in same_files(self._folder):
                 self._check_once(names[0], is_wanted)
             corrupt = self._confirmed(is_wanted)
-            if corrupt:
-                self._mend(corrupt)
+            suspects = {item.names[0]: item.reason for item in corrupt}
+            for sentence in quarantine(self._folder, suspects, datetime.now()):
+                log.warning("%s", sentence)
         except _Wanted:
             return
         except Exception as error:
@@ -74,7 +74,7 @@ class Scrub:
         self._under_way = False
 
     def _check_once(self, path: Path, is_wanted: Callable[[], bool]) -> None:
-        key = _key(path)
+        key = key_of(path)
         if key is None or key in self._checked:
             return
         reason = self._what_is_wrong(path, is_wanted)
@@ -135,11 +135,11 @@ class Scrub:
         return watch
 
     def _confirmed(self, is_wanted: Callable[[], bool]) -> list[Corrupt]:
-        """What is damaged still, at a second look; files that are known to be lost left out."""
+        """What is damaged still, at a second look."""
         found = []
         for names in same_files(self._folder):
-            key = _key(names[0])
-            if key is None or not self._checked.get(key) or key in self._reported:
+            key = key_of(names[0])
+            if key is None or not self._checked.get(key):
                 continue
             reason = self._what_is_wrong(names[0], is_wanted)
             if reason and names[0].exists():
@@ -148,40 +148,12 @@ class Scrub:
                 self._checked[key] = None
         return found
 
-    def _mend(self, corrupt: list[Corrupt]) -> None:
-        groups = [(names, _key(names[0])) for names in same_files(self._folder)]
-        valid = [names for names, key in groups if key and self._checked.get(key, "") is None]
-        keys = [_key(item.names[0]) for item in corrupt]
-        done = repair(self._folder, Diagnosis(valid, corrupt), datetime.now())
-        for mended, key in zip(done, keys, strict=True):
-            log.warning("%s", _sentence(mended))
-            if mended.source is None and key:
-                self._reported.add(key)
-
     def _report(self, damaged: int) -> None:
         if self._checked and not damaged:
             log.info(
                 "checked every byte of %d files on disk (%s)",
                 *(len(self._checked), human_bytes(self._bytes)),
             )
-
-
-def _sentence(mended: Mended) -> str:
-    files = ", ".join(name.name for name in mended.corrupt.names)
-    damaged = f"DAMAGED ON DISK: {files} ({mended.corrupt.reason})"
-    if mended.source is None:
-        return f"{damaged}. No copy of that state is left; it stays where it is, and is not used"
-    aside = mended.aside.name if mended.aside else ""
-    return f"{damaged}; repaired from {mended.source.name}. The damaged file is kept in {aside}"
-
-
-def _key(path: Path) -> Key | None:
-    """What tells a file, whatever its names; None if it has gone."""
-    try:
-        info = path.stat()
-    except OSError:
-        return None
-    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
 
 @contextlib.contextmanager

@@ -145,14 +145,11 @@ class Store:
         in_place, misplaced = [], []
         for path in self.candidates(role):
             try:
-                meta = read_meta(path)
-                reason = names.contradiction(path.name, meta)
-                if not reason and run and owner_of(meta) not in ("", run):
-                    reason = f"it is a state of another run, {owner_of(meta)}"
+                reason = out_of_place(path, run)
             except CheckpointError:
                 reason = None  # what is wrong with it is said when it is loaded
             if reason:
-                misplaced.append((path, f"{path} cannot be used as {path.name}: {reason}"))
+                misplaced.append((path, reason))
             else:
                 in_place.append(path)
         return in_place, misplaced
@@ -181,6 +178,18 @@ class Store:
         except (CheckpointError, KeyError, OverflowError, TypeError, ValueError):
             named = names.role_of(path.name) in (Role.ROLLING, Role.EMERGENCY)
             return names.number_in(path.name) or -1 if named else -1
+
+
+def out_of_place(path: Path, run: str | None) -> str | None:
+    """Return why a file is not what its name says, or not of `run`; None if it is.
+
+    Raises CheckpointError if it cannot be read.
+    """
+    meta = read_meta(path)
+    reason = names.contradiction(path.name, meta)
+    if not reason and run and owner_of(meta) not in ("", run):
+        reason = f"it is a state of another run, {owner_of(meta)}"
+    return f"{path} cannot be used as {path.name}: {reason}" if reason else None
 
 
 def _first_valid(paths: list[Path], skipped: list[tuple[Path, str]]) -> Found | None:

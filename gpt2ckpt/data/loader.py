@@ -9,9 +9,12 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+import xxhash
 
 from gpt2ckpt.data.order import block_of
 from gpt2ckpt.data.tokens import TokenStream, count_blocks
+
+_PART = 1 << 20  # tokens read at a time
 
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
@@ -64,6 +67,20 @@ def validation(
         blocks = min(blocks, limit)
     for first in range(0, blocks, batch_size):
         yield _gather(stream, range(first, min(first + batch_size, blocks)), block_size)
+
+
+def validation_digest(stream: TokenStream, block_size: int, limit: int) -> str:
+    """Return a digest of the blocks that `validation` yields: equal for equal blocks.
+
+    Raises:
+        InputError: a token outside the vocabulary.
+    """
+    tokens = min(count_blocks(len(stream), block_size), limit) * block_size + 1
+    hasher = xxhash.xxh3_128(block_size.to_bytes(8, "little"))
+    for start in range(0, tokens, _PART):
+        part = stream.read(start, min(_PART, tokens - start))
+        hasher.update(part.astype("<u4").tobytes())
+    return hasher.hexdigest()
 
 
 def _gather(stream: TokenStream, blocks: Sequence[int], block_size: int) -> Batch:

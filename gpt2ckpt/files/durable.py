@@ -123,6 +123,13 @@ def link(source: Path, name: Path, watch: Watch = unwatched) -> None:
     sync_directory(name.parent)
 
 
+def move(source: Path, target: Path) -> None:
+    """Give a file another durable name, in another folder of its file system. Raises OSError."""
+    source.replace(target)
+    sync_directory(target.parent)
+    sync_directory(source.parent)
+
+
 def shorten(path: Path, content: bytes) -> None:
     """Replace what a file holds by a part of it. Raises OSError; the file is as it was then.
 

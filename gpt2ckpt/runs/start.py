@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint import cut_off
+from gpt2ckpt.checkpoint.repair import quarantine
 from gpt2ckpt.checkpoint.store import Found, Store, owner_of
 from gpt2ckpt.config.compose import sets, spelled
 from gpt2ckpt.config.earlier import completed
@@ -242,14 +243,27 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
         start.lock.check_place()
         past = history.Past.of(start.directory)  # what cannot be read is refused, nothing moved
         durable.clean_temporaries(start.directory)
-        finished = _finish_save(start)
         found, store = start.found, Store(start.directory / CHECKPOINTS)
+        damaged = _quarantine(start.directory, found)
+        finished = _finish_save(start)
         point = Point(int(found.state["step"]), found.path)
         aside = store.go_back_to(found.path, point.shared_step, datetime.now())
         notices = _bring_history(past, start, point, aside)
         if aside:
             notices.insert(0, f"what came after step {point.shared_step} is set aside in {aside}")
-        return replace(claimed, notice="\n".join(filter(None, [*finished, *notices])))
+        return replace(claimed, notice="\n".join(filter(None, [*damaged, *finished, *notices])))
+
+
+def _quarantine(directory: Path, found: Found) -> list[str]:
+    """Replace or move away what was skipped, before a save lets it take the place of a valid file.
+
+    Returns what the user has to know. A failure is reported and not raised: the state is safe.
+    """
+    folder, run = directory / CHECKPOINTS, history.run_id_in(directory)
+    try:
+        return quarantine(folder, dict(found.skipped), datetime.now(), run)
+    except (CheckpointError, OSError) as error:
+        return [f"damaged files in {folder} cannot be moved away: {error}"]
 
 
 def _take_new(start: Start, wanted: Path, *, is_given: bool) -> Claim:

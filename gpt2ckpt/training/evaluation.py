@@ -16,10 +16,14 @@ from gpt2ckpt.training.hardware import Hardware
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss in nats per token, each block weighted equally, and the tokens predicted."""
+    """Mean loss in nats per token, each block weighted equally, and the tokens predicted.
+
+    `blocks` is a digest of what was evaluated, where losses are to be compared.
+    """
 
     loss: float
     tokens: int
+    blocks: str = ""
 
 
 def evaluate(

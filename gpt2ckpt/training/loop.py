@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gpt2ckpt import console
+from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.config.schema import CheckpointConfig, TrainerConfig
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.optim.schedule import Schedule
@@ -243,15 +244,11 @@ class Loop:
         evaluation = self.evaluate(lambda: self.interrupts.agree() is not None)
         if evaluation is None:
             return False
-        if self.saver.take_lost_best():
-            counters.best_val_loss = counters.best_step = None  # any valid best is better than none
-        best = None
-        if counters.best_val_loss is not None and counters.best_step is not None:
-            best = (counters.best_val_loss, counters.best_step)
-        counters.evaluated_step, counters.val_loss = counters.step, evaluation.loss
-        is_best = math.isfinite(evaluation.loss) and (best is None or evaluation.loss < best[0])
-        if is_best:
-            counters.best_val_loss, counters.best_step = evaluation.loss, counters.step
+        best = self.saver.best(evaluation.blocks)
+        is_best = math.isfinite(evaluation.loss) and (best is None or evaluation.loss < best.loss)
+        counters.evaluated_step, counters.evaluated_on = counters.step, evaluation.blocks
+        counters.val_loss = evaluation.loss
+        counters.set_best(Best(evaluation.loss, counters.step) if is_best else best)
         self.loggers.log(
             {
                 "step": counters.step,
@@ -266,7 +263,8 @@ class Loop:
             }
         )
         seconds = time.perf_counter() - start
-        line = eval_line(counters.step, self.total_steps, evaluation.loss, best, seconds)
+        before = (best.loss, best.step) if best else None
+        line = eval_line(counters.step, self.total_steps, evaluation.loss, before, seconds)
         log.info("%s", line)
         return is_best
 

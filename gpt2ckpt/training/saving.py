@@ -1,11 +1,14 @@
 """Which states of a training are saved: finite ones, in time, by the rank that saves."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from gpt2ckpt.checkpoint import names
+from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.policy import Event, Retention
 from gpt2ckpt.checkpoint.store import Found
@@ -32,6 +35,7 @@ class Saver:
     `manager` is None where this rank writes nothing: on all but the first, or with `is_off` on all.
     `verify_data` waits until the data is known to be that of the run, before a save that is no
     emergency; False if a stop is asked for first, and then an emergency save follows.
+    `saves_best` is false where no best model is saved.
     """
 
     state: TrainingState
@@ -44,6 +48,7 @@ class Saver:
     deadline: Deadline
     loggers: Loggers
     verify_data: Callable[[], bool] | None = None
+    saves_best: bool = True
 
     def save(
         self,
@@ -80,6 +85,8 @@ class Saver:
             )
         if self.manager is None and not self.state.is_sharded:
             return
+        if self.manager is not None and self.saves_best and not best:
+            counters.set_best(self.manager.best())
         schedule: dict[str, Any] = {"total_steps": self.total_steps, "scale": self.schedule(step)}
         epoch = counters.epoch(self.blocks_per_epoch)
         state = self.state.capture(self.provenance, epoch, schedule, reason)
@@ -119,12 +126,26 @@ class Saver:
         """Whether the last save has, which is waited for."""
         return self._shared(self.manager is not None and not self.manager.wait())
 
-    def take_lost_best(self) -> bool:
-        """Whether a save of the best model has failed since the last call."""
-        is_lost = self.manager is not None and self.manager.lost_best
-        if self.manager is not None:
-            self.manager.lost_best = False
-        return self._on_any_rank(is_lost)
+    def best(self, evaluated_on: str) -> Best | None:
+        """Return the best model so far, of those evaluated on the same blocks; None without one.
+
+        It is what best_model.pt holds; where none is saved, the best that the state remembers. A
+        meeting of all ranks.
+        """
+        counters = self.state.counters
+        if not self.saves_best:
+            return counters.best if counters.evaluated_on in (None, evaluated_on) else None
+        found = self.manager.best(settled=True) if self.manager is not None else None
+        if found is not None and not found.is_on(evaluated_on, str(self.provenance.data["digest"])):
+            log.warning(
+                "%s (step %d, val loss %.4f) was evaluated on other blocks: this evaluation sets a "
+                "new best, and that file becomes %s",
+                *(names.BEST, found.step, found.loss, names.BEST_PREVIOUS),
+            )
+            found = None
+        told = self.state.team.first_says(json.dumps([found.loss, found.step] if found else None))
+        pair = json.loads(told)
+        return Best(*pair) if pair else None
 
     def last_regular(self) -> Found | None:
         """Where to go back to, the same on all ranks."""

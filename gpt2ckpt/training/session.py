@@ -4,8 +4,8 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.config.checks import FSDP
-from gpt2ckpt.data.loader import BlockLoader, validation
+from gpt2ckpt.data.loader import BlockLoader, validation, validation_digest
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.loggers.event import Nowhere
@@ -91,6 +91,8 @@ class Session:
         )
         if self.start.state is not None:
             state.restore(self.start.state)
+            if self.start.directory is None:
+                state.counters.set_best(None)  # that is the parent's
             self._say_what_is_not_exact(self.start.state)
             for key in ("model", "optimizer"):
                 del self.start.state[key]  # copied: held, they would double the memory
@@ -144,7 +146,7 @@ class Session:
         self, state: TrainingState, provenance: Provenance, loggers: Loggers, replay: ReplayCheck
     ) -> Loop:
         config, prepared = self.prepared.config, self.prepared
-        manager, interrupts = self._open_manager(), Interrupts()
+        manager, interrupts = self._open_manager(provenance.run.id), Interrupts()
         if isinstance(self.team, Group):
             interrupts = Interrupts(self.team.largest, self.team.lost_its_launcher)
         data_check = self._check_data(provenance)
@@ -156,6 +158,7 @@ class Session:
             *(state, manager, not config.checkpoint.enabled, provenance, prepared.schedule),
             *(prepared.total_steps, prepared.blocks_per_epoch, deadline, loggers),
             partial(data_check.wait, lambda: interrupts.is_asked_to_stop) if data_check else None,
+            saves_best=config.checkpoint.enabled and config.checkpoint.save_best,
         )
         if self.team.is_first:
             interrupts.last_words = saver.last_words
@@ -268,7 +271,15 @@ class Session:
         trainer, block_size = self.prepared.config.trainer, self.prepared.config.model.block_size
         val, blocks = self.prepared.corpus.val, trainer.eval_blocks
         batches = validation(val, block_size, trainer.batch_size, limit=blocks)
-        return evaluate(model, batches, self.hardware, stop, self.team)
+        evaluation = evaluate(model, batches, self.hardware, stop, self.team)
+        return replace(evaluation, blocks=self._evaluated_blocks) if evaluation else None
+
+    @cached_property
+    def _evaluated_blocks(self) -> str:
+        """A digest of the blocks of each evaluation."""
+        config = self.prepared.config
+        val, blocks = self.prepared.corpus.val, config.trainer.eval_blocks
+        return validation_digest(val, config.model.block_size, blocks)
 
     def _build_sampler(self, model: GPT2) -> Sampler:
         trainer, seed = self.prepared.config.trainer, self.prepared.config.seed
@@ -278,7 +289,7 @@ class Session:
             sampler.load()
         return sampler
 
-    def _open_manager(self) -> CheckpointManager | None:
+    def _open_manager(self, run: str) -> CheckpointManager | None:
         checkpoint = self.prepared.config.checkpoint
         if not (checkpoint.enabled and self.team.is_first):
             return None
@@ -290,6 +301,9 @@ class Session:
             scrub_every=checkpoint.scrub_every,
             scrub_mb_per_s=checkpoint.scrub_mb_per_s,
             check_owner=self.lock.check if self.lock else lambda: None,
+            saves_best=checkpoint.save_best,
+            run=run,
+            known=self.start.state if self.start.directory else None,
         )
         manager.reserve(checkpoint_bytes(self.start, self.prepared.config))
         return manager

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import gpt2ckpt
+from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.checkpoint.format import FORMAT
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.model.gpt2 import GPT2
@@ -47,6 +48,7 @@ class Counters:
     """How far a run has come. `position` counts blocks over all epochs.
 
     `evaluated_step` is the step of the last evaluation; a save may come before the one that is due.
+    `evaluated_on` is a digest of its blocks.
     """
 
     step: int = 0
@@ -57,8 +59,21 @@ class Counters:
     best_val_loss: float | None = None
     best_step: int | None = None
     evaluated_step: int = 0
+    evaluated_on: str | None = None
     unlogged: LossSum = field(default_factory=LossSum)
     bad_numbers: Tally = field(default_factory=Tally)
+
+    @property
+    def best(self) -> Best | None:
+        """The best evaluation so far."""
+        if self.best_val_loss is None or self.best_step is None:
+            return None
+        return Best(self.best_val_loss, self.best_step)
+
+    def set_best(self, best: Best | None) -> None:
+        """Remember the best evaluation so far."""
+        self.best_val_loss = best.loss if best else None
+        self.best_step = best.step if best else None
 
     def epoch(self, blocks_per_epoch: int) -> int:
         """Full passes over the data so far."""
@@ -156,6 +171,7 @@ class TrainingState:
             best_val_loss=saved["best_val_loss"],
             best_step=saved["best_step"],
             evaluated_step=saved["data"]["evaluated_step"],
+            evaluated_on=saved["data"].get("evaluated_on"),
             unlogged=LossSum(float(unlogged.get("total", 0)), int(unlogged.get("steps", 0))),
             bad_numbers=Tally(**saved["data"].get("bad_numbers", {})),
         )

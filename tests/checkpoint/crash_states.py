@@ -275,6 +275,7 @@ class History:
     def go_on(self, folder: Path, step: int) -> None:
         """The next start cleans up, and its first save succeeds."""
         manager = CheckpointManager(folder, KEEP, None)
+        manager.wait()
         for path in folder.rglob("*"):
             is_ours = names.role_of(path.name) is not None or path.is_dir()
             assert is_ours, f"{path.name} was left over"

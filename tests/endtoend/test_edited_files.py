@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from commands import ROOT, events, finish, latest, run, same_bits, start, succeed
+
+from gpt2ckpt.checkpoint.reading import load
 
 
 def test_an_edited_history_is_reported_and_the_run_resumes_exactly(
@@ -54,3 +57,29 @@ def test_code_that_was_edited_between_two_starts_is_reported(
     assert old != new
     [line] = [line for line in done.out.splitlines() if "not bitwise the same" in line]
     assert f": code {old[:8]} (" in line and f" → {new[:8]} (no commit)" in line
+
+
+def test_a_damaged_file_is_repaired_before_a_save_lets_it_replace_its_copy(
+    reference: Any, tmp_path: Path
+) -> None:
+    """One flipped bit, two more steps: nothing that was valid is lost, and nothing is damaged."""
+    folder = tmp_path / "run" / "checkpoints"
+    subprocess.run(
+        ["cp", "-a", reference.directory, tmp_path / "run"], check=True
+    )  # hard links too
+    content = bytearray((folder / "latest.pt").read_bytes())
+    content[int(0.6 * len(content))] ^= 16
+    with (folder / "latest.pt").open("r+b") as file:
+        file.write(content)
+    damaged = [path for path in folder.iterdir() if path.samefile(folder / "latest.pt")]
+    assert len(damaged) > 1
+    words = ["+resume=latest", "hydra.run.dir=run", "trainer.max_steps=122"]
+    done = succeed(run("train", words, tmp_path))
+    [aside] = folder.glob("corrupt_*")
+    assert {path.name for path in aside.iterdir()} == {path.name for path in damaged}
+    [line] = [line for line in done.out.splitlines() if "DAMAGED ON DISK" in line]
+    assert all(path.name in line for path in damaged)
+    assert f"repaired from best_model_backup.pt. The damaged file is kept in {aside.name}" in line
+    steps = {path.name: load(path)["step"] for path in folder.glob("*.pt")}  # each verified
+    assert (steps["latest.pt"], steps["latest_backup.pt"]) == (122, 120)
+    assert steps["rolling_step_000120.pt"] == 120
