@@ -43,26 +43,27 @@ def best_of(meta: Mapping[str, Any]) -> Best | None:
     return Best(loss, step, *(text if isinstance(text, str) else None for text in digests))
 
 
-def restore(folder: Path, state: Mapping[str, Any]) -> str | None:
-    """Let best_model.pt stand for the best that `state` knows, where that name is gone.
+def holder_of(folder: Path, state: Mapping[str, Any]) -> Path | None:
+    """Return a valid file of the step that is the best one by `state`; None if none is left.
 
-    It is gone after the run has gone back to an older state, or by somebody's hand; a file of that
-    step may be left under other names. Returns what was done. Raises OSError or CheckpointError.
+    best_model.pt is gone after the run has gone back to an older state, or by somebody's hand.
     """
     step = state.get("best_step")
-    if step is None or (folder / names.BEST).exists():
-        return None
-    for path in Store(folder).files():
-        if _holds_best(path, step, owner_of(state)):
-            is_copy = names.role_of(path.name) in INDEPENDENT
-            done: list[Publish | Link] = [
-                Publish(names.BEST) if is_copy else Link(path.name, names.BEST)
-            ]
-            if path.name != names.BEST_BACKUP:
-                done.append(Publish(names.BEST_BACKUP))
-            carry_out(folder, path, done)
-            return f"{names.BEST} was missing, and stands for step {step} again, from {path.name}"
-    return None
+    files = Store(folder).files()
+    return next((path for path in files if _holds_best(path, step, owner_of(state))), None)
+
+
+def restore(folder: Path, holder: Path) -> str:
+    """Let best_model.pt stand for the state in `holder`, a file in `folder`, and so its copy.
+
+    Returns what was done. Raises OSError or CheckpointError.
+    """
+    is_copy = names.role_of(holder.name) in INDEPENDENT
+    done: list[Publish | Link] = [Publish(names.BEST) if is_copy else Link(holder.name, names.BEST)]
+    if holder.name != names.BEST_BACKUP:
+        done.append(Publish(names.BEST_BACKUP))
+    carry_out(folder, holder, done)
+    return f"{names.BEST} was missing, and is made again from {holder.name}"
 
 
 def carry_out(folder: Path, source: Path, operations: list[Publish | Link]) -> None:
@@ -75,7 +76,7 @@ def carry_out(folder: Path, source: Path, operations: list[Publish | Link]) -> N
                 durable.link(folder / linked, folder / name)
 
 
-def _holds_best(path: Path, step: int, run: str) -> bool:
+def _holds_best(path: Path, step: Any, run: str) -> bool:
     try:
         meta = read_meta(path)
         if (meta["step"], meta["best_step"], owner_of(meta)) != (step, step, run):

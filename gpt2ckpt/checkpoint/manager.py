@@ -12,14 +12,14 @@ from typing import Any
 
 from gpt2ckpt.checkpoint import format, names, policy, space
 from gpt2ckpt.checkpoint.aside import folders_of
-from gpt2ckpt.checkpoint.best import Best, best_of, restore
+from gpt2ckpt.checkpoint.best import Best, best_of
+from gpt2ckpt.checkpoint.guard import Guard
 from gpt2ckpt.checkpoint.policy import COPIES, Event, Retention, copies, most_bytes
-from gpt2ckpt.checkpoint.reading import check, key_of, read_meta
 from gpt2ckpt.checkpoint.repair import quarantine
 from gpt2ckpt.checkpoint.reserve import Reserve
 from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.snapshot import Staging, on_host
-from gpt2ckpt.checkpoint.store import Found, Store, out_of_place
+from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.checkpoint.writer import HANG_SECONDS, Writer
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
@@ -89,12 +89,12 @@ class CheckpointManager:
         self._back_to: tuple[Path, int] | None = None  # a rollback that is not archived yet
         self.saves = 0
         self.failed_step: int | None = None  # of the newest save, if it failed
+        self._guard = Guard(folder, run, resumed_from, self._writer.beat)
         self._run, self._saves_best = run, saves_best
         self._known = _facts_of_best(known or {})
         self._best: Best | None = None  # what best_model.pt holds
         self._coming_best: Best | None = None  # of the save that is being written
         self._has_looked = False
-        self._sound = {key_of(resumed_from)} if resumed_from is not None else set()
         durable.make_directory(folder)
         for place in folders_of(folder):
             for path in durable.clean_temporaries(place, of_all_hosts=True):
@@ -221,6 +221,7 @@ class CheckpointManager:
             has_ended = self._wait_patiently()
         finally:
             closed = self._writer.close()
+            self._guard.close()
             self._space_report.wait()
         if has_ended and closed:
             with contextlib.suppress(OSError):
@@ -269,15 +270,15 @@ class CheckpointManager:
             if not event.emergency:
                 self._check_space(copies(event) * encoded.size)
             for name in policy.moved(event):
-                self._make_sound(self._store.folder / name)
+                self._guard.make_sound(self._store.folder / name)
             spare = self._reserve.surrender() if event.emergency else None
             path = self._store.put(encoded, event, self._retention, self._pinned, spare)
         except (OSError, CheckpointError) as error:
             return self._fail(event, error)
         finally:
             if event.best:  # a save can fail before or after it has come to that name
-                self._best, self._coming_best = self._read_best(), None
-        self._sound.add(key_of(path))
+                self._best, self._coming_best = self._guard.best(), None
+        self._guard.trust(path)
         self.failed_step = None
         seconds = time.perf_counter() - start
         saved = Saved(path, encoded.size, seconds, seconds if waited is None else waited)
@@ -308,47 +309,12 @@ class CheckpointManager:
 
     def _look_at_best(self) -> None:
         """Decide by its file what the best model is. Never raises."""
-        folder = self._store.folder
-        try:
+        with contextlib.suppress(OSError):
             self._check_owner()
-            self._make_sound(folder / names.BEST)
-            if self._saves_best and (sentence := restore(folder, self._known)):
-                log.info("%s", sentence)
-        except (OSError, CheckpointError) as error:
-            log.warning("the best model in %s cannot be restored: %s", folder, _reason(error))
-        self._best, self._has_looked = self._read_best(), True
-
-    def _read_best(self) -> Best | None:
-        try:
-            return best_of(read_meta(self._store.folder / names.BEST))
-        except CheckpointError:
-            return None
-
-    def _make_sound(self, path: Path) -> None:
-        """Replace or move away a file that the next save would let take a valid one's place.
-
-        One that this process has read or written is known to be valid. A failure is reported, and
-        keeps no save from being made.
-        """
-        key, folder = key_of(path), self._store.folder
-        if key is None or key in self._sound:
-            return
-        try:
-            reason = self._what_is_wrong(path)
-            if reason is None:
-                self._sound.add(key)
-                return
-            for sentence in quarantine(folder, {path: reason}, datetime.now(), self._run):
-                log.warning("%s", sentence)
-        except (OSError, CheckpointError) as error:
-            log.warning("%s is damaged and cannot be moved away: %s", path, _reason(error))
-
-    def _what_is_wrong(self, path: Path) -> str | None:
-        try:
-            check(path, self._writer.beat)
-            return out_of_place(path, self._run)
-        except CheckpointError as error:
-            return str(error)
+            self._guard.make_sound(self._store.folder / names.BEST)
+            if self._saves_best:
+                self._guard.restore_best(self._known)
+        self._best, self._has_looked = self._guard.best(), True
 
     def _hold(self, size: int) -> None:
         """Take the reserve, or say once why there is none."""

@@ -260,10 +260,12 @@ HANGING = """
 import logging, sys, time
 from pathlib import Path
 from checkpoint_helpers import event, small_state
+from gpt2ckpt.checkpoint import guard
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.checkpoint.repair import diagnose
 logging.basicConfig(level="INFO", format="%(message)s")
+guard.PATIENCE = 1.0
 manager = CheckpointManager(
     Path(sys.argv[1]), Retention(9, 9), None, in_background=True, scrub_every=1
 )
@@ -288,6 +290,8 @@ def test_a_read_that_hangs_delays_neither_saves_nor_the_end(tmp_path: Path) -> N
     for step in (2, 3, 4):
         assert f"saved rolling_step_00000{step}.pt" in done.stderr
     assert "checked every byte" not in done.stderr
+    assert "latest.pt: the disk has given nothing of it for 1 s; it is moved to" in done.stderr
+    assert len(list(folder.glob("corrupt_*/latest.pt"))) == 1  # no save has lost it
 
 
 def test_without_scrubs_nothing_is_read(tmp_path: Path) -> None:
