@@ -5,6 +5,7 @@ The corrupt file is kept under corrupt_YYYYMMDD_HHMMSS/, never deleted. Call `re
 """
 
 import contextlib
+import errno
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +20,8 @@ from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 
 INDEPENDENT = (Role.ROLLING_BACKUP, Role.BEST_BACKUP)  # second copies, in blocks of their own
+
+CLOSED = (errno.EACCES, errno.EPERM)
 
 Identity = tuple[str, ...]
 
@@ -110,9 +113,10 @@ def quarantine(
     for named, reason in suspects.items():
         path = _inside(folder, named)
         if path is not None and path.is_file():
-            if _is_valid(path):
+            is_valid = _is_valid(path)
+            if is_valid:
                 whole.append(path)
-            else:
+            elif is_valid is False:
                 corrupt[path] = reason
     sentences = [mended.sentence for mended in _repair_or_move(folder, corrupt, when)]
     aside = free_name(folder, CORRUPT, when)
@@ -160,11 +164,16 @@ def _diagnose_some(folder: Path, suspects: Mapping[Path, str]) -> Diagnosis:
     return Diagnosis([same for same in copies if _is_valid(same[0])], corrupt)
 
 
-def _is_valid(path: Path) -> bool:
+def _is_valid(path: Path) -> bool | None:
+    """Whether a file can be used; None if that cannot be told now.
+
+    One that this user may not open is in the way of saves as a damaged one is.
+    """
     try:
         check(path)
-    except CheckpointError:
-        return False
+    except CheckpointError as error:
+        reason = blameless(error)
+        return False if reason is None or reason.errno in CLOSED else None
     return True
 
 
