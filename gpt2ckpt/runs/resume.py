@@ -104,7 +104,8 @@ def _selected(what: str, scope: Scope, key: str) -> Place | None:
             return Place(scope.given, role)
         if what == AUTO:
             return None
-        raise CheckpointError(f"there is no checkpoint in {scope.given}: {instead}")
+        full = "" if scope.given.is_absolute() else f" ({scope.given.absolute()})"
+        raise CheckpointError(f"there is no checkpoint in {scope.given}{full}: {instead}")
     # A job script that asks for `auto` goes on with what it started; a sweep is no part of that.
     newest = newest_run(scope.outputs, scope.name, with_jobs=what != AUTO)
     if newest.directory is not None:

@@ -182,6 +182,7 @@ def test_what_is_not_there_is_said_with_what_to_type(tmp_path: Path) -> None:
             "120000 holds no run: give the command where",
         ),
         (None, tmp_path, f"{tmp_path} holds no run: give the command where"),
+        (Path("gone"), tmp_path, f"gone ({Path.cwd()}/gone): name a run directory"),
         (tmp_path, tmp_path, f"{tmp_path}: name a run directory or a checkpoint file with resume="),
     ):
         with pytest.raises(CheckpointError) as raised:
