@@ -61,6 +61,8 @@ def test_a_name_selects_among_the_runs_that_share_a_folder(preview: Any) -> None
     _, error = preview("+resume=latest", "name=beta")
     assert "there is no checkpoint of a run with name=beta in outputs" in error
     assert "the newest run there, outputs/mine, has name=alpha" in error
+    _, error = preview("+resume=latest", "experiment=quick")  # which gives a name, too
+    assert "there is no checkpoint of a run with name=quick in outputs" in error
     out, _ = preview("+resume=latest", "name=beta", "fork=true")  # the name of the new run
     assert "forking from outputs/mine/" in out
 

@@ -107,6 +107,17 @@ def test_a_run_that_was_moved_knows_the_one_that_took_its_name(tmp_path: Path) -
             lock.check()
 
 
+def test_a_lock_that_was_not_used_leaves_no_trace(tmp_path: Path) -> None:
+    """A start that is refused, or finds a finished run, changes nothing that a backup would see."""
+    before = tmp_path.stat().st_mtime_ns
+    lock = RunLock(tmp_path)
+    assert tmp_path.stat().st_mtime_ns != before
+    lock.undo()
+    lock.undo()
+    assert (tmp_path.stat().st_mtime_ns, tree(tmp_path)) == (before, {})
+    assert not is_locked(tmp_path)
+
+
 def test_asking_writes_nothing(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
     assert not is_locked(tmp_path / "missing")

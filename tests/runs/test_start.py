@@ -239,24 +239,28 @@ def test_a_resume_decides_under_the_lock_what_it_takes(run: Path) -> None:
     assert not is_locked(run)
 
 
+@pytest.mark.parametrize("is_new", [True, False])
 def test_what_was_saved_before_the_lock_was_taken_is_resumed(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
 ) -> None:
-    """The newest state is looked for again once nobody else can save."""
-    real = resume.locate
+    """The newest state is looked for again once nobody else can save, a first one as well."""
+    run, real = tmp_path / "mine", resume.locate
+    run.mkdir()
+    if not is_new:
+        save(run, 2)
 
     def locate(*args: Any) -> resume.Place | None:
         place = real(*args)
         if not is_locked(run):
-            save(run, 8, ["optimizer.lr=1e-3"])
+            save(run, 8)
         return place
 
     monkeypatch.setattr(resume, "locate", locate)
-    decided = find_start(
-        compose([]) | {"resume": "auto"}, [], Scope(run.parent, run), compose, locks=True
-    )
+    values = compose([]) | {"resume": "auto"}
+    decided = find_start(values, [], Scope(tmp_path, run), compose, locks=True)
     with decided.held():
         assert decided.state is not None and decided.state["step"] == 8
+        assert decided.directory == run
 
 
 def test_a_restart_is_refused_where_another_process_has_saved_meanwhile(tmp_path: Path) -> None:
