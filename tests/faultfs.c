@@ -1,12 +1,11 @@
 /* Makes system calls on some paths fail or hang, for a process that preloads it (LD_PRELOAD).
  *
- * FAULTS names a file with one fault per line: CALL WHAT PATTERN, where CALL is write, pwrite, fsync,
- * fdatasync, read, rename, link, open, unlink, fallocate, ftruncate, mkdir, opendir, stat, statvfs or
- * flock; WHAT is an error number, or -SECONDS to hang; PATTERN is a part of the path, or its end if
- * it ends in a $. The file is read at every call, so that a test can change its mind.
+ * FAULTS names a file with one fault per line: CALL WHAT PATTERN, where CALL is write, fsync, read,
+ * rename, link, open, unlink or fallocate (more_calls.c adds others); WHAT is an error number, or
+ * -SECONDS to hang; PATTERN is a part of the path, or its end if it ends in a $. The file is read at
+ * every call, so that a test can change its mind.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -15,9 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -118,43 +115,3 @@ int posix_fallocate64(int fd, off64_t at, off64_t n) {
     }
 OPEN(open)
 OPEN(open64)
-
-/* Calls with the path, or the descriptor, and one more argument. */
-#define ON_PATH(name, call, type) \
-    int name(const char *path, type argument) { \
-        REAL(int, #name, const char *, type); \
-        FAIL_IF(fault(call, path)); \
-        return real(path, argument); \
-    }
-ON_PATH(mkdir, "mkdir", mode_t)
-ON_PATH(stat, "stat", struct stat *)
-ON_PATH(stat64, "stat", struct stat64 *)
-ON_PATH(lstat, "stat", struct stat *)
-ON_PATH(lstat64, "stat", struct stat64 *)
-ON_PATH(statvfs, "statvfs", struct statvfs *)
-ON_PATH(statvfs64, "statvfs", struct statvfs64 *)
-#define ON_FD(name, call, type) \
-    int name(int fd, type argument) { \
-        REAL(int, #name, int, type); \
-        FAIL_IF(fd_fault(call, fd)); \
-        return real(fd, argument); \
-    }
-ON_FD(ftruncate, "ftruncate", off_t)
-ON_FD(ftruncate64, "ftruncate", off64_t)
-ON_FD(flock, "flock", int)
-int fdatasync(int fd) {
-    REAL(int, "fdatasync", int);
-    FAIL_IF(fd_fault("fdatasync", fd));
-    return real(fd);
-}
-ssize_t pwrite64(int fd, const void *data, size_t n, off64_t at) {
-    REAL(ssize_t, "pwrite64", int, const void *, size_t, off64_t);
-    FAIL_IF(fd_fault("pwrite", fd));
-    return real(fd, data, n, at);
-}
-DIR *opendir(const char *path) {
-    REAL(DIR *, "opendir", const char *);
-    int e = fault("opendir", path);
-    if (e) { errno = e; return 0; }
-    return real(path);
-}

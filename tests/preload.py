@@ -1,4 +1,4 @@
-"""Making real system calls of another process fail or hang: see faultfs.c."""
+"""Making real system calls of another process fail or hang: see faultfs.c and more_calls.c."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).with_name("faultfs.c")
+SOURCE = Path(__file__).with_name("more_calls.c")
 
 
 @dataclass(frozen=True)
