@@ -14,7 +14,8 @@ def expand_files(setting: str, patterns: str | None) -> list[Path]:
         setting: the key that the user set ("data.train"), for messages.
         patterns: a path, a glob (`**` descends into folders), or several separated by commas;
             `~` is the home folder, relative paths start at the working directory. A path that
-            exists is taken literally, whatever brackets or commas it contains.
+            exists is taken literally, whatever brackets or commas it contains, and a glob that
+            matches files is not divided at its commas.
 
     Raises:
         ConfigError: nothing is given.
@@ -22,7 +23,7 @@ def expand_files(setting: str, patterns: str | None) -> list[Path]:
     """
     if patterns is None or patterns.strip() in ("", "???"):
         raise ConfigError(f"{setting} is not set: give a file or a glob, {setting}=PATH")
-    parts = [patterns] if _exists(patterns) else patterns.split(",")
+    parts = [patterns] if _exists(patterns) or _matches(patterns) else patterns.split(",")
     found: set[Path] = set()
     for part in (part.strip() for part in parts):
         if part:
@@ -37,24 +38,35 @@ def _exists(name: str) -> bool:
         return False
 
 
+def _matches(pattern: str) -> bool:
+    return any(Path(name).is_file() for name in glob.iglob(pattern, recursive=True))  # noqa: PTH207
+
+
 def _expand(setting: str, part: str) -> list[Path]:
     if _exists(part):
         path = Path(part).expanduser()
         if path.is_dir():
             raise InputError(
-                f"{setting}: {part} is a folder: name its files with a glob such as "
-                f"{part.rstrip('/')}/**/*"
+                f"cannot read {setting}={part!r}: it is a folder. Pass its files, e.g. "
+                f"{setting}={part.rstrip('/') + '/**/*'!r}"
             )
         return [path]
     try:
         pattern = str(Path(part).expanduser())
     except RuntimeError as error:
-        raise InputError(f"{setting}: {part}: {error}") from error
+        raise InputError(
+            f"cannot read {setting}={part!r}: {error}. Write the path without ~"
+        ) from error
     names = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
     files = [path for path in map(Path, names) if path.is_file()]
     if not files:
         _refuse_closed_folders(pattern)
-        raise InputError(f"{setting}: no file matches {part} (looked in {Path.cwd()})")
+        what = "no file matches" if glob.has_magic(pattern) else "no such file"
+        example = f"folder/*{Path(part).suffix or '.txt'}"
+        raise InputError(
+            f"cannot read {setting}={part!r}: {what} (looked in {Path.cwd()}). Pass existing "
+            f"files, e.g. {setting}={example!r}"
+        )
     return files
 
 

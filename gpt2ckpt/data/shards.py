@@ -56,7 +56,9 @@ def prepare(
         InputError: unusable text, an output folder that holds shards or cannot be written.
     """
     if isinstance(data, TokensDataConfig):
-        raise ConfigError("data=tokens is encoded already: prepare takes data=text or embedded")
+        raise ConfigError(
+            "data=tokens is encoded already: give data=text data.train=FILES, or data=embedded"
+        )
     if out.strip() in ("", "???"):
         raise ConfigError("out is not set: give the folder for the shards, out=FOLDER")
     _check_shard_tokens(shard_tokens)
@@ -121,7 +123,10 @@ def _staging(out: Path) -> Iterator[Path]:
         out.mkdir(parents=True, exist_ok=True)
         lock = os.open(out, os.O_RDONLY)
         if try_lock(lock) is Lock.HELD:  # without locks two runs at once are the user's to avoid
-            raise InputError(f"{out}: another process is writing shards there")
+            raise InputError(
+                f"{out}: another process is writing shards there: wait for it, or give another "
+                "folder with out=FOLDER"
+            )
         staging = out / _STAGING
         _remove_leftovers(staging)  # of a run that died: no live one has the lock
         _refuse_existing(out)
@@ -133,7 +138,10 @@ def _staging(out: Path) -> Iterator[Path]:
             if made and not any(out.iterdir()):
                 out.rmdir()
     except OSError as error:
-        raise InputError(f"{out}: cannot write shards: {error.strerror or error}") from error
+        raise InputError(
+            f"{out}: cannot write shards: {error.strerror or error}. Give another folder with "
+            "out=FOLDER"
+        ) from error
     finally:
         if lock >= 0:
             os.close(lock)

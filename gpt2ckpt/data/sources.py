@@ -38,7 +38,8 @@ def text_sources(
     """
     if not 0 < config.val_fraction < 1:
         raise ConfigError(
-            f"data.val_fraction={config.val_fraction} must lie between 0 and 1, exclusive"
+            f"data.val_fraction={config.val_fraction} must lie between 0 and 1, exclusive: "
+            "0.1 holds out a tenth"
         )
     if isinstance(config, EmbeddedDataConfig):
         one_of("data.split", config.split, (SECTIONS, TAIL))
@@ -57,7 +58,7 @@ def check_tokenizer_fits(vocab_size: int) -> None:
     if vocab_size < VOCAB_SIZE:
         raise ConfigError(
             f"model.vocab_size={vocab_size} is smaller than GPT-2's tokenizer, which text is "
-            f"encoded with: it needs at least {VOCAB_SIZE}"
+            f"encoded with: give at least {VOCAB_SIZE}, or data=tokens with tokens of your own"
         )
 
 

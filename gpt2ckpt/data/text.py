@@ -76,9 +76,11 @@ def read_pieces(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
             "convert the file to UTF-8 or leave it out"
         ) from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise InputError(
+            f"{path}: cannot be read: {error.strerror or error}. Check its permissions and its disk"
+        ) from error
     if not characters:
-        raise InputError(f"{path}: the file is empty")
+        raise InputError(f"{path}: the file is empty: leave it out")
 
 
 def encode_pieces(pieces: Iterable[str], encoding: "tiktoken.Encoding") -> Iterator[Tokens]:

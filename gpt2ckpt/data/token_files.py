@@ -120,7 +120,9 @@ class TokenFile:
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: cannot be read: {error.strerror or error}")
+    return InputError(
+        f"{path}: cannot be read: {error.strerror or error}. Check its permissions and its disk"
+    )
 
 
 def open_token_file(path: Path, vocab_size: int, dtype: str = "auto") -> TokenFile:
@@ -196,7 +198,7 @@ def looks_32_bit(words: Words) -> bool:
 
 def _refuse_other_files(path: Path, size: int, head: bytes) -> None:
     if size == 0:
-        raise InputError(f"{path}: the file is empty")
+        raise InputError(f"{path}: the file is empty: write its tokens again or leave it out")
     for magic, what in _OTHER_FILES.items():
         if head.startswith(magic):
             raise InputError(f"{path}: not plain tokens but {what}")
@@ -221,21 +223,31 @@ def _is_text(head: bytes) -> bool:
 
 def _open_shard(path: Path, size: int, head: bytes, dtype: str) -> TokenFile:
     if size < HEADER_BYTES:
-        raise InputError(f"{path}: the header is cut short: {size} bytes instead of {HEADER_BYTES}")
+        raise InputError(
+            f"{path}: the header is cut short: {size} bytes of {HEADER_BYTES}: copy it again"
+        )
     magic, version, count = (int(value) for value in np.frombuffer(head[:12], dtype="<i4"))
     width = _HEADERS.get((magic, version))
     if width is None:
         known = next(number for kind, number in _HEADERS if kind == magic)
-        raise InputError(f"{path}: shard version {version}; only version {known} can be read")
+        raise InputError(
+            f"{path}: shard version {version}; only version {known} can be read: write it again, "
+            "with gpt2ckpt.prepare or llm.c's scripts"
+        )
     if dtype not in ("auto", width.name):
-        raise InputError(f"{path}: its header says {width.name}, and data.dtype is {dtype}")
+        raise InputError(
+            f"{path}: its header says {width.name}, and data.dtype is {dtype}: leave data.dtype out"
+        )
     if count < 1:
-        raise InputError(f"{path}: the header counts {count} tokens: the shard is empty or damaged")
+        raise InputError(
+            f"{path}: the header counts {count} tokens: the shard is empty or damaged: write it "
+            "again or leave it out"
+        )
     if size != HEADER_BYTES + count * width.itemsize:
         raise InputError(
             f"{path}: the header counts {count} tokens, which take "
             f"{HEADER_BYTES + count * width.itemsize} bytes, but the file has {size}: "
-            "it is incomplete or damaged"
+            "it is incomplete or damaged: copy or write it again"
         )
     return TokenFile(path, HEADER_BYTES, count, width)
 
@@ -243,10 +255,14 @@ def _open_shard(path: Path, size: int, head: bytes, dtype: str) -> TokenFile:
 def _open_plain(path: Path, size: int, head: bytes, dtype: str) -> TokenFile:
     if size % 2:
         raise InputError(
-            f"{path}: {size} bytes is an odd number: not a file of 16-bit tokens, or cut short"
+            f"{path}: {size} bytes is an odd number: not a file of 16-bit tokens, or cut short: "
+            "copy or write it again"
         )
     if dtype == "uint32" and size % 4:
-        raise InputError(f"{path}: {size} bytes are no whole number of 32-bit tokens: cut short?")
+        raise InputError(
+            f"{path}: {size} bytes are not a whole number of 32-bit tokens, so it is cut short or "
+            "has others: copy it again, or leave data.dtype out"
+        )
     if dtype == "uint32":
         return TokenFile(path, 0, size // 4, _U32)
     looks_wide = size % 4 == 0 and _looks_wide(path, TokenFile(path, 0, size // 2, _U16), dtype)

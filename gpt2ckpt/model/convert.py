@@ -21,7 +21,10 @@ def load_pretrained(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     if not path.exists():
         raise InputError(f"{path} does not exist; give a Hugging Face GPT-2 folder or a ckpt.pt.")
     if path.is_dir() and not is_huggingface(path):
-        raise InputError(f"{path} is no Hugging Face folder: it holds no config.json.")
+        raise InputError(
+            f"{path} is not a Hugging Face folder: it holds no config.json. Give a Hugging Face "
+            "GPT-2 folder, nanoGPT's ckpt.pt or a checkpoint."
+        )
     config, state = load_huggingface(path) if path.is_dir() else load_nanogpt(path)
     try:
         problem = check_shapes(config, state)

@@ -123,7 +123,9 @@ def _read_config(path: Path) -> ModelConfig:
     activation = str(found.get("activation_function", "gelu_new"))
     kind = found.get("model_type")
     if kind != "gpt2":
-        raise InputError(f"{path} has model_type {kind!r}; only 'gpt2' can be read.")
+        raise InputError(
+            f"{path} has model_type {kind!r}; only 'gpt2' can be read. Give a GPT-2 folder."
+        )
     if activation not in GELU_FORMS:
         choices = ", ".join(GELU_FORMS)
         raise InputError(f"{path} has activation_function {activation!r}; can be read: {choices}.")
@@ -133,7 +135,7 @@ def _read_config(path: Path) -> ModelConfig:
     shape = {}
     for key, name in SHAPE_KEYS.items():
         if not isinstance(found.get(name), int):
-            raise InputError(f"{path} gives no whole number for {name}.")
+            raise InputError(f"{path} gives no whole number for {name}. Download it again.")
         shape[key] = found[name]
     if found.get("n_inner") not in (None, 4 * shape["n_embd"]):
         raise InputError(f"{path} has n_inner {found['n_inner']!r}; only 4 * n_embd can be read.")
@@ -152,7 +154,9 @@ def _weight_files(folder: Path) -> list[Path]:
             if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
                 raise InputError(f"{index} names no files beside it in its weight_map.")
             return [folder / part for part in sorted(names)]
-    raise InputError(f"{folder} holds no weights: neither {' nor '.join(WEIGHT_FILES)}.")
+    raise InputError(
+        f"{folder} holds no weights: neither {' nor '.join(WEIGHT_FILES)}. Download it whole."
+    )
 
 
 def _to_linear(name: str, tensor: Tensor) -> Tensor:

@@ -27,7 +27,10 @@ def load_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     content = read_pickle(path)
     arguments, weights = content.get("model_args"), content.get("model")
     if not isinstance(arguments, dict) or not isinstance(weights, dict):
-        raise InputError(f"{path} is no checkpoint of nanoGPT: it lacks 'model' or 'model_args'.")
+        raise InputError(
+            f"{path} is neither a checkpoint of this program nor one of nanoGPT, which has 'model' "
+            "and 'model_args'. Give a checkpoint, a Hugging Face GPT-2 folder or nanoGPT's ckpt.pt."
+        )
     config = _read_shape(path, arguments)
     state = {}
     for name, tensor in weights.items():

@@ -16,11 +16,13 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}. Check its permissions."
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}.") from error
+        raise InputError(f"{path} is not JSON: {error}. Download it again.") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object.")
+        raise InputError(f"{path} holds no JSON object. Download it again.")
     return content
 
 
@@ -41,11 +43,12 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # Bytes from anywhere make an unpickler fail in any way.
         raise InputError(
-            f"{path} is no file of torch.save that can be loaded safely: it is damaged, or holds "
-            "objects other than tensors, numbers, text, lists and dicts."
+            f"{path} is neither a checkpoint nor a file of torch.save that can be loaded safely: "
+            "it is damaged, or holds objects other than tensors, numbers, text, lists and dicts. "
+            "Give a checkpoint, a Hugging Face GPT-2 folder or nanoGPT's ckpt.pt."
         ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds no dict of weights.")
+        raise InputError(f"{path} holds no dict of weights: give nanoGPT's ckpt.pt.")
     return content
 
 
@@ -80,12 +83,14 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors.torch import load
 
     if not path.is_file():
-        raise InputError(f"{path} is missing.")
+        raise InputError(f"{path} is missing. Download the folder again.")
     try:
         # Read, not mapped: a file that is rewritten meanwhile would end the process by SIGBUS.
         content: dict[str, Any] = load(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except SafetensorError as error:
-        raise InputError(f"{path} is no intact safetensors file: {error}.") from error
+        raise InputError(
+            f"{path} is not an intact safetensors file: {error}. Download it again."
+        ) from error
     return content

@@ -81,7 +81,7 @@ def locate(what: str, scope: Scope, key: str = "resume") -> Place | None:
     if "/" not in what and "." not in what:
         hint = did_you_mean(what, SELECTORS)
         raise ConfigError(
-            f"{typed} is no file, no directory and none of {', '.join(SELECTORS)}.{hint}"
+            f"{typed} is not a file, not a directory and none of {', '.join(SELECTORS)}.{hint}"
         )
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
     raise CheckpointError(f"{typed}: there is no such file or directory{where}")

@@ -78,7 +78,7 @@ def count(least: int) -> Callable[[str], int]:
 
     def parse(word: str) -> int:
         if not (word.isascii() and word.isdigit() and int(word) >= least):
-            raise argparse.ArgumentTypeError(f"{word!r} is no whole number of at least {least}")
+            raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of at least {least}")
         return int(word)
 
     return parse

@@ -122,7 +122,9 @@ def _publish(out: Path, write: Callable[[Path], None], inner: str = "") -> None:
         (temporary / inner).rename(out)
         durable.sync_directory(out.absolute().parent)
     except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}") from error
+        raise InputError(
+            f"{out} cannot be written: {error.strerror}: give another place"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -157,7 +157,10 @@ def _choose_device(device: str) -> tuple[torch.device, str]:
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={device}: PyTorch sees no CUDA device here; take auto")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={device}: there are {torch.cuda.device_count()} devices")
+        count = torch.cuda.device_count()
+        raise ConfigError(
+            f"device={device}: there are {count} CUDA devices: take cuda:0 to cuda:{count - 1}"
+        )
     if kind == "mps" and not has_mps:
         raise ConfigError("device=mps: PyTorch sees no Apple GPU here; take auto")
     return torch.device(device), "as configured"

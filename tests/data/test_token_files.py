@@ -160,7 +160,7 @@ def test_the_width_that_is_asked_for_is_taken(tmp_path: Path) -> None:
     np.arange(500, dtype="<u8").tofile(path)
     assert open_token_file(path, VOCAB, "uint16")[:8].tolist() == [0, 0, 0, 0, 1, 0, 0, 0]
     path.write_bytes(_u16(1, 2, 3))
-    with pytest.raises(InputError, match="6 bytes are no whole number of 32-bit tokens"):
+    with pytest.raises(InputError, match="6 bytes are not a whole number of 32-bit tokens"):
         open_token_file(path, VOCAB, "uint32")
     path.write_bytes(_shard(2, _u16(1, 2)))
     with pytest.raises(InputError, match=r"its header says uint16, and data\.dtype is uint32"):

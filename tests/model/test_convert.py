@@ -231,7 +231,7 @@ def test_an_output_layer_of_its_own_is_refused(tmp_path: Path) -> None:
 def test_unusable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere does not exist"):
         load_pretrained(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"no Hugging Face folder"):
+    with pytest.raises(InputError, match=r"not a Hugging Face folder"):
         load_pretrained(tmp_path)
     for content in (b"", b"hello", b"PK\x03\x04" + bytes(100)):
         (tmp_path / "ckpt.pt").write_bytes(content)
