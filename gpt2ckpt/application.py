@@ -1,6 +1,7 @@
 """What the commands with a config share: Hydra's command line."""
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -155,6 +156,10 @@ def ask_hydra(line: CommandLine) -> None:
     if line.asks_help:
         composed = compose_config(line.config_name, line.overrides, line.config_dir, line.root)
         print(page(line.root, composed, line.config_dir))
+        return
+    if "--shell-completion" in line.flags and line.overrides != ["install=bash"]:
+        with contextlib.suppress(ConfigError), explained(line.root):  # a word is half typed
+            run_hydra(line, lambda config: None)
         return
     refuse_non_choices(line.overrides)
     with explained(line.root, line.config_dir):

@@ -85,7 +85,9 @@ class Store:
         skipped: list[tuple[Path, str]] = []
         files = self.files()
         if not files:
-            raise CheckpointError(f"there is no checkpoint in {self.folder}")
+            raise CheckpointError(
+                f"there is no checkpoint in {self.folder}: name a run directory or a file"
+            )
         wanted = (role, *NEXT_BEST.get(role, ()))
         if role is not Role.LATEST and not any(names.role_of(p.name) in wanted for p in files):
             raise CheckpointError(f"there is no {role} checkpoint in {self.folder}")

@@ -226,7 +226,12 @@ def explain_word(word: str, root: str = "train") -> str:
     """Return why `word` is not an override of the command `root`, and what to write."""
     key, equals, value = word.lstrip("+").partition("=")
     if not equals or not re.fullmatch(r"[\w./@-]+", key):
-        return f"{word!r} is not an override of the form key=value"
+        hint = ""
+        if word.endswith((".yaml", ".yml")):
+            hint = ": a config of your own is chosen with --config-dir=DIR --config-name=NAME"
+        elif Path(word).exists() or word.endswith(".pt"):
+            hint = f": to resume from it, write {as_typed('+resume', word)}"
+        return f"{word!r} is not an override of the form key=value{hint}"
     if takes := what_it_takes(key, root) or what_it_takes(key):
         return f"{word} cannot be read: {key} must be {takes}"
     if not key.startswith("hydra") and key not in all_keys(root):

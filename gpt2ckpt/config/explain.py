@@ -126,4 +126,6 @@ def _explain_missing(error: MissingConfigException) -> str:
         hint = f" Did you mean {group}={CHOICES[missing]}?"
     else:
         hint = did_you_mean(choice, options, start=f"{group}=")
+    if not hint and not group.startswith("hydra/"):
+        hint = " Options of your own come from a folder, with --config-dir=DIR."
     return f"there is no {group}={choice}; the options are {', '.join(options)}.{hint}"

@@ -84,7 +84,10 @@ def locate(what: str, scope: Scope, key: str = "resume") -> Place | None:
             f"{typed} is not a file, not a directory and none of {', '.join(SELECTORS)}.{hint}"
         )
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
-    raise CheckpointError(f"{typed}: there is no such file or directory{where}")
+    raise CheckpointError(
+        f"{typed}: there is no such file or directory{where}: give a run directory, a checkpoint "
+        f"file, or one of {', '.join(SELECTORS)}"
+    )
 
 
 def runs_passed_over(scope: Scope) -> list[tuple[Path, str]]:
