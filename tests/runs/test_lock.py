@@ -63,6 +63,16 @@ def test_the_lock_of_a_killed_run_is_taken_over(tmp_path: Path) -> None:
             assert is_locked(tmp_path)
 
 
+def test_the_record_of_an_owner_that_came_meanwhile_is_put_back(tmp_path: Path) -> None:
+    """Two starts find a dead owner; the slower one meets the record of the faster one."""
+    with RunLock(tmp_path) as faster:
+        record = (tmp_path / LOCK_NAME).read_bytes()
+        faster._remove(b"the record of the dead owner")
+        assert (tmp_path / LOCK_NAME).read_bytes() == record
+        faster._remove(record)
+        assert not (tmp_path / LOCK_NAME).exists()
+
+
 def test_a_torn_record_is_replaced(tmp_path: Path) -> None:
     (tmp_path / LOCK_NAME).write_text('{"pid": 1, "host": "' + "x" * 500)
     lock = RunLock(tmp_path, watch=0.1)

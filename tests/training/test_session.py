@@ -393,6 +393,21 @@ def test_an_epoch_that_ended_with_another_batch_is_still_that_one(
     assert not [path.name for path in (run / "checkpoints").iterdir() if "-" in path.name]
 
 
+def test_an_epoch_whose_last_evaluation_a_signal_cut_off_is_saved_after_the_resume(
+    token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """62 blocks are two steps of 31, and the evaluation after the second meets a signal."""
+    words = [*token_data.overrides, "trainer.batch_size=31", "trainer.eval_every=2"]
+    run = tmp_path / "run"
+    signal_evaluations(monkeypatch, signal.SIGTERM)
+    assert train([*words, "trainer.max_steps=3"], run).stopped is signal.SIGTERM
+    monkeypatch.undo()
+    assert not list((run / "checkpoints").glob("epoch_*"))
+    train(["+resume=auto"], run)
+    [epoch] = (run / "checkpoints").glob("epoch_*")
+    assert (epoch.name, load(epoch)["step"]) == ("epoch_00000.pt", 2)
+
+
 def test_of_two_ends_the_one_that_was_reached_is_to_be_raised(
     token_data: Any, tmp_path: Path
 ) -> None:
