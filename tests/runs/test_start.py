@@ -337,3 +337,17 @@ def test_a_run_that_never_came_to_its_first_save_begins_again_only_when_asked_to
         start(["+resume=auto"], begun)
     plain.lock.release()
     again.lock.release()
+
+
+def test_a_damaged_file_without_a_copy_is_moved_away_before_anything_is_saved(run: Path) -> None:
+    """It would be one of those that its pool keeps, and be moved over the last valid state."""
+    folder = run / "checkpoints"
+    for name in ("latest.pt", "rolling_last_backup.pt"):  # the first is rolling_step_000006.pt, too
+        damage(folder / name)
+    newest = {path.name for path in folder.iterdir() if path.samefile(folder / "latest.pt")}
+    claimed = take(["+resume=latest"], run)
+    claimed.lock.release()
+    moved = {path.name for path in folder.glob("corrupt_*/*.pt")}
+    assert moved == {*newest, "rolling_last_backup.pt"}
+    assert claimed.notice.count("DAMAGED ON DISK") == 2
+    assert claimed.notice.count("No copy of that state is left; it is kept in corrupt_") == 2

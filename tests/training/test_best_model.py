@@ -103,6 +103,16 @@ def test_a_best_that_the_user_deleted_is_one_no_more(run: Path) -> None:
     assert step > LENGTH and loss == lowest(run, after=LENGTH + 8)
 
 
+def test_a_fork_without_a_saved_best_remembers_its_own_losses_alone(
+    run: Path, tmp_path: Path
+) -> None:
+    fork, more = tmp_path / "fork", ["checkpoint.save_best=false", "optimizer.lr=9"]
+    outcome = train(
+        [f"+resume={run}", "+fork=true", *more, f"trainer.max_steps={LENGTH + 8}"], fork
+    )
+    assert outcome.best_val_loss == lowest(fork) > lowest(run)
+
+
 def test_without_a_saved_best_the_lowest_loss_is_remembered(
     token_data: Any, tmp_path: Path, harder: Path
 ) -> None:
