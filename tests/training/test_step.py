@@ -189,3 +189,12 @@ def test_an_overflowing_float16_gradient_skips_the_step_and_lowers_the_scale() -
     assert not np.isfinite(result.grad_norm)
     assert differing(weights, state.model.state_dict()) == []
     assert state.scaler.get_scale() == 2.0**99
+
+
+def test_each_micro_batch_is_told_before_it_begins() -> None:
+    state = state_of(AdamWConfig())
+    told: list[tuple[int, int]] = []
+    stepper = stepper_of(state)
+    stepper = dataclasses.replace(stepper, begins=lambda *part: told.append(part))
+    stepper.step(state, 0)
+    assert told == [(1, 3), (2, 3), (3, 3)]
