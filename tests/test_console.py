@@ -1,5 +1,6 @@
 """A console whose reader has stopped, or is slow, or reads as usual."""
 
+import contextlib
 import os
 import pty
 import signal
@@ -101,8 +102,13 @@ while True:
 def test_a_signal_ends_a_process_whose_console_is_stuck(
     tmp_path: Path, phase: str, errors: str
 ) -> None:
-    """Its main thread waits in print, or its writing thread does."""
+    """Its main thread waits in print, or its writing thread does; not one more byte fits."""
     read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, b"x")
+    os.set_blocking(write, True)
     log, ready = tmp_path / "errors.txt", tmp_path / "ready"
     with log.open("wb") as file:
         process = subprocess.Popen(
