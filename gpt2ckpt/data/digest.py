@@ -43,6 +43,7 @@ class Contents:
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
         self._digests: list[str] | None = None
+        self._stamps = self._read_stamps()
         known = _read_cache()
         unread = [file for file in self.files if isinstance(file, TokenFile)]
         unread = [file for file in unread if _remembered(file, known) is None]
@@ -54,6 +55,21 @@ class Contents:
         if self._digests is None and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="data digest", daemon=True)
             self._thread.start()
+
+    def forget_changed(self) -> bool:
+        """Forget digests of files that were written since; return whether there are any.
+
+        Raises:
+            InputError: a file is out of reach.
+        """
+        stamps = self._read_stamps()
+        if stamps == self._stamps:
+            return False
+        self._stamps, self._digests, self._thread = stamps, None, None
+        return True
+
+    def _read_stamps(self) -> list[list[int]]:
+        return [_stamp(file) for file in self.files if isinstance(file, TokenFile)]
 
     def known(self, seconds: float = 0.0) -> list[str] | None:
         """Return the digests, or None where they are not known after waiting so many `seconds`.

@@ -163,25 +163,29 @@ class DataCheck:
         if self._expected is not None and files != self._expected:
             what = _difference(self._corpus, self._expected)
             raise DataChanged(
-                f"the data has changed since the checkpoint was saved: {what}. The steps after "
-                f"{self._since} may have been trained on other data, and are not saved. Put the "
-                f"old data back and resume from a checkpoint of step {self._since} or before, or "
-                f"{NEW_RUN}"
+                f"the data has changed: {what}. The steps after {self._since} may have been "
+                "trained on other data, and are not saved. Put the old data back and resume from "
+                f"a checkpoint of step {self._since} or before, or {NEW_RUN}"
             )
         self._facts["files"] = files
         self._facts.pop("unverified_since", None)
         self._is_settled = True
         return True
 
-    def wait(self, is_asked_to_stop: Callable[[], bool]) -> bool:
-        """Wait until the files are known to be right; return False if it is asked to stop first.
+    def wait(self, is_asked_to_stop: Callable[[], bool], step: int) -> bool:
+        """Wait until the files are known to be right up to `step`, before it is saved.
 
+        Files that were written since are read again. Returns False if a stop is asked for first.
         Raises what `poll` does.
         """
-        if self.poll():
-            return True
-        log.info("the first save waits until the data is read whole, for its digest")
-        while not is_asked_to_stop():
-            if self.poll(POLL):
-                return True
-        return False
+        if self._is_settled and self._corpus.contents.forget_changed():
+            log.warning("a file of the data was written while it is trained on: it is read again")
+            self._expected, self._is_settled = self._facts["files"], False
+            self._corpus.contents.start()
+        if not self.poll():
+            log.info("this save waits until the data is read whole, for its digest")
+        while not self.poll(POLL):
+            if is_asked_to_stop():
+                return False
+        self._since = step
+        return True

@@ -47,7 +47,7 @@ class Saver:
     blocks_per_epoch: int
     deadline: Deadline
     loggers: Loggers
-    verify_data: Callable[[], bool] | None = None
+    verify_data: Callable[[int], bool] | None = None
     saves_best: bool = True
 
     def save(
@@ -66,7 +66,7 @@ class Saver:
         """
         if self.is_off or not (regular or emergency or best or epoch_ended is not None):
             return
-        if not emergency and self._on_any_rank(bool(self.verify_data and not self.verify_data())):
+        if not emergency and self._on_any_rank(not self._is_data_right()):
             return
         self.loggers.flush()
         counters = self.state.counters
@@ -165,6 +165,9 @@ class Saver:
     def _shared(self, holds: bool) -> bool:
         """What holds for the rank that saves; of a sharded state all ranks save together."""
         return self._on_any_rank(holds) if self.state.is_sharded else holds
+
+    def _is_data_right(self) -> bool:
+        return self.verify_data is None or self.verify_data(self.state.counters.step)
 
     def _on_any_rank(self, holds: bool) -> bool:
         return bool(self.state.team.largest([int(holds)])[0])

@@ -4,8 +4,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from commands import finish, opened, start, steps_done, wait_until
+from commands import finish, opened, run, start, steps_done, succeed, wait_until
 
 
 def own_data(token_data: Any, folder: Path) -> list[str]:
@@ -32,3 +33,26 @@ def test_a_file_that_is_cut_during_the_training_is_an_error_like_any_other(
     assert "has 100 now. Put the whole file back" in done.sentence
     [saved] = (tmp_path / "run" / "checkpoints").glob("emergency_step_*.pt")
     assert opened(saved)["step"] == steps_done(tmp_path / "run") >= 10
+
+
+def test_data_that_deserves_a_warning_is_named_at_the_start(
+    token_data: Any, tmp_path: Path
+) -> None:
+    """32-bit tokens are read as such, and a validation file that is trained on is a warning."""
+    words = own_data(token_data, tmp_path)
+    wide = np.fromfile(tmp_path / "train.bin", dtype="<u2").astype("<u4")
+    wide.tofile(tmp_path / "train.bin")
+    more = ["data.val=train.bin", "trainer.max_steps=2", "checkpoint=off", "dry_run=true"]
+    done = succeed(run("train", [*words, *more], tmp_path))
+    said = " ".join(done.out.split())
+    assert "train.bin of data.val is in data.train as well" in said
+    assert "train.bin and 1 more looks like 32-bit tokens" in said and "read as uint32" in said
+    assert f"train.bin: {len(wide):,} tokens" in said
+
+
+def test_prepare_names_validation_text_that_is_training_text(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"This is text {name}. " * 20)
+    words = ["data.train='*.txt'", "data.val=b.txt", "out=shards"]
+    done = succeed(run("prepare", words, tmp_path))
+    assert "warning: b.txt of data.val is in data.train as well" in done.err

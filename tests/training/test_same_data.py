@@ -19,6 +19,7 @@ from gpt2ckpt.errors import InputError
 from gpt2ckpt.training import same_data, session
 from gpt2ckpt.training.preparation import prepare
 from gpt2ckpt.training.same_data import DataChanged
+from gpt2ckpt.training.step import Stepper
 
 BOOK = "The quick brown fox jumps over the lazy dog. "
 SIZE = 1_000_000  # tokens: more than what the quick digest takes whole
@@ -207,10 +208,71 @@ def test_a_stop_before_the_data_is_known_saves_what_is_checked_again(
     more = ["+resume=latest", "trainer.max_steps=6", "checkpoint.save_every=4"]
     with caplog.at_level(logging.INFO):
         assert train(more, run).stopped is signal.SIGTERM
-    assert "the first save waits until the data is read whole" in caplog.text
+    assert "this save waits until the data is read whole" in caplog.text
     latest = load(run / "checkpoints" / "latest.pt")
     assert (latest["reason"], latest["step"]) == ("SIGTERM", 4)
     assert latest["data"]["unverified_since"] == 2
     slow_disk.set()
     with pytest.raises(InputError, match=r"The steps after 2 may have been trained on other data"):
         train(["+resume=latest"], run)
+
+
+def test_a_file_that_is_rewritten_during_the_training_is_noticed_before_the_next_save(
+    big: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same size, and never shorter: no read fails."""
+    run, real = tmp_path / "run", Stepper.step
+
+    def step(self: Stepper, state: Any, position: int) -> Any:
+        if state.counters.step == 4:
+            spoil(tmp_path / "big.bin")
+        return real(self, state, position)
+
+    monkeypatch.setattr(Stepper, "step", step)
+    more = ["trainer.max_steps=6", "checkpoint.save_every=2"]
+    with pytest.raises(DataChanged, match=r"big\.bin is not what it was. The steps after 4 may"):
+        train([*big, *more], run)
+    assert load(run / "checkpoints" / "latest.pt")["step"] == 4
+    assert not list((run / "checkpoints").glob("emergency_*"))
+
+
+def test_a_file_that_is_only_touched_is_no_other_data(
+    big: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real = tmp_path / "run", Stepper.step
+
+    def step(self: Stepper, state: Any, position: int) -> Any:
+        (tmp_path / "big.bin").touch()
+        return real(self, state, position)
+
+    monkeypatch.setattr(Stepper, "step", step)
+    train([*big, "trainer.max_steps=4", "checkpoint.save_every=2"], run)
+    assert load(run / "checkpoints" / "latest.pt")["step"] == 4
+
+
+def test_the_best_model_is_chosen_anew_on_other_validation_blocks(
+    token_data: Any, tmp_path: Path
+) -> None:
+    words = [*token_data.overrides, "trainer.eval_every=2", "trainer.max_steps=2"]
+    more = ["+resume=latest", "trainer.max_steps=4", "optimizer.lr=3"]  # to a worse loss
+    for name, other, best in (("same", [], 2), ("other", ["trainer.eval_blocks=3"], 4)):
+        train([*words, "schedule.warmup_steps=0"], tmp_path / name)
+        train([*more, *other], tmp_path / name)
+        state = load(tmp_path / name / "checkpoints" / "latest.pt")
+        assert (state["step"], state["best_step"]) == (4, best)
+    folder = tmp_path / "other" / "checkpoints"
+    assert load(folder / "best_model.pt")["step"] == 4
+    assert load(folder / "best_model_previous.pt")["step"] == 2
+
+
+def test_no_batch_size_changes_which_blocks_are_evaluated(token_data: Any, tmp_path: Path) -> None:
+    words = [*token_data.overrides, "trainer.max_steps=1", "trainer.eval_every=1", "checkpoint=off"]
+    words += ["optimizer.lr=1e-9"]
+    losses = []
+    for number, more in enumerate((["batch_size=1"], ["batch_size=8"], ["eval_blocks=6"])):
+        given = ["trainer.eval_blocks=5", *(f"trainer.{word}" for word in more)]
+        train([*words, *given], tmp_path / str(number))
+        [event] = events(tmp_path / str(number), "val_loss")
+        losses.append(event["val_loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert losses[0] != pytest.approx(losses[2], abs=1e-4)
