@@ -173,6 +173,10 @@ def test_the_digest_covers_validation_text(tmp_path: Path) -> None:
     after = open_corpus(_text(train, val), VOCAB_SIZE, 4)
     assert before.digest != after.digest
     assert before.contents.known() != after.contents.known()
+    before = open_corpus(_text(val, None, 0.4), VOCAB_SIZE, 2)
+    val.write_text("validation test " * 2 + "validation text ")
+    after = open_corpus(_text(val, None, 0.4), VOCAB_SIZE, 2)
+    assert _all(before.train) == _all(after.train) and before.digest != after.digest
 
 
 def test_a_split_of_other_sizes_has_another_digest(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ HONEST_16_BIT = {
     "bytes": np.frombuffer(b"The quick brown fox jumps over the lazy dog. " * 90, np.uint8),
     "one_in_ten": np.arange(5000) * (np.arange(5000) % 10 == 0) % 300,
     "pairs": np.tile([5, 9], 2500),
+    "pairs_with_zero": np.tile([7, 0], 2500),
     "few": np.array([1, 0, 2, 0, 3, 0]),
     "small_odd": np.tile([400, 3, 401, 4], 1000),
     "random": np.random.default_rng(0).integers(0, VOCAB, 5000),
