@@ -31,7 +31,7 @@ def test_the_page_shows_the_options_and_values_that_are_chosen(tmp_path: Path) -
     (tmp_path / "model" / "mine.yaml").write_text("n_layer: 7\n")
     words = ["optimizer=muon", "model=mine", "trainer.batch_size=3"]
     text = page("train", compose_config("train", words, tmp_path), tmp_path)
-    assert "gpt2_xl, mine (now mine)" in text
+    assert "gpt2_xl, mine (now mine)" in " ".join(text.split())
     assert "optimizer: adamw, muon (now muon)" in text
     for key in ("model.n_layer=7 ", "trainer.batch_size=3 ", "optimizer.ns_steps=5 "):
         assert key in text

@@ -18,7 +18,7 @@ WRONG = {
     "--resume latest": (2, "--resume"),
     "+resume= hydra.run.dir=run": (2, "resume is empty"),
     "+resume=run/checkpoints/gone.pt": (1, "there is no such file or directory"),
-    "+resume=lr=1e-3/latest.pt": (2, "lr=1e-3/latest.pt"),
+    "+resume=lr=1e-3/latest.pt": (1, "lr=1e-3/latest.pt: there is no such file or directory"),
     "+resume=my\tlatest.pt": (1, "my latest.pt: there is no such file or directory"),
     "+resume=gone/run": (1, "gone/run: there is no such file or directory"),
     "+resume=other.pt": (1, "other.pt cannot be used"),

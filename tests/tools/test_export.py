@@ -113,7 +113,8 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(checkpoints, model_file, t
     (tmp_path / "file").write_text("")
     done = checkpoints("export", model_file, "--to", "hf", tmp_path / "file" / "hf")
     assert done.code == 1
-    assert done.err == f"error: {tmp_path}/file/hf cannot be written: Not a directory\n"
+    reason = f"{tmp_path}/file/hf cannot be written: Not a directory: give another place"
+    assert done.err == f"error: {reason}\n"
 
 
 def test_a_state_without_a_model_of_ours_is_said(checkpoints, run, tmp_path) -> None:

@@ -1,6 +1,7 @@
 """`show`: what a checkpoint says of itself."""
 
 import json
+import shutil
 from pathlib import Path
 
 import yaml
@@ -48,7 +49,7 @@ def test_a_role_that_is_not_there_is_said(checkpoints, run, monkeypatch) -> None
 
 
 def test_a_folder_with_several_runs_is_no_path(checkpoints, run) -> None:
-    (run.parent / "b" / "checkpoints").mkdir(parents=True)
+    shutil.copytree(run, run.parent / "b")
     done = checkpoints("show", run.parent)
     assert (done.code, done.err) == (1, f"error: {run.parent} holds 2 runs: name one of them\n")
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def test_a_step_that_would_take_too_long_is_given_up(
     words = [*token_data.overrides, "trainer.max_steps=12", "trainer.grad_accum=2"]
     words += ["checkpoint.grace_seconds=3000", "checkpoint.save_every=3"]
     monkeypatch.setattr(CheckpointManager, "seconds_to_save", lambda self: seconds)
-    left = iter([1e-9, 3000.0])  # in the step, and when it is given up
+    left = chain([1e-9], repeat(3000.0))  # in the step, and from when it is given up
     monkeypatch.setattr(
         deadline.Deadline, "left", lambda self: next(left) if self.asked_at() else None
     )
