@@ -22,6 +22,7 @@ TEMPORARY_SUFFIX = ".tmp"
 CHUNK = 8 << 20  # bytes written or copied at a time
 BLOCK = 1 << 16  # bytes: a multiple of what any file system calls a block
 SYNC_EVERY = 256 << 20  # bytes: a long file reaches the device bit by bit, and is seen to
+_WRITE = os.O_WRONLY | os.O_NOFOLLOW
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
 NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}  # SMB and some FUSE file systems
 
@@ -49,13 +50,17 @@ def publish(
 
     `spare` is a file that is not needed any more and has space: the bytes go into its blocks, so
     that a full disk can be written to. (Were it deleted first, somebody else could take its space,
-    and XFS and btrfs give the space of a deleted file back some time later.)
+    and XFS and btrfs give the space of a deleted file back some time later.) It keeps its name
+    until it is cut to its length, since a full XFS has no space for a longer name before that.
 
     Raises OSError from the file system (a full disk, a failing sync) and whatever `check` raises.
     """
-    temporary = temporary_name(target)
+    if spare is not None and not _is_alone(spare):
+        spare.unlink(missing_ok=True)
+        spare = None
+    temporary = spare or temporary_name(target)
     try:
-        descriptor = _open_new(temporary, spare)
+        descriptor = os.open(temporary, _WRITE if spare else _WRITE | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             if spare is None:
                 _write_all(descriptor, buffers, watch)
@@ -251,21 +256,12 @@ def chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _open_new(temporary: Path, spare: Path | None) -> int:
-    """A descriptor of a new file, or of `spare` under the new name.
-
-    A link in the place of `spare`, or a file that has other names, is not written to: its name
-    goes, and a new file is made.
-    """
-    flags = os.O_WRONLY | os.O_NOFOLLOW
-    if spare is not None:
-        with contextlib.suppress(FileNotFoundError):
-            spare.replace(temporary)
-            info = temporary.stat(follow_symlinks=False)
-            if stat.S_ISREG(info.st_mode) and info.st_nlink == 1:
-                return os.open(temporary, flags)
-            temporary.unlink()
-    return os.open(temporary, flags | os.O_CREAT | os.O_EXCL, 0o666)
+def _is_alone(path: Path) -> bool:
+    """Whether a path is a regular file without other names, so that it may be written to."""
+    with contextlib.suppress(FileNotFoundError):
+        info = path.stat(follow_symlinks=False)
+        return stat.S_ISREG(info.st_mode) and info.st_nlink == 1
+    return False
 
 
 def _write_all(descriptor: int, buffers: Iterable[bytes | memoryview], watch: Watch) -> None:

@@ -91,10 +91,8 @@ def test_without_a_reserve_the_emergency_save_fails(
 
 
 def test_a_rollback_on_a_full_disk_is_archived_now_or_at_the_next_save(
-    disk: Path, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+    disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if request.node.callspec.id == "xfs":
-        pytest.skip("known fault: on a full XFS the emergency save after such a rollback fails")
     folder = disk / "run" / "checkpoints"
     manager = CheckpointManager(folder, KEEP, None)
     manager.reserve(KILOBYTES << 10)

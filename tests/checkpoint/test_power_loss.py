@@ -52,7 +52,7 @@ BREAKS = {
         "operations.append(Link(own[0], names.ROLLING_BACKUP))",
     ),
     "the file is written in place": (
-        *(durable, "publish", "    temporary = temporary_name(target)\n"),
+        *(durable, "publish", "    temporary = spare or temporary_name(target)\n"),
         "    target.unlink(missing_ok=True)\n    temporary = target\n",
     ),
     "going back deletes before it has linked": (
