@@ -16,7 +16,7 @@ pytest.importorskip("build", reason="the extra dev brings it")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The content of a wheel built from a copy of the sources: a build writes beside them."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("gpt2ckpt", "conf", "pyproject.toml", "README.md"):
+    for name in ("gpt2ckpt", "conf", "pyproject.toml", "README.md", "LICENSE"):
         subprocess.run(["cp", "-r", str(ROOT / name), str(source / name)], check=True)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "out"]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
@@ -38,6 +38,14 @@ def test_it_carries_every_module_and_every_config(unpacked: Path) -> None:
     assert len(configs) > 20
     assert (modules | configs) - there == set()
     assert Path("gpt2ckpt/py.typed") in there
+
+
+def test_wheel_carries_the_license_that_its_metadata_names(unpacked: Path) -> None:
+    [folder] = unpacked.glob("*.dist-info")
+    metadata = (folder / "METADATA").read_text().splitlines()
+    assert "License-Expression: MIT" in metadata
+    assert "License-File: LICENSE" in metadata
+    assert (folder / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 def test_it_names_the_console_scripts(unpacked: Path) -> None:
