@@ -87,7 +87,7 @@ def prepare(start: Start) -> Prepared:
         config.model = pretrained.config
         frozen = {**frozen, "model": dataclasses.asdict(config.model)}
     check_settings(config)
-    _check_same_shape(start, config)
+    _check_state(start, config)
     corpus = open_corpus(config.data, config.model.vocab_size, config.model.block_size)
     expected = expected_files(start, corpus)
     blocks = count_blocks(len(corpus.train), config.model.block_size)
@@ -142,14 +142,22 @@ def _done(state: dict[str, Any] | None) -> Done:
     return Done(state["step"], state["data"]["position"], state["tokens_seen"])
 
 
-def _check_same_shape(start: Start, config: TrainConfig) -> None:
-    """Before the model is built: a config out of a file may ask for one of any size."""
+def _check_state(start: Start, config: TrainConfig) -> None:
+    """Raise CheckpointError for a saved state that the model of `config` cannot be restored from.
+
+    The shapes come first: a config out of a file may ask for a model of any size.
+    """
     if start.found is None:
         return
     from gpt2ckpt.model.convert import check_shapes
+    from gpt2ckpt.training.state import check_restorable
 
     if problem := check_shapes(config.model, start.found.state["model"]):
         raise CheckpointError(f"{start.found.path} cannot be used: {problem}")
+    try:
+        check_restorable(start.found.state, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{start.found.path} cannot be used: {error}") from error
 
 
 def _blocks_trained(state: dict[str, Any]) -> int:

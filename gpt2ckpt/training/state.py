@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import platform
+import warnings
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 import gpt2ckpt
 from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.checkpoint.format import FORMAT
+from gpt2ckpt.config.schema import TrainConfig
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.model.gpt2 import GPT2
-from gpt2ckpt.optim.optimizers import OptimizerSet
+from gpt2ckpt.optim.optimizers import OptimizerSet, build_optimizer
 from gpt2ckpt.parallel.group import Alone, Team
 from gpt2ckpt.runs.history import RunIdentity
 from gpt2ckpt.training.bad_numbers import Tally
@@ -144,9 +146,18 @@ class TrainingState:
         """Bring back what `capture` gave. Raises CheckpointError if it is of another shape."""
         try:
             self._restore(saved)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise CheckpointError(
-                f"the state in the checkpoint cannot be brought back: {error}"
+                f"the state in the checkpoint cannot be restored: {error}"
             ) from error
 
     def _restore(self, saved: dict[str, Any]) -> None:
@@ -190,6 +201,21 @@ class TrainingState:
         from gpt2ckpt.parallel.sharded import spread
 
         return spread(tensors, self.model)
+
+
+def check_restorable(saved: dict[str, Any], config: TrainConfig) -> None:
+    """Raise CheckpointError if `restore` will refuse the saved state, before anything is written.
+
+    Restores it into a model on PyTorch's meta device, whose tensors have shapes and no memory. The
+    weights must have the shapes of that model already. Changes the random generators, which a
+    training seeds or restores again.
+    """
+    with torch.device("meta"):
+        model = GPT2(config.model)
+    optimizer = build_optimizer(config.optimizer, model, "meta")
+    scaler = torch.amp.GradScaler("cpu", enabled=bool(saved["scaler"]))
+    with warnings.catch_warnings(action="ignore"):  # nothing is copied to the meta device
+        TrainingState(model, optimizer, scaler, Counters()).restore(saved)
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from commands import Done, environment, tree
 
+from gpt2ckpt.checkpoint.format import encode
+from gpt2ckpt.checkpoint.reading import load
+
 WRONG = {
     # words after the command: exit code, and what the sentence must say
     "+resume=lates hydra.run.dir=run": (2, "Did you mean latest?"),
@@ -58,6 +61,26 @@ for number, line in enumerate(json.load(sys.stdin)):
 """
 
 
+def shorten_rng(state: dict[str, Any]) -> None:
+    state["rng"]["torch"] = state["rng"]["torch"][:8].clone()
+
+
+def delete_moments(state: dict[str, Any]) -> None:
+    del state["optimizer"]["state"]["transformer.wpe.weight"]["exp_avg"]
+
+
+def spoil_tally(state: dict[str, Any]) -> None:
+    state["data"]["bad_numbers"] = {"unknown": 1}
+
+
+SPOILED = {
+    # change to the state of an older step: what the sentence must say
+    shorten_rng: "RNG state",
+    delete_moments: "instead of exp_avg, exp_avg_sq, step",
+    spoil_tally: "'unknown'",
+}
+
+
 @pytest.fixture(scope="module")
 def refused(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> "dict[str, Done]":
     cwd, out = tmp_path_factory.mktemp("wrong"), tmp_path_factory.mktemp("said")
@@ -75,16 +98,24 @@ def refused(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> "dict[s
     fixed = shutil.which("chattr") is not None and fix(cwd / "fixed", True)
     before = tree(cwd)
     words = [words for words in WRONG if fixed or "=fixed" not in words]
+    try:
+        done = run_lines(words, cwd, out)
+    finally:
+        if fixed:
+            fix(cwd / "fixed", False)
+    assert tree(cwd) == before
+    return done
+
+
+def run_lines(words: list[str], cwd: Path, out: Path) -> dict[str, Done]:
+    """Run the train command once with each line of `words`; its output goes to files in `out`."""
     lines = [[word.replace("\t", " ") for word in line.split(" ")] for line in words]
     process = subprocess.run(
         [sys.executable, "-c", COMMANDS, str(out)],
         **{"cwd": cwd, "env": environment(), "input": json.dumps(lines), "text": True},
         **{"capture_output": True, "timeout": 900},
     )
-    if fixed:
-        fix(cwd / "fixed", False)
     assert process.returncode == 0, process.stderr
-    assert tree(cwd) == before
     said = [
         [(out / f"{i}.{name}").read_text() for name in ("out", "err")] for i in range(len(words))
     ]
@@ -108,3 +139,26 @@ def test_a_wrong_resume_is_one_sentence_and_changes_nothing(
     done = refused[words]
     assert expected in done.sentence
     assert (done.code, done.out) == (code, "")
+
+
+def test_a_state_that_cannot_be_restored_is_refused_before_later_checkpoints_are_archived(
+    reference: Any, tmp_path: Path
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(reference.directory, run, copy_function=shutil.copy2)
+    out.mkdir()
+    older = run / "checkpoints" / "rolling_step_000020.pt"
+    lines = {}
+    for change in SPOILED:
+        state = load(older)
+        change(state)
+        path = older.with_name(f"{change.__name__}.pt")
+        path.write_bytes(b"".join(map(bytes, encode(state).buffers)))
+        lines[f"+resume={path} trainer.max_steps=30"] = change
+    before = tree(run)
+    ended = run_lines(list(lines), tmp_path, out)
+    assert tree(run) == before
+    for line, done in ended.items():
+        change = lines[line]
+        assert SPOILED[change] in done.sentence and f"{change.__name__}.pt" in done.sentence
+        assert (done.code, done.out) == (1, "")
