@@ -90,6 +90,10 @@ class RunLock:
         finally:
             os.close(directory)
 
+    def follow(self, directory: Path) -> None:
+        """Tell the lock the new name of its directory, which this process has just renamed."""
+        self._path = directory / LOCK_NAME
+
     def check_place(self) -> None:
         """Raise OSError if the directory that was locked no longer has its name."""
         if not os.path.samestat(os.fstat(self._descriptor), self._path.parent.stat()):

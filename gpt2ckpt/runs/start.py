@@ -34,8 +34,9 @@ class Start:
     `directory` is that of the run that is resumed; None for a new run, forks included. With
     `begins_again`, a run that never came to its first save is restarted in its own directory.
 
-    `lock` is the lock of that directory, taken before the state was read; None where there is no
-    such directory yet and in a preview. `unwritable` is the reason why it could not be locked.
+    `lock` is the lock of that directory, taken before the state was read, or of a sweep's job, as
+    its new directory was made; None where there is no such directory yet and in a preview.
+    `unwritable` is the reason why it could not be locked.
     """
 
     frozen: Values
@@ -268,12 +269,12 @@ def _quarantine(directory: Path, found: Found) -> list[str]:
 
 def _take_new(start: Start, wanted: Path, *, is_given: bool) -> Claim:
     """The directory of a run without a checkpoint of its own, and the first record in it."""
-    if not start.begins_again:
-        made = claim(wanted, datetime.now(), is_given=is_given)
-    elif start.lock is not None:
+    if start.lock is not None:
         made = Claim(wanted, start.lock)
-    else:
+    elif start.begins_again:
         made = claim_again(wanted)
+    else:
+        made = claim(wanted, datetime.now(), is_given=is_given)
     with _writing_to(made):
         durable.clean_temporaries(made.directory)
         if not start.begins_again:

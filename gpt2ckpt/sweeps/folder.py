@@ -19,7 +19,9 @@ from gpt2ckpt.config.earlier import completed
 from gpt2ckpt.config.replay import flatten, freeze, task_overrides
 from gpt2ckpt.errors import CheckpointError, ConfigError
 from gpt2ckpt.files.locks import try_lock
+from gpt2ckpt.runs.claim import Claim
 from gpt2ckpt.runs.layout import CHECKPOINTS, RECORD
+from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.sweeps.matching import Recorded
 
 IN_THE_MAKING = ".new"  # one at a time: under the lock
@@ -47,22 +49,28 @@ def locked(sweep: Path) -> Iterator[None]:
 
 def make_directory(
     sweep: Path, number: int, name_of: Callable[[int], str], fill: Callable[[Path, Path], None]
-) -> Path:
+) -> Claim:
     """Make the directory of a new job under the first free name of `name_of(number)`, … (+1), ….
 
-    `fill` gets a temporary directory and the final one's path, and writes the first record; both
-    appear at once, so that a directory never stands there without saying what it is for. Call it
-    with the folder `locked`. Raises OSError.
+    `fill` gets a temporary directory and the final one's path, and writes the first record. The
+    directory gets its name last: under it, no other process finds it unlocked or without a record.
+    Call this with the folder `locked`. Raises OSError.
     """
     temporary = sweep / IN_THE_MAKING
     shutil.rmtree(temporary, ignore_errors=True)
     names = _names(number, name_of)
     wanted = next(path for name in names if _is_free(path := sweep / name))
     temporary.mkdir()
-    fill(temporary, wanted)
-    wanted.parent.mkdir(parents=True, exist_ok=True)
-    temporary.rename(wanted)  # onto nothing or an empty directory, else it fails
-    return wanted
+    lock = RunLock(temporary)
+    try:
+        fill(temporary, wanted)
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        temporary.rename(wanted)  # onto nothing or an empty directory, else it fails
+    except BaseException:
+        lock.release()
+        raise
+    lock.follow(wanted)
+    return Claim(wanted, lock)
 
 
 def _names(number: int, name_of: Callable[[int], str]) -> Iterator[str]:

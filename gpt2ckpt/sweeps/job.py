@@ -24,6 +24,7 @@ from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import InputError, LockedError, UserError
 from gpt2ckpt.exits import own_process
 from gpt2ckpt.parallel.group import Alone
+from gpt2ckpt.runs.claim import Claim
 from gpt2ckpt.runs.layout import JOBS, RECORD
 from gpt2ckpt.runs.resume import AUTO, Scope
 from gpt2ckpt.runs.start import Start, find_start, finish_save, hydra_record, take_directory
@@ -138,19 +139,21 @@ class SweepJob:
         from gpt2ckpt.training.session import train_claimed
 
         hardware, is_new = hardware_of(start, prepared, Alone()), not places
+        check_room(start, prepared.config, self.sweep if is_new else places[0])
         if is_new:
-            places.append(self._new_directory(job, config))
+            made = self._new_directory(job, config)
+            places.append(made.directory)
+            start = replace(start, lock=made.lock)
         [directory] = places
-        check_room(start, prepared.config, directory)
-        claim = take_directory(start, directory, is_given=True)
-        with claim.lock:
+        with start.held():
+            claim = take_directory(start, directory, is_given=True)
             launch = self._launch_config(config, directory)
             if not is_new:
                 _write_record(directory / hydra_record(directory), config, launch)
             configure_log(launch.hydra.job_logging, launch.hydra.verbose)
             return train_claimed(claim, start, prepared, hardware, Alone())
 
-    def _new_directory(self, job: Job, config: DictConfig) -> Path:
+    def _new_directory(self, job: Job, config: DictConfig) -> Claim:
         def name_of(number: int) -> str:
             launch = self._launch_config(config, self.sweep, number)
             return str(OmegaConf.select(launch, "hydra.sweep.subdir"))

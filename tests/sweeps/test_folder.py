@@ -1,8 +1,13 @@
 """Directories of a sweep are made whole, under free names, and read for what they are."""
 
+import os
 from pathlib import Path
 
+import pytest
+
+from gpt2ckpt.errors import LockedError
 from gpt2ckpt.runs.layout import JOBS
+from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.sweeps import folder, journal
 from gpt2ckpt.sweeps.journal import Entry, Status
 from gpt2ckpt.sweeps.table import WIDTH, Row, table
@@ -17,21 +22,38 @@ def fill(temporary: Path, final: Path) -> None:
 def test_a_taken_number_is_passed_over_and_an_empty_directory_is_not(tmp_path: Path) -> None:
     (tmp_path / "0" / "checkpoints").mkdir(parents=True)
     (tmp_path / "1").mkdir()
-    assert folder.make_directory(tmp_path, 0, str, fill) == tmp_path / "1"
-    assert folder.make_directory(tmp_path, 0, str, fill) == tmp_path / "2"
+    assert folder.make_directory(tmp_path, 0, str, fill).directory == tmp_path / "1"
+    assert folder.make_directory(tmp_path, 0, str, fill).directory == tmp_path / "2"
 
 
 def test_names_without_a_number_get_one_when_they_are_taken(tmp_path: Path) -> None:
     made = [folder.make_directory(tmp_path, 3, lambda _: "lr=1/a", fill) for _ in range(3)]
-    assert [str(path.relative_to(tmp_path)) for path in made] == ["lr=1/a", "lr=1/a_4", "lr=1/a_5"]
+    assert [str(claim.directory.relative_to(tmp_path)) for claim in made] == [
+        "lr=1/a",
+        "lr=1/a_4",
+        "lr=1/a_5",
+    ]
     assert len(folder.read_jobs(tmp_path)) == 3
 
 
 def test_what_a_kill_left_half_made_is_no_job_and_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / folder.IN_THE_MAKING / ".hydra").mkdir(parents=True)
     assert folder.read_jobs(tmp_path) == []
-    assert folder.make_directory(tmp_path, 0, str, fill) == tmp_path / "0"
+    assert folder.make_directory(tmp_path, 0, str, fill).directory == tmp_path / "0"
     assert {path.name for path in tmp_path.iterdir()} == {"0"}
+
+
+def test_a_new_directory_is_locked_before_it_has_its_name(tmp_path: Path) -> None:
+    def check_and_fill(temporary: Path, final: Path) -> None:
+        assert is_locked(temporary) and not final.exists()
+        fill(temporary, final)
+
+    claim = folder.make_directory(tmp_path, 0, str, check_and_fill)
+    with pytest.raises(LockedError, match=f"0 is being trained by process {os.getpid()} on"):
+        RunLock(claim.directory)
+    claim.lock.check_place()
+    claim.lock.release()
+    assert {path.name for path in claim.directory.iterdir()} == {".hydra"}
 
 
 def test_a_job_without_a_checkpoint_is_known_by_its_record(tmp_path: Path) -> None:
