@@ -17,6 +17,7 @@ from gpt2ckpt.config.compose import compose_config, conf_directory, refuse_non_c
 from gpt2ckpt.config.explain import explained
 from gpt2ckpt.config.help import page
 from gpt2ckpt.config.registry import build_typed, key_meant, register_schemas
+from gpt2ckpt.config.replay import Values
 from gpt2ckpt.config.texts import as_meant
 from gpt2ckpt.errors import ConfigError, did_you_mean
 from gpt2ckpt.exits import FULL_ERROR, reported_errors
@@ -138,8 +139,13 @@ def _spelled_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     return flags
 
 
-def run_simple(name: str, task: Callable[[Any], None]) -> None:
-    """The whole of a command that makes no run directory: its typed config goes to `task`."""
+def run_simple(
+    name: str, task: Callable[[Any], None], check: Callable[[Values], None] = lambda values: None
+) -> None:
+    """Run a command that makes no run directory: its typed config goes to `task`.
+
+    `check` gets the values first, in which some may still be missing, and may raise ConfigError.
+    """
     with reported_errors():
         line = parse_command_line(name)
         if line.asks_hydra:
@@ -148,6 +154,7 @@ def run_simple(name: str, task: Callable[[Any], None]) -> None:
         if line.multirun:
             raise ConfigError(f"{name} has no multirun: leave -m out")
         composed = compose_config(line.config_name, line.overrides, line.config_dir, name)
+        check(composed.values)
         task(build_typed(name, composed.values))
 
 

@@ -11,6 +11,7 @@ import sys
 
 from gpt2ckpt.application import run_simple
 from gpt2ckpt.config.checks import at_least
+from gpt2ckpt.config.replay import Values
 from gpt2ckpt.config.schema import PrepareConfig
 from gpt2ckpt.data.shards import prepare
 from gpt2ckpt.errors import ConfigError
@@ -19,12 +20,20 @@ from gpt2ckpt.runs.command import command
 
 def main() -> None:
     """Entry point of the command."""
-    run_simple("prepare", _prepare)
+    run_simple("prepare", _prepare, _check_data)
+
+
+def _check_data(values: Values) -> None:
+    """Raise ConfigError unless the data is text, before a key of it is asked for."""
+    data = values["data"]
+    if data is None or (isinstance(data, dict) and data.get("kind") == "tokens"):
+        wrong = "data is missing" if data is None else "data=tokens is already sharded"
+        raise ConfigError(
+            f"{wrong}: give data=text data.train=GLOB out=DIR, or data=embedded out=DIR"
+        )
 
 
 def _prepare(config: PrepareConfig) -> None:
-    if config.data is None:
-        raise ConfigError("data is missing: give data=text data.train=GLOB, or data=embedded")
     at_least("shard_tokens", config.shard_tokens, 1)
     summary = prepare(config.data, config.out, config.shard_tokens)
     if summary.warning:

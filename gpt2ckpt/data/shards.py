@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDataConfig
+from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig
 from gpt2ckpt.data.overlap import Known, overlap_warning
 from gpt2ckpt.data.sources import Source, held_out, text_sources
 from gpt2ckpt.data.token_files import HEADER_BYTES, MAGIC, VERSION, TokenFile, Tokens
@@ -44,7 +44,7 @@ class PrepareSummary:
 
 
 def prepare(
-    data: EmbeddedDataConfig | TextDataConfig | TokensDataConfig, out: str, shard_tokens: int
+    data: EmbeddedDataConfig | TextDataConfig, out: str, shard_tokens: int
 ) -> PrepareSummary:
     """Encodes the text of `data` into shards under the folder `out`, in constant memory.
 
@@ -52,13 +52,9 @@ def prepare(
     take their size on disk twice.
 
     Raises:
-        ConfigError: a setting out of range, or data that is tokens already.
+        ConfigError: a setting out of range.
         InputError: unusable text, an output folder that holds shards or cannot be written.
     """
-    if isinstance(data, TokensDataConfig):
-        raise ConfigError(
-            "data=tokens is encoded already: give data=text data.train=FILES, or data=embedded"
-        )
     if out.strip() in ("", "???"):
         raise ConfigError("out is not set: give the folder for the shards, out=FOLDER")
     _check_shard_tokens(shard_tokens)

@@ -200,8 +200,6 @@ def test_prepared_shards_are_the_streams_of_the_text(tmp_path: Path, own_validat
 
 
 def test_prepare_refuses_what_it_cannot_use(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="data=tokens is encoded already"):
-        prepare(TokensDataConfig(train="a", val="b"), str(tmp_path), 10)
     with pytest.raises(ConfigError, match="out is not set"):
         prepare(EmbeddedDataConfig(), "???", 10)
     (tmp_path / "a.txt").write_text("tiny")
