@@ -24,7 +24,14 @@ from gpt2ckpt.runs.command import command
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY
 from gpt2ckpt.runs.start import Start, foretold
 from gpt2ckpt.training import report
-from gpt2ckpt.training.hardware import DTYPES, Hardware, hardware_of
+from gpt2ckpt.training.code import changed_code, code_identity
+from gpt2ckpt.training.hardware import (
+    DTYPES,
+    Hardware,
+    differences,
+    hardware_of,
+    prepare_process,
+)
 from gpt2ckpt.training.loop import Loop
 from gpt2ckpt.training.plan_warnings import (
     disk_warnings,
@@ -35,6 +42,7 @@ from gpt2ckpt.training.plan_warnings import (
 from gpt2ckpt.training.preparation import Prepared
 from gpt2ckpt.training.room import check_room, checkpoint_bytes, memory_needed
 from gpt2ckpt.training.saving import retention_of
+from gpt2ckpt.training.state import versions
 
 log = logging.getLogger(__name__)
 DISK_SECONDS = 5.0  # that the summary waits for an answer of the file system
@@ -46,6 +54,8 @@ def start(
 ) -> None:
     """Log what is about to be done, on what, where it goes, and what is odd about it."""
     lines, warnings = plan(directory, start, prepared, hardware, ranks)
+    for line in not_exact(start, hardware, ranks):
+        log.warning("%s", line)
     for line in lines:
         log.info("%s", line)
     for line in warnings:
@@ -59,8 +69,24 @@ def preview(
     hardware = hardware_of(start, prepared, team)
     directory = start.directory or wanted
     check_room(start, prepared.config, directory)
+    prepare_process(hardware, deterministic=prepared.config.trainer.deterministic)
     lines, warnings = plan(directory, start, prepared, hardware, team.size, is_preview=True)
-    return [*foretold(start, wanted, is_given=is_given), *lines, *warnings]
+    inexact = not_exact(start, hardware, team.size)
+    return [*foretold(start, wanted, is_given=is_given), *inexact, *lines, *warnings]
+
+
+def not_exact(start: Start, hardware: Hardware, ranks: int) -> list[str]:
+    """Return the line on why a resume cannot be bitwise exact, after `prepare_process`; else none.
+
+    The sources that train, the libraries and the machine are compared with those of the state.
+    """
+    if start.state is None:
+        return []
+    now = {**hardware.recorded(ranks), **versions()}
+    recorded = {"ranks": 1, **start.state["environment"], **start.state["versions"]}
+    code = changed_code(code_identity(), start.state["versions"])
+    changed = [*([code] if code else []), *differences(now, recorded)]
+    return [f"not bitwise the same as without the stop: {', '.join(changed)}"] if changed else []
 
 
 def plan(
@@ -133,7 +159,7 @@ def _plan_facts(
 ) -> report.PlanFacts:
     trainer = prepared.config.trainer
     recorded = start.state["environment"] if start.state and start.directory else {}
-    now = {**hardware.recorded(), "ranks": ranks}
+    now = hardware.recorded(ranks)
     is_same_machine = all(recorded.get(key) == value for key, value in now.items())
     return report.PlanFacts(
         total_steps=prepared.total_steps,

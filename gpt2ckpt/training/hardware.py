@@ -52,13 +52,14 @@ class Hardware:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self, ranks: int) -> dict[str, Any]:
         """What a checkpoint keeps of it: a resume is bitwise exact only where these are equal."""
         return {
             "device": self.device.type,
             "device_name": self.name,
             "precision": self.precision,
             "threads": self.threads,
+            "ranks": ranks,
             **numerics(self.device),
         }
 

@@ -31,10 +31,9 @@ from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, REPLAY, TENSORBOARD, run_
 from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training import announce
-from gpt2ckpt.training.code import changed_code, code_identity
 from gpt2ckpt.training.deadline import Deadline, step_fits
 from gpt2ckpt.training.evaluation import Evaluation, evaluate
-from gpt2ckpt.training.hardware import Hardware, differences, prepare_process
+from gpt2ckpt.training.hardware import Hardware, prepare_process
 from gpt2ckpt.training.interrupts import Interrupts
 from gpt2ckpt.training.loop import Loop
 from gpt2ckpt.training.meter import Meter
@@ -47,7 +46,7 @@ from gpt2ckpt.training.room import checkpoint_bytes
 from gpt2ckpt.training.same_data import DataCheck, facts_of
 from gpt2ckpt.training.sampling import Sampler, Sampling
 from gpt2ckpt.training.saving import Saver, retention_of
-from gpt2ckpt.training.state import Counters, Provenance, TrainingState, versions
+from gpt2ckpt.training.state import Counters, Provenance, TrainingState
 from gpt2ckpt.training.step import Stepper
 
 log = logging.getLogger(__name__)
@@ -87,13 +86,12 @@ class Session:
             config=self.prepared.frozen,
             overrides=self.start.overrides,
             data=facts_of(self.prepared.corpus, self.prepared.blocks_per_epoch),
-            environment=self._environment(),
+            environment=hardware.recorded(self.team.size),
         )
         if self.start.state is not None:
             state.restore(self.start.state)
             if self.start.directory is None:
                 state.counters.set_best(None)  # that is the parent's
-            self._say_what_is_not_exact(self.start.state)
             for key in ("model", "optimizer"):
                 del self.start.state[key]  # copied: held, they would double the memory
         resumed = self.start.directory is not None or self.start.begins_again
@@ -262,10 +260,6 @@ class Session:
     def _open_bar(self, step: int) -> Progress:
         return open_progress(self.prepared.total_steps, step, shown=self.team.is_first)
 
-    def _environment(self) -> dict[str, Any]:
-        """What a resume is bitwise exact on."""
-        return {**self.hardware.recorded(), "ranks": self.team.size}
-
     def _evaluate(self, model: GPT2, stop: Callable[[], bool]) -> Evaluation | None:
         """Validation loss over the same first blocks every time."""
         trainer, block_size = self.prepared.config.trainer, self.prepared.config.model.block_size
@@ -356,13 +350,6 @@ class Session:
                 ),
                 service_progress,
             )
-
-    def _say_what_is_not_exact(self, saved: dict[str, Any]) -> None:
-        now = {**self._environment(), **versions()}
-        recorded = {"ranks": 1, **saved["environment"], **saved["versions"]}
-        code = changed_code(code_identity(), saved["versions"])
-        if changed := [*([code] if code else []), *differences(now, recorded)]:
-            log.warning("not bitwise the same as without the stop: %s", ", ".join(changed))
 
     def _say_what_was_not_saved(self, step: int, stopped: signal.Signals | None) -> None:
         """The last save failed: to go on means to go back. A finished run is not finished then."""

@@ -59,6 +59,28 @@ def test_a_dry_run_shows_what_the_start_shows_and_of_a_resume_the_time(
     assert re.search(speed, out, re.MULTILINE)
 
 
+def test_a_dry_run_of_a_resume_shows_why_it_cannot_be_exact(
+    token_data: Any,
+    tmp_path: Path,
+    dry_run: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["hydra.run.dir=mine", "trainer.threads=1", "trainer.max_steps=2"]
+    succeed(run("train", [*token_data.overrides, *words], tmp_path))
+    words = ["+resume=latest", "hydra.run.dir=mine", "trainer.threads=2", "trainer.max_steps=3"]
+    monkeypatch.setenv("MKL_DYNAMIC", "FALSE")
+    _, out = dry_run(*words)
+    start = succeed(run("train", words, tmp_path)).out
+    [shown], [line] = (
+        [line for line in text.splitlines() if "not bitwise the same" in line]
+        for text in (out, start)
+    )
+    assert "threads 1 → 2, MKL_DYNAMIC unset → FALSE" in shown
+    assert line.endswith(shown)
+    _, out = dry_run("+resume=latest", "hydra.run.dir=mine", "trainer.max_steps=4")
+    assert "not bitwise" not in out
+
+
 def test_an_absurd_number_of_epochs_is_reported_with_separators(
     dry_run: Callable[..., tuple[int, str]],
 ) -> None:
