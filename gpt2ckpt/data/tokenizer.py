@@ -50,12 +50,11 @@ def _ranks() -> dict[bytes, int]:
     """Return the bytes of each token and its number, which is also its rank among the merges."""
     _, content = _read_intact("encoder.json")
     to_byte = {character: byte for byte, character in _byte_names().items()}
-    ranks = {
+    return {
         bytes(to_byte[character] for character in name): number
         for name, number in json.loads(content).items()
         if name != _END_OF_TEXT_NAME
     }
-    return ranks
 
 
 def _byte_names() -> dict[int, str]:

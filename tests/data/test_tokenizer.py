@@ -1,6 +1,7 @@
 """GPT-2's encoding, without a network, a cache or a temporary folder."""
 
 import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -11,6 +12,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiktoken
 
@@ -90,6 +92,44 @@ def _tiktokens_own(cache: Path) -> tiktoken.Encoding:
     )
 
 
+SCRIPTS = [  # ranges of assigned code points: Latin to Thai, punctuation, kana to emoji
+    *((0x20, 0x7F), (0xA0, 0x180), (0x391, 0x3A2), (0x3B1, 0x3CA), (0x410, 0x450)),
+    *((0x5D0, 0x5EB), (0x621, 0x63B), (0x905, 0x93A), (0xE01, 0xE3B), (0x2010, 0x2028)),
+    *((0x3041, 0x3097), (0x4E00, 0x9FA6), (0xAC00, 0xD7A4), (0x1D400, 0x1D455)),
+    *((0x1F300, 0x1F3FB), (0x1F600, 0x1F650)),
+]
+BLANKS = [" ", "\n", "\t", "\r\n", "\xa0", "\u3000"]
+
+
+@pytest.fixture(scope="module")
+def mixed_text() -> str:
+    """Return 10 MB of words, many scripts, emoji, runs of blanks, and decoded random bytes.
+
+    SHAKE-256 provides the random numbers: the text is the same with every version of Python.
+    """
+    names = json.loads((_data_folder() / "encoder.json").read_bytes())
+    words = [name.replace("Ġ", " ") for name in names if name.lstrip("Ġ").isalnum()]
+    characters = [chr(code) for start, end in SCRIPTS for code in range(start, end)]
+    parts: list[str] = []
+    for block in range(50):
+        random_bytes = hashlib.shake_256(f"block {block}".encode()).digest(40_000)
+        numbers = np.frombuffer(random_bytes, "<u4").tolist()
+        parts += [words[number % len(words)] for number in numbers]
+        parts += [characters[number % len(characters)] for number in numbers]
+        parts += [BLANKS[n % 6] * (n // 6 % 300) + words[n % len(words)] for n in numbers[:100]]
+        parts += [random_bytes.decode("utf-8", "replace"), random_bytes.decode("latin-1")[:8_000]]
+    return "".join(parts)
+
+
+def test_tokens_of_mixed_text_never_change(mixed_text: str) -> None:
+    """Tokens that differ from those of earlier releases would change every later training."""
+    assert len(mixed_text.encode()) > 10_000_000
+    tokens = gpt2_encoding().encode_ordinary(mixed_text)
+    assert len(set(tokens)) > 49_000  # nearly the whole vocabulary
+    digest = hashlib.sha256(np.array(tokens, "<u2").tobytes()).hexdigest()
+    assert digest == "27abaa9274c6802032b68af635ac899e235927ac2b55c4a89c54be8849fda6b4"
+
+
 def test_the_tokens_are_those_of_tiktokens_own_loader(tmp_path: Path) -> None:
     reference, encoding = _tiktokens_own(tmp_path), gpt2_encoding()
     assert encoding._mergeable_ranks == reference._mergeable_ranks
@@ -98,7 +138,8 @@ def test_the_tokens_are_those_of_tiktokens_own_loader(tmp_path: Path) -> None:
     anything = "".join(
         chr(dice.choice([dice.randrange(0xD800), dice.randrange(128)])) for _ in range(200_000)
     )
-    sources = "".join(path.read_text() for path in sorted(ROOT.glob("gpt2ckpt/**/*.py")))
+    library = [*ROOT.glob("gpt2ckpt/**/*.py"), *Path(os.__file__).parent.glob("*.py")]
+    sources = "".join(path.read_text(encoding="utf-8") for path in sorted(library))
     for text in (MIXED * 1000, anything, sources):
         tokens = encoding.encode_ordinary(text)
         assert tokens == reference.encode_ordinary(text)
