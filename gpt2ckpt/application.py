@@ -13,7 +13,12 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 
-from gpt2ckpt.config.compose import compose_config, conf_directory, refuse_non_choices
+from gpt2ckpt.config.compose import (
+    VERSION_BASE,
+    compose_config,
+    conf_directory,
+    refuse_non_choices,
+)
 from gpt2ckpt.config.explain import explained
 from gpt2ckpt.config.help import page
 from gpt2ckpt.config.registry import build_typed, key_meant, register_schemas
@@ -184,7 +189,8 @@ def run_hydra(line: CommandLine, task: Callable[[Any], Any], more: Sequence[str]
     os.environ[FULL_ERROR] = "1"
     try:
         conf = str(conf_directory())
-        hydra.main(version_base="1.3", config_path=conf, config_name=line.config_name)(task)()
+        name = line.config_name
+        hydra.main(version_base=VERSION_BASE, config_path=conf, config_name=name)(task)()
     finally:
         sys.argv = arguments
         os.environ.pop(FULL_ERROR)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra import compose, version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -41,10 +42,10 @@ if sys.flags.optimize:  # python -O drops Hydra's asserts, and some of them cons
     _visitor = overrides_visitor.__file__
     _code = compile(Path(_visitor).read_text(encoding="utf-8"), _visitor, "exec", optimize=0)
     exec(_code, overrides_visitor.__dict__)
-    overrides_parser.HydraOverrideVisitor = (  # type: ignore[attr-defined]
-        overrides_visitor.HydraOverrideVisitor
-    )
+    vars(overrides_parser).update(HydraOverrideVisitor=overrides_visitor.HydraOverrideVisitor)
 
+# Hydra 1.3 would behave as 1.1 without the parameter version_base, which 1.4 deprecates.
+VERSION_BASE: Any = "1.3" if hydra.__version__.startswith("1.3.") else version._UNSPECIFIED_
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\udc80-\udcff]")  # the last: bytes that are not UTF-8
 SPECIAL = re.compile(r"[\"$`!]|\\(?!')")  # has a meaning between a shell's double quotes
@@ -124,7 +125,7 @@ def _search_path(extra_dir: Path | None) -> ConfigSearchPath:
 
 def _initialize_hydra(extra_dir: Path | None) -> None:
     GlobalHydra.instance().clear()
-    version.setbase("1.3")
+    version.setbase(VERSION_BASE)
     Hydra.create_main_hydra2(task_name="app", config_search_path=_search_path(extra_dir))
 
 
