@@ -24,11 +24,12 @@ MOMENT = 1.0  # seconds without progress after which a reader counts as stopped
 PATIENCE = 5.0  # seconds that the end of a process waits for a slow reader, at most
 
 
-class Outlet(io.RawIOBase):
+class Outlet(io.BufferedIOBase):
     """The file descriptor of a standard stream, written to by `worker`."""
 
     def __init__(self, number: int, worker: "Worker") -> None:
         self._number, self.worker = number, worker
+        self.name = number  # as that of a file that is opened by its descriptor
         self._left_out = 0  # lines
         self._in_line = False
         self._is_gone = False
@@ -116,7 +117,7 @@ def install() -> None:
         _outlets.append(outlet)
         replaced[name] = stream
         new = io.TextIOWrapper(
-            outlet,  # type: ignore[type-var]
+            outlet,
             encoding=stream.encoding,
             errors=stream.errors,
             line_buffering=stream.line_buffering or stream.write_through,

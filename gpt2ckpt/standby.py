@@ -13,12 +13,17 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
+from typing import TypeAlias
 
 from gpt2ckpt import console
 
 PLAIN = {"→": "->", "…": "...", "─": "-", "│": "|", "├": "|", "└": "`"}
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
+
+# A signal's handler, as signal.signal takes and returns it: SIG_IGN and SIG_DFL are numbers.
+Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
 
 class Interrupted(SystemExit):
@@ -33,7 +38,7 @@ class StandBy:
     """
 
     def __init__(self) -> None:
-        self.before: dict[int, object] = {}
+        self.before: dict[int, Handler] = {}
         self.tidies = False
         self._save = False
 
@@ -110,7 +115,7 @@ def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
     return shown, error.end
 
 
-def install(handler: object, before: dict[int, object]) -> None:
+def install(handler: Handler, before: dict[int, Handler]) -> None:
     """Set `handler` for the stopping signals and SIGUSR1; what was there goes into `before`.
 
     Raises ValueError outside the main thread.
@@ -118,10 +123,10 @@ def install(handler: object, before: dict[int, object]) -> None:
     for number in (*STOPPING, signal.SIGUSR1):
         if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
             continue
-        before[number] = signal.signal(number, handler)  # type: ignore[arg-type]
+        before[number] = signal.signal(number, handler)
 
 
-def pass_on(before: object, number: int, frame: FrameType | None) -> None:
+def pass_on(before: Handler, number: int, frame: FrameType | None) -> None:
     """Call the handler that was there before ours, if it was somebody's own."""
     if callable(before) and before is not signal.default_int_handler:
         before(number, frame)

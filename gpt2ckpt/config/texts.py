@@ -155,10 +155,10 @@ def _parse(word: str) -> Any:
     listener, lexer = HydraErrorListener(), OverrideLexer(InputStream(word))
     lexer.removeErrorListeners()
     lexer.addErrorListener(listener)
-    parser = OverrideParser(CommonTokenStream(lexer))
+    parser: Any = OverrideParser(CommonTokenStream(lexer))
     parser.removeErrorListeners()
     parser.addErrorListener(listener)
-    return parser.override()  # type: ignore[no-untyped-call]
+    return parser.override()
 
 
 def _numbers(node: Any) -> Iterator[Any]:

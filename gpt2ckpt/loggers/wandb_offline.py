@@ -24,7 +24,7 @@ def recorded_steps(wandb_dir: Path, run_id: str) -> set[int]:
 
 
 def _steps(path: Path) -> Iterator[int]:
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 
     record_type: Any = vars(wandb_internal_pb2)["Record"]  # made at import: unknown to a checker

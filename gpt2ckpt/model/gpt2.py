@@ -59,11 +59,13 @@ class GPT2(nn.Module):
         With a cache, the tokens follow those that it holds, and are added to it. Positions beyond
         block_size are a ValueError.
         """
-        return self.transformer(tokens, cache)  # type: ignore[no-any-return]
+        hidden: Tensor = self.transformer(tokens, cache)
+        return hidden
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, T, V] for token ids [B, T] (int64)."""
-        return self.lm_head(self.hidden(tokens))  # type: ignore[no-any-return]
+        logits: Tensor = self.lm_head(self.hidden(tokens))
+        return logits
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy in nats per token, a float32 scalar; both arguments [B, T] (int64).
@@ -97,7 +99,8 @@ class Transformer(nn.Module):
             x = block(x, cache.layers[index] if cache else None)
         if cache:
             cache.length = end
-        return self.ln_f(x)  # type: ignore[no-any-return]
+        hidden: Tensor = self.ln_f(x)
+        return hidden
 
 
 class Block(nn.Module):
@@ -112,7 +115,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+        x = x + self.mlp(self.ln_2(x))
+        return x
 
 
 class Attention(nn.Module):
@@ -135,7 +139,8 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         mixed = causal_attention(query, key, value, dropout)
         mixed = mixed.transpose(1, 2).reshape(batch, length, width)
-        return self.resid_dropout(self.c_proj(mixed))  # type: ignore[no-any-return]
+        projected: Tensor = self.resid_dropout(self.c_proj(mixed))
+        return projected
 
 
 class MLP(nn.Module):
@@ -150,7 +155,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.c_fc(x), approximate=self.approximate)
-        return self.dropout(self.c_proj(x))  # type: ignore[no-any-return]
+        x = self.dropout(self.c_proj(x))
+        return x
 
 
 def layer_norm(config: ModelConfig) -> nn.LayerNorm:

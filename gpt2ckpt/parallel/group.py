@@ -171,7 +171,7 @@ class Group:
 
             ranks = self._ranks
             serves = ranks.is_first and not ranks.launcher_has_store
-            store = dist.TCPStore(  # type: ignore[attr-defined]
+            store = dist.TCPStore(
                 ranks.address, ranks.port, is_master=serves, wait_for_workers=False
             )
             self._whole = _prefixed("gpt2ckpt", store)
@@ -248,7 +248,7 @@ Team: TypeAlias = Alone | Group
 def _prefixed(prefix: str, store: Any) -> Any:
     import torch.distributed as dist
 
-    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+    return dist.PrefixStore(prefix, store)
 
 
 def _is_of_communication(error: BaseException) -> bool:

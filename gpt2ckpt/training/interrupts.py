@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 
 from gpt2ckpt import console
-from gpt2ckpt.standby import STOPPING, StandBy, end_now, exit_code, install, pass_on
+from gpt2ckpt.standby import STOPPING, Handler, StandBy, end_now, exit_code, install, pass_on
 
 COPIES_WITHIN = 1.0  # seconds in which a launcher may pass on to a rank what the rank was sent, too
 
@@ -64,7 +64,7 @@ class Interrupts:
         self._is_orphan = is_orphan
         self._presses = self.new_presses()
         self._save = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Handler] = {}
         self._received: list[tuple[int, FrameType | None]] = []
 
     def new_presses(self) -> Presses:
@@ -132,7 +132,7 @@ class Interrupts:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
         self.pass_on()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

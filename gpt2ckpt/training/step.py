@@ -109,7 +109,7 @@ class Stepper:
         inputs, targets = self.loader.batch(0, self.share[0].count)
         with self.hardware.autocast():
             loss = self.loss(self._move(inputs), self._move(targets))
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         state.optimizer.zero_grad()
         restore_generators(generators)
 
@@ -123,7 +123,7 @@ class Stepper:
             is_last = part is self.share[-1]
             with self.summing(is_last), self.hardware.autocast():
                 loss = self.loss(self._move(inputs), self._move(targets)) / len(self.share)
-            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(state.scaler.scale(loss))
             losses.append(loss.detach())
         return float(torch.stack(losses).sum())
 
