@@ -35,6 +35,7 @@ from gpt2ckpt.runs.layout import (
 )
 
 NONE_YET = "it holds no checkpoint"
+OF_SWEEP = "it is a job of a sweep, which +resume=auto leaves to the sweep; +resume=latest takes it"
 TAIL = 1 << 14  # bytes at the end of metrics.jsonl, in which its last line is found
 
 
@@ -60,7 +61,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Newest:
-    """The run that was trained last, if there is one, and later ones without a checkpoint."""
+    """The run that was trained last, if there is one, and later ones that are passed over."""
 
     directory: Path | None
     passed_over: list[tuple[Path, str]] = field(default_factory=list)
@@ -69,15 +70,13 @@ class Newest:
 def newest_run(root: Path, name: str | None = None, *, with_jobs: bool = True) -> Newest:
     """The run below `root` that was trained last; with `name`, of those that are called so.
 
-    `with_jobs` is false where jobs of sweeps do not count. A run in which no checkpoint can be read
-    counts if it says when it was trained: an older one must not take its place unnoticed.
+    Without `with_jobs`, jobs of sweeps do not count: a later one is passed over. A run in which no
+    checkpoint can be read counts if it says when it was trained: an older one must not take its
+    place unnoticed.
     """
-    found = [
-        read_record(directory, is_job=is_job)
-        for directory, is_job in run_directories(root)
-        if with_jobs or not is_job
-    ]
-    records = [record for record in found if name in (None, record.name)]
+    found = [read_record(directory, is_job=is_job) for directory, is_job in run_directories(root)]
+    named = [record for record in found if name in (None, record.name)]
+    records = [record for record in named if with_jobs or not record.is_job]
     usable = [r for r in records if not r.problem or (r.problem != NONE_YET and r.trained)]
     newest = max(usable, key=lambda record: record.age, default=None)
     later = [r for r in records if r.problem and _is_later(r, newest)]
@@ -86,6 +85,9 @@ def newest_run(root: Path, name: str | None = None, *, with_jobs: bool = True) -
         len(later) - 1, f"; nor do {len(later) - 1} other runs"
     )
     passed_over = [(record.directory, record.problem + others) for record in later[:1]]
+    jobs = [r for r in named if r not in records and not r.problem and _is_later(r, newest)]
+    if jobs:
+        passed_over.append((max(jobs, key=lambda record: record.age).directory, OF_SWEEP))
     return Newest(newest.directory if newest else None, passed_over)
 
 

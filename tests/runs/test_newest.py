@@ -12,8 +12,8 @@ from run_helpers import damage, frozen_of, save
 
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.runs.history import RunIdentity, begin
-from gpt2ckpt.runs.newest import behind, last_trained, newest_run, read_record
-from gpt2ckpt.runs.resume import Scope, locate, read
+from gpt2ckpt.runs.newest import OF_SWEEP, behind, last_trained, newest_run, read_record
+from gpt2ckpt.runs.resume import Scope, locate, read, runs_passed_over
 
 MORNING, NOON, EVENING = (f"2025-11-06T{hour}:00:00.000+00:00" for hour in ("08", "12", "20"))
 
@@ -144,6 +144,21 @@ def test_the_jobs_of_sweeps_count_but_not_for_auto(tmp_path: Path) -> None:
     (tmp_path / "gpt2_sweep_20251106_120000" / "jobs.jsonl").touch()
     found = [locate(what, Scope(tmp_path)) for what in ("latest", "best", "auto")]
     assert [place and place.directory for place in found] == [job, job, single]
+    assert [place and place.passed_over for place in found] == [(), (), ((job, OF_SWEEP),)]
+    make(tmp_path / "gpt2_run_20251106_200000", EVENING)
+    later = locate("auto", Scope(tmp_path))
+    assert later and later.passed_over == ()  # the job is older than the run that is resumed
+    assert runs_passed_over(Scope(tmp_path, name="gamma")) == []
+
+
+def test_a_fresh_start_of_auto_reports_the_job_of_a_sweep_that_it_does_not_take(
+    tmp_path: Path,
+) -> None:
+    job = make(tmp_path / "sweep" / "0", NOON)
+    make(tmp_path / "sweep" / "1", MORNING)
+    (tmp_path / "sweep" / "jobs.jsonl").touch()
+    assert locate("auto", Scope(tmp_path)) is None
+    assert runs_passed_over(Scope(tmp_path)) == [(job, OF_SWEEP)]
 
 
 def test_a_run_that_starts_after_the_clock_was_set_back_is_newer(tmp_path: Path) -> None:
