@@ -1,9 +1,9 @@
 """`python -m gpt2ckpt.checkpoints VERB`: look at checkpoints, check, mend and free them."""
 
-from gpt2ckpt.standby import stand_by
+from gpt2ckpt.signals.early import handle_signals_early
 
 if __name__ == "__main__":
-    stand_by()  # before the imports: they take seconds
+    handle_signals_early()  # before the imports: they take seconds
 
 import sys
 from collections.abc import Iterator, Mapping

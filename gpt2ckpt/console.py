@@ -161,7 +161,7 @@ def say(sentence: str) -> None:
     _in_thread(write)
 
 
-def last_words(sentence: str) -> None:
+def final_message(sentence: str) -> None:
     """Print `sentence` on stderr after all earlier output; wait for a reader a moment only."""
 
     def write() -> None:

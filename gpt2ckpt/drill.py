@@ -1,9 +1,9 @@
 """`python -m gpt2ckpt.drill [overrides]`: a recovery drill before a long run."""
 
-from gpt2ckpt.standby import stand_by
+from gpt2ckpt.signals.early import handle_signals_early
 
 if __name__ == "__main__":
-    stand_by()  # before the imports: they take seconds
+    handle_signals_early()  # before the imports: they take seconds
 
 import contextlib
 import difflib
@@ -25,13 +25,13 @@ from gpt2ckpt.config.replay import freeze, task_overrides
 from gpt2ckpt.config.schema import DrillConfig
 from gpt2ckpt.errors import ConfigError, InputError, UserError
 from gpt2ckpt.exits import reported_errors
-from gpt2ckpt.recovery.facts import Settings
-from gpt2ckpt.recovery.filesystem import FileSystem, examine
-from gpt2ckpt.recovery.rehearsal import Rehearsal
-from gpt2ckpt.recovery.verdict import file_system, lines, verdict
+from gpt2ckpt.recovery_drill.drill_run import DrillRun
+from gpt2ckpt.recovery_drill.filesystem_checks import FileSystem, examine
+from gpt2ckpt.recovery_drill.results import Settings
+from gpt2ckpt.recovery_drill.summary import file_system, lines, verdict
 from gpt2ckpt.runs.command import command
 from gpt2ckpt.runs.start import Start
-from gpt2ckpt.training.preparation import Prepared, prepare
+from gpt2ckpt.training.validate_run import ValidatedRun, validate_run
 
 TRAIN = "train"
 
@@ -60,8 +60,8 @@ def _drill(line: CommandLine, own: list[str], words: list[str]) -> int:
         raise ConfigError("a drill trains: leave dry_run out, or give it to gpt2ckpt.train")
     if values["resume"] is not None or values["fork"]:
         raise ConfigError("a drill trains a run of its own: leave resume and fork out")
-    prepared = prepare(Start(freeze(values), task_overrides(words)))
-    if not prepared.config.checkpoint.enabled:
+    validated = validate_run(Start(freeze(values), task_overrides(words)))
+    if not validated.config.checkpoint.enabled:
         raise ConfigError(
             "checkpoint.enabled=false saves nothing, so a crash costs the whole run: there is "
             "nothing to drill"
@@ -74,13 +74,13 @@ def _drill(line: CommandLine, own: list[str], words: list[str]) -> int:
             print(*lines(file_system(found)), sep="\n")
             print(f"FAILED: do not train in {parent} before that is mended")
             return 1
-        rehearsal = Rehearsal(
+        rehearsal = DrillRun(
             words=words,
             values=values,
-            settings=_settings(composed, prepared, config.ranks),
+            settings=_settings(composed, validated, config.ranks),
             scratch=scratch,
             steps=config.steps,
-            tokens_per_step=prepared.blocks_per_step * prepared.config.model.block_size,
+            tokens_per_step=validated.blocks_per_step * validated.config.model.block_size,
             say=_say,
         )
         drill = rehearsal.run(found)
@@ -123,12 +123,12 @@ def _refuse_others(line: CommandLine) -> None:
         )
 
 
-def _settings(composed: Composed, prepared: Prepared, ranks: int) -> Settings:
-    checkpoint = prepared.config.checkpoint
+def _settings(composed: Composed, validated: ValidatedRun, ranks: int) -> Settings:
+    checkpoint = validated.config.checkpoint
     return Settings(
         run_parent=str(Path(composed.hydra.run.dir).parent),
-        total_steps=prepared.total_steps,
-        steps_per_epoch=prepared.blocks_per_epoch / prepared.blocks_per_step,
+        total_steps=validated.total_steps,
+        steps_per_epoch=validated.blocks_per_epoch / validated.blocks_per_step,
         save_every=checkpoint.save_every,
         keep_rolling=checkpoint.keep_rolling,
         keep_emergency=checkpoint.keep_emergency,

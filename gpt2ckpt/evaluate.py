@@ -1,9 +1,9 @@
 """`python -m gpt2ckpt.evaluate ckpt=PATH`: loss and perplexity on the whole validation split."""
 
-from gpt2ckpt.standby import stand_by
+from gpt2ckpt.signals.early import handle_signals_early
 
 if __name__ == "__main__":
-    stand_by()  # before the imports: they take seconds
+    handle_signals_early()  # before the imports: they take seconds
 
 import sys
 from typing import Any
@@ -14,7 +14,7 @@ from gpt2ckpt.config.registry import build_data_config
 from gpt2ckpt.config.schema import EvaluateConfig
 from gpt2ckpt.data.corpus import open_validation
 from gpt2ckpt.errors import ConfigError
-from gpt2ckpt.tools.text import to_json
+from gpt2ckpt.tools.formatting import to_json
 from gpt2ckpt.units import perplexity
 
 
@@ -28,7 +28,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     at_least("batch_size", config.batch_size, 1)
     from gpt2ckpt.data.loader import validation
     from gpt2ckpt.training.evaluation import evaluate
-    from gpt2ckpt.training.trained import is_pretrained, load_trained
+    from gpt2ckpt.training.trained_model import is_pretrained, load_trained
 
     if config.data is None and is_pretrained(config.ckpt):
         raise ConfigError(

@@ -15,8 +15,8 @@ from typing import NoReturn
 
 from gpt2ckpt import console
 from gpt2ckpt.errors import ConfigError, UserError
-from gpt2ckpt.standby import Interrupted, stand_by
-from gpt2ckpt.waiting import wait_briefly
+from gpt2ckpt.openmp import set_wait_policy
+from gpt2ckpt.signals.early import Interrupted, handle_signals_early
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 _exit_codes: list[int] = []  # the last one is that of this process; none if it is not ours to end
@@ -30,9 +30,9 @@ def reported_errors(*, tidies: bool = True) -> Iterator[None]:
     """
     own_process()
     wants_trace = os.environ.get(FULL_ERROR) == "1"
-    handler = stand_by()
+    handler = handle_signals_early()
     handler.tidies = tidies
-    wait_briefly()
+    set_wait_policy()
     logging.raiseExceptions = False  # a closed terminal or pipe costs lines, never the training
     try:
         yield

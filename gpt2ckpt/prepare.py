@@ -1,9 +1,9 @@
 """`python -m gpt2ckpt.prepare data=text data.train=GLOB out=DIR`: text to token shards."""
 
-from gpt2ckpt.standby import stand_by
+from gpt2ckpt.signals.early import handle_signals_early
 
 if __name__ == "__main__":
-    stand_by()  # before the imports: they take seconds
+    handle_signals_early()  # before the imports: they take seconds
 
 import glob
 import shlex
@@ -13,7 +13,7 @@ from gpt2ckpt.application import run_simple
 from gpt2ckpt.config.checks import at_least
 from gpt2ckpt.config.replay import Values
 from gpt2ckpt.config.schema import PrepareConfig
-from gpt2ckpt.data.shards import prepare
+from gpt2ckpt.data.shards import shard_corpus
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.runs.command import command
 
@@ -35,7 +35,7 @@ def _check_data(values: Values) -> None:
 
 def _prepare(config: PrepareConfig) -> None:
     at_least("shard_tokens", config.shard_tokens, 1)
-    summary = prepare(config.data, config.out, config.shard_tokens)
+    summary = shard_corpus(config.data, config.out, config.shard_tokens)
     if summary.warning:
         print(f"warning: {summary.warning}", file=sys.stderr)
     out = glob.escape(config.out)

@@ -1,9 +1,9 @@
 """`python -m gpt2ckpt.sample ckpt=PATH prompt=…`: text from a trained model."""
 
-from gpt2ckpt.standby import stand_by
+from gpt2ckpt.signals.early import handle_signals_early
 
 if __name__ == "__main__":
-    stand_by()  # before the imports: they take seconds
+    handle_signals_early()  # before the imports: they take seconds
 
 import sys
 
@@ -24,7 +24,7 @@ def _sample(config: SampleConfig) -> None:
     at_least("top_k", config.top_k, 1)
     at_least("seed", config.seed, 0)
     from gpt2ckpt.training.sampling import Sampling, notice, sample_text
-    from gpt2ckpt.training.trained import load_trained
+    from gpt2ckpt.training.trained_model import load_trained
 
     trained = load_trained(config.ckpt, config.device, config.precision)
     for path, reason in trained.skipped:

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from gpt2ckpt.standby import stand_by
+from gpt2ckpt.signals.early import handle_signals_early
 
 
 def train() -> None:
@@ -30,5 +30,5 @@ def drill() -> None:
 
 
 def _run(name: str) -> None:
-    stand_by()  # before the imports: they take seconds
+    handle_signals_early()  # before the imports: they take seconds
     import_module(f"gpt2ckpt.{name}").main()

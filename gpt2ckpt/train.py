@@ -1,9 +1,9 @@
 """`python -m gpt2ckpt.train [overrides]`: train a GPT-2, or go on with a run."""
 
-from gpt2ckpt.standby import exit_code, stand_by
+from gpt2ckpt.signals.early import exit_code, handle_signals_early
 
 if __name__ == "__main__":
-    stand_by()  # before the imports: they take seconds
+    handle_signals_early()  # before the imports: they take seconds
 
 import logging
 import os
@@ -21,21 +21,21 @@ from gpt2ckpt.config.replay import composable, task_overrides
 from gpt2ckpt.config.schema import TrainConfig
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.exits import reported_errors
-from gpt2ckpt.parallel.ending import joined_ranks, left_at_once
-from gpt2ckpt.parallel.group import Group, Team
+from gpt2ckpt.parallel.process_group import DistributedGroup, ProcessGroup
+from gpt2ckpt.parallel.rank_exit import exit_without_teardown, open_process_group
 from gpt2ckpt.parallel.ranks import read_ranks
 from gpt2ckpt.runs.resume import Scope
 from gpt2ckpt.runs.start import (
     Start,
+    complete_interrupted_save,
     find_start,
-    finish_save,
     hydra_record,
+    restart_overrides,
     take_directory,
-    words_after_restart,
 )
 from gpt2ckpt.sweeps.launch import run_sweep
-from gpt2ckpt.training.preparation import Prepared, finished_notice, prepare
-from gpt2ckpt.training.room import check_room
+from gpt2ckpt.training.disk_check import check_free_space
+from gpt2ckpt.training.validate_run import ValidatedRun, finished_notice, validate_run
 
 if TYPE_CHECKING:
     from gpt2ckpt.training.session import Outcome
@@ -46,32 +46,32 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Entry point of the command; never returns normally on an error."""
     is_rank = read_ranks(os.environ) is not None
-    with left_at_once(), reported_errors(tidies=is_rank), joined_ranks() as team:
-        if isinstance(team, Group) and not team.is_first:
+    with exit_without_teardown(), reported_errors(tidies=is_rank), open_process_group() as group:
+        if isinstance(group, DistributedGroup) and not group.is_first:
             from gpt2ckpt.training.agreement import follow
 
             console.install()
-            sys.exit(follow(team))
+            sys.exit(follow(group))
         line = parse_command_line("train")
         if line.asks_hydra:
             ask_hydra(line)
         elif line.multirun:
-            if isinstance(team, Group):
+            if isinstance(group, DistributedGroup):
                 raise ConfigError("a sweep trains on one rank: start it without torchrun")
             sys.exit(run_sweep(line))
         else:
-            sys.exit(_single(_line_of_attempt(line, team), team))
+            sys.exit(_single(_line_of_attempt(line, group), group))
 
 
-def _line_of_attempt(line: CommandLine, team: Team) -> CommandLine:
+def _line_of_attempt(line: CommandLine, group: ProcessGroup) -> CommandLine:
     """The line itself; where a launcher starts the group again, that which goes on with its run."""
-    directory = team.directory_of_first_attempt()
+    directory = group.directory_of_first_attempt()
     if directory is None:
         return line
-    return replace(line, overrides=words_after_restart(line.overrides, Path(directory)))
+    return replace(line, overrides=restart_overrides(line.overrides, Path(directory)))
 
 
-def _single(line: CommandLine, team: Team) -> int:
+def _single(line: CommandLine, group: ProcessGroup) -> int:
     """Train one run; everything that can be refused is refused before Hydra makes a directory."""
     composed = _compose_launch(line)
     wanted = Path(composed.hydra.run.dir)
@@ -84,33 +84,39 @@ def _single(line: CommandLine, team: Team) -> int:
         lambda overrides: _compose(line, overrides).values,
         locks=not composed.values["dry_run"],
     )
-    if team.directory_of_first_attempt() and start.directory is None:
-        start = replace(start, begins_again=True)  # that attempt never came to a save
+    if group.directory_of_first_attempt() and start.directory is None:
+        start = replace(start, restarts_run=True)  # that attempt never came to a save
     with start.held():
-        prepared = prepare(start)
-        if notice := finished_notice(start, prepared):
-            finished = [] if composed.values["dry_run"] else finish_save(start)
+        validated = validate_run(start)
+        if notice := finished_notice(start, validated):
+            finished = [] if composed.values["dry_run"] else complete_interrupted_save(start)
             print("\n".join([*finished, notice]))
             return 0
         if composed.values["dry_run"]:
-            from gpt2ckpt.training.announce import preview  # imports torch
+            from gpt2ckpt.training.run_summary import preview  # imports torch
 
-            print("\n".join(preview(start, prepared, team, wanted, is_given=is_given)))
+            print("\n".join(preview(start, validated, group, wanted, is_given=is_given)))
             return 0
-        return _train(line, start, prepared, team, wanted, is_given=is_given)
+        return _train(line, start, validated, group, wanted, is_given=is_given)
 
 
 def _train(
-    line: CommandLine, start: Start, prepared: Prepared, team: Team, wanted: Path, *, is_given: bool
+    line: CommandLine,
+    start: Start,
+    validated: ValidatedRun,
+    group: ProcessGroup,
+    wanted: Path,
+    *,
+    is_given: bool,
 ) -> int:
     """Claim the directory and train in it under Hydra; the exit code."""
     from gpt2ckpt.training.agreement import agree  # imports torch
     from gpt2ckpt.training.hardware import hardware_of
     from gpt2ckpt.training.session import train_claimed
 
-    hardware = hardware_of(start, prepared, team)
-    check_room(start, prepared.config, start.directory or wanted)
-    agree(start, prepared, hardware, team)
+    hardware = hardware_of(start, validated, group)
+    check_free_space(start, validated.config, start.directory or wanted)
+    agree(start, validated, hardware, group)
     line = _with_recorded_overrides(line, start)
     if not is_given:
         wanted = Path(_compose(line, line.overrides).hydra.run.dir)
@@ -119,7 +125,7 @@ def _train(
 
     def task(_: DictConfig) -> None:
         try:
-            outcomes.append(train_claimed(claim, start, prepared, hardware, team))
+            outcomes.append(train_claimed(claim, start, validated, hardware, group))
         except Exception as error:
             outcomes.append(error)  # Hydra would print about it, too
 
@@ -144,7 +150,7 @@ def _compose_launch(line: CommandLine) -> Composed:
     try:
         return _compose(line, line.overrides)
     except ConfigError:
-        composed = _compose(line, _launch_words(line))
+        composed = _compose(line, _launch_overrides(line))
         if composed.values["resume"] is None:
             raise
         return composed
@@ -164,12 +170,12 @@ def _with_recorded_overrides(line: CommandLine, start: Start) -> CommandLine:
     """
     if start.found is None:
         return line
-    launch = _launch_words(line)
+    launch = _launch_overrides(line)
     words = composable(start.overrides, lambda words: _compose(line, [*words, *launch]).values)
     return replace(line, overrides=[*words, *launch])
 
 
-def _launch_words(line: CommandLine) -> list[str]:
+def _launch_overrides(line: CommandLine) -> list[str]:
     return [word for word in line.overrides if not task_overrides([word])]
 
 

@@ -87,8 +87,9 @@ def test_lines_that_were_not_shown_are_counted_in_their_place() -> None:
 
 STUCK = """
 import pathlib, sys
-from gpt2ckpt import console, standby
-standby.stand_by()
+from gpt2ckpt.signals import early
+from gpt2ckpt import console
+early.stand_by()
 if sys.argv[1] == "training":
     console.install()
 pathlib.Path(sys.argv[2]).touch()

@@ -47,8 +47,8 @@ def test_commands_compose(module: str, overrides: list[str]) -> None:
 def test_every_file_stands_in_the_architecture_and_is_there() -> None:
     page = (ROOT / "docs/architecture.md").read_text()
     tree, _, rest = page.partition("## Where is")
-    floors = page.partition("## checkpoint/")[2]
-    told = {"": re.findall(r"\b(\w+\.py)", tree), "checkpoint": re.findall(r"`(\w+\.py)`", floors)}
+    layers = page.partition("## checkpoint/")[2]
+    told = {"": re.findall(r"\b(\w+\.py)", tree), "checkpoint": re.findall(r"`(\w+\.py)`", layers)}
     for folder, files in re.findall(r"^\| `(\w+)/` \| (.*) \|$", rest, re.MULTILINE):
         told[folder] = re.findall(r"`(\w+\.py)`", files)
     package = ROOT / "gpt2ckpt"

@@ -12,7 +12,7 @@ import torch
 
 from experiments.checkpoint_cost.states import tensors
 from gpt2ckpt.checkpoint.manager import CheckpointManager
-from gpt2ckpt.checkpoint.policy import Event, Retention
+from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
 
 State = dict[str, Any]
 
@@ -34,7 +34,7 @@ class Own:
 
     def save(self, state: State, number: int) -> None:
         state["step"] = number
-        self._manager.save(state, Event(step=number, when=datetime.now(), regular=True))
+        self._manager.save(state, SaveRequest(step=number, when=datetime.now(), regular=True))
 
     def wait(self) -> None:
         self._manager.wait()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.processes import resident_bytes
-from gpt2ckpt.waiting import wait_briefly
+from gpt2ckpt.openmp import set_wait_policy
 
 SAVES = 2  # timed after the first, which is reported by itself
 
@@ -53,7 +53,7 @@ def _forget_peak() -> None:
 
 
 def main() -> None:
-    wait_briefly()
+    set_wait_policy()
     task, variant, name, folder = sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4])
     if task == "save":
         result: Any = measure_saves(variant, name, folder)

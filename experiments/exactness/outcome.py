@@ -8,7 +8,7 @@ from experiments.exactness.matrix import MOMENTS, STEPS, Case
 from gpt2ckpt.checkpoint.comparison import compare_tensors
 from gpt2ckpt.checkpoint.reading import check, read_meta
 from gpt2ckpt.loggers import metrics_file
-from gpt2ckpt.recovery.facts import differing_losses, differing_state
+from gpt2ckpt.recovery_drill.results import differing_losses, differing_state
 
 
 def copy_run(copies: Path, case: Case, directory: Path) -> Path:

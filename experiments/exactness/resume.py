@@ -7,12 +7,12 @@ overrides does not look at.
 from pathlib import Path
 
 from gpt2ckpt.config.replay import Values
-from gpt2ckpt.parallel.group import Alone
+from gpt2ckpt.parallel.process_group import SingleProcess
 from gpt2ckpt.runs.resume import Scope
 from gpt2ckpt.runs.start import find_start, take_directory
 from gpt2ckpt.training.hardware import hardware_of
-from gpt2ckpt.training.preparation import prepare
 from gpt2ckpt.training.session import Session
+from gpt2ckpt.training.validate_run import validate_run
 
 
 def resume(file: Path, directory: Path) -> None:
@@ -21,11 +21,11 @@ def resume(file: Path, directory: Path) -> None:
     start = find_start(values, [], Scope(directory.parent, directory), _not_needed, locks=True)
     for line in start.notices():
         print(line)
-    prepared, alone = prepare(start), Alone()
-    hardware = hardware_of(start, prepared, alone)
+    validated, alone = validate_run(start), SingleProcess()
+    hardware = hardware_of(start, validated, alone)
     claim = take_directory(start, directory, is_given=True)
     with claim.lock:
-        Session(claim.directory, start, prepared, hardware, alone).run()
+        Session(claim.directory, start, validated, hardware, alone).run()
 
 
 def _not_needed(overrides: list[str]) -> Values:

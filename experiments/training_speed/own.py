@@ -15,10 +15,10 @@ from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
 from gpt2ckpt.optim.schedule import build_schedule
 from gpt2ckpt.training.hardware import Hardware, choose_hardware, prepare_process
-from gpt2ckpt.training.preparation import DEFAULT_STEPS
 from gpt2ckpt.training.rng import seed_everything
 from gpt2ckpt.training.state import Counters, TrainingState
 from gpt2ckpt.training.step import Stepper
+from gpt2ckpt.training.validate_run import DEFAULT_STEPS
 
 
 def read_config(shape: Shape) -> TrainConfig:

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.processes import resident_bytes
 from experiments.training_speed.shapes import SHAPES, Shape
 from experiments.training_speed.table import LIMIT, OWN
-from gpt2ckpt.waiting import wait_briefly
+from gpt2ckpt.openmp import set_wait_policy
 
 
 def build_step(variant: str, shape: Shape) -> Callable[[], float]:
@@ -45,7 +45,7 @@ def main() -> None:
     variant, name = sys.argv[1:3]
     shape = SHAPES[name]
     if variant == OWN:
-        wait_briefly()
+        set_wait_policy()
     if variant == LIMIT:
         from experiments.training_speed import limit
 

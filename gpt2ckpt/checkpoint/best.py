@@ -43,7 +43,7 @@ def best_of(meta: Mapping[str, Any]) -> Best | None:
     return Best(loss, step, *(text if isinstance(text, str) else None for text in digests))
 
 
-def holder_of(folder: Path, state: Mapping[str, Any]) -> Path | None:
+def find_best_file(folder: Path, state: Mapping[str, Any]) -> Path | None:
     """Return a valid file of the step that is the best one by `state`; None if none is left.
 
     best_model.pt is gone after the run has gone back to an older state, or by somebody's hand.
@@ -53,7 +53,7 @@ def holder_of(folder: Path, state: Mapping[str, Any]) -> Path | None:
     return next((path for path in files if _holds_best(path, step, owner_of(state))), None)
 
 
-def restore(folder: Path, holder: Path) -> str:
+def restore_best_file(folder: Path, holder: Path) -> str:
     """Let best_model.pt stand for the state in `holder`, a file in `folder`, and so its copy.
 
     Returns what was done. Raises OSError or CheckpointError.
@@ -62,11 +62,11 @@ def restore(folder: Path, holder: Path) -> str:
     done: list[Publish | Link] = [Publish(names.BEST) if is_copy else Link(holder.name, names.BEST)]
     if holder.name != names.BEST_BACKUP:
         done.append(Publish(names.BEST_BACKUP))
-    carry_out(folder, holder, done)
+    apply_operations(folder, holder, done)
     return f"{names.BEST} was missing, and is made again from {holder.name}"
 
 
-def carry_out(folder: Path, source: Path, operations: list[Publish | Link]) -> None:
+def apply_operations(folder: Path, source: Path, operations: list[Publish | Link]) -> None:
     """Give names in `folder` the state in `source`. Raises OSError or CheckpointError."""
     for operation in operations:
         match operation:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import xxhash
 
-from gpt2ckpt.checkpoint import archive, tensor_tree
+from gpt2ckpt.checkpoint import tensor_tree, zip_container
 from gpt2ckpt.checkpoint.tensor_tree import ITEM_SIZES, TENSOR_KEY
 from gpt2ckpt.errors import CheckpointError
 
@@ -31,7 +31,7 @@ ROOT = "gpt2ckpt"
 SEAL_PREFIX = b"gpt2ckpt seal xxh3_128 "
 SEAL_SIZE = len(SEAL_PREFIX) + 32
 CHUNK = 1 << 20  # bytes digested at a time: small enough to stay in the processor's cache
-LARGEST_GAP = 4 * archive.LARGEST_RECORD  # bytes between tensors, which are read at once
+LARGEST_GAP = 4 * zip_container.LARGEST_RECORD  # bytes between tensors, which are read at once
 MOST_LEVELS = 100  # of metadata within metadata: what reads it may call itself for each
 CONSTANT_RECORDS = (("byteorder", b"little"), ("version", b"3\n"))  # for torch.load
 
@@ -95,7 +95,7 @@ def encode(state: dict[str, Any]) -> Encoded:
         *((f"data/{i}", view) for i, view in enumerate(storages.views)),
     ]
     largest = max(contents[:3], key=lambda item: len(item[1]))
-    if len(largest[1]) > archive.LARGEST_RECORD:
+    if len(largest[1]) > zip_container.LARGEST_RECORD:
         raise ValueError(f"{largest[0]} of the state would have {len(largest[1]):,} bytes")
     return _seal(contents)
 
@@ -176,27 +176,27 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _record(name: str, content: Buffer) -> archive.Record:
+def _record(name: str, content: Buffer) -> zip_container.Record:
     view, crc = memoryview(content), 0
     for start in range(0, view.nbytes, CHUNK):
         crc = zlib.crc32(view[start : start + CHUNK], crc)
-    return archive.Record(f"{ROOT}/{name}", view.nbytes, crc)
+    return zip_container.Record(f"{ROOT}/{name}", view.nbytes, crc)
 
 
 def _seal(contents: list[tuple[str, Buffer]]) -> Encoded:
     """Place the records one after another and close the file with the digest of all but tensors."""
-    placed: list[archive.Placed] = []
+    placed: list[zip_container.Placed] = []
     buffers: list[Buffer] = []
     skeleton = xxhash.xxh3_128()
     offset = 0
     for name, content in contents:
-        placed.append(archive.place(_record(name, content), offset))
+        placed.append(zip_container.place(_record(name, content), offset))
         offset = placed[-1].end
         buffers += [placed[-1].header, content]
         skeleton.update(placed[-1].header)
         if not name.startswith("data/"):
             skeleton.update(content)
-    end = archive.directory(placed, SEAL_PREFIX + bytes(32))[:-32]
+    end = zip_container.directory(placed, SEAL_PREFIX + bytes(32))[:-32]
     skeleton.update(end)
     return Encoded([*buffers, end, skeleton.hexdigest().encode()], offset + len(end) + 32)
 
@@ -207,7 +207,7 @@ def _seal(contents: list[tuple[str, Buffer]]) -> Encoded:
 def is_ours(file: BinaryIO) -> bool:
     """Whether the file begins with the record that only our checkpoints begin with."""
     name = f"{ROOT}/meta.json".encode()
-    head = file.read(archive.LOCAL_HEADER.size + len(name))
+    head = file.read(zip_container.LOCAL_HEADER.size + len(name))
     return head.startswith(b"PK") and head.endswith(name)
 
 
@@ -239,12 +239,16 @@ def read_index(file: BinaryIO) -> Index:
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError("tensors.json is damaged") from error
     for name, content in CONSTANT_RECORDS:
-        offset = archive.place(archive.Record(f"{ROOT}/{name}", len(content), 0), offset).end
+        offset = zip_container.place(
+            zip_container.Record(f"{ROOT}/{name}", len(content), 0), offset
+        ).end
     storages, end = [], size - SEAL_SIZE
     for number, (length, expected) in enumerate(sizes):
         if not 0 <= length <= end - offset:
             raise CheckpointError("tensors.json is damaged")
-        placed = archive.place(archive.Record(f"{ROOT}/data/{number}", length, 0), offset)
+        placed = zip_container.place(
+            zip_container.Record(f"{ROOT}/data/{number}", length, 0), offset
+        )
         if placed.end > end:
             raise CheckpointError("tensors.json is damaged")
         storages.append(Storage(placed.data_offset, length, expected))
@@ -326,8 +330,8 @@ def _size_of(file: BinaryIO) -> int:
 
 def _read(file: BinaryIO, offset: int, name: str, size: int) -> tuple[bytes, int]:
     try:
-        return archive.read_record(file, offset, f"{ROOT}/{name}", size)
-    except archive.ArchiveError as error:
+        return zip_container.read_record(file, offset, f"{ROOT}/{name}", size)
+    except zip_container.ArchiveError as error:
         raise CheckpointError(f"it is not a gpt2ckpt checkpoint, or damaged: {error}") from error
 
 

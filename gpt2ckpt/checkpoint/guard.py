@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt2ckpt.checkpoint import names
-from gpt2ckpt.checkpoint.aside import CORRUPT, free_name
-from gpt2ckpt.checkpoint.best import Best, best_of, holder_of, restore
+from gpt2ckpt.checkpoint.archive_folders import CORRUPT, unused_folder
+from gpt2ckpt.checkpoint.best import Best, best_of, find_best_file, restore_best_file
 from gpt2ckpt.checkpoint.reading import check, key_of, read_meta
 from gpt2ckpt.checkpoint.repair import quarantine
-from gpt2ckpt.checkpoint.store import out_of_place
+from gpt2ckpt.checkpoint.store import misplacement
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 from gpt2ckpt.worker import Worker
@@ -26,7 +26,7 @@ AT_MOST = 3600.0  # seconds for one file, however steadily its bytes come
 Answer = TypeVar("Answer")
 
 
-class SilentDisk(CheckpointError):
+class UnresponsiveDisk(CheckpointError):
     """A file of which nothing can be read."""
 
 
@@ -38,30 +38,30 @@ class Guard:
     ) -> None:
         """`valid` is a file that was verified already, `watch` is told of all bytes read."""
         self._folder, self._run, self._watch = folder, run, watch
-        self._sound = {key_of(valid)} if valid is not None else set()
+        self._known_valid = {key_of(valid)} if valid is not None else set()
         self._reader: Worker | None = None
 
     def trust(self, path: Path) -> None:
         """Note that a file is valid: it was written and verified just now."""
-        self._sound.add(key_of(path))
+        self._known_valid.add(key_of(path))
 
-    def make_sound(self, path: Path) -> None:
+    def ensure_valid(self, path: Path) -> None:
         """Replace or move away a file that is not valid, not what its name says, or not readable.
 
         A failure is reported, and keeps no save from being made.
         """
         key = key_of(path)
-        if key is None or key in self._sound:
+        if key is None or key in self._known_valid:
             return
         try:
             reason = self._ask(lambda watch: self._what_is_wrong(path, watch))
             if reason is None:
-                self._sound.add(key)
+                self._known_valid.add(key)
                 return
             suspects = {path: reason}
             for sentence in quarantine(self._folder, suspects, datetime.now(), self._run):
                 log.warning("%s", sentence)
-        except SilentDisk as error:
+        except UnresponsiveDisk as error:
             self._move_away(path, error)
         except (OSError, CheckpointError) as error:
             log.warning("%s is damaged and cannot be moved away: %s", path, error)
@@ -81,9 +81,9 @@ class Guard:
         if state.get("best_step") is None or (self._folder / names.BEST).exists():
             return
         try:
-            holder = self._ask(lambda watch: holder_of(self._folder, state))
+            holder = self._ask(lambda watch: find_best_file(self._folder, state))
             if holder is not None:
-                log.info("%s", restore(self._folder, holder))
+                log.info("%s", restore_best_file(self._folder, holder))
         except (OSError, CheckpointError) as error:
             log.warning("%s cannot be made again: %s", names.BEST, error)
 
@@ -95,13 +95,13 @@ class Guard:
     def _what_is_wrong(self, path: Path, watch: durable.Watch) -> str | None:
         try:
             check(path, watch)
-            return out_of_place(path, self._run)
+            return misplacement(path, self._run)
         except CheckpointError as error:
             return str(error)
 
     def _move_away(self, path: Path, error: CheckpointError) -> None:
         """Without reading it: a name can be moved where the bytes do not come."""
-        aside = free_name(self._folder, CORRUPT, datetime.now())
+        aside = unused_folder(self._folder, CORRUPT, datetime.now())
         try:
             durable.make_directory(aside)
             durable.move(path, aside / path.name)
@@ -134,5 +134,5 @@ class Guard:
         if errors:
             raise errors[0]
         if not answers:
-            raise SilentDisk(f"the disk has given nothing of it for {PATIENCE:.0f} s")
+            raise UnresponsiveDisk(f"the disk has given nothing of it for {PATIENCE:.0f} s")
         return answers[0]

@@ -10,13 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint import format, names, policy, space
-from gpt2ckpt.checkpoint.aside import folders_of
+from gpt2ckpt.checkpoint import disk_report, format, names, policy
+from gpt2ckpt.checkpoint.archive_folders import all_folders
 from gpt2ckpt.checkpoint.best import Best, best_of
 from gpt2ckpt.checkpoint.guard import Guard
-from gpt2ckpt.checkpoint.policy import COPIES, Event, Retention, copies, most_bytes
+from gpt2ckpt.checkpoint.policy import COPIES, Retention, SaveRequest, copies, most_bytes
 from gpt2ckpt.checkpoint.repair import quarantine
-from gpt2ckpt.checkpoint.reserve import Reserve
+from gpt2ckpt.checkpoint.reservation import Reservation
 from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.snapshot import Staging, on_host
 from gpt2ckpt.checkpoint.store import Found, Store
@@ -74,8 +74,8 @@ class CheckpointManager:
         self._scrub.watch = self._writer.beat
         self._scrub_every = scrub_every
         self._store = Store(folder, self._writer.beat)
-        self._space_report = space.SpaceReport(folder)
-        self._reserve = Reserve(folder)
+        self._space_report = disk_report.DiskReport(folder)
+        self._reserve = Reservation(folder)
         self._reserve_is_wanted = False
         self._why_no_reserve: str | None = None
         self._retention = retention
@@ -85,18 +85,18 @@ class CheckpointManager:
         self._seconds_a_copy: float | None = None
         self._staging = Staging() if in_background else None
         self._begun = time.monotonic()
-        self._writing: Event | None = None
+        self._writing: SaveRequest | None = None
         self._back_to: tuple[Path, int] | None = None  # a rollback that is not archived yet
         self.saves = 0
         self.failed_step: int | None = None  # of the newest save, if it failed
         self._guard = Guard(folder, run, resumed_from, self._writer.beat)
         self._run, self._saves_best = run, saves_best
-        self._known = _facts_of_best(known or {})
+        self._known = _best_identity(known or {})
         self._best: Best | None = None  # what best_model.pt holds
         self._coming_best: Best | None = None  # of the save that is being written
         self._has_looked = False
         durable.make_directory(folder)
-        for place in folders_of(folder):
+        for place in all_folders(folder):
             for path in durable.clean_temporaries(place, of_all_hosts=True):
                 log.info("removed %s, left by a process that died", path.name)
         self._reserve.release()  # a dead process's: this one alone holds the run
@@ -116,7 +116,7 @@ class CheckpointManager:
         self._hold(size)
 
     def save(
-        self, state: dict[str, Any], event: Event, first: Callable[[], None] = lambda: None
+        self, state: dict[str, Any], request: SaveRequest, first: Callable[[], None] = lambda: None
     ) -> Saved | None:
         """Save `state`. A save that fails is a warning, and every older file is kept.
 
@@ -125,19 +125,19 @@ class CheckpointManager:
         """
         start = time.perf_counter()
         if not self._writer.wait():
-            return self._fail(event, _hang(self._writer.silence))
-        self._coming_best = best_of(state) if event.best else None
+            return self._fail(request, _hang(self._writer.silence))
+        self._coming_best = best_of(state) if request.best else None
         snapshot = None
-        if self._staging is not None and not event.emergency:
+        if self._staging is not None and not request.emergency:
             try:
                 snapshot = self._staging.take(state)
             except (MemoryError, RuntimeError) as error:  # PyTorch's word for no memory
                 log.warning("no memory for a copy of the state, the training waits: %s", error)
                 self._staging = None
         if snapshot is None:
-            return self._write_now(on_host(state), event, first, start)
+            return self._write_now(on_host(state), request, first, start)
         waited = time.perf_counter() - start
-        self._writer.start(lambda: self._write(snapshot, event, first, start, waited))
+        self._writer.start(lambda: self._write(snapshot, request, first, start, waited))
         return None
 
     def seconds_to_save(self) -> float | None:
@@ -161,7 +161,7 @@ class CheckpointManager:
         self.wait()
         return self._store.last_regular(self._resumed_from)
 
-    def go_back_to(self, found: Found) -> None:
+    def roll_back_to(self, found: Found) -> None:
         """Archive all that was saved after `found`, which is now the latest.
 
         Where that fails, it is a warning, and the next save tries it first. Raises OSError if the
@@ -169,12 +169,12 @@ class CheckpointManager:
         """
         self._check_owner()
         self._back_to = found.path, int(found.state["step"])
-        self._known = _facts_of_best(found.state)
+        self._known = _best_identity(found.state)
         if self._writer.wait():
-            self._writer.start(lambda: self._go_back(dict(found.skipped)))
+            self._writer.start(lambda: self._roll_back(dict(found.skipped)))
             self._writer.wait()
 
-    def _go_back(self, skipped: dict[Path, str]) -> None:
+    def _roll_back(self, skipped: dict[Path, str]) -> None:
         assert self._back_to is not None
         folder, step = self._store.folder, self._back_to[1]
         try:
@@ -193,7 +193,7 @@ class CheckpointManager:
         """Archive what a rollback abandoned, if that is still to be done."""
         if self._back_to is None:
             return
-        aside = self._store.go_back_to(*self._back_to, datetime.now())
+        aside = self._store.roll_back_to(*self._back_to, datetime.now())
         self._back_to = None
         if aside:
             log.info("later checkpoints are archived in %s", aside)
@@ -240,53 +240,53 @@ class CheckpointManager:
         return False
 
     def _write_now(
-        self, state: dict[str, Any], event: Event, first: Callable[[], None], start: float
+        self, state: dict[str, Any], request: SaveRequest, first: Callable[[], None], start: float
     ) -> Saved | None:
         """In the writer's thread as well: then a signal still gets through while the disk works."""
         result: list[Saved | None] = []
-        self._writer.start(lambda: result.append(self._write(state, event, first, start)))
+        self._writer.start(lambda: result.append(self._write(state, request, first, start)))
         if not self._writer.wait():
-            return self._fail(event, _hang(self._writer.silence))
+            return self._fail(request, _hang(self._writer.silence))
         return result[0]
 
     def _write(
         self,
         state: dict[str, Any],
-        event: Event,
+        request: SaveRequest,
         first: Callable[[], None],
         start: float,
         waited: float | None = None,
     ) -> Saved | None:
-        self._writing = event
+        self._writing = request
         try:
             self._check_owner()
             first()
             try:
                 self._archive_later()
             except OSError:
-                if not event.emergency:
+                if not request.emergency:
                     raise
             encoded = format.encode(state)
-            if not event.emergency:
-                self._check_space(copies(event) * encoded.size)
-            for name in policy.moved(event):
-                self._guard.make_sound(self._store.folder / name)
-            spare = self._reserve.surrender() if event.emergency else None
-            path = self._store.put(encoded, event, self._retention, self._pinned, spare)
+            if not request.emergency:
+                self._check_space(copies(request) * encoded.size)
+            for name in policy.replaced_names(request):
+                self._guard.ensure_valid(self._store.folder / name)
+            spare = self._reserve.surrender() if request.emergency else None
+            path = self._store.put(encoded, request, self._retention, self._pinned, spare)
         except (OSError, CheckpointError) as error:
-            return self._fail(event, error)
+            return self._fail(request, error)
         finally:
-            if event.best:  # a save can fail before or after it has come to that name
+            if request.best:  # a save can fail before or after it has come to that name
                 self._best, self._coming_best = self._guard.best(), None
         self._guard.trust(path)
         self.failed_step = None
         seconds = time.perf_counter() - start
         saved = Saved(path, encoded.size, seconds, seconds if waited is None else waited)
-        self.newest, self._seconds_a_copy = path, seconds / copies(event)
+        self.newest, self._seconds_a_copy = path, seconds / copies(request)
         self.saves += 1
         log.info(
             "saved %s (step %d, %s in %.2f s, training waited %.2f s)",
-            *(path.name, event.step, human_bytes(saved.size), saved.seconds, saved.waited),
+            *(path.name, request.step, human_bytes(saved.size), saved.seconds, saved.waited),
         )
         self._hold(encoded.size)
         if self.saves % REPORT_EVERY == 0:
@@ -298,20 +298,20 @@ class CheckpointManager:
             self._scrub.request()
         return saved
 
-    def _fail(self, event: Event, error: Exception) -> Saved | None:
+    def _fail(self, request: SaveRequest, error: Exception) -> Saved | None:
         log.warning(
             "SAVE FAILED at step %d: %s. Every older checkpoint is kept, training goes on, and the "
             "next save tries again. %s.",
-            *(event.step, _reason(error), space.remedy(error, self._store.folder)),
+            *(request.step, _reason(error), disk_report.advice_for(error, self._store.folder)),
         )
-        self.failed_step = event.step
+        self.failed_step = request.step
         return None
 
     def _look_at_best(self) -> None:
         """Decide by its file what the best model is. Never raises."""
         with contextlib.suppress(OSError):
             self._check_owner()
-            self._guard.make_sound(self._store.folder / names.BEST)
+            self._guard.ensure_valid(self._store.folder / names.BEST)
             if self._saves_best:
                 self._guard.restore_best(self._known)
         self._best, self._has_looked = self._guard.best(), True
@@ -337,7 +337,7 @@ class CheckpointManager:
         )
 
     def _check_space(self, needed: int) -> None:
-        free = space.measure_free(self._store.folder)
+        free = disk_report.measure_free(self._store.folder)
         if free < needed:
             kept = self._reserve.held
             more = f" ({human_bytes(kept)} more are kept for an emergency save)" if kept else ""
@@ -347,7 +347,7 @@ class CheckpointManager:
             )
 
 
-def _facts_of_best(state: Mapping[str, Any]) -> dict[str, Any]:
+def _best_identity(state: Mapping[str, Any]) -> dict[str, Any]:
     """What is needed to find the best model of a state again, without its tensors."""
     return {key: state[key] for key in ("best_step", "run") if key in state}
 

@@ -68,7 +68,7 @@ def number_in(name: str) -> int | None:
     return next((int(match[1]) for match in matches if match), None)
 
 
-def contradiction(name: str, meta: Mapping[str, Any]) -> str | None:
+def content_mismatch(name: str, meta: Mapping[str, Any]) -> str | None:
     """Why a file with this metadata cannot be the one that was saved as `name`; None if it can.
 
     A whole, valid file in the place of another is found by this: the digests do not cover its name.
@@ -99,7 +99,7 @@ def ends_epoch(meta: Mapping[str, Any], number: int) -> bool:
     return bool(ends) and meta.get("epoch", number + 1) == number + 1
 
 
-def doubts(steps: Mapping[str, int]) -> dict[str, str]:
+def inconsistencies(steps: Mapping[str, int]) -> dict[str, str]:
     """What is odd about files beside one another, by name, given the step that each holds.
 
     A save or a resume that was cut off leaves such folders, too: nothing is lost by it.

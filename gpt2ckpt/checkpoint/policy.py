@@ -1,9 +1,9 @@
 """What a save does to a checkpoints/ folder, decided without touching it.
 
-`plan` turns the names that are there and the state that just came into a list of operations. They
-are ordered so that a crash after any of them leaves at least one complete valid state: first the
-new state becomes durable under a name of its own, then the names of roles move to it, and only
-then is anything deleted.
+`plan_save` turns the names of the files present and a save request into a list of operations.
+They are ordered so that a crash after any of them leaves at least one complete valid state: first
+the new state becomes durable under its own name, then the role names move to it, and deletions come
+last.
 """
 
 from collections.abc import Collection
@@ -29,7 +29,7 @@ class Retention:
 
 
 @dataclass(frozen=True)
-class Event:
+class SaveRequest:
     """A state that has come, and why it is saved: at least one of the reasons holds."""
 
     step: int
@@ -63,17 +63,17 @@ class Delete:
 Operation = Publish | Link | Delete
 
 
-def plan(
+def plan_save(
     present: Collection[str],
-    event: Event,
+    request: SaveRequest,
     retention: Retention,
     pinned: Collection[str] = (),
 ) -> list[Operation]:
-    """The operations that save `event` into a folder that holds the files `present`.
+    """The operations that save `request` into a folder that holds the files `present`.
 
     `pinned` names are never deleted: the state that this process was resumed from.
     """
-    own = own_names(event)
+    own = own_names(request)
     keep_best = [Link(names.BEST, names.BEST_PREVIOUS)] if names.BEST in present else []
     operations: list[Operation] = []
     if own[0] == names.BEST:  # its copy first: no role moves before the new state is durable
@@ -87,7 +87,7 @@ def plan(
     operations.append(Link(own[0], names.LATEST))
     if names.BEST in own[1:]:
         operations.append(Publish(names.BEST_BACKUP))
-    if event.regular:
+    if request.regular:
         operations.append(Publish(names.ROLLING_BACKUP))
     surplus = [
         *_surplus(present, own, Role.ROLLING, retention.keep_rolling),
@@ -114,26 +114,26 @@ def most_bytes(retention: Retention, size: int) -> int | None:
     return None if kept is None else size * most_files(retention, kept)
 
 
-def copies(event: Event) -> int:
+def copies(request: SaveRequest) -> int:
     """How many times a save writes the bytes of the state: its file and the independent copies."""
-    return 1 + event.regular + event.best
+    return 1 + request.regular + request.best
 
 
-def moved(event: Event) -> list[str]:
-    """Return the names whose files a save of `event` lets take the place of others."""
-    return [names.LATEST, *([names.BEST] if event.best else [])]
+def replaced_names(request: SaveRequest) -> list[str]:
+    """Return the names whose files a save of `request` lets take the place of others."""
+    return [names.LATEST, *([names.BEST] if request.best else [])]
 
 
-def own_names(event: Event) -> list[str]:
+def own_names(request: SaveRequest) -> list[str]:
     """The names that the new state has besides latest.pt; the others are links of the first."""
     own = []
-    if event.regular:
-        own.append(names.rolling(event.step))
-    if event.emergency:
-        own.append(names.emergency(event.step, event.when))
-    if event.epoch_ended is not None:
-        own.append(names.epoch(event.epoch_ended))
-    if event.best:
+    if request.regular:
+        own.append(names.rolling(request.step))
+    if request.emergency:
+        own.append(names.emergency(request.step, request.when))
+    if request.epoch_ended is not None:
+        own.append(names.epoch(request.epoch_ended))
+    if request.best:
         own.append(names.BEST)
     if not own:
         raise ValueError("a save needs a reason")

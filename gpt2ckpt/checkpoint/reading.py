@@ -20,7 +20,7 @@ PIECE = 1 << 20  # bytes of one read
 Key = tuple[int, int, int, int]
 
 
-def check(path: Path, watch: durable.Watch = durable.unwatched) -> None:
+def check(path: Path, watch: durable.Watch = durable.no_progress) -> None:
     """Raise CheckpointError unless every byte of the file is what was written.
 
     What `watch` raises, other than OSError, comes out as it is.
@@ -94,19 +94,19 @@ class _Watched(io.FileIO):
         return count
 
 
-def _open(path: Path, watch: durable.Watch = durable.unwatched) -> BinaryIO:
+def _open(path: Path, watch: durable.Watch = durable.no_progress) -> BinaryIO:
     """Open a plain file. Opening a pipe would wait for a writer for ever, so that is not waited."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CheckpointError("it is no regular file")
-    if watch is durable.unwatched:
+    if watch is durable.no_progress:
         return open(descriptor, "rb")  # noqa: PTH123
     return io.BufferedReader(_Watched(descriptor, watch))
 
 
 @contextlib.contextmanager
-def _opened(path: Path, watch: durable.Watch = durable.unwatched) -> Iterator[BinaryIO]:
+def _opened(path: Path, watch: durable.Watch = durable.no_progress) -> Iterator[BinaryIO]:
     try:
         with _open(path, watch) as file:
             yield file

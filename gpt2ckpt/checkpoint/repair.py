@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 
 from gpt2ckpt.checkpoint import format, names
-from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT, folders_aside, free_name
+from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT, archive_folders, unused_folder
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import blameless, check, read_meta
-from gpt2ckpt.checkpoint.store import out_of_place
+from gpt2ckpt.checkpoint.store import misplacement
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 
@@ -43,7 +43,7 @@ class Diagnosis:
 
 
 @dataclass(frozen=True)
-class Mended:
+class RepairResult:
     """What was done about a corrupt file: replaced by its copy `source`, if there is one, and moved
     to `aside`; without both it stays where it is."""
 
@@ -52,7 +52,7 @@ class Mended:
     aside: Path | None = None
 
     @property
-    def sentence(self) -> str:
+    def message(self) -> str:
         """What the user has to know."""
         files = ", ".join(name.name for name in self.corrupt.names)
         damaged = f"DAMAGED ON DISK: {files} ({self.corrupt.reason})"
@@ -85,7 +85,7 @@ def diagnose(folder: Path) -> Diagnosis:
 
 def same_files(folder: Path) -> list[list[Path]]:
     """The checkpoints of a folder, abandoned ones too, as files with all of their names there."""
-    abandoned = [path for aside in folders_aside(folder, ABANDONED) for path in aside.iterdir()]
+    abandoned = [path for aside in archive_folders(folder, ABANDONED) for path in aside.iterdir()]
     paths = [path for path in (*folder.iterdir(), *abandoned) if names.role_of(path.name)]
     return _by_inode(sorted(paths, key=lambda path: (path.parent != folder, path)))
 
@@ -118,10 +118,10 @@ def quarantine(
                 whole.append(path)
             elif is_valid is False:
                 corrupt[path] = reason
-    sentences = [mended.sentence for mended in _repair_or_move(folder, corrupt, when)]
-    aside = free_name(folder, CORRUPT, when)
+    sentences = [mended.message for mended in _repair_or_move(folder, corrupt, when)]
+    aside = unused_folder(folder, CORRUPT, when)
     for path in whole:
-        if contradiction := out_of_place(path, run):
+        if contradiction := misplacement(path, run):
             durable.make_directory(aside)
             durable.move(path, aside / path.name)
             sentences.append(f"{contradiction}; it is kept in {aside.name}")
@@ -134,7 +134,9 @@ def _inside(folder: Path, path: Path) -> Path | None:
     return folder / place.relative_to(top) / path.name if place.is_relative_to(top) else None
 
 
-def _repair_or_move(folder: Path, corrupt: Mapping[Path, str], when: datetime) -> list[Mended]:
+def _repair_or_move(
+    folder: Path, corrupt: Mapping[Path, str], when: datetime
+) -> list[RepairResult]:
     """Replace corrupt files; on a disk that takes no copy, move them away."""
     if not corrupt:
         return []
@@ -177,33 +179,35 @@ def _is_valid(path: Path) -> bool | None:
     return True
 
 
-def repair(folder: Path, found: Diagnosis, when: datetime, *, moves: bool = False) -> list[Mended]:
+def repair(
+    folder: Path, found: Diagnosis, when: datetime, *, moves: bool = False
+) -> list[RepairResult]:
     """Replace every corrupt file of which a valid copy is left; with `moves`, move the others away.
 
     Every name that is meant to share blocks shares them again, and every second copy is in blocks
     of its own again. Raises OSError or CheckpointError; a name then stands for what it stood for,
     or for the valid copy.
     """
-    aside = free_name(folder, CORRUPT, when)
+    aside = unused_folder(folder, CORRUPT, when)
     mended = []
     for corrupt in found.corrupt:
         sources = _copies_of(corrupt, found.valid)
         if not sources and not moves:
-            mended.append(Mended(corrupt, None))
+            mended.append(RepairResult(corrupt, None))
             continue
         if not sources:
             for name in corrupt.names:
                 kept = aside / name.relative_to(folder)
                 durable.make_directory(kept.parent)
                 durable.move(name, kept)
-            mended.append(Mended(corrupt, None, aside))
+            mended.append(RepairResult(corrupt, None, aside))
             continue
         for name in corrupt.names:
             kept = aside / name.relative_to(folder)
             durable.make_directory(kept.parent)
             durable.link(name, kept)
         _replace(corrupt.names, sources)
-        mended.append(Mended(corrupt, sources[0][0], aside))
+        mended.append(RepairResult(corrupt, sources[0][0], aside))
     return mended
 
 

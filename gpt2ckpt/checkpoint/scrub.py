@@ -47,7 +47,7 @@ class Scrub:
         self._reader = Worker("checkpoint-scrub", limit=1)
         self._has_warned = False
         self._reading: futures.Future[str | None] | None = None
-        self.watch: durable.Watch = durable.unwatched
+        self.watch: durable.Watch = durable.no_progress
 
     def request(self) -> None:
         """Begin a round at the next chance, unless one is under way."""

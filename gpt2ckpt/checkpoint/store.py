@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint import format, names, policy
-from gpt2ckpt.checkpoint.aside import ABANDONED, free_name
+from gpt2ckpt.checkpoint.archive_folders import ABANDONED, unused_folder
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import check, load, read_meta
 from gpt2ckpt.errors import CheckpointError
@@ -33,7 +33,7 @@ class Store:
     """A folder; `watch` is told of the bytes that `put` writes and reads back."""
 
     folder: Path
-    watch: durable.Watch = durable.unwatched
+    watch: durable.Watch = durable.no_progress
 
     def files(self) -> list[Path]:
         """The checkpoints in the folder, by name; other people's files are passed over."""
@@ -44,19 +44,19 @@ class Store:
     def put(
         self,
         encoded: format.Encoded,
-        event: policy.Event,
+        request: policy.SaveRequest,
         retention: policy.Retention,
         pinned: frozenset[str] = frozenset(),
         spare: Path | None = None,
     ) -> Path:
-        """Save a state under every role that `event` gives it; returns its own file.
+        """Save a state under every role that `request` gives it; returns its own file.
 
         The space of a `spare` file is used for it, and the file is gone then. Raises OSError or
         CheckpointError; the roles then stand for what they stood for, or for the new state where it
         was already durable.
         """
         present = {path.name for path in self.files()}
-        operations = policy.plan(present, event, retention, pinned)
+        operations = policy.plan_save(present, request, retention, pinned)
         for operation in operations:
             match operation:
                 case policy.Publish(name):
@@ -74,7 +74,7 @@ class Store:
             self.watch(0)
         surplus = [self.folder / op.name for op in operations if isinstance(op, policy.Delete)]
         durable.delete(surplus)
-        return self.folder / policy.own_names(event)[0]
+        return self.folder / policy.own_names(request)[0]
 
     def find(self, role: Role, run: str | None = None) -> Found:
         """The state of `role`, or the next best valid one: a best for best, else the newest.
@@ -105,7 +105,7 @@ class Store:
         files.sort(key=lambda path: names.number_in(path.name) or 0, reverse=True)
         return _first_valid([*files, *([otherwise] if otherwise else [])], [])
 
-    def go_back_to(self, chosen: Path, step: int, when: datetime) -> Path | None:
+    def roll_back_to(self, chosen: Path, step: int, when: datetime) -> Path | None:
         """Set aside every state later than `step`, which a run resumed from `chosen` abandons.
 
         They are moved to abandoned_YYYYMMDD_HHMMSS/ and latest.pt becomes `chosen`. Returns that
@@ -114,7 +114,7 @@ class Store:
         later = [path for path in self.files() if self._step_of(path) > step]
         if not later:
             return None
-        aside = free_name(self.folder, ABANDONED, when)
+        aside = unused_folder(self.folder, ABANDONED, when)
         durable.make_directory(aside)
         for path in later:
             durable.link(path, aside / path.name)
@@ -147,7 +147,7 @@ class Store:
         in_place, misplaced = [], []
         for path in self.candidates(role):
             try:
-                reason = out_of_place(path, run)
+                reason = misplacement(path, run)
             except CheckpointError:
                 reason = None  # what is wrong with it is said when it is loaded
             if reason:
@@ -182,13 +182,13 @@ class Store:
             return names.number_in(path.name) or -1 if named else -1
 
 
-def out_of_place(path: Path, run: str | None) -> str | None:
+def misplacement(path: Path, run: str | None) -> str | None:
     """Return why a file is not what its name says, or not of `run`; None if it is.
 
     Raises CheckpointError if it cannot be read.
     """
     meta = read_meta(path)
-    reason = names.contradiction(path.name, meta)
+    reason = names.content_mismatch(path.name, meta)
     if not reason and run and owner_of(meta) not in ("", run):
         reason = f"it is a state of another run, {owner_of(meta)}"
     return f"{path} cannot be used as {path.name}: {reason}" if reason else None

@@ -31,9 +31,9 @@ from gpt2ckpt.config.explain import explained
 from gpt2ckpt.config.registry import (
     ROOTS,
     all_keys,
+    expected_value,
     no_such_key,
     register_schemas,
-    what_it_takes,
     without_interpolation,
 )
 from gpt2ckpt.errors import ConfigError
@@ -217,13 +217,13 @@ def parse_overrides(overrides: Sequence[str], extra_dir: Path | None = None) -> 
             if not parsed[-1].key_or_group:
                 raise ValueError("Hydra takes a word without a key")
         except (HydraException, ValueError) as error:
-            raise ConfigError(explain_word(word)) from error
+            raise ConfigError(explain_argument(word)) from error
         if parsed[-1].value_type is ValueType.GLOB_CHOICE_SWEEP:
             parsed[-1].config_loader = config_loader(extra_dir)
     return parsed
 
 
-def explain_word(word: str, root: str = "train") -> str:
+def explain_argument(word: str, root: str = "train") -> str:
     """Return why `word` is not an override of the command `root`, and what to write."""
     key, equals, value = word.lstrip("+").partition("=")
     if not equals or not re.fullmatch(r"[\w./@-]+", key):
@@ -233,7 +233,7 @@ def explain_word(word: str, root: str = "train") -> str:
         elif Path(word).exists() or word.endswith(".pt"):
             hint = f": to resume from it, write {as_typed('+resume', word)}"
         return f"{word!r} is not an override of the form key=value{hint}"
-    if takes := what_it_takes(key, root) or what_it_takes(key):
+    if takes := expected_value(key, root) or expected_value(key):
         return f"{word} cannot be read: {key} must be {takes}"
     if not key.startswith("hydra") and key not in all_keys(root):
         return no_such_key(key, root)

@@ -9,7 +9,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
-from gpt2ckpt.config.registry import ROOTS, no_such_key, what_it_takes
+from gpt2ckpt.config.registry import ROOTS, expected_value, no_such_key
 from gpt2ckpt.errors import ConfigError, did_you_mean
 
 PLUGINS = {  # the packages that bring Hydra's own plugins
@@ -80,7 +80,7 @@ def _explain_value(key: str, reason: str, is_type: bool, root: str, value: str =
     key = key.partition("[")[0]  # of a list, not of what is in it
     if NO_KEY in reason:
         return no_such_key(key, root, value)
-    takes = what_it_takes(key, root) if is_type else ""
+    takes = expected_value(key, root) if is_type else ""
     if takes.startswith("a whole number") and re.fullmatch(r"[+-]?[\d.]+([eE]\+?\d+)?", value):
         with contextlib.suppress(ValueError):
             if float(value).is_integer():

@@ -34,7 +34,7 @@ ROOTS: dict[str, type] = {
     "prepare": schema.PrepareConfig,
     "drill": schema.DrillConfig,
 }
-IN_WORDS = {
+TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -100,7 +100,7 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         key = place.partition("[")[0]  # of a list, not of what is in it
         if "not in '" in reason:
             raise ConfigError(no_such_key(key)) from error
-        takes = what_it_takes(key) if isinstance(error, ValidationError) else ""
+        takes = expected_value(key) if isinstance(error, ValidationError) else ""
         reason = (
             f"{place} is {error.value!r}; {key} must be {takes}" if takes else f"{key}: {reason}"
         )
@@ -178,10 +178,10 @@ def _plain(name: str) -> str:
     return name.lstrip("-").lower().replace("-", "_")
 
 
-def what_it_takes(key: str, root: str = "train") -> str:
+def expected_value(key: str, root: str = "train") -> str:
     """The type of `key` in words, for who gave it another; empty for a key that is not known."""
     hint = _type_of(key, root)
-    words = [IN_WORDS[part] for part in (hint, *get_args(hint)) if part in IN_WORDS]
+    words = [TYPE_NAMES[part] for part in (hint, *get_args(hint)) if part in TYPE_NAMES]
     or_null = ", or null" if NoneType in get_args(hint) else ""
     return f"{words[0]}{or_null}" if words else ""
 

@@ -21,8 +21,8 @@ from hydra.grammar.gen.OverrideLexer import (  # type: ignore[attr-defined]
 )
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
-from gpt2ckpt.config.compose import explain_word, in_shell, quoted
-from gpt2ckpt.config.registry import ROOTS, takes_text, what_it_takes
+from gpt2ckpt.config.compose import explain_argument, in_shell, quoted
+from gpt2ckpt.config.registry import ROOTS, expected_value, takes_text
 from gpt2ckpt.config.user_files import GLOBAL_GROUPS
 from gpt2ckpt.errors import ConfigError
 
@@ -64,7 +64,7 @@ def as_meant(words: list[str], root: str, *, multirun: bool) -> list[str]:
         elif match["key"] in GLOBAL_GROUPS:
             meant.append(word.lstrip("+"))  # Hydra's own spelling for a group without a choice
         elif _parsed(word) is None:
-            raise ConfigError(explain_word(word, root))
+            raise ConfigError(explain_argument(word, root))
         else:
             meant.append(word)
     return with_texts(meant, root)
@@ -73,7 +73,7 @@ def as_meant(words: list[str], root: str, *, multirun: bool) -> list[str]:
 def _is_text(key: str, root: str) -> bool:
     """Whether the values of `key` are texts of any characters."""
     return key in HYDRA_KEYS or any(
-        what_it_takes(key, one).startswith("a text") for one in _roots(root)
+        expected_value(key, one).startswith("a text") for one in _roots(root)
     )
 
 

@@ -4,7 +4,7 @@ import glob
 from pathlib import Path
 
 from gpt2ckpt.errors import ConfigError, InputError
-from gpt2ckpt.files.closed import refuse_closed
+from gpt2ckpt.files.permissions import require_access
 
 
 def expand_files(setting: str, patterns: str | None) -> list[Path]:
@@ -60,7 +60,7 @@ def _expand(setting: str, part: str) -> list[Path]:
     names = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
     files = [path for path in map(Path, names) if path.is_file()]
     if not files:
-        _refuse_closed_folders(pattern)
+        _require_access(pattern)
         what = "no file matches" if glob.has_magic(pattern) else "no such file"
         example = f"folder/*{Path(part).suffix or '.txt'}"
         raise InputError(
@@ -70,8 +70,8 @@ def _expand(setting: str, part: str) -> list[Path]:
     return files
 
 
-def _refuse_closed_folders(pattern: str) -> None:
+def _require_access(pattern: str) -> None:
     """Raise InputError if a folder in which a file could match cannot be looked into."""
     for parent in reversed(Path(pattern).parents):
         for folder in glob.glob(str(parent), recursive=True):  # noqa: PTH207
-            refuse_closed(Path(folder))
+            require_access(Path(folder))

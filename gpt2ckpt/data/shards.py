@@ -34,8 +34,8 @@ _CHUNK_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True)
-class PrepareSummary:
-    """What `prepare` wrote. Counts are tokens, end-of-text included."""
+class ShardSummary:
+    """What `shard_corpus` wrote. Counts are tokens, end-of-text included."""
 
     train_tokens: int
     val_tokens: int
@@ -43,9 +43,9 @@ class PrepareSummary:
     warning: str | None = None
 
 
-def prepare(
+def shard_corpus(
     data: EmbeddedDataConfig | TextDataConfig, out: str, shard_tokens: int
-) -> PrepareSummary:
+) -> ShardSummary:
     """Encodes the text of `data` into shards under the folder `out`, in constant memory.
 
     The streams are those that `open_corpus` makes of the same config. While it works, the tokens
@@ -78,7 +78,7 @@ def prepare(
             )
         splits = {split: _chunks(*part) for split, part in parts.items()}
         shards = _write_and_publish(splits, staging, shard_tokens)
-    return PrepareSummary(train_tokens, val_tokens, tuple(shards), warning)
+    return ShardSummary(train_tokens, val_tokens, tuple(shards), warning)
 
 
 def write_shards(

@@ -24,9 +24,9 @@ import numpy.typing as npt
 
 from gpt2ckpt.errors import ConfigError, InputError
 
-Words: TypeAlias = npt.NDArray[np.uint16]
+TokenArray: TypeAlias = npt.NDArray[np.uint16]
 Width: TypeAlias = np.dtype[np.uint16] | np.dtype[np.uint32]
-Tokens: TypeAlias = Words | npt.NDArray[np.uint32]
+Tokens: TypeAlias = TokenArray | npt.NDArray[np.uint32]
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 1024
@@ -181,7 +181,7 @@ def width_warning(files: Sequence[TokenFile]) -> str | None:
     )
 
 
-def looks_32_bit(words: Words) -> bool:
+def looks_32_bit(words: TokenArray) -> bool:
     """Return whether 16-bit words of a file, an even number of them, are halves of 32-bit tokens.
 
     Every upper half is 0 (or tiny, beside lower halves of all sizes), and most lower halves are
@@ -288,12 +288,12 @@ def _looks_wide(path: Path, halves: TokenFile, dtype: str) -> bool:
     return looks_32_bit(words)
 
 
-def _looks_64_bit(words: Words) -> bool:
+def _looks_64_bit(words: TokenArray) -> bool:
     quarters = words[: len(words) // 4 * 4].reshape(-1, 4)
     return not quarters[:, 2:].any() and looks_32_bit(quarters[:, :2].reshape(-1))
 
 
-def _sample(halves: TokenFile) -> Words:
+def _sample(halves: TokenFile) -> TokenArray:
     """Words of evenly spaced parts; each begins where a 64-bit token of a plain file begins."""
     length = _HEAD_BYTES // 2
     if len(halves) <= length * _SAMPLES:
@@ -301,5 +301,5 @@ def _sample(halves: TokenFile) -> Words:
     else:
         starts = [(len(halves) - length) * n // (_SAMPLES - 1) & ~3 for n in range(_SAMPLES)]
         parts = [halves[start : start + length] for start in starts]
-    words: Words = np.concatenate(parts).astype(np.uint16, copy=False)
+    words: TokenArray = np.concatenate(parts).astype(np.uint16, copy=False)
     return words

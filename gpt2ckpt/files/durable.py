@@ -30,7 +30,7 @@ Watch: TypeAlias = Callable[[int], None]
 """Told of every piece of bytes that the device took or gave."""
 
 
-def unwatched(count: int) -> None:
+def no_progress(count: int) -> None:
     """Default watcher: does nothing."""
 
 
@@ -38,7 +38,7 @@ def publish(
     target: Path,
     buffers: Iterable[bytes | memoryview],
     check: Callable[[Path], None],
-    watch: Watch = unwatched,
+    watch: Watch = no_progress,
     spare: Path | None = None,
 ) -> None:
     """Make `target` a durable file that holds exactly `buffers`.
@@ -104,7 +104,7 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def link(source: Path, name: Path, watch: Watch = unwatched) -> None:
+def link(source: Path, name: Path, watch: Watch = no_progress) -> None:
     """Make `name` another durable name of `source`; a copy where there are no hard links.
 
     Either has the bytes of `source`, whatever they are. Raises OSError; `name` is then as it was.
@@ -158,7 +158,7 @@ def unshare(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         info = path.stat(follow_symlinks=False)
         if stat.S_ISREG(info.st_mode) and info.st_nlink > 1:
-            _copy(path, path, unwatched)
+            _copy(path, path, no_progress)
 
 
 def delete(paths: Sequence[Path]) -> None:

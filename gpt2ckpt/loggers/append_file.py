@@ -34,7 +34,7 @@ class AppendFile:
         self._worker = Worker(path.name, limit=100)
 
     @property
-    def lines_waiting(self) -> int:
+    def pending_lines(self) -> int:
         """How many lines are in memory alone."""
         waiting = b"".join(item for item in list(self._waiting) if isinstance(item, bytes)).strip()
         return waiting.count(b"\n") + bool(waiting)
@@ -54,7 +54,7 @@ class AppendFile:
         if self._file.closed:
             raise ValueError("it is closed")
         self._waiting.append(item)
-        self._worker.hand_over(self._write_waiting)  # if that finds no place, another one waits
+        self._worker.hand_over(self._write_pending)  # if that finds no place, another one waits
         self._wait()
         if self._error is not None:
             raise self._error
@@ -70,7 +70,7 @@ class AppendFile:
             raise OSError(errno.ENOENT, "it was deleted, and is not made again by itself")
 
     def close(self) -> None:
-        """Close the file; `lines_waiting` are lost."""
+        """Close the file; `pending_lines` are lost."""
         self._worker.hand_over(self._file.close)
         self._worker.close()
         self._worker.has_ended(0.0 if self._worker.silence > PATIENCE else PATIENCE)
@@ -81,7 +81,7 @@ class AppendFile:
         if silence > PATIENCE or not self._worker.wait(PATIENCE, silence=PATIENCE):
             raise OSError(errno.ETIMEDOUT, f"its disk has taken nothing for {silence:.0f} s")
 
-    def _write_waiting(self) -> None:
+    def _write_pending(self) -> None:
         """In the thread: write what waits, or keep it and note the error."""
         try:
             while self._waiting:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psutil
 
 from gpt2ckpt.exits import skip_exit_hooks
-from gpt2ckpt.loggers.event import Event, Logger
+from gpt2ckpt.loggers.base import Logger, MetricRecord
 from gpt2ckpt.worker import Worker
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class BackgroundLogger:
         self._worker = Worker(f"logger-{name}", LIMIT)
         self._worker.hand_over(lambda: self._open(open_logger))
 
-    def log(self, event: Event) -> None:
+    def log(self, event: MetricRecord) -> None:
         """Hand over one event."""
         self._hand_over(lambda logger: logger.log(event))
 
@@ -88,7 +88,7 @@ class BackgroundLogger:
 
     def _wait(self, seconds: float) -> bool:
         """Return whether the thread has ended; wait while it, or what works for it, does work."""
-        begun, is_told, before = time.monotonic(), False, self._work_done()
+        begun, is_reported, before = time.monotonic(), False, self._work_done()
         while not self._worker.has_ended(POLL):
             waited, now = time.monotonic() - begun, self._work_done()
             if now != before:
@@ -96,8 +96,8 @@ class BackgroundLogger:
                 self._worker.beat()
             if waited > seconds or self._worker.silence > SILENCE:
                 return False
-            if waited > NOTICE and not is_told:
-                is_told = True
+            if waited > NOTICE and not is_reported:
+                is_reported = True
                 _log.info("waiting for %s, at most %.0f s", self._name, seconds)
         return True
 

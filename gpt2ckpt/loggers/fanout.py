@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from gpt2ckpt.loggers.background import BackgroundLogger, reason
-from gpt2ckpt.loggers.event import Event, Logger, Nowhere
+from gpt2ckpt.loggers.base import Logger, MetricRecord, NullLogger
 from gpt2ckpt.loggers.metrics_file import MetricsFile
 
 _log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class Loggers:
         metrics: always written, but for a rank that logs nowhere.
     """
 
-    def __init__(self, metrics: MetricsFile | Nowhere) -> None:
+    def __init__(self, metrics: MetricsFile | NullLogger) -> None:
         self._metrics = metrics
         self._metrics_failing = False
         self._closed = False
@@ -37,7 +37,7 @@ class Loggers:
         """Open a logger, in its thread, and use it from now on; see BackgroundLogger."""
         self._others.append(BackgroundLogger(name, open_logger, progress))
 
-    def log(self, event: Event) -> None:
+    def log(self, event: MetricRecord) -> None:
         """Log one event everywhere."""
         self._to_metrics(lambda: self._metrics.log(event))
         for logger in self._others:
@@ -67,7 +67,7 @@ class Loggers:
         for logger in self._others:
             logger.sync()
 
-    def start_again(self, step: int, seconds: float) -> "Loggers":
+    def reopen(self, step: int, seconds: float) -> "Loggers":
         """Close all but the metrics file, as `close` does, and take its events after `step` back.
 
         Nothing is raised. Returns loggers with the metrics file alone, for others to be added.

@@ -35,7 +35,7 @@ class LogFile(logging.Handler):
         super().close()
         with contextlib.suppress(OSError, ValueError):
             self._file.append("")
-        if lost := self._file.lines_waiting:
+        if lost := self._file.pending_lines:
             _say(f"{lost} lines of {self._path} could not be written and are lost")
         with contextlib.suppress(OSError):
             self._file.close()

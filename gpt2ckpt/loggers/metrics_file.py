@@ -13,7 +13,7 @@ from typing import Any
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.files import durable
 from gpt2ckpt.loggers.append_file import AppendFile
-from gpt2ckpt.loggers.event import Event
+from gpt2ckpt.loggers.base import MetricRecord
 from gpt2ckpt.loggers.metrics_lines import DamagedLine, Line, Lines, parse
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class MetricsFile:
         except OSError as error:
             raise InputError(f"{path} cannot be opened for writing: {error.strerror}") from error
 
-    def log(self, event: Event) -> None:
+    def log(self, event: MetricRecord) -> None:
         """Append one line.
 
         Raises:
@@ -65,12 +65,12 @@ class MetricsFile:
 
     def close(self) -> None:
         """Close the file; what still could not be written is lost, and said."""
-        if lost := self._lines.lines_waiting:
+        if lost := self._lines.pending_lines:
             _log.warning("%d lines of %s could not be written and are lost", lost, self._path)
         self._lines.close()
 
 
-def encode(event: Event) -> str:
+def encode(event: MetricRecord) -> str:
     """An event as one line of JSON, without its newline."""
     return json.dumps({key: json_number(value) for key, value in event.items()}, allow_nan=False)
 

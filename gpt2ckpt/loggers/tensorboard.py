@@ -14,7 +14,7 @@ from typing import Any
 
 from gpt2ckpt.config.replay import flatten
 from gpt2ckpt.files.links import refuse_link
-from gpt2ckpt.loggers.event import Event, curve_name, curves
+from gpt2ckpt.loggers.base import MetricRecord, scalar_name, scalars
 
 
 class TensorBoardLogger:
@@ -34,7 +34,7 @@ class TensorBoardLogger:
         self,
         folder: Path,
         purge_step: int | None = None,
-        history: Sequence[Event] = (),
+        history: Sequence[MetricRecord] = (),
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
         # Here, not above: a run without TensorBoard does not pay for the import.
@@ -63,11 +63,11 @@ class TensorBoardLogger:
             self.log(event)
         self.flush()
 
-    def log(self, event: Event) -> None:
-        """Write every value of the event as a scalar (float32), named as `curves` says."""
+    def log(self, event: MetricRecord) -> None:
+        """Write every value of the event as a scalar (float32), named as `scalars` says."""
         values = [
             self._summary.Value(tag=name, simple_value=value)
-            for name, value in curves(event).items()
+            for name, value in scalars(event).items()
         ]
         self._write(
             step=int(event["step"]),
@@ -135,7 +135,7 @@ def recorded(folder: Path) -> set[tuple[int, str]]:
     A file is a sequence of records: the length (8 bytes), its checksum (4), an event in protobuf,
     and the checksum of that (4). What a kill has cut off is left out.
     """
-    from tensorboard.compat.proto.event_pb2 import Event as Record
+    from tensorboard.compat.proto.event_pb2 import MetricRecord as Record
     from tensorboard.compat.proto.event_pb2 import SessionLog
 
     shown: set[tuple[int, str]] = set()
@@ -159,13 +159,15 @@ def _records(content: bytes) -> Iterator[bytes]:
         position = end + 4
 
 
-def _from_first_missing(history: Sequence[Event], shown: set[tuple[int, str]]) -> list[Event]:
+def _from_first_missing(
+    history: Sequence[MetricRecord], shown: set[tuple[int, str]]
+) -> list[MetricRecord]:
     """Return the events from the first step on whose loss is not shown."""
     missing = [
         int(event["step"])
         for event in history
         for key in ("train_loss", "val_loss")
-        if key in event and (event["step"], curve_name(key)) not in shown
+        if key in event and (event["step"], scalar_name(key)) not in shown
     ]
     return [event for event in history if event["step"] >= min(missing)] if missing else []
 

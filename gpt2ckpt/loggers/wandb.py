@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from gpt2ckpt.files.links import refuse_link
-from gpt2ckpt.loggers.event import Event, curves
+from gpt2ckpt.loggers.base import MetricRecord, scalars
 from gpt2ckpt.loggers.wandb_offline import recorded_steps
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class WandbLogger:
         name: str,
         config: Mapping[str, Any],
         resume: bool,
-        history: Iterable[Event] = (),
+        history: Iterable[MetricRecord] = (),
         origin: tuple[str, int] | None = None,
     ) -> None:
         refuse_link(run_dir / "wandb")
@@ -84,10 +84,10 @@ class WandbLogger:
         for event in history:
             self.log(event)
 
-    def log(self, event: Event) -> None:
+    def log(self, event: MetricRecord) -> None:
         """Send an event, unless W&B has its step from an earlier process. Does not wait."""
         axis = {TOKENS: event[TOKENS]} if TOKENS in event else {}
-        self._send(int(event["step"]), {**curves(event), **axis})
+        self._send(int(event["step"]), {**scalars(event), **axis})
 
     def text(self, step: int, text: str) -> None:
         """Send a text sample, shown verbatim."""

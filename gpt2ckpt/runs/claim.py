@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from gpt2ckpt.errors import InputError
-from gpt2ckpt.files.closed import cannot_be_read, refuse_closed
 from gpt2ckpt.files.locks import Lock, try_lock
+from gpt2ckpt.files.permissions import require_access, unreadable_message
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, JOBS, STAMP, STAMPED
 from gpt2ckpt.runs.lock import RunLock, is_locked
 
@@ -52,7 +52,7 @@ def claim(wanted: Path, now: datetime, *, is_given: bool) -> Claim:
         )
 
 
-def claim_again(wanted: Path) -> Claim:
+def reclaim(wanted: Path) -> Claim:
     """Claim `wanted` itself. Raises InputError if it lives or cannot be made."""
     with _making("run", wanted):
         wanted.mkdir(parents=True, exist_ok=True)
@@ -126,9 +126,9 @@ def holds_checkpoints(directory: Path) -> bool:
     folder = directory / CHECKPOINTS
 
     def refuse(error: OSError) -> NoReturn:
-        raise cannot_be_read(error.filename or folder, error) from error
+        raise unreadable_message(error.filename or folder, error) from error
 
-    refuse_closed(directory)
+    require_access(directory)
     if not os.path.lexists(folder):
         return False
     walk = os.walk(folder, onerror=refuse)

@@ -13,14 +13,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT, free_name
+from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT, unused_folder
 from gpt2ckpt.files import durable
-from gpt2ckpt.files.closed import cannot_be_read
+from gpt2ckpt.files.permissions import unreadable_message
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.loggers.metrics_lines import DamagedLine, Line, Lines, join
 from gpt2ckpt.runs.cadence import cadence_of, continued, due, listed
-from gpt2ckpt.runs.curves import Curve, Curves, decode, encode, settings_digest
-from gpt2ckpt.runs.layout import CHECKPOINTS, CURVES, HISTORY, REPLAY
+from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, LINEAGE, REPLAY
+from gpt2ckpt.runs.wandb_lineage import WandbLineage, WandbRun, decode, encode, settings_digest
 
 Events = list[Line]
 SHOWN = 5  # damaged lines that are named one by one
@@ -66,13 +66,13 @@ class Past:
     directory: Path
     logged: Lines
     waiting: Lines
-    curves: Curves | None
+    curves: WandbLineage | None
 
     @classmethod
     def of(cls, directory: Path) -> "Past":
         """Read it, before anything in the directory is changed. Raises OSError."""
         logged, waiting = (metrics_file.read_lines(directory / name) for name in (HISTORY, REPLAY))
-        return cls(directory, logged, waiting, _read_curves(directory))
+        return cls(directory, logged, waiting, _read_lineage(directory))
 
     def problems(self, point: Point) -> list[str]:
         """What is wrong with the history up to `point`, a sentence each."""
@@ -95,7 +95,7 @@ class Past:
 
 def identity_in(directory: Path, identity: RunIdentity) -> RunIdentity:
     """`identity` as the run in `directory` recorded it when it went on."""
-    curves = _read_curves(directory)
+    curves = _read_lineage(directory)
     if curves is None:
         return identity
     linked = curves.active if curves.active != curves.run_id else None
@@ -104,23 +104,23 @@ def identity_in(directory: Path, identity: RunIdentity) -> RunIdentity:
 
 def run_id_in(directory: Path) -> str | None:
     """The id of the run that `directory` belongs to; None if nothing is recorded."""
-    curves = _read_curves(directory)
+    curves = _read_lineage(directory)
     return curves.run_id if curves else None
 
 
 def forked_from(directory: Path) -> Path | None:
     """The file that the run in `directory` was started from, if it is a fork."""
-    curves = _read_curves(directory)
+    curves = _read_lineage(directory)
     return Path(curves.forked_from) if curves and curves.forked_from else None
 
 
 def origin_in(directory: Path) -> tuple[str, int] | None:
     """The W&B run that the active one was split off from, and the last step that they share."""
-    curves = _read_curves(directory)
-    return curves.curve.origin if curves else None
+    curves = _read_lineage(directory)
+    return curves.active_run.origin if curves else None
 
 
-def begin(
+def start_history(
     directory: Path,
     identity: RunIdentity,
     frozen: dict[str, Any],
@@ -130,14 +130,14 @@ def begin(
 
     `follows` is a time that it counts as trained after, where the clock cannot be trusted.
     """
-    first = {identity.id: Curve([(0, settings_digest(frozen))])}
+    first = {identity.id: WandbRun([(0, settings_digest(frozen))])}
     origin = str(Path(identity.parent["file"]).absolute()) if identity.parent else None
     logged = (cadence_of(0, frozen),)
-    curves = Curves(identity.id, identity.id, first, origin, logged, follows)
-    _write_curves(directory, curves)
+    curves = WandbLineage(identity.id, identity.id, first, origin, logged, follows)
+    _write_lineage(directory, curves)
 
 
-def go_on(
+def continue_history(
     past: Past,
     identity: RunIdentity,
     point: Point,
@@ -149,27 +149,29 @@ def go_on(
 ) -> list[str]:
     """Bring the history to `point`, from which the run resumes with `frozen` instead of `saved`.
 
-    `aside` is where checkpoints were moved that are abandoned; `follows` is as for `begin`. Returns
-    what the user has to know. Each file is replaced in one piece, and nothing is dropped before it
-    is kept elsewhere: a kill in between costs nothing. Raises OSError.
+    `aside` is the folder of the archived checkpoints; `follows` is as for `start_history`. Returns
+    the lines to print. Each file is replaced atomically, and nothing is dropped before it is kept
+    elsewhere: a kill in between loses nothing. Raises OSError.
     """
     notices = [*past.problems(point), *_quarantine(past)]
     settings, directory = settings_digest(frozen), past.directory
     own = identity.wandb_id or identity.id
-    before = past.curves or Curves(identity.id, own, {own: Curve([(0, settings_digest(saved))])})
+    before = past.curves or WandbLineage(
+        identity.id, own, {own: WandbRun([(0, settings_digest(saved))])}
+    )
     own = own if point.source else before.run_id
     logged, waiting = past.logged.events, past.waiting.events
     before = before.logged_to(max((line.step for line in logged + waiting), default=0))
-    _write_curves(directory, before)
+    _write_lineage(directory, before)
 
     branch, shared = point.branch, point.shared_step
     lost = _after(shared, _joined(waiting, logged))
     again = _after(point.step, branch) if branch else lost
-    curve = before.by_id.get(own, before.curve) if branch else before.curve
+    curve = before.by_id.get(own, before.active_run) if branch else before.active_run
     same = list(takewhile(lambda line: curve.settings_of(line.step) == settings, again))
     if lost and (aside or branch or same != again):
         if aside is None:
-            aside = free_name(directory / CHECKPOINTS, ABANDONED, datetime.now())
+            aside = unused_folder(directory / CHECKPOINTS, ABANDONED, datetime.now())
             durable.make_directory(aside)
         durable.write(aside / HISTORY, join(lost))
     if not (aside or branch):
@@ -178,9 +180,9 @@ def go_on(
     kept = join([*_until(shared, logged), *_until(point.step, branch)])
     if kept != past.logged.content:
         durable.write(directory / HISTORY, kept)
-    after = before.go_on(own, point.step, settings)
+    after = before.continue_from(own, point.step, settings)
     parts = continued(before.logged, cadence_of(point.step, frozen), shared)
-    _write_curves(directory, replace(after, logged=parts, follows=follows or before.follows))
+    _write_lineage(directory, replace(after, logged=parts, follows=follows or before.follows))
     if after.active not in before.by_id and frozen["logger"]["wandb"]:
         notices.append(_notice(after))
     return notices
@@ -193,11 +195,11 @@ def _quarantine(past: Past) -> list[str]:
     reasons = {name: _reasons(of) for name, of in damaged.items() if of}
     if past.curves is None:
         with suppress(FileNotFoundError):
-            contents[CURVES] = (past.directory / CURVES).read_bytes()
-            reasons[CURVES] = "it is damaged, and a linked W&B run is not known any more"
+            contents[LINEAGE] = (past.directory / LINEAGE).read_bytes()
+            reasons[LINEAGE] = "it is damaged, and a linked W&B run is not known any more"
     if not contents:
         return []
-    folder = free_name(past.directory / CHECKPOINTS, CORRUPT, datetime.now())
+    folder = unused_folder(past.directory / CHECKPOINTS, CORRUPT, datetime.now())
     durable.make_directory(folder)
     for name, content in contents.items():
         durable.write(folder / name, content)
@@ -215,9 +217,9 @@ def _reasons(damaged: list[DamagedLine]) -> str:
     return f"{count} taken out ({shown}{more})"
 
 
-def _notice(curves: Curves) -> str:
-    assert curves.curve.origin is not None
-    name, step = curves.curve.origin
+def _notice(curves: WandbLineage) -> str:
+    assert curves.active_run.origin is not None
+    name, step = curves.active_run.origin
     return (
         f"W&B cannot rewrite the steps after {step} that its run {name} has with other settings: "
         f"from here on this is its run {curves.active}, linked to that one"
@@ -247,15 +249,15 @@ def _write_replay(path: Path, events: Events) -> None:
         durable.delete([path])
 
 
-def _read_curves(directory: Path) -> Curves | None:
-    path = directory / CURVES
+def _read_lineage(directory: Path) -> WandbLineage | None:
+    path = directory / LINEAGE
     try:
         return decode(path.read_text())
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
         return None
     except OSError as error:  # it may say that the run is another one
-        raise cannot_be_read(path, error) from error
+        raise unreadable_message(path, error) from error
 
 
-def _write_curves(directory: Path, curves: Curves) -> None:
-    durable.write(directory / CURVES, f"{encode(curves)}\n".encode())
+def _write_lineage(directory: Path, curves: WandbLineage) -> None:
+    durable.write(directory / LINEAGE, f"{encode(curves)}\n".encode())

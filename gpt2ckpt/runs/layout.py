@@ -16,7 +16,7 @@ WANDB = "wandb"  # W&B itself calls it so
 LOCK_NAME = "run.lock"
 REPLAY = ".replay.jsonl"  # events of steps that are trained again, until they are compared
 JOBS = "jobs.jsonl"  # of a sweep: sweeps/journal.py
-CURVES = ".history.json"  # runs/curves.py
+LINEAGE = ".history.json"  # runs/wandb_lineage.py
 
 
 def run_title(directory: Path) -> str:

@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from gpt2ckpt.checkpoint.space import FULL
+from gpt2ckpt.checkpoint.disk_report import FULL
 from gpt2ckpt.errors import InputError, LockedError
 from gpt2ckpt.files import durable
 from gpt2ckpt.files.links import refuse_link
 from gpt2ckpt.files.locks import Lock, try_lock
-from gpt2ckpt.runs.layout import CURVES, HISTORY, LOCK_NAME, LOG, RECORD
+from gpt2ckpt.runs.layout import HISTORY, LINEAGE, LOCK_NAME, LOG, RECORD
 from gpt2ckpt.runs.owner import SIZE, Verdict, decode, encode, judge, this_process
 
 log = logging.getLogger(__name__)
@@ -105,9 +105,9 @@ class RunLock:
         if not self._is_mine():
             raise OSError(errno.EBUSY, _refusal(self._path.parent))
         with contextlib.suppress(FileNotFoundError):  # a directory that was removed, and made again
-            own = os.open(CURVES, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptor)
+            own = os.open(LINEAGE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptor)
             with os.fdopen(own, "rb") as file:
-                of_another = file.read() != (self._path.parent / CURVES).read_bytes()
+                of_another = file.read() != (self._path.parent / LINEAGE).read_bytes()
             if of_another:
                 raise OSError(errno.EBUSY, f"{self._path.parent} is another run's by now")
 

@@ -20,13 +20,13 @@ from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError, InputError
-from gpt2ckpt.files.closed import is_closed, refuse_closed
+from gpt2ckpt.files.permissions import access_error, require_access
 from gpt2ckpt.runs.claim import holds_checkpoints
 from gpt2ckpt.runs.layout import (
     CHECKPOINTS,
-    CURVES,
     HISTORY,
     JOBS,
+    LINEAGE,
     RECORD,
     STAMP,
     STAMPED,
@@ -64,7 +64,7 @@ class Newest:
     """The run that was trained last, if there is one, and later ones that are passed over."""
 
     directory: Path | None
-    passed_over: list[tuple[Path, str]] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
 
 
 def newest_run(root: Path, name: str | None = None, *, with_jobs: bool = True) -> Newest:
@@ -84,11 +84,11 @@ def newest_run(root: Path, name: str | None = None, *, with_jobs: bool = True) -
     others = {0: "", 1: "; nor does another run"}.get(
         len(later) - 1, f"; nor do {len(later) - 1} other runs"
     )
-    passed_over = [(record.directory, record.problem + others) for record in later[:1]]
+    skipped = [(record.directory, record.problem + others) for record in later[:1]]
     jobs = [r for r in named if r not in records and not r.problem and _is_later(r, newest)]
     if jobs:
-        passed_over.append((max(jobs, key=lambda record: record.age).directory, OF_SWEEP))
-    return Newest(newest.directory if newest else None, passed_over)
+        skipped.append((max(jobs, key=lambda record: record.age).directory, OF_SWEEP))
+    return Newest(newest.directory if newest else None, skipped)
 
 
 def _is_later(record: RunRecord, newest: RunRecord | None) -> bool:
@@ -104,18 +104,18 @@ def run_directories(root: Path) -> list[tuple[Path, bool]]:
     """
     found: dict[Path, Path] = {}
 
-    def note_closed(error: OSError) -> None:
+    def note_unreadable(error: OSError) -> None:
         if error.filename and not isinstance(error, FileNotFoundError):  # else deleted meanwhile
             found[Path(error.filename).absolute()] = Path(error.filename)
 
-    refuse_closed(root)
+    require_access(root)
     linked: list[Path] = []
     sweeps: set[Path] = set()
-    for parent, inner, files in os.walk(root, onerror=note_closed):
+    for parent, inner, files in os.walk(root, onerror=note_unreadable):
         directory = Path(parent)
         if JOBS in files:
             sweeps.add(directory)
-        if CHECKPOINTS in inner or not {HISTORY, CURVES}.isdisjoint(files):
+        if CHECKPOINTS in inner or not {HISTORY, LINEAGE}.isdisjoint(files):
             found[directory.resolve()] = directory
         linked += [path for name in inner if (path := directory / name).is_symlink()]
         inner[:] = [
@@ -126,7 +126,7 @@ def run_directories(root: Path) -> list[tuple[Path, bool]]:
     for path in linked:
         if path.name == CHECKPOINTS:
             continue
-        if is_closed(path) or (path / CHECKPOINTS).is_dir():
+        if access_error(path) or (path / CHECKPOINTS).is_dir():
             found.setdefault(path.resolve(), path)
     return [(path, not sweeps.isdisjoint(path.parents)) for path in found.values()]
 
@@ -219,7 +219,7 @@ def _last_logged(directory: Path) -> datetime | None:
 
 def _started_after(directory: Path) -> datetime | None:
     with suppress(AttributeError, OSError, RecursionError, ValueError):
-        return moment_of({"saved_at": json.loads((directory / CURVES).read_text()).get("follows")})
+        return moment_of({"saved_at": json.loads((directory / LINEAGE).read_text()).get("follows")})
     return None
 
 

@@ -4,12 +4,12 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT
+from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.errors import CheckpointError, ConfigError, did_you_mean
-from gpt2ckpt.files.closed import refuse_closed
+from gpt2ckpt.files.permissions import require_access
 from gpt2ckpt.runs.claim import holds_checkpoints
 from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.runs.newest import newest_run, read_record, run_directories
@@ -43,7 +43,7 @@ class Place:
     """Where to look: a run directory, and the role or the one file that is asked for.
 
     A file that lies in no run (`in_run` false), copied somewhere by hand, can only start a new one;
-    so can a copy of a checkpoints folder, which is its own `directory`. `passed_over` are newer
+    so can a copy of a checkpoints folder, which is its own `directory`. `skipped` are newer
     runs that hold no checkpoint.
     """
 
@@ -51,7 +51,7 @@ class Place:
     role: Role | None = None
     file: Path | None = None
     in_run: bool = True
-    passed_over: tuple[tuple[Path, str], ...] = ()
+    skipped: tuple[tuple[Path, str], ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -72,7 +72,7 @@ def locate(what: str, scope: Scope, key: str = "resume") -> Place | None:
     if not what.strip():
         raise ConfigError(f"{key or 'PATH'} is empty: it takes {', '.join(SELECTORS)} or a path")
     path = Path(what).expanduser()
-    refuse_closed(path)
+    require_access(path)
     if path.is_dir():
         return _in_directory(path)
     if path.exists():
@@ -90,11 +90,11 @@ def locate(what: str, scope: Scope, key: str = "resume") -> Place | None:
     )
 
 
-def runs_passed_over(scope: Scope) -> list[tuple[Path, str]]:
+def skipped_runs(scope: Scope) -> list[tuple[Path, str]]:
     """Runs without a checkpoint, each with the reason, where `auto` finds nothing to resume."""
     if scope.given is not None:
         return []
-    return newest_run(scope.outputs, scope.name, with_jobs=False).passed_over
+    return newest_run(scope.outputs, scope.name, with_jobs=False).skipped
 
 
 def _selected(what: str, scope: Scope, key: str) -> Place | None:
@@ -113,7 +113,7 @@ def _selected(what: str, scope: Scope, key: str) -> Place | None:
     newest = newest_run(scope.outputs, scope.name, with_jobs=what != AUTO)
     if newest.directory is not None:
         holds_checkpoints(newest.directory)  # raises if that cannot be known
-        return Place(newest.directory, role, passed_over=tuple(newest.passed_over))
+        return Place(newest.directory, role, skipped=tuple(newest.skipped))
     if what == AUTO:
         return None
     other = newest_run(scope.outputs) if scope.name is not None else newest
@@ -123,7 +123,7 @@ def _selected(what: str, scope: Scope, key: str) -> Place | None:
             f"there is no checkpoint of a run with name={scope.name} in {scope.outputs}, and the "
             f"newest run there, {other.directory}, has name={called}: {instead}"
         )
-    reasons = "".join(f" ({path}: {reason})" for path, reason in newest.passed_over)
+    reasons = "".join(f" ({path}: {reason})" for path, reason in newest.skipped)
     raise no_run(scope.outputs, instead, reasons)
 
 
@@ -154,7 +154,7 @@ def read(place: Place) -> Found:
     run = history.run_id_in(place.directory) if place.in_run else None
     if place.file is None:
         found = store.find(place.role or Role.LATEST, run)
-        return replace(found, skipped=[*place.passed_over, *found.skipped])
+        return replace(found, skipped=[*place.skipped, *found.skipped])
     try:
         return Found(place.file, load(place.file))
     except CheckpointError as error:

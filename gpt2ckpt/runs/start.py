@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint import cut_off
+from gpt2ckpt.checkpoint import interrupted_save
 from gpt2ckpt.checkpoint.repair import quarantine
 from gpt2ckpt.checkpoint.store import Found, Store, owner_of
 from gpt2ckpt.config.compose import sets, spelled
@@ -19,7 +19,7 @@ from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, 
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError, LockedError
 from gpt2ckpt.files import durable
 from gpt2ckpt.runs import history, resume
-from gpt2ckpt.runs.claim import Claim, claim, claim_again, holds_checkpoints, holds_run
+from gpt2ckpt.runs.claim import Claim, claim, holds_checkpoints, holds_run, reclaim
 from gpt2ckpt.runs.history import Point, RunIdentity
 from gpt2ckpt.runs.layout import CHECKPOINTS, RECORD
 from gpt2ckpt.runs.lock import RunLock, refuse_if_locked
@@ -32,7 +32,7 @@ class Start:
     """What is to be trained, and from which state. Nothing is written yet.
 
     `directory` is that of the run that is resumed; None for a new run, forks included. With
-    `begins_again`, a run that never came to its first save is restarted in its own directory.
+    `restarts_run`, a run that never came to its first save is restarted in its own directory.
 
     `lock` is the lock of that directory, taken before the state was read, or of a sweep's job, as
     its new directory was made; None where there is no such directory yet and in a preview.
@@ -44,12 +44,12 @@ class Start:
     directory: Path | None = None
     found: Found | None = None
     changes: list[Change] = field(default_factory=list)
-    begins_again: bool = False
+    restarts_run: bool = False
     lock: RunLock | None = None
     unwritable: InputError | None = None
-    runs_passed_over: list[tuple[Path, str]] = field(default_factory=list)
+    skipped_runs: list[tuple[Path, str]] = field(default_factory=list)
     given: list[str] = field(default_factory=list)  # of the overrides, those of this command
-    is_fork_asked_for: bool = False  # then the data may be other data than the state's
+    fork_requested: bool = False  # then the data may be other data than the state's
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -77,14 +77,14 @@ class Start:
         parent = {"id": run["id"], "step": self.found.state["step"], "file": str(self.found.path)}
         return RunIdentity(secrets.token_hex(4), name, parent)
 
-    def passed_over(self) -> list[str]:
+    def skipped(self) -> list[str]:
         """A line for each file that was not taken because it is damaged, or not there."""
-        skipped = self.found.skipped if self.found else self.runs_passed_over
+        skipped = self.found.skipped if self.found else self.skipped_runs
         return [f"skipped {path}: {reason.removeprefix(f'{path} ')}" for path, reason in skipped]
 
     def notices(self) -> list[str]:
         """What the user has to know of the resume: files passed over, and each changed key."""
-        lines = self.passed_over()
+        lines = self.skipped()
         if self.found is None:
             return lines
         verb = "resuming" if self.directory else "forking"
@@ -132,7 +132,7 @@ def find_start(
         if place is not None and again is None:
             raise CheckpointError(f"{directory} lost its checkpoints while this was starting")
         if place is not None and again is not None:
-            again = replace(again, passed_over=place.passed_over)
+            again = replace(again, skipped=place.skipped)
         start = _decide(again, overrides, scope, compose, fork=fork)
     except BaseException:
         if lock is not None:
@@ -151,17 +151,15 @@ def _decide(
 ) -> Start:
     """How to start from the state in `place`; from none if `auto` found nothing to resume."""
     new, given = task_overrides(overrides), scope.given
-    begins_again = place is None and given is not None
+    restarts_run = place is None and given is not None
     if place is None:
         place = _origin(given) if given else None
         if place is None:
-            passed_over = resume.runs_passed_over(scope)
+            skipped = resume.skipped_runs(scope)
             frozen = freeze(compose(overrides))
-            return Start(
-                frozen, new, begins_again=begins_again, runs_passed_over=passed_over, given=new
-            )
-    is_fork_asked_for = fork or begins_again
-    fork = is_fork_asked_for or not place.in_run
+            return Start(frozen, new, restarts_run=restarts_run, skipped_runs=skipped, given=new)
+    fork_requested = fork or restarts_run
+    fork = fork_requested or not place.in_run
     found = resume.read(place)
     if not fork:
         _refuse_foreign(found, place.directory)
@@ -174,9 +172,9 @@ def _decide(
     kept = [override for override in recorded if override not in new]  # the last one counts
     directory = None if fork else place.directory
     return Start(
-        *(frozen, kept + new, directory, found, changes, begins_again),
+        *(frozen, kept + new, directory, found, changes, restarts_run),
         given=new,
-        is_fork_asked_for=is_fork_asked_for,
+        fork_requested=fork_requested,
     )
 
 
@@ -235,7 +233,7 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
     """
     if start.unwritable is not None:
         raise start.unwritable
-    if start.directory is not None or start.begins_again or not holds_run(wanted):
+    if start.directory is not None or start.restarts_run or not holds_run(wanted):
         _refuse_folders(start.directory or wanted)
     if start.directory is None or start.found is None:
         return _take_new(start, wanted, is_given=is_given)
@@ -248,7 +246,7 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
         damaged = _quarantine(start.directory, found)
         finished = _finish_save(start)
         point = Point(int(found.state["step"]), found.path)
-        aside = store.go_back_to(found.path, point.shared_step, datetime.now())
+        aside = store.roll_back_to(found.path, point.shared_step, datetime.now())
         notices = _bring_history(past, start, point, aside)
         if aside:
             notices.insert(0, f"what came after step {point.shared_step} is set aside in {aside}")
@@ -271,15 +269,15 @@ def _take_new(start: Start, wanted: Path, *, is_given: bool) -> Claim:
     """The directory of a run without a checkpoint of its own, and the first record in it."""
     if start.lock is not None:
         made = Claim(wanted, start.lock)
-    elif start.begins_again:
-        made = claim_again(wanted)
+    elif start.restarts_run:
+        made = reclaim(wanted)
     else:
         made = claim(wanted, datetime.now(), is_given=is_given)
     with _writing_to(made):
         durable.clean_temporaries(made.directory)
-        if not start.begins_again:
+        if not start.restarts_run:
             follows = behind(made.directory, datetime.now(UTC))
-            history.begin(made.directory, start.identity, start.frozen, follows)
+            history.start_history(made.directory, start.identity, start.frozen, follows)
             return made
         made.lock.check_place()
         if holds_checkpoints(made.directory):  # saved there since this start looked for one
@@ -291,14 +289,14 @@ def _take_new(start: Start, wanted: Path, *, is_given: bool) -> Claim:
         return replace(made, notice="\n".join(_bring_history(past, start, Point(), None)))
 
 
-def finish_save(start: Start) -> list[str]:
+def complete_interrupted_save(start: Start) -> list[str]:
     """Finish the last save of a run that has come to its end, if a kill cut it off.
 
     Returns what the user has to know. A failure is reported and not raised: the state is safe.
     """
     if start.directory is None or start.found is None:
         return []
-    if not cut_off.left_undone(start.directory / CHECKPOINTS, start.found):
+    if not interrupted_save.missing_operations(start.directory / CHECKPOINTS, start.found):
         return []
     if start.unwritable is not None:
         return [_not_finished(start.found, start.unwritable)]
@@ -309,7 +307,7 @@ def _finish_save(start: Start) -> list[str]:
     """The same for a run whose directory is locked."""
     assert start.directory is not None and start.found is not None
     try:
-        made = cut_off.finish(start.directory / CHECKPOINTS, start.found)
+        made = interrupted_save.complete_save(start.directory / CHECKPOINTS, start.found)
     except (CheckpointError, OSError) as error:
         return [_not_finished(start.found, error)]
     step = start.found.state["step"]
@@ -324,7 +322,7 @@ def _not_finished(found: Found, error: Exception) -> str:
 
 def _bring_history(past: history.Past, start: Start, point: Point, aside: Path | None) -> list[str]:
     saved = start.state["config"] if start.state else start.frozen
-    return history.go_on(
+    return history.continue_history(
         *(past, start.identity, point),
         saved=saved,
         frozen=start.frozen,
@@ -351,7 +349,7 @@ def _cannot_write(directory: Path, error: OSError) -> InputError:
     )
 
 
-def words_after_restart(words: list[str], directory: Path) -> list[str]:
+def restart_overrides(words: list[str], directory: Path) -> list[str]:
     """The command line of a launch whose launcher starts it again after it had `directory`.
 
     It goes on from the newest state there; as long as there is none, it starts as it did.
@@ -363,12 +361,12 @@ def words_after_restart(words: list[str], directory: Path) -> list[str]:
     return [*kept, *(["resume=auto"] if has_state else []), given]
 
 
-def foretold(start: Start, wanted: Path, *, is_given: bool) -> list[str]:
+def preview_lines(start: Start, wanted: Path, *, is_given: bool) -> list[str]:
     """What training would do with `start`, for those who ask before (dry_run)."""
     if start.directory is not None:
         return ["dry run: nothing is written. It would go on:", *start.notices()]
     where = str(wanted)
-    if is_given and not start.begins_again and holds_run(wanted):
+    if is_given and not start.restarts_run and holds_run(wanted):
         where = f"{wanted}_run_… ({wanted} holds a run already)"
     return [f"dry run: nothing is written. It would start anew in {where}", *start.notices()]
 

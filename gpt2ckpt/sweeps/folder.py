@@ -22,12 +22,12 @@ from gpt2ckpt.files.locks import try_lock
 from gpt2ckpt.runs.claim import Claim
 from gpt2ckpt.runs.layout import CHECKPOINTS, RECORD
 from gpt2ckpt.runs.lock import RunLock
-from gpt2ckpt.sweeps.matching import Recorded
+from gpt2ckpt.sweeps.matching import RecordedJob
 
 IN_THE_MAKING = ".new"  # one at a time: under the lock
 
 
-def read_jobs(sweep: Path) -> list[Recorded]:
+def read_jobs(sweep: Path) -> list[RecordedJob]:
     """Every job's directory below `sweep` that says what it trains, in the order of their names."""
     found = (read_job(directory) for directory in _directories(sweep))
     return [job for job in found if job is not None]
@@ -98,13 +98,13 @@ def _directories(parent: Path) -> Iterator[Path]:
             yield from _directories(path)
 
 
-def read_job(directory: Path) -> Recorded | None:
+def read_job(directory: Path) -> RecordedJob | None:
     """Return what a job's directory says of its training; None if it says nothing."""
     for file in Store(directory / CHECKPOINTS).candidates(Role.LATEST):
         try:
             meta = read_meta(file)
             overrides = task_overrides(list(meta["overrides"]))
-            return Recorded(
+            return RecordedJob(
                 directory, flatten(freeze(completed(meta["config"]))), overrides, int(meta["step"])
             )
         except (CheckpointError, ConfigError, KeyError, TypeError, ValueError, AttributeError):
@@ -113,6 +113,6 @@ def read_job(directory: Path) -> Recorded | None:
         config: Any = OmegaConf.load(directory / RECORD / "config.yaml")
         values: Any = OmegaConf.to_container(config, resolve=True)
         words: Any = OmegaConf.to_container(OmegaConf.load(directory / RECORD / "overrides.yaml"))
-        return Recorded(directory, flatten(freeze(values)), task_overrides(words))
+        return RecordedJob(directory, flatten(freeze(values)), task_overrides(words))
     except (OSError, YAMLError, OmegaConfBaseException, ConfigError, AttributeError, TypeError):
         return None

@@ -23,18 +23,24 @@ from gpt2ckpt.application import CommandLine
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import InputError, LockedError, UserError
 from gpt2ckpt.exits import own_process
-from gpt2ckpt.parallel.group import Alone
+from gpt2ckpt.parallel.process_group import SingleProcess
 from gpt2ckpt.runs.claim import Claim
 from gpt2ckpt.runs.layout import JOBS, RECORD
 from gpt2ckpt.runs.resume import AUTO, Scope
-from gpt2ckpt.runs.start import Start, find_start, finish_save, hydra_record, take_directory
-from gpt2ckpt.standby import Interrupted, exit_code
+from gpt2ckpt.runs.start import (
+    Start,
+    complete_interrupted_save,
+    find_start,
+    hydra_record,
+    take_directory,
+)
+from gpt2ckpt.signals.early import Interrupted, exit_code
+from gpt2ckpt.signals.sweeps import WorkerSignals, worker_signals
 from gpt2ckpt.sweeps import folder, journal
-from gpt2ckpt.sweeps.journal import Entry, Status
-from gpt2ckpt.sweeps.matching import Job, Recorded, find_own
-from gpt2ckpt.sweeps.stop import WorkerSignals, worker_signals
-from gpt2ckpt.training.preparation import Prepared, finished_notice, prepare
-from gpt2ckpt.training.room import check_room
+from gpt2ckpt.sweeps.journal import JournalEntry, Status
+from gpt2ckpt.sweeps.matching import Job, RecordedJob, find_own
+from gpt2ckpt.training.disk_check import check_free_space
+from gpt2ckpt.training.validate_run import ValidatedRun, finished_notice, validate_run
 
 if TYPE_CHECKING:
     from gpt2ckpt.training.session import Outcome
@@ -78,7 +84,7 @@ class SweepJob:
         signals, hydra = self._signals(), HydraConfig.get()
         values: Any = OmegaConf.to_container(config, resolve=True)
         job = Job.of(list(hydra.overrides.task), values, self.swept)
-        entry = Entry(self.launch, int(hydra.job.num), Status.NOT_STARTED, label=job.label)
+        entry = JournalEntry(self.launch, int(hydra.job.num), Status.NOT_STARTED, label=job.label)
         places: list[Path] = []
         stopped = 0
         try:
@@ -107,9 +113,9 @@ class SweepJob:
         job: Job,
         values: dict[str, Any],
         config: DictConfig,
-        entry: Entry,
+        entry: JournalEntry,
         places: list[Path],
-    ) -> tuple[Entry, signal.Signals | None]:
+    ) -> tuple[JournalEntry, signal.Signals | None]:
         """Train in the job's own directory, an old or a new one, which `places` gets.
 
         Also returns the signal that stopped it, if one did.
@@ -120,26 +126,31 @@ class SweepJob:
         overrides = list(HydraConfig.get().overrides.task)
         start = find_job_start(self.line, self.sweep, overrides, values, own, locks=True)
         with start.held():
-            prepared = prepare(start)
-            if finished_notice(start, prepared):
-                for line in finish_save(start):
+            validated = validate_run(start)
+            if finished_notice(start, validated):
+                for line in complete_interrupted_save(start):
                     log.info("%s", line)
                 best = start.state["best_val_loss"] if start.state else None
                 return replace(entry, status=Status.WAS_FINISHED, best_val_loss=best), None
-            outcome = self._train(start, prepared, job, config, places)
+            outcome = self._train(start, validated, job, config, places)
         status = Status.INTERRUPTED if outcome.stopped else Status.FINISHED
         ended = replace(entry, status=status, best_val_loss=outcome.best_val_loss)
         return ended, outcome.stopped
 
     def _train(
-        self, start: Start, prepared: Prepared, job: Job, config: DictConfig, places: list[Path]
+        self,
+        start: Start,
+        validated: ValidatedRun,
+        job: Job,
+        config: DictConfig,
+        places: list[Path],
     ) -> "Outcome":
         """Train in the directory in `places`, or in a new one, which is put there."""
         from gpt2ckpt.training.hardware import hardware_of  # imports torch
         from gpt2ckpt.training.session import train_claimed
 
-        hardware, is_new = hardware_of(start, prepared, Alone()), not places
-        check_room(start, prepared.config, self.sweep if is_new else places[0])
+        hardware, is_new = hardware_of(start, validated, SingleProcess()), not places
+        check_free_space(start, validated.config, self.sweep if is_new else places[0])
         if is_new:
             made = self._new_directory(job, config)
             places.append(made.directory)
@@ -151,7 +162,7 @@ class SweepJob:
             if not is_new:
                 _write_record(directory / hydra_record(directory), config, launch)
             configure_log(launch.hydra.job_logging, launch.hydra.verbose)
-            return train_claimed(claim, start, prepared, hardware, Alone())
+            return train_claimed(claim, start, validated, hardware, SingleProcess())
 
     def _new_directory(self, job: Job, config: DictConfig) -> Claim:
         def name_of(number: int) -> str:
@@ -201,10 +212,10 @@ class SweepJob:
         notes that it stops and then looks for jobs that have started, a job the other way round.
         """
         signals.in_job = True
-        if signals.received or self._is_stopped():
+        if signals.received or self._stop_requested():
             raise Interrupted(exit_code(signals.received or signal.SIGTERM))
 
-    def _failed(self, entry: Entry, error: Exception) -> Entry:
+    def _failed(self, entry: JournalEntry, error: Exception) -> JournalEntry:
         if self.wants_trace:
             traceback.print_exc()
         status = Status.LOCKED if isinstance(error, LockedError) else Status.FAILED
@@ -215,16 +226,16 @@ class SweepJob:
     def _signals(self) -> WorkerSignals | None:
         return None if os.getpid() == self.main_pid else worker_signals()
 
-    def _is_stopped(self) -> bool:
+    def _stop_requested(self) -> bool:
         return any(e.status is Status.STOP for e in journal.read(self.sweep, self.launch))
 
-    def _record(self, entry: Entry) -> None:
+    def _record(self, entry: JournalEntry) -> None:
         try:
             journal.append(self.sweep, replace(entry, time=journal.now()))
         except OSError as error:
             log.warning("%s cannot be written: %s", self.sweep / JOBS, error.strerror)
 
-    def _result(self, entry: Entry, stopped: int) -> "float | NoMetric":
+    def _result(self, entry: JournalEntry, stopped: int) -> "float | NoMetric":
         if entry.status in (Status.FAILED, Status.LOCKED):
             log.error("job %s: %s", entry.job or entry.label, entry.reason)
         if stopped:
@@ -241,7 +252,7 @@ def find_job_start(
     sweep: Path,
     overrides: list[str],
     values: dict[str, Any],
-    own: Recorded | None,
+    own: RecordedJob | None,
     *,
     locks: bool,
 ) -> Start:
@@ -261,7 +272,7 @@ def find_job_start(
         locks=locks,
     )
     # What an earlier launch has left there without coming to a save is the job's own.
-    return replace(start, begins_again=True) if own and not start.directory else start
+    return replace(start, restarts_run=True) if own and not start.directory else start
 
 
 def _write_record(record: Path, config: DictConfig, launch: DictConfig) -> None:

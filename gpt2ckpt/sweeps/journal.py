@@ -35,7 +35,7 @@ def now() -> str:
 
 
 @dataclass(frozen=True)
-class Entry:
+class JournalEntry:
     """What became of the job `number` (as Hydra counts in one launch) in the directory `job`."""
 
     launch: str
@@ -49,7 +49,7 @@ class Entry:
     time: str = field(default_factory=now)
 
 
-def append(sweep: Path, entry: Entry) -> None:
+def append(sweep: Path, entry: JournalEntry) -> None:
     """Add a line. Raises OSError."""
     line = json.dumps(asdict(entry), allow_nan=False) + "\n"
     descriptor = os.open(sweep / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -59,7 +59,7 @@ def append(sweep: Path, entry: Entry) -> None:
         os.close(descriptor)
 
 
-def read(sweep: Path, launch: str | None = None) -> list[Entry]:
+def read(sweep: Path, launch: str | None = None) -> list[JournalEntry]:
     """Return the entries of one launch or of all, in order; damaged lines are passed over."""
     try:
         lines = (sweep / JOBS).read_bytes().splitlines()
@@ -69,11 +69,11 @@ def read(sweep: Path, launch: str | None = None) -> list[Entry]:
     return [entry for entry in entries if entry and launch in (None, entry.launch)]
 
 
-def _entry(line: bytes) -> Entry | None:
+def _entry(line: bytes) -> JournalEntry | None:
     try:
         values = json.loads(line)
         loss = values.get("best_val_loss")
-        return Entry(
+        return JournalEntry(
             **{name: str(values[name]) for name in ("launch", "job", "label", "reason", "time")},
             number=int(values["number"]),
             pid=int(values["pid"]),
@@ -84,6 +84,6 @@ def _entry(line: bytes) -> Entry | None:
         return None
 
 
-def last_of_each(entries: list[Entry]) -> dict[int, Entry]:
+def last_of_each(entries: list[JournalEntry]) -> dict[int, JournalEntry]:
     """The newest entry of each job, by its number."""
     return {entry.number: entry for entry in entries if entry.status is not Status.STOP}

@@ -18,13 +18,13 @@ from gpt2ckpt.runs.claim import claim_sweep, protection_notice
 from gpt2ckpt.runs.command import command
 from gpt2ckpt.runs.layout import RECORD
 from gpt2ckpt.runs.start import hydra_record
-from gpt2ckpt.standby import exit_code, install
+from gpt2ckpt.signals.early import exit_code, install
+from gpt2ckpt.signals.sweeps import RELAYED, LauncherSignals
 from gpt2ckpt.sweeps import folder, journal
 from gpt2ckpt.sweeps.job import SweepJob
-from gpt2ckpt.sweeps.journal import COMPLETE, Entry, Status
-from gpt2ckpt.sweeps.plan import Plan, plan_sweep
+from gpt2ckpt.sweeps.journal import COMPLETE, JournalEntry, Status
+from gpt2ckpt.sweeps.plan import SweepPlan, plan_sweep
 from gpt2ckpt.sweeps.preview import preview
-from gpt2ckpt.sweeps.stop import RELAYED, LauncherSignals
 from gpt2ckpt.sweeps.table import Row, best, ranked, table
 
 TABLE = "table.txt"
@@ -38,24 +38,24 @@ def run_sweep(line: CommandLine) -> int:
     plan = plan_sweep(line)
     more: list[str] = []
     if plan.is_optuna:
-        from gpt2ckpt.sweeps.study import check_study
+        from gpt2ckpt.sweeps.optuna_study import check_study
 
         check_study(plan.values["trainer"]["eval_every"])
     if plan.values["dry_run"]:
         return preview(plan)
     sweep = _claim(plan)
     if plan.is_optuna:
-        from gpt2ckpt.sweeps.study import settings_to_go_on, study_settings
+        from gpt2ckpt.sweeps.optuna_study import settings_to_continue, study_settings
 
         sweeper, name = plan.hydra.sweeper, str(plan.values["name"])
         more = study_settings(sweeper, sweep, name, " ".join(line.overrides))
         if plan.is_continued:
-            more += settings_to_go_on(sweeper, sweep, name)
+            more += settings_to_continue(sweeper, sweep, name)
     launch = _Launch(plan, sweep, f"{datetime.now():%Y%m%d_%H%M%S}_{os.getpid()}")
     return launch.run(more)
 
 
-def _claim(plan: Plan) -> Path:
+def _claim(plan: SweepPlan) -> Path:
     """The folder to train in: the old one of a sweep that goes on, else a new one."""
     wanted, is_given = plan.wanted, plan.is_given
     sweep = claim_sweep(wanted, is_given=is_given, is_continued=plan.is_continued)
@@ -68,7 +68,7 @@ def _claim(plan: Plan) -> Path:
 class _Launch:
     """One process of a sweep in the folder `sweep`; `name` marks its entries in the journal."""
 
-    plan: Plan
+    plan: SweepPlan
     sweep: Path
     name: str
 
@@ -121,7 +121,7 @@ class _Launch:
         labels = {number: job.job.label for number, job in enumerate(self.plan.jobs)}
         labels |= {number: entry.label for number, entry in entries.items()}
         rows = [
-            _row(entries.get(number, Entry(self.name, number, Status.NOT_STARTED)), label)
+            _row(entries.get(number, JournalEntry(self.name, number, Status.NOT_STARTED)), label)
             for number, label in sorted(labels.items())
         ]
         if self.plan.jobs:
@@ -164,7 +164,7 @@ class _Launch:
 
     def _stop_workers(self) -> None:
         """Tell the workers, those that train and those that are about to."""
-        journal.append(self.sweep, Entry(self.name, -1, Status.STOP))
+        journal.append(self.sweep, JournalEntry(self.name, -1, Status.STOP))
         entries = journal.last_of_each(journal.read(self.sweep, self.name)).values()
         training = {entry.pid for entry in entries if entry.status is Status.STARTED}
         for child in psutil.Process().children(recursive=True):
@@ -172,7 +172,7 @@ class _Launch:
                 child.send_signal(RELAYED)
 
 
-def _row(entry: Entry, label: str) -> Row:
+def _row(entry: JournalEntry, label: str) -> Row:
     status, reason = entry.status, entry.reason
     if status is Status.STARTED:
         status, reason = Status.FAILED, "its process was killed"

@@ -12,7 +12,7 @@ from gpt2ckpt.config.replay import LENGTH, SHAPE, WATCHING, Values, flatten, fre
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedJob:
     """A job's directory, with the config (flat) and overrides that it was last trained with.
 
     `step` is that of its newest checkpoint, None if it never came to one.
@@ -44,7 +44,7 @@ class Job:
         return " ".join(o.input_line for o in own) or " ".join(self.overrides)
 
 
-def find_own(job: Job, recorded: Sequence[Recorded]) -> Recorded | None:
+def find_own(job: Job, recorded: Sequence[RecordedJob]) -> RecordedJob | None:
     """The directory that `job` was trained in before.
 
     It has the same config or came from the same overrides (conf/ may have changed since). Or it

@@ -20,8 +20,8 @@ from gpt2ckpt.config.replay import Values, freeze
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.runs.resume import AUTO, SELECTORS
 from gpt2ckpt.sweeps import folder
-from gpt2ckpt.sweeps.matching import Job, Recorded, find_own, swept_keys
-from gpt2ckpt.training.preparation import check_settings
+from gpt2ckpt.sweeps.matching import Job, RecordedJob, find_own, swept_keys
+from gpt2ckpt.training.validate_run import check_settings
 
 BASIC = ("BasicSweeper", "BasicLauncher")
 OPTUNA = "OptunaSweeper"
@@ -34,11 +34,11 @@ class PlannedJob:
     overrides: list[str]  # with those for Hydra
     values: Values
     job: Job
-    own: Recorded | None
+    own: RecordedJob | None
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A checked sweep. `jobs` is empty where the sweeper finds them on its way."""
 
     line: CommandLine  # with the values of each sweep written out
@@ -72,7 +72,7 @@ class Plan:
         return target(self.hydra.launcher) not in BASIC
 
 
-def plan_sweep(line: CommandLine) -> Plan:
+def plan_sweep(line: CommandLine) -> SweepPlan:
     """Compose and check every job that can be known. Raises ConfigError; nothing is written."""
     typed = line.overrides
     parsed = parse_overrides(typed, line.config_dir)
@@ -91,9 +91,9 @@ def plan_sweep(line: CommandLine) -> Plan:
         )
         for composed in (first, last):
             check_settings(build_typed("train", freeze(composed.values)))
-        return Plan(line, typed, [], swept, first.values, first.hydra)
+        return SweepPlan(line, typed, [], swept, first.values, first.hydra)
     jobs = _basic_jobs(line, words, swept)
-    return Plan(line, typed, jobs, swept, jobs[0].values, first.hydra)
+    return SweepPlan(line, typed, jobs, swept, jobs[0].values, first.hydra)
 
 
 def given_dir(line: CommandLine) -> bool:
@@ -108,7 +108,7 @@ def target(config: DictConfig) -> str:
 
 def _basic_jobs(line: CommandLine, words: list[str], swept: list[str]) -> list[PlannedJob]:
     jobs = []
-    recorded: list[Recorded] | None = None
+    recorded: list[RecordedJob] | None = None
     for overrides in sweep_jobs(words, line.config_dir):
         composed = _compose(line, overrides)
         check_settings(build_typed("train", freeze(composed.values)))

@@ -6,13 +6,13 @@ from gpt2ckpt.errors import UserError
 from gpt2ckpt.runs.claim import claim_base, holds_sweep
 from gpt2ckpt.runs.lock import refuse_if_locked
 from gpt2ckpt.sweeps.job import find_job_start
-from gpt2ckpt.sweeps.plan import Plan, PlannedJob
+from gpt2ckpt.sweeps.plan import PlannedJob, SweepPlan
 from gpt2ckpt.sweeps.table import Row, table
 from gpt2ckpt.training.plan_warnings import plan_warnings
-from gpt2ckpt.training.preparation import finished_notice, prepare
+from gpt2ckpt.training.validate_run import finished_notice, validate_run
 
 
-def preview(plan: Plan) -> int:
+def preview(plan: SweepPlan) -> int:
     """Print what would be trained; exit code 1 if any job would be refused."""
     where = plan.wanted
     if not plan.is_continued and holds_sweep(where):
@@ -28,7 +28,7 @@ def preview(plan: Plan) -> int:
     return 1 if any(row.status == "refused" for row in rows) else 0
 
 
-def _row(plan: Plan, job: PlannedJob, free_name: str | None) -> Row:
+def _row(plan: SweepPlan, job: PlannedJob, free_name: str | None) -> Row:
     name = job.own.directory.name if job.own else str(free_name)
     try:
         if job.own is not None:
@@ -36,12 +36,12 @@ def _row(plan: Plan, job: PlannedJob, free_name: str | None) -> Row:
         start = find_job_start(
             *(plan.line, plan.wanted, job.overrides, job.values, job.own), locks=False
         )
-        prepared = prepare(start)
+        validated = validate_run(start)
     except UserError as error:
         return Row(name, job.job.label, "refused", None, str(error))
     state = start.state
     best = state["best_val_loss"] if state else None
-    if finished_notice(start, prepared):
+    if finished_notice(start, validated):
         return Row(name, job.job.label, "finished", best)
     if state is None:
         status, changes = "new" if job.own is None else "start again", ""
@@ -49,4 +49,4 @@ def _row(plan: Plan, job: PlannedJob, free_name: str | None) -> Row:
         verb = "resume" if start.directory else "fork"
         status = f"{verb} from step {state['step']:,}"
         changes = "; ".join(map(str, start.changes))
-    return Row(name, job.job.label, status, best, changes, tuple(plan_warnings(prepared)))
+    return Row(name, job.job.label, status, best, changes, tuple(plan_warnings(validated)))

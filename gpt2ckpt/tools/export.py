@@ -12,9 +12,9 @@ from gpt2ckpt.config.registry import build_model_config
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
 from gpt2ckpt.files import durable
-from gpt2ckpt.tools import text
+from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb
-from gpt2ckpt.tools.places import PATH_HELP, checkpoint_named
+from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         _publish(out, lambda folder: _write_weights(folder, weights, metadata), inner)
     print(f"exported step {state['step']} of {path}")
     for file in sorted(out.iterdir()) if out.is_dir() else [out]:
-        print(f"  {file} ({text.long_bytes(file.stat().st_size)})")
+        print(f"  {file} ({formatting.long_bytes(file.stat().st_size)})")
     return 0
 
 

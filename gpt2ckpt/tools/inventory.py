@@ -7,17 +7,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint import names, space
-from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT, folders_aside
+from gpt2ckpt.checkpoint import disk_report, names
+from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT, archive_folders
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.runs.newest import moment_of
-from gpt2ckpt.tools.places import Run
+from gpt2ckpt.tools.targets import Run
 
 
-class Group(StrEnum):
+class ListGroup(StrEnum):
     """The headings under which checkpoints are listed."""
 
     LATEST = "latest"
@@ -30,15 +30,15 @@ class Group(StrEnum):
 
 
 GROUPS = {
-    Role.LATEST: Group.LATEST,
-    Role.LATEST_BACKUP: Group.LATEST,
-    Role.ROLLING: Group.ROLLING,
-    Role.ROLLING_BACKUP: Group.ROLLING,
-    Role.EMERGENCY: Group.EMERGENCY,
-    Role.BEST: Group.BEST,
-    Role.BEST_BACKUP: Group.BEST,
-    Role.BEST_PREVIOUS: Group.BEST,
-    Role.EPOCH: Group.EPOCH,
+    Role.LATEST: ListGroup.LATEST,
+    Role.LATEST_BACKUP: ListGroup.LATEST,
+    Role.ROLLING: ListGroup.ROLLING,
+    Role.ROLLING_BACKUP: ListGroup.ROLLING,
+    Role.EMERGENCY: ListGroup.EMERGENCY,
+    Role.BEST: ListGroup.BEST,
+    Role.BEST_BACKUP: ListGroup.BEST,
+    Role.BEST_PREVIOUS: ListGroup.BEST,
+    Role.EPOCH: ListGroup.EPOCH,
 }
 
 
@@ -53,12 +53,12 @@ class Inode:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedCheckpoint:
     """One name of a checkpoint. `meta` is empty where the head is damaged, and `error` says how."""
 
     path: Path
     run: Run
-    group: Group
+    group: ListGroup
     role: str
     inode: Inode
     meta: dict[str, Any]
@@ -86,27 +86,27 @@ class Entry:
         return moment_of(self.meta)
 
 
-def scan(run: Run) -> list[Entry]:
+def scan(run: Run) -> list[ListedCheckpoint]:
     """Every checkpoint of a run: group by group, a pool from its oldest, what is set aside last.
 
     A file that a live run deletes meanwhile is left out.
     """
     entries = [_entry(path, run, None) for path in Store(run.folder).files()]
-    for group, prefix in ((Group.ABANDONED, ABANDONED), (Group.CORRUPT, CORRUPT)):
-        for folder in folders_aside(run.folder, prefix):
+    for group, prefix in ((ListGroup.ABANDONED, ABANDONED), (ListGroup.CORRUPT, CORRUPT)):
+        for folder in archive_folders(run.folder, prefix):
             paths = (path for path in folder.rglob("*.pt") if names.role_of(path.name))
             entries += [_entry(path, run, group) for path in sorted(paths)]
     found = [entry for entry in entries if entry is not None]
     return sorted(found, key=_place)
 
 
-def all_roles(entry: Entry, entries: list[Entry]) -> list[str]:
+def all_roles(entry: ListedCheckpoint, entries: list[ListedCheckpoint]) -> list[str]:
     """The role of a name, then those of the other names of the same file."""
     shared = [other.role for other in entries if other.inode.key == entry.inode.key]
     return list(dict.fromkeys([entry.role, *shared]))
 
 
-def _entry(path: Path, run: Run, aside: Group | None) -> Entry | None:
+def _entry(path: Path, run: Run, aside: ListGroup | None) -> ListedCheckpoint | None:
     role = names.role_of(path.name)
     assert role is not None
     try:
@@ -119,15 +119,17 @@ def _entry(path: Path, run: Run, aside: Group | None) -> Entry | None:
             return None
         meta, error = {}, str(reason)
     inode = Inode(
-        (info.st_dev, info.st_ino), info.st_nlink, info.st_size, info.st_blocks * space.BLOCK
+        (info.st_dev, info.st_ino), info.st_nlink, info.st_size, info.st_blocks * disk_report.BLOCK
     )
-    return Entry(path, run, aside or GROUPS[role], str(aside or role), inode, meta, error)
+    return ListedCheckpoint(
+        path, run, aside or GROUPS[role], str(aside or role), inode, meta, error
+    )
 
 
-def _place(entry: Entry) -> tuple[int, Path, float, str]:
+def _place(entry: ListedCheckpoint) -> tuple[int, Path, float, str]:
     """Where an entry stands in the list."""
     number = names.number_in(entry.path.name)
-    aside = entry.group in (Group.ABANDONED, Group.CORRUPT)
+    aside = entry.group in (ListGroup.ABANDONED, ListGroup.CORRUPT)
     folder = entry.path.parent if aside else entry.run.folder
-    pooled = math.inf if number is None and entry.group is Group.ROLLING else number or 0
-    return list(Group).index(entry.group), folder, pooled, entry.path.name
+    pooled = math.inf if number is None and entry.group is ListGroup.ROLLING else number or 0
+    return list(ListGroup).index(entry.group), folder, pooled, entry.path.name

@@ -6,11 +6,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint.space import disk_bytes
-from gpt2ckpt.tools import text
+from gpt2ckpt.checkpoint.disk_report import disk_bytes
+from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb, add_json
-from gpt2ckpt.tools.inventory import Entry, Group, all_roles, scan
-from gpt2ckpt.tools.places import DIR_HELP, find_runs, no_runs
+from gpt2ckpt.tools.inventory import ListedCheckpoint, ListGroup, all_roles, scan
+from gpt2ckpt.tools.targets import DIR_HELP, find_runs, no_runs
 
 HEADINGS = ("step", "epoch", "val", "saved", "size")
 
@@ -25,7 +25,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the list. A damaged file is one of its lines, not an error."""
     runs = [scan(run) for run in find_runs(args.dir)]
     if args.json:
-        print(text.to_json([_as_json(entry, entries) for entries in runs for entry in entries]))
+        print(
+            formatting.to_json([_as_json(entry, entries) for entries in runs for entry in entries])
+        )
         return 0
     listed = [entries for entries in runs if entries]
     for entries in listed:
@@ -33,11 +35,11 @@ def run(args: argparse.Namespace) -> int:
     if not listed:
         print(no_runs(args.dir))
     elif len(listed) > 1:
-        print(f"{text.plural(len(listed), 'run')}, {_totals(list(chain(*listed)))}")
+        print(f"{formatting.plural(len(listed), 'run')}, {_totals(list(chain(*listed)))}")
     return 0
 
 
-def _as_json(entry: Entry, entries: list[Entry]) -> dict[str, Any]:
+def _as_json(entry: ListedCheckpoint, entries: list[ListedCheckpoint]) -> dict[str, Any]:
     return {
         "path": str(entry.path),
         "roles": all_roles(entry, entries),
@@ -53,13 +55,13 @@ def _as_json(entry: Entry, entries: list[Entry]) -> dict[str, Any]:
     }
 
 
-def _lines(entries: list[Entry], now: datetime) -> list[str]:
+def _lines(entries: list[ListedCheckpoint], now: datetime) -> list[str]:
     """The table of one run, as narrow as its content."""
     rows = [_row(entry, now) for entry in entries]
     cells = [HEADINGS, *(row for row in rows if row)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(HEADINGS))]
     longest = max(len(entry.path.name) for entry in entries)
-    indent = max(0, min(2, text.WIDTH - longest - sum(widths) - len(widths)))
+    indent = max(0, min(2, formatting.WIDTH - longest - sum(widths) - len(widths)))
 
     def line(name: str, row: tuple[str, ...]) -> str:
         right = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
@@ -75,34 +77,34 @@ def _lines(entries: list[Entry], now: datetime) -> list[str]:
     return [*lines, _totals(entries)]
 
 
-def _heading(entry: Entry) -> str:
-    if entry.group not in (Group.ABANDONED, Group.CORRUPT):
+def _heading(entry: ListedCheckpoint) -> str:
+    if entry.group not in (ListGroup.ABANDONED, ListGroup.CORRUPT):
         return str(entry.group)
     return str(entry.path.parent.relative_to(entry.run.folder))
 
 
-def _row(entry: Entry, now: datetime) -> tuple[str, ...]:
+def _row(entry: ListedCheckpoint, now: datetime) -> tuple[str, ...]:
     """The cells of a line; none for a file whose head cannot be read."""
     if entry.error:
         return ()
     return (
         "-" if entry.step is None else str(entry.step),
         "-" if entry.epoch is None else str(entry.epoch),
-        text.loss(entry.val_loss),
-        text.short_time(entry.saved_at, now),
-        text.short_bytes(entry.inode.size),
+        formatting.loss(entry.val_loss),
+        formatting.short_time(entry.saved_at, now),
+        formatting.short_bytes(entry.inode.size),
     )
 
 
-def _damaged(entry: Entry, indent: int, longest: int) -> str:
-    size = text.short_bytes(entry.inode.size)
+def _damaged(entry: ListedCheckpoint, indent: int, longest: int) -> str:
+    size = formatting.short_bytes(entry.inode.size)
     return f"{' ' * indent}{entry.path.name:{longest}} DAMAGED, {size}: verify says how"
 
 
-def _totals(entries: list[Entry]) -> str:
-    size = text.long_bytes(sum(entry.inode.size for entry in entries))
-    disk = text.long_bytes(disk_bytes(entry.path for entry in entries))
-    return f"{text.plural(len(entries), 'checkpoint')}, {size}; on disk they take {disk}"
+def _totals(entries: list[ListedCheckpoint]) -> str:
+    size = formatting.long_bytes(sum(entry.inode.size for entry in entries))
+    disk = formatting.long_bytes(disk_bytes(entry.path for entry in entries))
+    return f"{formatting.plural(len(entries), 'checkpoint')}, {size}; on disk they take {disk}"
 
 
 VERB = Verb(

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.runs.layout import LOG
-from gpt2ckpt.tools import text
+from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb
-from gpt2ckpt.tools.inventory import Entry, Group, scan
-from gpt2ckpt.tools.places import DIR_HELP, Run, find_runs, no_runs
+from gpt2ckpt.tools.inventory import ListedCheckpoint, ListGroup, scan
+from gpt2ckpt.tools.targets import DIR_HELP, Run, find_runs, no_runs
 
 # As training writes it; the date is of the form that conf/train.yaml gives the log.
 RESUMED = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+\] resuming from .*, step (\d+)\n?")
@@ -77,9 +77,9 @@ def _descends(node: Lineage, ancestor: Lineage) -> bool:
     return node is ancestor or any(_descends(node, fork) for fork in ancestor.forks)
 
 
-def _lineage(run: Run, entries: list[Entry]) -> Lineage:
+def _lineage(run: Run, entries: list[ListedCheckpoint]) -> Lineage:
     readable = [entry for entry in entries if not entry.error]
-    current = [entry for entry in readable if entry.group is not Group.ABANDONED]
+    current = [entry for entry in readable if entry.group is not ListGroup.ABANDONED]
     newest = max(current or readable, key=lambda entry: entry.step or 0, default=None)
     facts = newest.meta.get("run") if newest else None
     facts = facts if isinstance(facts, dict) else {}
@@ -91,7 +91,7 @@ def _lineage(run: Run, entries: list[Entry]) -> Lineage:
     else:
         best = newest.meta.get("best_val_loss")
         title += f" ({_plain(facts.get('id', '?'))}): step {newest.step}"
-        title += f", best val {text.loss(best)}" if isinstance(best, float) else ""
+        title += f", best val {formatting.loss(best)}" if isinstance(best, float) else ""
     fork = [f"forked from run {_plain(parent.get('id'))} at step {_plain(parent.get('step'))}"]
     events = (fork if parent else []) + _events(run, entries)
     return Lineage(run, str(facts.get("id")), parent, title, events)
@@ -102,12 +102,12 @@ def _plain(value: object) -> str:
     return str(value) if str(value).isprintable() else repr(value)
 
 
-def _events(run: Run, entries: list[Entry]) -> list[str]:
+def _events(run: Run, entries: list[ListedCheckpoint]) -> list[str]:
     """Resumes out of the log, and what they abandoned, each with its time."""
     events = [(when, f"resumed from step {step}") for when, step in _resumes(run.directory / LOG)]
     folders: dict[Path, list[int]] = {}
     for entry in entries:
-        if entry.group is Group.ABANDONED:
+        if entry.group is ListGroup.ABANDONED:
             folders.setdefault(entry.path.parent, []).append(entry.step or 0)
     for folder, steps in folders.items():
         moment = _moment_of(folder.name)

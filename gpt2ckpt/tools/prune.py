@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from gpt2ckpt.checkpoint.disk_report import disk_bytes
 from gpt2ckpt.checkpoint.reading import check
-from gpt2ckpt.checkpoint.space import disk_bytes
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files import durable
-from gpt2ckpt.runs.layout import CURVES, HISTORY, REPLAY
+from gpt2ckpt.runs.layout import HISTORY, LINEAGE, REPLAY
 from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.runs.newest import last_trained
-from gpt2ckpt.tools import text
+from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb, count
-from gpt2ckpt.tools.inventory import Entry, scan
-from gpt2ckpt.tools.places import DIR_HELP, Run, find_runs, no_runs, without_linked
-from gpt2ckpt.tools.pruning import Limits, freed_bytes, plan
+from gpt2ckpt.tools.inventory import ListedCheckpoint, scan
+from gpt2ckpt.tools.pruning import Limits, freed_bytes, plan_prune
 from gpt2ckpt.tools.removal import own_files, remove
+from gpt2ckpt.tools.targets import DIR_HELP, Run, find_runs, no_runs, without_linked
 
 POOLS = {"keep_rolling": "rolling", "keep_emergency": "emergency", "keep_epochs": "epoch"}
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     done = "deleted" if args.yes else "would go:"
     hint = "" if args.yes or not files else ". Nothing is deleted without --yes"
     print(
-        f"{done} {text.plural(files, 'file')}, {text.long_bytes(freed)} of disk"
+        f"{done} {formatting.plural(files, 'file')}, {formatting.long_bytes(freed)} of disk"
         f"{' freed' if args.yes else ''}{hint}"
     )
     return 0
@@ -101,36 +101,36 @@ def _prune_whole(item: Run, last_saved: datetime, yes: bool) -> tuple[int, int]:
                 print(f"{item.directory} stays: it was trained while this command was starting")
                 return 0, 0
             left = remove(item)
-    print(f"{item.directory}: the whole run, {text.long_bytes(freed)}")
+    print(f"{item.directory}: the whole run, {formatting.long_bytes(freed)}")
     if yes:
         for path in left[:3]:
             print(f"  {path} stays: the run did not make it")
         if len(left) > 3:
-            print(f"  so do {text.plural(len(left) - 3, 'other file')}")
+            print(f"  so do {formatting.plural(len(left) - 3, 'other file')}")
     return len(mine), freed
 
 
 def _prune_pools(item: Run, limits: Limits, yes: bool) -> tuple[int, int]:
     """Prune the pools of a run: how many files, and bytes of disk."""
     is_live = is_locked(item.directory)
-    decided = plan(scan(item), limits, _is_valid, is_live=is_live)
+    decided = plan_prune(scan(item), limits, _is_valid, is_live=is_live)
     if yes and decided.surplus:
         # A live run holds the lock; the plan has left it what it may be working with.
         with contextlib.nullcontext() if is_live else _locked(item):
             if not is_live:  # a run may have saved, or gone back, until it was locked
-                decided = plan(scan(item), limits, _is_valid, is_live=False)
+                decided = plan_prune(scan(item), limits, _is_valid, is_live=False)
             _delete(decided.surplus)
     if decided.surplus or decided.note:
         print(item.directory)
     for entry in decided.surplus:
-        size = text.long_bytes(entry.inode.size)
+        size = formatting.long_bytes(entry.inode.size)
         print(f"  {size:>7}  {entry.path.relative_to(item.folder)}")
     if decided.note:
         print(f"  {decided.note}")
     return len(decided.surplus), freed_bytes(decided.surplus)
 
 
-def _delete(entries: list[Entry]) -> None:
+def _delete(entries: list[ListedCheckpoint]) -> None:
     """Delete files, and the folders of what was set aside once these are empty."""
     if not entries:
         return
@@ -139,7 +139,7 @@ def _delete(entries: list[Entry]) -> None:
     within = [path.relative_to(top).parents for entry in entries for path in [entry.path]]
     for folder in sorted({top / parent for parents in within for parent in parents}, reverse=True):
         left = list(folder.iterdir()) if folder != top else []
-        if left and {path.name for path in left} <= {HISTORY, REPLAY, CURVES}:
+        if left and {path.name for path in left} <= {HISTORY, REPLAY, LINEAGE}:
             durable.delete(left)  # what was logged of the checkpoints that are gone
         if folder != top and not any(folder.iterdir()):
             folder.rmdir()
@@ -157,7 +157,7 @@ def _locked(item: Run) -> Iterator[None]:
         raise InputError(f"{where} cannot be deleted: {error.strerror}") from error
 
 
-def _is_valid(entry: Entry) -> bool:
+def _is_valid(entry: ListedCheckpoint) -> bool:
     try:
         check(entry.path)
     except CheckpointError:

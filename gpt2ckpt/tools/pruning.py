@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.tools.inventory import Entry, Group
+from gpt2ckpt.tools.inventory import ListedCheckpoint, ListGroup
 
-ASIDE = (Group.ABANDONED, Group.CORRUPT)
+ASIDE = (ListGroup.ABANDONED, ListGroup.CORRUPT)
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,20 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PrunePlan:
     """What goes from a run, and a sentence if something had to stay that was asked to go."""
 
-    surplus: list[Entry]
+    surplus: list[ListedCheckpoint]
     note: str = ""
 
 
-def plan(
-    entries: list[Entry], limits: Limits, is_valid: Callable[[Entry], bool], *, is_live: bool
-) -> Plan:
+def plan_prune(
+    entries: list[ListedCheckpoint],
+    limits: Limits,
+    is_valid: Callable[[ListedCheckpoint], bool],
+    *,
+    is_live: bool,
+) -> PrunePlan:
     """What may go from a run with these entries.
 
     Only files of the pools and of folders set aside are candidates: latest, best and their
@@ -44,15 +48,17 @@ def plan(
     going = {entry.path for entry in surplus}
     left = [entry for entry in entries if entry.path not in going]
     if not surplus or any(map(is_valid, _newest_first(left))):
-        return Plan(surplus)
+        return PrunePlan(surplus)
     last = next((entry for entry in _newest_first(surplus) if is_valid(entry)), None)
     if last is None:
-        return Plan([], "no valid state is left in it, so that nothing is deleted")
+        return PrunePlan([], "no valid state is left in it, so that nothing is deleted")
     rest = [entry for entry in surplus if entry is not last]
-    return Plan(rest, f"{last.path.name} stays: it is the last valid state")
+    return PrunePlan(rest, f"{last.path.name} stays: it is the last valid state")
 
 
-def candidates(entries: list[Entry], limits: Limits, *, is_live: bool) -> list[Entry]:
+def candidates(
+    entries: list[ListedCheckpoint], limits: Limits, *, is_live: bool
+) -> list[ListedCheckpoint]:
     """The entries beyond the limits, in the order in which they are listed."""
     pools = {
         Role.ROLLING: limits.rolling,
@@ -62,8 +68,8 @@ def candidates(entries: list[Entry], limits: Limits, *, is_live: bool) -> list[E
     going: set[str] = {
         str(entry.path)
         for entry in entries
-        if (entry.group is Group.ABANDONED and limits.abandoned)
-        or (entry.group is Group.CORRUPT and limits.corrupt)
+        if (entry.group is ListGroup.ABANDONED and limits.abandoned)
+        or (entry.group is ListGroup.CORRUPT and limits.corrupt)
     }
     for role, keep in pools.items():
         pool = [entry for entry in entries if entry.role == role and entry.group not in ASIDE]
@@ -74,7 +80,7 @@ def candidates(entries: list[Entry], limits: Limits, *, is_live: bool) -> list[E
     return [entry for entry in entries if str(entry.path) in going]
 
 
-def freed_bytes(going: Iterable[Entry]) -> int:
+def freed_bytes(going: Iterable[ListedCheckpoint]) -> int:
     """The disk space that comes free: of files whose every name goes, in any directory."""
     going = list(going)
     gone = Counter(entry.inode.key for entry in going)
@@ -82,11 +88,11 @@ def freed_bytes(going: Iterable[Entry]) -> int:
     return sum(inode.disk_bytes for key, inode in inodes.items() if gone[key] >= inode.links)
 
 
-def _newest_first(entries: list[Entry]) -> list[Entry]:
+def _newest_first(entries: list[ListedCheckpoint]) -> list[ListedCheckpoint]:
     """Files of the run itself before those set aside; each file on disk once."""
 
-    def rank(entry: Entry) -> tuple[bool, bool, int]:
-        return entry.group is Group.CORRUPT, entry.group in ASIDE, -(entry.step or 0)
+    def rank(entry: ListedCheckpoint) -> tuple[bool, bool, int]:
+        return entry.group is ListGroup.CORRUPT, entry.group in ASIDE, -(entry.step or 0)
 
     once = {entry.inode.key: entry for entry in reversed(entries)}
     return sorted(once.values(), key=rank)

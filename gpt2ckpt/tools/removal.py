@@ -4,13 +4,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt2ckpt.checkpoint.aside import ABANDONED, CORRUPT
-from gpt2ckpt.checkpoint.reserve import RESERVE
+from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT
+from gpt2ckpt.checkpoint.reservation import RESERVATION
 from gpt2ckpt.files import durable
 from gpt2ckpt.runs.layout import (
     CHECKPOINTS,
-    CURVES,
     HISTORY,
+    LINEAGE,
     LOCK_NAME,
     LOG,
     RECORD,
@@ -19,13 +19,13 @@ from gpt2ckpt.runs.layout import (
     WANDB,
 )
 from gpt2ckpt.tools.inventory import scan
-from gpt2ckpt.tools.places import Run
+from gpt2ckpt.tools.targets import Run
 
 # Paths within a run directory, besides its checkpoints.
 OURS = re.compile(
-    "|".join(map(re.escape, (HISTORY, LOG, LOCK_NAME, REPLAY, CURVES)))
+    "|".join(map(re.escape, (HISTORY, LOG, LOCK_NAME, REPLAY, LINEAGE)))
     + rf"|{CHECKPOINTS}/{ABANDONED}[^/]+/{re.escape(HISTORY)}"
-    rf"|{CHECKPOINTS}/{CORRUPT}[^/]+/({'|'.join(map(re.escape, (HISTORY, REPLAY, CURVES)))})"
+    rf"|{CHECKPOINTS}/{CORRUPT}[^/]+/({'|'.join(map(re.escape, (HISTORY, REPLAY, LINEAGE)))})"
     rf"|{re.escape(RECORD)}/(resume_\d+/)?(config|hydra|overrides)\.yaml"
     rf"|{TENSORBOARD}/events\.out\.tfevents\.[^/]+"
     rf"|{WANDB}/((offline-)?run-[^/]+/.+|latest-run|debug[^/]*\.log|wandb-resume\.json)"
@@ -37,7 +37,7 @@ def own_files(run: Run) -> list[Path]:
     """The files of a run that the run made, checkpoints first."""
     made = [entry.path for entry in scan(run)]
     made += [path for path in run.folder.iterdir() if TEMPORARY.fullmatch(path.name)]
-    made += run.folder.glob(RESERVE)
+    made += run.folder.glob(RESERVATION)
     if run.folder == run.directory:  # a copy of a checkpoints folder, and the lock that we took
         return made + list(run.folder.glob(LOCK_NAME))
     return made + [

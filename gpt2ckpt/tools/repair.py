@@ -4,12 +4,12 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
-from gpt2ckpt.checkpoint.repair import Mended, diagnose
+from gpt2ckpt.checkpoint.repair import RepairResult, diagnose
 from gpt2ckpt.checkpoint.repair import repair as mend
 from gpt2ckpt.errors import UserError
 from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.tools.command_line import Verb
-from gpt2ckpt.tools.places import DIR_HELP, Run, find_runs, no_runs, without_linked
+from gpt2ckpt.tools.targets import DIR_HELP, Run, find_runs, no_runs, without_linked
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def _repair_run(run: Run) -> int:
     return 1 if any(item.source is None for item in mended) else 0
 
 
-def _lines(item: Mended) -> list[str]:
+def _lines(item: RepairResult) -> list[str]:
     """What was done about one corrupt file, under each of its names."""
     if item.source is None:
         reason = "NOT REPAIRED: no valid copy of its state is left; it stays where it is"

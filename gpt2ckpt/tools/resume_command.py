@@ -12,7 +12,7 @@ from gpt2ckpt.config.replay import flatten
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.runs.command import command
 from gpt2ckpt.tools.command_line import Verb
-from gpt2ckpt.tools.places import PATH_HELP, checkpoint_named
+from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
 
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "checkpoint")
 NOT_SPELLABLE = "???"  # to Hydra and OmegaConf a missing value, however it is quoted

@@ -6,9 +6,9 @@ from typing import Any
 import yaml
 
 from gpt2ckpt.checkpoint.reading import read_meta
-from gpt2ckpt.tools import text
+from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb, add_json
-from gpt2ckpt.tools.places import PATH_HELP, checkpoint_named
+from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,17 +22,17 @@ def run(args: argparse.Namespace) -> int:
     path = checkpoint_named(args.path)
     meta = read_meta(path)
     if args.json:
-        print(text.to_json({"path": str(path), **meta}))
+        print(formatting.to_json({"path": str(path), **meta}))
         return 0
     config = meta.pop("config", {})
     size = path.stat().st_size
-    facts: dict[str, Any] = {"path": str(path), "size": text.long_bytes(size), **meta}
+    facts: dict[str, Any] = {"path": str(path), "size": formatting.long_bytes(size), **meta}
     print(_yaml(facts) + "\n# the frozen config\n" + _yaml({"config": config}), end="")
     return 0
 
 
 def _yaml(values: dict[str, Any]) -> str:
-    dumped = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=text.WIDTH)
+    dumped = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=formatting.WIDTH)
     return str(dumped)
 
 

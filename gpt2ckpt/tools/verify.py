@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gpt2ckpt.checkpoint import names
-from gpt2ckpt.checkpoint.aside import CORRUPT
+from gpt2ckpt.checkpoint.archive_folders import CORRUPT
 from gpt2ckpt.checkpoint.reading import check, is_checkpoint, read_meta
 from gpt2ckpt.checkpoint.repair import INDEPENDENT
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files import durable
-from gpt2ckpt.files.closed import cannot_be_read
+from gpt2ckpt.files.permissions import unreadable_message
 from gpt2ckpt.runs.layout import OUTPUTS
 from gpt2ckpt.runs.resume import SELECTORS, Scope, locate
-from gpt2ckpt.tools import text
+from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb, add_json
-from gpt2ckpt.tools.places import checkpoint_named, find_runs, no_runs
+from gpt2ckpt.tools.targets import checkpoint_named, find_runs, no_runs
 
 FOREIGN = "it is no checkpoint of gpt2ckpt"
 
@@ -49,7 +49,7 @@ class Checker:
 
     def __init__(self) -> None:
         self._valid: dict[tuple[int, ...], dict[str, Any]] = {}
-        self._doubts: dict[Path, dict[str, str]] = {}
+        self._inconsistencies: dict[Path, dict[str, str]] = {}
 
     def __call__(self, path: Path, *, is_given: bool = False) -> Checked:
         """Check one file. A file that is not ours is wrong only if the user named it (`is_given`).
@@ -70,17 +70,17 @@ class Checker:
                 path.stat()  # deleted meanwhile by a live run?
                 return Checked(path, False, error=str(error))
         step = _step(self._valid[key])
-        if problem := names.contradiction(path.name, self._valid[key]):
+        if problem := names.content_mismatch(path.name, self._valid[key]):
             return Checked(path, False, step, problem)
-        return Checked(path, True, step, note=self._doubts_in(path.parent).get(path.name))
+        return Checked(path, True, step, note=self._inconsistencies_in(path.parent).get(path.name))
 
-    def _doubts_in(self, folder: Path) -> dict[str, str]:
-        if folder not in self._doubts:
-            self._doubts[folder] = _doubts(folder)
-        return self._doubts[folder]
+    def _inconsistencies_in(self, folder: Path) -> dict[str, str]:
+        if folder not in self._inconsistencies:
+            self._inconsistencies[folder] = _inconsistencies(folder)
+        return self._inconsistencies[folder]
 
 
-def _doubts(folder: Path) -> dict[str, str]:
+def _inconsistencies(folder: Path) -> dict[str, str]:
     """What is odd about the files of a folder beside one another, by name."""
     steps: dict[str, int] = {}
     inodes: dict[tuple[int, int], list[str]] = {}
@@ -90,7 +90,7 @@ def _doubts(folder: Path) -> dict[str, str]:
             inodes.setdefault((info.st_dev, info.st_ino), []).append(path.name)
             if step is not None:
                 steps[path.name] = step
-    found = names.doubts(steps)
+    found = names.inconsistencies(steps)
     for shared in (same for same in inodes.values() if len(same) > 1):
         for name in (name for name in shared if names.role_of(name) in INDEPENDENT):
             other = next(other for other in shared if other != name)
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     corrupt = sum(checked.valid is False for checked in results)
     if args.json:
         print(
-            text.to_json(
+            formatting.to_json(
                 [
                     {
                         **{"path": str(c.path), "valid": c.valid, "step": c.step},
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     elif results:
-        print(f"{text.plural(len(results), 'file')}, {corrupt} corrupt")
+        print(f"{formatting.plural(len(results), 'file')}, {corrupt} corrupt")
     else:
         print(no_runs(Path(args.paths[0]) if args.paths else None))
     return 1 if corrupt else 0
@@ -171,7 +171,7 @@ def _files(folder: Path) -> Iterator[Path]:
     """All files of a checkpoints folder but those being written and those known to be corrupt."""
 
     def refuse(error: OSError) -> NoReturn:
-        raise cannot_be_read(error.filename, error) from error
+        raise unreadable_message(error.filename, error) from error
 
     for parent, inner, files in os.walk(folder, onerror=refuse):
         inner[:] = sorted(name for name in inner if not name.startswith(CORRUPT))

@@ -12,61 +12,61 @@ from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.config.replay import Change
 from gpt2ckpt.config.schema import MuonConfig, TrainConfig
 from gpt2ckpt.errors import ConfigError, InputError
-from gpt2ckpt.parallel.group import Group, Team
-from gpt2ckpt.parallel.same_file import name_of, read_named
-from gpt2ckpt.parallel.share import share_of
+from gpt2ckpt.parallel.process_group import DistributedGroup, ProcessGroup
+from gpt2ckpt.parallel.shared_checkpoint import identify, load_identified
+from gpt2ckpt.parallel.step_sharding import shard_step
 from gpt2ckpt.runs.start import Start
-from gpt2ckpt.standby import exit_code
+from gpt2ckpt.signals.early import exit_code
 from gpt2ckpt.training.hardware import Hardware, hardware_of
-from gpt2ckpt.training.preparation import Prepared, prepare
+from gpt2ckpt.training.validate_run import ValidatedRun, validate_run
 
 
-def agree(start: Start, prepared: Prepared, hardware: Hardware, team: Team) -> None:
+def agree(start: Start, validated: ValidatedRun, hardware: Hardware, group: ProcessGroup) -> None:
     """First rank: have all the others follow `start`; nothing has been written yet.
 
     Raises ConfigError for a batch that the ranks cannot share, SystemExit if one cannot follow.
     """
-    trainer = prepared.config.trainer
-    share_of(team.rank, team.size, trainer.batch_size, trainer.grad_accum)
-    if trainer.parallel == FSDP and isinstance(team, Group):
-        _check_sharded(prepared.config, hardware)
-    file, seal = name_of(start.found) if start.found else (None, None)
-    team.propose(
+    trainer = validated.config.trainer
+    shard_step(group.rank, group.size, trainer.batch_size, trainer.grad_accum)
+    if trainer.parallel == FSDP and isinstance(group, DistributedGroup):
+        _check_sharded(validated.config, hardware)
+    file, seal = identify(start.found) if start.found else (None, None)
+    group.publish_plan(
         {
             "frozen": start.frozen,
             "overrides": start.overrides,
             "directory": str(start.directory) if start.directory else None,
             "given": start.given,
-            "is_fork_asked_for": start.is_fork_asked_for,
+            "is_fork_asked_for": start.fork_requested,
             "changes": [dataclasses.asdict(change) for change in start.changes],
             "file": file,
             "seal": seal,
-            "data": prepared.corpus.digest,
+            "data": validated.corpus.digest,
         }
     )
 
 
-def follow(group: Group) -> int:
+def follow(group: DistributedGroup) -> int:
     """Any other rank: train along. Returns the exit code.
 
     Raises InputError if this rank sees another checkpoint or other data than the first, ConfigError
     if it cannot compute; nothing has been written then.
     """
-    plan = group.hear_plan()
+    plan = group.receive_plan()
     start = _start_of(plan)
-    prepared = prepare(start)
-    if prepared.corpus.digest != plan["data"]:
+    validated = validate_run(start)
+    if validated.corpus.digest != plan["data"]:
         raise InputError(
-            f"this rank reads other data than the first ({prepared.corpus.description}): all ranks "
-            "need the same files"
+            f"this rank reads other data than the first ({validated.corpus.description}): all "
+            "ranks need the same files"
         )
-    hardware = hardware_of(start, prepared, group)
-    group.accept()
-    directory = Path(group.hear_directory())
+    hardware = hardware_of(start, validated, group)
+    group.confirm_plan()
+    directory = Path(group.receive_directory())
     from gpt2ckpt.training.session import Session
 
-    outcome = Session(directory, start, prepared, hardware, group).run()
-    return group.wait_for_end(exit_code(outcome.stopped) if outcome.stopped else 0)
+    outcome = Session(directory, start, validated, hardware, group).run()
+    return group.wait_for_first_rank(exit_code(outcome.stopped) if outcome.stopped else 0)
 
 
 def _check_sharded(config: TrainConfig, hardware: Hardware) -> None:
@@ -90,8 +90,8 @@ def _start_of(plan: dict[str, Any]) -> Start:
         plan["frozen"],
         plan["overrides"],
         Path(plan["directory"]) if plan["directory"] else None,
-        read_named(Path(file), plan["seal"]) if file else None,
+        load_identified(Path(file), plan["seal"]) if file else None,
         [Change(**change) for change in plan["changes"]],
         given=plan["given"],
-        is_fork_asked_for=plan["is_fork_asked_for"],
+        fork_requested=plan["is_fork_asked_for"],
     )

@@ -9,8 +9,8 @@ from torch import Tensor
 from gpt2ckpt.data.loader import Batch
 from gpt2ckpt.model.generate import evaluating
 from gpt2ckpt.model.gpt2 import GPT2
-from gpt2ckpt.parallel.group import Alone, Team
-from gpt2ckpt.parallel.share import dealt
+from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
+from gpt2ckpt.parallel.step_sharding import round_robin
 from gpt2ckpt.training.hardware import Hardware
 
 
@@ -31,25 +31,26 @@ def evaluate(
     batches: Iterable[Batch],
     hardware: Hardware,
     stop: Callable[[], bool],
-    team: Team | None = None,
+    group: ProcessGroup | None = None,
 ) -> Evaluation | None:
     """Evaluate `model` on `batches`; None if `stop` became true on the way.
 
-    The ranks of `team` share the batches out, and each has the same result, that of one rank alone.
+    The batches are distributed over the ranks of `group`; every rank returns the same result, which
+    is that of a single process.
     Draws no random number, so a training is the same with and without it.
     """
-    team = team or Alone()
+    group = group or SingleProcess()
     sums: list[Tensor] = []
     sizes: list[tuple[int, int]] = []  # blocks and tokens
     with evaluating(model), torch.no_grad(), hardware.autocast():
-        for (inputs, targets), counts in dealt(batches, team.rank, team.size):
+        for (inputs, targets), counts in round_robin(batches, group.rank, group.size):
             if stop():
                 return None
             loss = model.loss(inputs.to(hardware.device), targets.to(hardware.device))
             sums.append(loss.double() * len(inputs))
             sizes.append((len(inputs), targets.numel()) if counts else (0, 0))
     # In the order of the batches, so that the sum has the same bits whoever computed what.
-    losses = team.gather(torch.stack(sums).cpu()).T.flatten()
-    counted = team.gather(torch.tensor(sizes)).transpose(0, 1).flatten(0, 1)
+    losses = group.all_gather(torch.stack(sums).cpu()).T.flatten()
+    counted = group.all_gather(torch.tensor(sizes)).transpose(0, 1).flatten(0, 1)
     blocks, tokens = counted.sum(0).tolist()
     return Evaluation(float(losses[counted[:, 0] > 0].sum() / blocks), tokens)

@@ -12,10 +12,10 @@ import psutil
 import torch
 
 from gpt2ckpt.errors import ConfigError
-from gpt2ckpt.parallel.group import Group, Team
+from gpt2ckpt.parallel.process_group import DistributedGroup, ProcessGroup
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training.numerics import VARIABLES, changed_variables, numerics
-from gpt2ckpt.training.preparation import Prepared
+from gpt2ckpt.training.validate_run import ValidatedRun
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
@@ -96,13 +96,13 @@ def choose_hardware(
     return Hardware(chosen, device_reason, precision, reason, threads or torch.get_num_threads())
 
 
-def hardware_of(start: Start, prepared: Prepared, team: Team) -> Hardware:
+def hardware_of(start: Start, validated: ValidatedRun, group: ProcessGroup) -> Hardware:
     """What this rank computes on. Raises ConfigError if there is no such thing."""
-    trainer = prepared.config.trainer
+    trainer = validated.config.trainer
     recorded: dict[str, Any] | None = start.state["environment"] if start.state else None
-    if recorded and recorded.get("ranks", 1) != team.size:
+    if recorded and recorded.get("ranks", 1) != group.size:
         recorded = {key: recorded[key] for key in recorded if key != "threads"}
-    local_rank = team.local_rank if isinstance(team, Group) else None
+    local_rank = group.local_rank if isinstance(group, DistributedGroup) else None
     return choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded, local_rank)
 
 

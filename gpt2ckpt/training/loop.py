@@ -12,21 +12,21 @@ from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.config.schema import CheckpointConfig, TrainerConfig
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.optim.schedule import Schedule
-from gpt2ckpt.parallel.group import Alone, Team
-from gpt2ckpt.training.bad_numbers import BadNumber
-from gpt2ckpt.training.deadline import Abandoned, Deadline
+from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
+from gpt2ckpt.signals.deadline import Deadline, StepAbandoned
+from gpt2ckpt.signals.training import TrainingSignals, Watchdog
+from gpt2ckpt.training.anomalies import TrainingAnomaly
+from gpt2ckpt.training.console_format import eval_line, step_line, warning_lines
+from gpt2ckpt.training.data_check import DataChanged
 from gpt2ckpt.training.evaluation import Evaluation
-from gpt2ckpt.training.interrupts import Interrupts, Watchdog
-from gpt2ckpt.training.meter import Meter
 from gpt2ckpt.training.plan_warnings import time_warnings
 from gpt2ckpt.training.progress import Progress
 from gpt2ckpt.training.replay_check import ReplayCheck
-from gpt2ckpt.training.report import eval_line, step_line, warning_lines
-from gpt2ckpt.training.rollback import go_back, react
-from gpt2ckpt.training.same_data import DataChanged
+from gpt2ckpt.training.rollback import resolve_anomaly, roll_back
 from gpt2ckpt.training.saving import Saver
 from gpt2ckpt.training.state import LossSum, TrainingState
 from gpt2ckpt.training.step import HalfApplied, Stepper, StepResult
+from gpt2ckpt.training.throughput import Meter
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class Loop:
     sample: Callable[[Callable[[], bool]], str | None]
     reopen: Callable[[Loggers, int], Loggers]
     deadline: Deadline
-    interrupts: Interrupts
-    team: Team = field(default_factory=Alone)
+    signals: TrainingSignals
+    group: ProcessGroup = field(default_factory=SingleProcess)
     last_blocks: int = 0
     check_data: Callable[[], bool] | None = None
     logged: LossSum = field(default_factory=LossSum)
@@ -73,12 +73,12 @@ class Loop:
 
         On an exception the last whole state is saved as an emergency checkpoint, and it is raised.
         """
-        answer = self._acknowledgement if self.team.is_first else None
-        with self.interrupts, Watchdog(self.interrupts, self.checkpoint.grace_seconds, answer):
+        answer = self._acknowledgement if self.group.is_first else None
+        with self.signals, Watchdog(self.signals, self.checkpoint.grace_seconds, answer):
             try:
                 self._train()
                 self._is_over = True
-                stopped = self.interrupts.stop  # one that comes later meets a finished training
+                stopped = self.signals.stop  # one that comes later meets a finished training
                 if stopped:
                     log.info("%s: stopped after step %d", stopped.name, self.state.counters.step)
                     self.saver.save_in_time(stopped.name)
@@ -87,12 +87,12 @@ class Loop:
             except (HalfApplied, DataChanged):
                 raise  # the state is not one to resume from
             except BaseException as error:
-                cause = self.team.explained(error)
+                cause = self.group.explain_error(error)
                 log.error("stopped after step %d: %s", self.state.counters.step, cause)
-                if self.state.is_sharded and not isinstance(error, BadNumber):
+                if self.state.is_sharded and not isinstance(error, TrainingAnomaly):
                     log.error("no emergency save: other ranks may not have their parts any more")
                 else:
-                    self.saver.save_whatever_it_takes(f"{type(cause).__name__}: {cause}")
+                    self.saver.save_emergency_or_log(f"{type(cause).__name__}: {cause}")
                 raise
             finally:
                 self.saver.close()
@@ -120,29 +120,31 @@ class Loop:
         self._epoch_seen = self.epoch
         self.meter.start(counters.step)
         # Compiling takes minutes, which a step of nothing yet is not worth waiting for.
-        self.interrupts.leaves_at_once = self.trainer.compile
-        if self.trainer.compile and self.team.is_first:
+        self.signals.exits_immediately = self.trainer.compile
+        if self.trainer.compile and self.group.is_first:
             log.info("compiling the model: the first step takes up to some minutes")
             self.bar.note("compiling")
-        while self.state.counters.step < self.total_steps and not self.interrupts.agree():
+        while self.state.counters.step < self.total_steps and not self.signals.agree():
             try:
                 self._log_step(self._step())
-                self.interrupts.leaves_at_once = False
+                self.signals.exits_immediately = False
                 if self.check_data is not None:
                     self.check_data()
                 self._between_steps()
-            except BadNumber as bad:
-                self._go_on_without(bad)
-            except Abandoned:
+            except TrainingAnomaly as bad:
+                self._handle_anomaly(bad)
+            except StepAbandoned:
                 log.warning("the step is given up: it would not end in time")
                 return
 
-    def _go_on_without(self, bad: BadNumber) -> None:
+    def _handle_anomaly(self, bad: TrainingAnomaly) -> None:
         """Skip the batch or go back, as the policy says; else raise `bad`."""
-        found = react(bad, self.state, self.trainer, self.stepper.blocks, self.saver.last_regular)
+        found = resolve_anomaly(
+            bad, self.state, self.trainer, self.stepper.blocks, self.saver.last_regular
+        )
         if found is not None:
-            go_back(self.state, found)
-            self.saver.go_back_to(found)
+            roll_back(self.state, found)
+            self.saver.roll_back_to(found)
             step, self._epoch_seen = self.state.counters.step, self.epoch
             self.loggers = self.saver.loggers = self.reopen(self.loggers, step)
             self.replay = ReplayCheck([])
@@ -205,7 +207,7 @@ class Loop:
     def _warn_of_months(self, step: int) -> None:
         left = self.total_steps - step
         warnings = time_warnings(self.deadline.step_seconds * left, left)
-        for line in warning_lines(warnings) if self.team.is_first else ():
+        for line in warning_lines(warnings) if self.group.is_first else ():
             log.warning("%s", line)
 
     def _between_steps(self) -> None:
@@ -215,7 +217,7 @@ class Loop:
             is_best = self._evaluation_is_due() and self._evaluate()
             if self._evaluation_is_due():
                 return  # it was interrupted: the resumed run makes it, and what comes after it
-            if _is_due(step, self.trainer.sample_every) and not self.interrupts.stop:
+            if _is_due(step, self.trainer.sample_every) and not self.signals.stop:
                 self._sample()
             is_last = step == self.total_steps
             self.saver.save(
@@ -224,9 +226,9 @@ class Loop:
                 best=is_best and self.checkpoint.save_best,
                 epoch_ended=self._epoch_ended() if self.checkpoint.save_epochs else None,
             )
-            if self.interrupts.take_save_request():
+            if self.signals.take_save_request():
                 self.saver.save_emergency("SIGUSR1")
-                self.interrupts.pass_on()
+                self.signals.call_previous_handlers()
 
     def _epoch_ended(self) -> int | None:
         before, self._epoch_seen = self._epoch_seen, self.epoch
@@ -241,7 +243,7 @@ class Loop:
         """Evaluate; whether the loss is the best so far."""
         counters, start = self.state.counters, time.perf_counter()
         self.bar.note("evaluating")
-        evaluation = self.evaluate(lambda: self.interrupts.agree() is not None)
+        evaluation = self.evaluate(lambda: self.signals.agree() is not None)
         if evaluation is None:
             return False
         best = self.saver.best(evaluation.blocks)
@@ -270,8 +272,8 @@ class Loop:
 
     def _sample(self) -> None:
         self.bar.note("sampling")
-        text = self.sample(lambda: self.interrupts.is_asked_to_stop)
-        if text and not self.interrupts.is_asked_to_stop:  # half a text is none
+        text = self.sample(lambda: self.signals.stop_requested)
+        if text and not self.signals.stop_requested:  # half a text is none
             text = console.printable(text)
             self.loggers.text(self.state.counters.step, text)
             log.info("sample: %s", text)

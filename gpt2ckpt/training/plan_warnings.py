@@ -1,6 +1,6 @@
 """Warnings about plans that are possible and hardly meant, before hours are spent on them."""
 
-from gpt2ckpt.training.preparation import Prepared
+from gpt2ckpt.training.validate_run import ValidatedRun
 from gpt2ckpt.units import human_bytes, human_duration
 
 MANY_EPOCHS = 100
@@ -10,9 +10,9 @@ Beyond about 40, repeated text teaches a language model nothing more (Muennighof
 LONG = 30 * 24 * 3600.0  # seconds of training that is left
 
 
-def plan_warnings(prepared: Prepared) -> list[str]:
+def plan_warnings(validated: ValidatedRun) -> list[str]:
     """Return a sentence for each thing that the config and the data make odd together."""
-    return [*_epochs(prepared), *_schedule(prepared), *_never_reached(prepared)]
+    return [*_epochs(validated), *_schedule(validated), *_never_reached(validated)]
 
 
 def memory_warnings(needed: int, total: int) -> list[str]:
@@ -46,11 +46,11 @@ def time_warnings(seconds_left: float | None, steps_left: int) -> list[str]:
     ]
 
 
-def _epochs(prepared: Prepared) -> list[str]:
-    epochs = prepared.epochs
-    if epochs <= MANY_EPOCHS or prepared.config.trainer.overfit:
+def _epochs(validated: ValidatedRun) -> list[str]:
+    epochs = validated.epochs
+    if epochs <= MANY_EPOCHS or validated.config.trainer.overfit:
         return []
-    tokens = len(prepared.corpus.train)
+    tokens = len(validated.corpus.train)
     return [
         f"the run reads its training data, {tokens:,} tokens, {epochs:,.0f} times: give more data "
         "(data=text data.train=GLOB, or data=tokens with data.train and data.val), or lower "
@@ -58,10 +58,10 @@ def _epochs(prepared: Prepared) -> list[str]:
     ]
 
 
-def _schedule(prepared: Prepared) -> list[str]:
-    schedule, steps = prepared.config.schedule, prepared.total_steps
+def _schedule(validated: ValidatedRun) -> list[str]:
+    schedule, steps = validated.config.schedule, validated.total_steps
     warmup, length = schedule.warmup_steps, getattr(schedule, "steps", None)
-    share = f"{prepared.schedule(steps - 1):.0%} of what is set"
+    share = f"{validated.schedule(steps - 1):.0%} of what is set"
     if warmup > steps:
         return [
             f"the warm-up of {warmup:,} steps is longer than the run of {steps:,}: the learning "
@@ -79,7 +79,7 @@ def _schedule(prepared: Prepared) -> list[str]:
             f"rate ends at {share}, before the schedule does"
         ]
     if length is not None and length < steps:
-        effect = "and change nothing" if prepared.schedule(steps - 1) == 0 else ""
+        effect = "and change nothing" if validated.schedule(steps - 1) == 0 else ""
         return [
             f"schedule.steps={length:,} is shorter than the run of {steps:,} steps: the last "
             f"{steps - length:,} train at {share} {effect}".rstrip()
@@ -87,9 +87,9 @@ def _schedule(prepared: Prepared) -> list[str]:
     return []
 
 
-def _never_reached(prepared: Prepared) -> list[str]:
+def _never_reached(validated: ValidatedRun) -> list[str]:
     """What is asked for every so many steps, of which the run has fewer."""
-    trainer, checkpoint = prepared.config.trainer, prepared.config.checkpoint
+    trainer, checkpoint = validated.config.trainer, validated.config.checkpoint
     asked = [
         ("trainer.log_every", trainer.log_every, "only the first and the last step are logged"),
         ("trainer.eval_every", trainer.eval_every, "evaluated only at the end"),
@@ -103,8 +103,8 @@ def _never_reached(prepared: Prepared) -> list[str]:
     missed = [
         f"{key}={every:,} ({effect})"
         for key, every, effect in asked
-        if every > prepared.total_steps
+        if every > validated.total_steps
     ]
     if not missed:
         return []
-    return [f"never reached in {prepared.total_steps:,} steps: {', '.join(missed)}"]
+    return [f"never reached in {validated.total_steps:,} steps: {', '.join(missed)}"]

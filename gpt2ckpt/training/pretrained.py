@@ -84,19 +84,19 @@ def read_pretrained(config: ModelConfig, overrides: list[str]) -> Pretrained:
 
 
 def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], Source]:
-    skipped: list[tuple[Path, str]] = []
+    passed_over: list[tuple[Path, str]] = []
     if (path / CHECKPOINTS).is_dir():
         place = locate(str(path), Scope(path.parent))
         assert place is not None  # only `auto` may name nothing
         found = read(place)
-        path, state, skipped = found.path, found.state, found.skipped
+        path, state, passed_over = found.path, found.state, found.skipped
     elif is_checkpoint(path):
         state = load(path)
     else:
         kind = HUGGING_FACE if path.is_dir() else NANOGPT
         return *load_pretrained(path), Source(path, kind)
-    passed_over = tuple(
-        f"skipped {file}: {reason.removeprefix(f'{file} ')}" for file, reason in skipped
+    skipped = tuple(
+        f"skipped {file}: {reason.removeprefix(f'{file} ')}" for file, reason in passed_over
     )
-    source = Source(path, f"gpt2ckpt checkpoint, step {state['step']:,}", passed_over)
+    source = Source(path, f"gpt2ckpt checkpoint, step {state['step']:,}", skipped)
     return build_model_config(state["config"]["model"]), state["model"], source

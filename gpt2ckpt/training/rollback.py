@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.schema import TrainerConfig
-from gpt2ckpt.training.bad_numbers import Answer, BadNumber, BadWeights, answer
+from gpt2ckpt.training.anomalies import NonFiniteWeights, Reaction, TrainingAnomaly, choose_reaction
 from gpt2ckpt.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 
 
-def react(
-    bad: BadNumber,
+def resolve_anomaly(
+    bad: TrainingAnomaly,
     state: TrainingState,
     trainer: TrainerConfig,
     blocks: int,
@@ -23,39 +23,39 @@ def react(
     Returns the checkpoint to go back to, if that is the answer. Raises `bad` if the run must stop:
     the policy says so, there were too many before, or there is no checkpoint to go back to.
     """
-    counters, tally = state.counters, state.counters.bad_numbers
-    weights_are_bad = isinstance(bad, BadWeights)
-    what = answer(
-        tally, trainer.on_bad_loss, trainer.max_rollbacks, weights_are_bad=weights_are_bad
+    counters, counts = state.counters, state.counters.bad_numbers
+    weights_are_bad = isinstance(bad, NonFiniteWeights)
+    what = choose_reaction(
+        counts, trainer.on_bad_loss, trainer.max_rollbacks, weights_are_bad=weights_are_bad
     )
-    found = last_regular() if what is Answer.GO_BACK else None
-    if what is Answer.STOP or (what is Answer.GO_BACK and found is None):
+    found = last_regular() if what is Reaction.GO_BACK else None
+    if what is Reaction.STOP or (what is Reaction.GO_BACK and found is None):
         if trainer.on_bad_loss == "stop":
             raise bad
         happened = str(bad).partition(":")[0]
-        if what is Answer.GO_BACK:
+        if what is Reaction.GO_BACK:
             raise type(bad)(
                 f"{happened}, and there is no regular checkpoint to go back to: train with a lower "
                 "optimizer.lr, or save sooner with checkpoint.save_every"
             ) from bad
         raise type(bad)(
-            f"{happened}, after {tally.rollbacks} rollbacks: go on with +resume=latest and a lower "
-            f"optimizer.lr, or raise trainer.max_rollbacks (now {trainer.max_rollbacks})"
+            f"{happened}, after {counts.rollbacks} rollbacks: resume with +resume=latest and a "
+            f"lower optimizer.lr, or raise trainer.max_rollbacks (now {trainer.max_rollbacks})"
         ) from bad
     first = counters.position
     if not weights_are_bad:
         counters.position += blocks
     if found is None:
-        tally.skip(blocks)
+        counts.skip(blocks)
         log.warning(
             "step %d: blocks %s to %s are skipped, rollback %d of at most %d: %s",
             *(counters.step + 1, f"{first:,}", f"{counters.position - 1:,}"),
-            *(tally.rollbacks, trainer.max_rollbacks, str(bad).partition(":")[0]),
+            *(counts.rollbacks, trainer.max_rollbacks, str(bad).partition(":")[0]),
         )
     return found
 
 
-def go_back(state: TrainingState, found: Found) -> None:
+def roll_back(state: TrainingState, found: Found) -> None:
     """Bring `found` back into `state`, past all blocks that were trained or skipped since."""
     position, rollbacks = state.counters.position, state.counters.bad_numbers.rollbacks
     step = state.counters.step

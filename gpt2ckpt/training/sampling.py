@@ -19,7 +19,7 @@ import torch
 from gpt2ckpt.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_encoding
 from gpt2ckpt.model.generate import generate
 from gpt2ckpt.model.gpt2 import GPT2
-from gpt2ckpt.parallel.group import Team
+from gpt2ckpt.parallel.process_group import ProcessGroup
 from gpt2ckpt.training.hardware import Hardware
 from gpt2ckpt.worker import Worker
 
@@ -92,12 +92,12 @@ class Sampler:
         model: GPT2,
         sampling: Sampling,
         hardware: Hardware,
-        team: Team,
+        group: ProcessGroup,
         *,
         is_sharded: bool = False,
     ) -> None:
         self._model, self._sampling, self._hardware = model, sampling, hardware
-        self._team, self._is_sharded = team, is_sharded
+        self._group, self._is_sharded = group, is_sharded
         self._notice = notice(sampling.prompt, model.config.vocab_size)
         self._is_failing = False
         self._loading: futures.Future[list[int]] | None = None  # of the tokenizer and the prompt
@@ -112,10 +112,10 @@ class Sampler:
 
     def __call__(self, stop: Stop) -> str | None:
         """Return a sample; None on a rank that has none to show, and where sampling failed."""
-        is_first = self._team.is_first
+        is_first = self._group.is_first
         prompt = self._tolerate(self._encode) if is_first else None
         if self._is_sharded:
-            prompt = json.loads(self._team.first_says(json.dumps(prompt)))
+            prompt = json.loads(self._group.broadcast(json.dumps(prompt)))
             # Not tolerated: ranks meet in each layer, and an error of one must end them all.
             new = self._continue_together(prompt, stop) if prompt else None
         else:
@@ -149,10 +149,12 @@ class Sampler:
         return _continue(self._model, prompt, self._sampling, self._hardware, stop)
 
     def _continue_together(self, prompt: list[int], stop: Stop) -> list[int]:
-        from gpt2ckpt.parallel.sharded import outer_layers_whole
+        from gpt2ckpt.parallel.fsdp import unsharded_outer_layers
 
-        with outer_layers_whole(self._model):  # by all ranks together, so they also stop together
-            return self._continue(prompt, lambda: self._team.largest([stop()]) == [1])
+        with unsharded_outer_layers(
+            self._model
+        ):  # by all ranks together, so they also stop together
+            return self._continue(prompt, lambda: self._group.all_reduce_max([stop()]) == [1])
 
     def _tolerate(self, action: Callable[[], T]) -> T | None:
         """Return what `action` returns; None, after a warning, if it raises."""

@@ -10,14 +10,14 @@ from typing import Any
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.checkpoint.manager import CheckpointManager
-from gpt2ckpt.checkpoint.policy import Event, Retention
+from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
 from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.optim.schedule import Schedule
-from gpt2ckpt.parallel.same_file import share
-from gpt2ckpt.training.bad_numbers import BadWeights
-from gpt2ckpt.training.deadline import Deadline, fits
+from gpt2ckpt.parallel.shared_checkpoint import agree_on_checkpoint
+from gpt2ckpt.signals.deadline import Deadline, save_fits
+from gpt2ckpt.training.anomalies import NonFiniteWeights
 from gpt2ckpt.training.state import Provenance, TrainingState
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Saver:
             log.error("step %d is not saved: its weights are not finite; older files stay", step)
             if emergency:
                 return
-            raise BadWeights(
+            raise NonFiniteWeights(
                 f"the weights after step {step} are not finite: older checkpoints stay as they "
                 "are. To go on: +resume=latest with a lower optimizer.lr, or with "
                 "trainer.on_bad_loss=rollback, which skips the batches since that checkpoint"
@@ -90,9 +90,9 @@ class Saver:
         schedule: dict[str, Any] = {"total_steps": self.total_steps, "scale": self.schedule(step)}
         epoch = counters.epoch(self.blocks_per_epoch)
         state = self.state.capture(self.provenance, epoch, schedule, reason)
-        event = Event(step, datetime.now(), regular, emergency, best, epoch_ended)
+        request = SaveRequest(step, datetime.now(), regular, emergency, best, epoch_ended)
         if self.manager is not None:
-            self.manager.save(state, event, self.loggers.sync)
+            self.manager.save(state, request, self.loggers.sync)
 
     def save_emergency(self, reason: str) -> None:
         """Save the state beside the regular ones."""
@@ -101,20 +101,20 @@ class Saver:
     def save_in_time(self, name: str) -> None:
         """An emergency save, unless it could not end before the deadline."""
         seconds = self.manager.seconds_to_save() if self.manager is not None else None
-        if not self._shared(not fits(seconds, self.deadline.left())):
+        if not self._shared(not save_fits(seconds, self.deadline.left())):
             self.save_emergency(name)
         else:
             words = "an emergency save would take about %.0f s and does not fit: %s"
-            log.warning(words, seconds, self.last_words())
+            log.warning(words, seconds, self.newest_checkpoint_message())
 
-    def save_whatever_it_takes(self, reason: str) -> None:
+    def save_emergency_or_log(self, reason: str) -> None:
         """An emergency save whose own failure does not hide the error that it is made for."""
         try:
             self.save_emergency(reason)
         except Exception as error:
             log.error("the emergency save failed: %s: %s", type(error).__name__, error)
 
-    def last_words(self) -> str:
+    def newest_checkpoint_message(self) -> str:
         """What there is to go on from."""
         if self.manager is not None and self.manager.newest:
             return f"The newest checkpoint is {self.manager.newest}"
@@ -143,19 +143,19 @@ class Saver:
                 *(names.BEST, found.step, found.loss, names.BEST_PREVIOUS),
             )
             found = None
-        told = self.state.team.first_says(json.dumps([found.loss, found.step] if found else None))
+        told = self.state.group.broadcast(json.dumps([found.loss, found.step] if found else None))
         pair = json.loads(told)
         return Best(*pair) if pair else None
 
     def last_regular(self) -> Found | None:
         """Where to go back to, the same on all ranks."""
         found = self.manager.last_regular() if self.manager is not None else None
-        return share(found, self.state.team)
+        return agree_on_checkpoint(found, self.state.group)
 
-    def go_back_to(self, found: Found) -> None:
+    def roll_back_to(self, found: Found) -> None:
         """Set aside all that was saved after `found`, which is now the latest."""
         if self.manager is not None:
-            self.manager.go_back_to(found)
+            self.manager.roll_back_to(found)
 
     def close(self) -> None:
         """Wait for the last save."""
@@ -170,4 +170,4 @@ class Saver:
         return self.verify_data is None or self.verify_data(self.state.counters.step)
 
     def _on_any_rank(self, holds: bool) -> bool:
-        return bool(self.state.team.largest([int(holds)])[0])
+        return bool(self.state.group.all_reduce_max([int(holds)])[0])

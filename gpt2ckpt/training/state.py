@@ -17,11 +17,11 @@ from gpt2ckpt.config.schema import TrainConfig
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import OptimizerSet, build_optimizer
-from gpt2ckpt.parallel.group import Alone, Team
+from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
 from gpt2ckpt.runs.history import RunIdentity
-from gpt2ckpt.training.bad_numbers import Tally
-from gpt2ckpt.training.code import code_identity
+from gpt2ckpt.training.anomalies import AnomalyCounts
 from gpt2ckpt.training.rng import capture_generators, restore_generators
+from gpt2ckpt.training.source_identity import code_identity
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Counters:
     evaluated_step: int = 0
     evaluated_on: str | None = None
     unlogged: LossSum = field(default_factory=LossSum)
-    bad_numbers: Tally = field(default_factory=Tally)
+    bad_numbers: AnomalyCounts = field(default_factory=AnomalyCounts)
 
     @property
     def best(self) -> Best | None:
@@ -101,7 +101,7 @@ class TrainingState:
     optimizer: OptimizerSet
     scaler: torch.amp.GradScaler
     counters: Counters
-    team: Team = field(default_factory=Alone)
+    group: ProcessGroup = field(default_factory=SingleProcess)
     is_sharded: bool = False  # each rank of the team holds a part of every tensor
 
     def capture(
@@ -131,8 +131,8 @@ class TrainingState:
             "environment": provenance.environment,
             "versions": {**versions(), **code_identity()},
             "scaler": self.scaler.state_dict(),
-            "model": self._whole(self.model.state_dict(keep_vars=self.is_sharded)),
-            "optimizer": self._whole(self.optimizer.state_dict()),
+            "model": self._gather(self.model.state_dict(keep_vars=self.is_sharded)),
+            "optimizer": self._gather(self.optimizer.state_dict()),
             "rng": capture_generators(),
         }
 
@@ -162,7 +162,7 @@ class TrainingState:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         try:
-            self.model.load_state_dict(self._spread(saved["model"]))
+            self.model.load_state_dict(self._shard(saved["model"]))
         except (RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise CheckpointError(
@@ -184,23 +184,23 @@ class TrainingState:
             evaluated_step=saved["data"]["evaluated_step"],
             evaluated_on=saved["data"].get("evaluated_on"),
             unlogged=LossSum(float(unlogged.get("total", 0)), int(unlogged.get("steps", 0))),
-            bad_numbers=Tally(**saved["data"].get("bad_numbers", {})),
+            bad_numbers=AnomalyCounts(**saved["data"].get("bad_numbers", {})),
         )
 
-    def _whole(self, tree: dict[str, Any]) -> dict[str, Any]:
+    def _gather(self, tree: dict[str, Any]) -> dict[str, Any]:
         if not self.is_sharded:
             return tree
-        from gpt2ckpt.parallel.sharded import whole
+        from gpt2ckpt.parallel.fsdp import gather_full_tensors
 
-        gathered: dict[str, Any] = whole(tree, keep=self.team.is_first)
+        gathered: dict[str, Any] = gather_full_tensors(tree, keep=self.group.is_first)
         return gathered
 
-    def _spread(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _shard(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if not self.is_sharded:
             return tensors
-        from gpt2ckpt.parallel.sharded import spread
+        from gpt2ckpt.parallel.fsdp import shard_like_model
 
-        return spread(tensors, self.model)
+        return shard_like_model(tensors, self.model)
 
 
 def check_restorable(saved: dict[str, Any], config: TrainConfig) -> None:

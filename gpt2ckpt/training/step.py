@@ -11,11 +11,11 @@ from torch import Tensor
 
 from gpt2ckpt.data.loader import BlockLoader
 from gpt2ckpt.errors import UserError
-from gpt2ckpt.parallel.group import Alone, Team
-from gpt2ckpt.parallel.replica import LossFunction, at_once
-from gpt2ckpt.parallel.share import Share, share_of
-from gpt2ckpt.training.bad_numbers import check_loss, check_spike
-from gpt2ckpt.training.deadline import Abandoned
+from gpt2ckpt.parallel.ddp import LossFunction, no_gradient_sync
+from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
+from gpt2ckpt.parallel.step_sharding import StepShard, shard_step
+from gpt2ckpt.signals.deadline import StepAbandoned
+from gpt2ckpt.training.anomalies import check_loss, check_spike
 from gpt2ckpt.training.hardware import Hardware
 from gpt2ckpt.training.rng import capture_generators, restore_generators
 from gpt2ckpt.training.state import TrainingState
@@ -37,9 +37,9 @@ class StepResult:
 class Stepper:
     """Makes optimizer steps of `grad_accum` micro-batches of `batch_size` blocks.
 
-    The ranks of `team` share them. `summing(last)` is entered around each forward pass, see
-    `gpt2ckpt.parallel.replica`; `reseed` is called before each step with the steps done so far.
-    `gives_up` is asked before each part, with the share of the step that is left: Abandoned.
+    The ranks of `group` share them. `gradient_sync(last)` is entered around each forward pass, see
+    `gpt2ckpt.parallel.ddp`; `reseed` is called before each step with the steps done so far.
+    `should_abandon` is asked before each part, with the share of the step that is left: Abandoned.
     `begins` is told the number of each part, from 1 on, and how many there are.
     """
 
@@ -49,13 +49,13 @@ class Stepper:
     batch_size: int
     grad_accum: int
     grad_clip: float
-    team: Team = field(default_factory=Alone)
-    summing: Callable[[bool], AbstractContextManager[None]] = at_once
+    group: ProcessGroup = field(default_factory=SingleProcess)
+    gradient_sync: Callable[[bool], AbstractContextManager[None]] = no_gradient_sync
     reseed: Callable[[int], None] | None = None
     spike_zscore: float | None = None
     spike_window: int = 0
-    gives_up: Callable[[float], bool] = lambda share_left: False
-    begins: Callable[[int, int], None] = lambda number, count: None
+    should_abandon: Callable[[float], bool] = lambda fraction_left: False
+    on_micro_batch: Callable[[int, int], None] = lambda number, count: None
 
     @property
     def blocks(self) -> int:
@@ -63,9 +63,9 @@ class Stepper:
         return self.batch_size * self.grad_accum
 
     @cached_property
-    def share(self) -> Share:
+    def shard(self) -> StepShard:
         """What this rank trains of each step."""
-        return share_of(self.team.rank, self.team.size, self.batch_size, self.grad_accum)
+        return shard_step(self.group.rank, self.group.size, self.batch_size, self.grad_accum)
 
     def step(self, state: TrainingState, position: int) -> StepResult:
         """Train on the blocks from `position` on.
@@ -77,7 +77,7 @@ class Stepper:
         try:
             if self.reseed is not None:
                 self.reseed(state.counters.step)
-            loss = self.team.mean(self._accumulate(state, position))
+            loss = self.group.all_reduce_mean(self._accumulate(state, position))
             norm = self._gradient_norm(state)
             self._check(state, loss, norm)
         except BaseException:
@@ -98,7 +98,7 @@ class Stepper:
             state.optimizer.zero_grad()
         return StepResult(loss, norm)
 
-    def rehearse(self, state: TrainingState) -> None:
+    def warm_up_ddp(self, state: TrainingState) -> None:
         """Sum gradients up over the ranks once, and drop them; nothing of the state changes.
 
         DistributedDataParallel arranges its buckets anew after the first time, and in which order
@@ -106,7 +106,7 @@ class Stepper:
         stopped and resumed would not have the bits of ranks that were not.
         """
         generators = capture_generators()
-        inputs, targets = self.loader.batch(0, self.share[0].count)
+        inputs, targets = self.loader.batch(0, self.shard[0].count)
         with self.hardware.autocast():
             loss = self.loss(self._move(inputs), self._move(targets))
         torch.autograd.backward(loss)
@@ -115,14 +115,14 @@ class Stepper:
 
     def _accumulate(self, state: TrainingState, position: int) -> float:
         losses = []
-        for number, part in enumerate(self.share):
-            if self.gives_up(1 - number / len(self.share)):
-                raise Abandoned
-            self.begins(number + 1, len(self.share))
+        for number, part in enumerate(self.shard):
+            if self.should_abandon(1 - number / len(self.shard)):
+                raise StepAbandoned
+            self.on_micro_batch(number + 1, len(self.shard))
             inputs, targets = self.loader.batch(position + part.offset, part.count)
-            is_last = part is self.share[-1]
-            with self.summing(is_last), self.hardware.autocast():
-                loss = self.loss(self._move(inputs), self._move(targets)) / len(self.share)
+            is_last = part is self.shard[-1]
+            with self.gradient_sync(is_last), self.hardware.autocast():
+                loss = self.loss(self._move(inputs), self._move(targets)) / len(self.shard)
             torch.autograd.backward(state.scaler.scale(loss))
             losses.append(loss.detach())
         return float(torch.stack(losses).sum())

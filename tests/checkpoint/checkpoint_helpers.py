@@ -14,8 +14,8 @@ from zipfile import ZipFile
 
 import torch
 
-from gpt2ckpt.checkpoint import archive, format
-from gpt2ckpt.checkpoint.policy import Event, Retention
+from gpt2ckpt.checkpoint import format, zip_container
+from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
 from gpt2ckpt.checkpoint.reading import check, load
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
@@ -98,8 +98,8 @@ def content_offset(data: bytes, name: str) -> int:
     """Where the bytes of a record begin."""
     with ZipFile(BytesIO(data)) as file:
         offset = file.getinfo(f"{format.ROOT}/{name}").header_offset
-    sizes = archive.LOCAL_HEADER.unpack_from(data, offset)[-2:]
-    return offset + archive.LOCAL_HEADER.size + sum(sizes)
+    sizes = zip_container.LOCAL_HEADER.unpack_from(data, offset)[-2:]
+    return offset + zip_container.LOCAL_HEADER.size + sum(sizes)
 
 
 def is_detected(data: bytes) -> bool:
@@ -125,13 +125,13 @@ def flip_random_byte(path: Path, seed: int) -> None:
         file.write(bytes([byte ^ (1 << chance.randrange(8))]))
 
 
-def event(step: int, **reasons: Any) -> Event:
-    return Event(step, NOON, **(reasons or {"regular": True}))
+def request(step: int, **reasons: Any) -> SaveRequest:
+    return SaveRequest(step, NOON, **(reasons or {"regular": True}))
 
 
 def put(folder: Path, step: int, keep: int = 2, **reasons: Any) -> Path:
     encoded = format.encode(small_state(step))
-    return Store(folder).put(encoded, event(step, **reasons), Retention(keep, keep))
+    return Store(folder).put(encoded, request(step, **reasons), Retention(keep, keep))
 
 
 def step_of(path: Path) -> int:

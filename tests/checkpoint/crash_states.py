@@ -21,10 +21,10 @@ import torch
 from checkpoint_helpers import NOON, flip_random_byte, names_in, small_state
 from power_loss import Content, Disk, File, Folder, fingerprint, rebuild, recorded
 
-from gpt2ckpt.checkpoint import names, reserve
+from gpt2ckpt.checkpoint import names, reservation
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.policy import Event, Retention
+from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
 from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.checkpoint.repair import diagnose, repair
 from gpt2ckpt.checkpoint.scrub import Scrub
@@ -76,7 +76,7 @@ def run_crash_states(
                 *(scratch / "run", seed + tally.histories, actions, chance, count, tally)
             )
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(reserve, "MARGIN", 1 << 12)
+                patch.setattr(reservation, "MARGIN", 1 << 12)
                 history.run(patch)
             tally.histories += 1
     finally:
@@ -146,7 +146,7 @@ class History:
 
     def save(self, reasons: list[str]) -> None:
         self.step += self.dice.randrange(1, 4)
-        event = Event(
+        request = SaveRequest(
             *(self.step, self.when),
             regular="regular" in reasons,
             emergency="emergency" in reasons,
@@ -154,14 +154,14 @@ class History:
             epoch_ended=self.step if "epoch" in reasons else None,
         )
         self.promise.coming = self.step
-        if event.best and self.promise.best:
+        if request.best and self.promise.best:
             self.promise.best.add(self.step)
-        saved = self.manager.save(small_state(self.step), event)
+        saved = self.manager.save(small_state(self.step), request)
         assert saved is not None, f"seed {self.seed}: a save failed without a reason"
         self.promise.newest, self.promise.coming = self.step, None
-        if event.best:
+        if request.best:
             self.promise.best = {self.step}
-        self.promise.in_two_copies = event.regular
+        self.promise.in_two_copies = request.regular
         self.promise.steps = steps_in(self.folder)
         self.promise.pools = {
             path.name
@@ -177,7 +177,7 @@ class History:
         assert step is not None
         self.manager.close()
         self.promise.newest, self.promise.best, self.promise.pools = step, set(), set()
-        Store(self.folder).go_back_to(chosen, step, self.when)
+        Store(self.folder).roll_back_to(chosen, step, self.when)
         self.start(chosen)
         self.step = step
 
@@ -280,7 +280,9 @@ class History:
             is_ours = names.role_of(path.name) is not None or path.is_dir()
             assert is_ours, f"{path.name} was left over"
         if self.dice.randrange(4) == 0:
-            saved = manager.save(small_state(step + 1), Event(step + 1, self.when, regular=True))
+            saved = manager.save(
+                small_state(step + 1), SaveRequest(step + 1, self.when, regular=True)
+            )
             assert saved is not None and is_valid(saved.path)
             assert Store(folder).find(Role.LATEST).state["step"] == step + 1
         manager.close()

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from checkpoint_helpers import event, small_state
+from checkpoint_helpers import request, small_state
 from preload import Faults
 
 from gpt2ckpt.checkpoint.manager import CheckpointManager
@@ -65,15 +65,15 @@ def fail_each_call(folder: Path, faults: Faults) -> None:
     for name, pattern in CALLS.items():
         for _ in range(5):  # enough that the pool is full, and something is deleted
             step += 1
-            assert manager.save(small_state(step), event(step)) is not None
+            assert manager.save(small_state(step), request(step)) is not None
         heard.clear()
         before = files(folder)
         faults.set((name.split()[0], errno.EIO, pattern))
-        saved = manager.save(small_state(step + 1), event(step + 1))
+        saved = manager.save(small_state(step + 1), request(step + 1))
         faults.set()
         after, valid = files(folder), are_valid(folder)
         step += 1
-        again = manager.save(small_state(step), event(step)) is not None
+        again = manager.save(small_state(step), request(step)) is not None
         tell(
             *(name,),
             saved=saved is not None,
@@ -88,7 +88,7 @@ def fail_each_call(folder: Path, faults: Faults) -> None:
 def go_without_links_and_folder_sync(folder: Path, faults: Faults) -> None:
     faults.set(("link", errno.EPERM, "bare"), ("fsync", errno.EINVAL, "bare$"))
     manager = CheckpointManager(folder, KEEP, None)
-    saves = [manager.save(small_state(step), event(step)) is not None for step in (1, 2)]
+    saves = [manager.save(small_state(step), request(step)) is not None for step in (1, 2)]
     manager.close()
     faults.set()
     tell("bare", saves=saves, shared=len(files(folder)) - len(set(files(folder).values())))
@@ -97,24 +97,24 @@ def go_without_links_and_folder_sync(folder: Path, faults: Faults) -> None:
 def hang(folder: Path, faults: Faults) -> None:
     """A write that hangs for a while, and then one that hangs for good."""
     manager = CheckpointManager(folder, KEEP, None, in_background=True, hang_seconds=HANG)
-    manager.save(small_state(1), event(1))
+    manager.save(small_state(1), request(1))
     manager.wait()
     heard.clear()
     faults.set(("write", -4, ".tmp"))
     begun = time.monotonic()
-    manager.save(small_state(2), event(2))
+    manager.save(small_state(2), request(2))
     went_on = time.monotonic() - begun
     while not any("hangs" in line for line in heard):
         time.sleep(0.05)
-    skipped = manager.save(small_state(3), event(3)) is None and manager.failed_step == 3
+    skipped = manager.save(small_state(3), request(3)) is None and manager.failed_step == 3
     faults.set()
     while not any(line.startswith("saved") for line in heard):
         time.sleep(0.05)
-    manager.save(small_state(4), event(4))
+    manager.save(small_state(4), request(4))
     tell("hang", went_on=went_on, skipped=skipped, later=manager.wait())
     faults.set(("write", -3600, ".tmp"))
-    manager.save(small_state(5), event(5))
-    saved = manager.save(small_state(6), event(6, emergency=True))
+    manager.save(small_state(5), request(5))
+    saved = manager.save(small_state(6), request(6, emergency=True))
     manager.close()
     newest = max(step for step in (1, 4) if (folder / f"rolling_step_{step:06d}.pt").exists())
     tell("exit", saved=saved is not None, failed=manager.failed_step, newest=newest)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_helpers import event, flip_random_byte, small_state, step_of
+from checkpoint_helpers import flip_random_byte, request, small_state, step_of
 
 from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.checkpoint.manager import CheckpointManager
@@ -43,7 +43,7 @@ def opened(folder: Path, known: dict[str, Any] | None = None, **more: Any) -> Ch
 
 def save(manager: CheckpointManager, step: int, loss: float, best_step: int | None = None) -> None:
     is_best = best_step is None
-    manager.save(state(step, loss, best_step), event(step, regular=True, best=is_best))
+    manager.save(state(step, loss, best_step), request(step, regular=True, best=is_best))
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_a_damaged_file_without_a_copy_is_none_and_moves_away(folder: Path) -> N
 
 def test_a_file_of_another_run_is_no_best_of_this_one(folder: Path, tmp_path: Path) -> None:
     other = CheckpointManager(tmp_path / "other", Retention(1, 1), None, run="ffff0000")
-    other.save(state(15, 0.5, run="ffff0000"), event(15, best=True))
+    other.save(state(15, 0.5, run="ffff0000"), request(15, best=True))
     (folder / BEST).unlink()
     (folder / BEST).write_bytes((tmp_path / "other" / BEST).read_bytes())
     assert opened(folder).best() == found(20, 2.0)
@@ -172,14 +172,14 @@ def test_a_file_of_another_run_is_no_best_of_this_one(folder: Path, tmp_path: Pa
 @pytest.mark.parametrize("loss", [float("nan"), None, "low", 2])
 def test_a_file_without_a_loss_is_none(tmp_path: Path, loss: Any) -> None:
     manager = opened(tmp_path)
-    manager.save({**state(10, 1.0), "val_loss": loss}, event(10, best=True))
+    manager.save({**state(10, 1.0), "val_loss": loss}, request(10, best=True))
     assert manager.best() is None
 
 
 def test_going_back_takes_the_best_until_then(folder: Path) -> None:
     manager = opened(folder)
     source = folder / "rolling_step_000010.pt"
-    manager.go_back_to(Found(source, load(source)))
+    manager.roll_back_to(Found(source, load(source)))
     assert manager.best() == found(10, 3.0)
     assert {path.name for path in folder.glob("best*.pt")} == {
         *(BEST, "best_model_backup.pt", "best_model_previous.pt"),

@@ -12,14 +12,14 @@ from typing import Any
 
 import preload
 import pytest
-from checkpoint_helpers import NOON, event, names_in, put, small_state, step_of
+from checkpoint_helpers import NOON, names_in, put, request, small_state, step_of
 from failing_storage import CALLS, KEEP
 from real_disks import formatted
 
 from gpt2ckpt.checkpoint import format
+from gpt2ckpt.checkpoint.disk_report import advice_for
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.space import remedy
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.files import durable
 
@@ -104,13 +104,13 @@ def test_a_file_whose_sync_failed_is_never_synced_again(
         real(descriptor)
 
     manager = CheckpointManager(tmp_path, KEEP, None)
-    manager.save(small_state(1), event(1))
+    manager.save(small_state(1), request(1))
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fails_once)
         patch.setattr(durable, "SYNC_EVERY", every)
-        assert manager.save(small_state(2), event(2)) is None
+        assert manager.save(small_state(2), request(2)) is None
         assert len(synced) == 1
-        assert manager.save(small_state(3), event(3)) is not None
+        assert manager.save(small_state(3), request(3)) is not None
     assert names_in(tmp_path) == {path.name for path in Store(tmp_path).files()}
 
 
@@ -133,7 +133,7 @@ def test_a_disk_that_turns_read_only(
     for disk in formatted("ext4", tmp_path / "disk"):
         folder = disk / "checkpoints"
         manager = CheckpointManager(folder, KEEP, None)
-        assert manager.save(small_state(1), event(1)) is not None
+        assert manager.save(small_state(1), request(1)) is not None
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         turned = subprocess.run(
             ["mount", "-o", f"remount,{how}", str(disk)], capture_output=True, text=True
@@ -141,14 +141,14 @@ def test_a_disk_that_turns_read_only(
         if turned.returncode and how == "abort":
             pytest.skip(f"this ext4 cannot be aborted: {turned.stderr.strip()}")
         assert turned.returncode == 0, turned.stderr
-        assert manager.save(small_state(2), event(2)) is None
+        assert manager.save(small_state(2), request(2)) is None
         warning = caplog.records[-1].message
         assert "Read-only file system" in warning and "writable again" in warning
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         assert Store(folder).find(Role.LATEST).state["step"] == 1
         if how == "ro":
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-            assert manager.save(small_state(3), event(3)) is not None
+            assert manager.save(small_state(3), request(3)) is not None
         manager.close()
 
 
@@ -158,18 +158,18 @@ def test_a_folder_that_was_removed_is_not_made_again(
     folder = tmp_path / "run" / "checkpoints"
     manager = CheckpointManager(folder, KEEP, None)
     folder.rmdir()
-    assert manager.save(small_state(1), event(1)) is None
+    assert manager.save(small_state(1), request(1)) is None
     assert f"mkdir -p {folder}" in caplog.records[-1].message
     assert not folder.exists()
     folder.mkdir()
-    assert manager.save(small_state(2), event(2)) is not None
+    assert manager.save(small_state(2), request(2)) is not None
     manager.close()
 
 
 def test_a_clock_that_jumps_back_changes_no_order(tmp_path: Path) -> None:
     for step, hours in ((1, 0), (2, -5), (3, -9), (4, 2)):
         state = {**small_state(step), "saved_at": str(NOON + timedelta(hours=hours))}
-        moment = event(step, emergency=True)
+        moment = request(step, emergency=True)
         moved = type(moment)(step, NOON + timedelta(hours=hours), emergency=True)
         assert CheckpointManager(tmp_path, KEEP, None).save(state, moved) is not None
         os.utime(tmp_path / "latest.pt", (4e9 - step, 4e9 - step))
@@ -178,9 +178,9 @@ def test_a_clock_that_jumps_back_changes_no_order(tmp_path: Path) -> None:
     assert [step_of(path) for path in pool] == [4, 5], "the oldest steps go, not the oldest times"
     assert Store(tmp_path).find(Role.EMERGENCY).state["step"] == 5
     chosen = next(path for path in pool if step_of(path) == 4)
-    first = Store(tmp_path).go_back_to(chosen, 4, NOON)
+    first = Store(tmp_path).roll_back_to(chosen, 4, NOON)
     put(tmp_path, 6, emergency=True)
-    second = Store(tmp_path).go_back_to(chosen, 4, NOON)  # the clock stands where it stood
+    second = Store(tmp_path).roll_back_to(chosen, 4, NOON)  # the clock stands where it stood
     assert first and second and first != second
     assert logging.getLogger("gpt2ckpt").level == logging.NOTSET
 
@@ -192,7 +192,7 @@ def test_of_saves_that_never_became_the_latest_the_last_is_found_whatever_the_cl
     before = put(tmp_path, 4).read_bytes()
     for step, hours in ((5, -5), (6, -9), (7, -12)):
         state = {**small_state(step), "saved_at": str(NOON - timedelta(hours=-hours))}
-        Store(tmp_path).put(format.encode(state), event(step), KEEP)
+        Store(tmp_path).put(format.encode(state), request(step), KEEP)
         os.utime(tmp_path / f"rolling_step_{step:06d}.pt", (4e9 - step, 4e9 - step))
     (tmp_path / "latest.pt").unlink()
     (tmp_path / "latest.pt").write_bytes(before)
@@ -213,4 +213,4 @@ def test_of_saves_that_never_became_the_latest_the_last_is_found_whatever_the_cl
 def test_the_advice_is_about_the_error_that_there_was(
     tmp_path: Path, number: int, advice: str
 ) -> None:
-    assert advice in remedy(OSError(number, os.strerror(number)), tmp_path)
+    assert advice in advice_for(OSError(number, os.strerror(number)), tmp_path)

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import preload
 import pytest
-from checkpoint_helpers import event, names_in, step_of, tensors_state
+from checkpoint_helpers import names_in, request, step_of, tensors_state
 from real_disks import formatted, mounted
 
-from gpt2ckpt.checkpoint import space
-from gpt2ckpt.checkpoint.aside import ABANDONED, folders_aside
+from gpt2ckpt.checkpoint import disk_report
+from gpt2ckpt.checkpoint.archive_folders import ABANDONED, archive_folders
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.policy import Retention
-from gpt2ckpt.checkpoint.reserve import RESERVE, Reserve, with_margin
+from gpt2ckpt.checkpoint.reservation import RESERVATION, Reservation, with_margin
 from gpt2ckpt.checkpoint.store import Found, Store
 
 KEEP = Retention(9, 9)
@@ -36,9 +36,9 @@ def fill(folder: Path, spare: int) -> Path:
     path = folder / "somebody_elses.bin"
     with path.open("wb", buffering=0) as file:
         with contextlib.suppress(OSError):
-            while space.measure_free(folder) > spare + (1 << 20):
+            while disk_report.measure_free(folder) > spare + (1 << 20):
                 file.write(os.urandom(1 << 20))
-            while space.measure_free(folder) > spare:
+            while disk_report.measure_free(folder) > spare:
                 file.write(os.urandom(1 << 12))
         with contextlib.suppress(OSError):
             os.fsync(file.fileno())
@@ -52,27 +52,27 @@ def test_a_full_disk_fails_a_regular_save_and_takes_an_emergency_one(
     manager = CheckpointManager(folder, KEEP, None)
     state = tensors_state(1, KILOBYTES)
     manager.reserve(KILOBYTES << 10)
-    assert (folder / RESERVE).stat().st_size >= KILOBYTES << 10
-    kept = (folder / RESERVE).stat().st_ino
-    assert manager.save(state, event(1)) is not None
-    assert (folder / RESERVE).stat().st_ino == kept, "a regular save, should it fail, costs it"
+    assert (folder / RESERVATION).stat().st_size >= KILOBYTES << 10
+    kept = (folder / RESERVATION).stat().st_ino
+    assert manager.save(state, request(1)) is not None
+    assert (folder / RESERVATION).stat().st_ino == kept, "a regular save, should it fail, costs it"
     before = {path.name: path.stat().st_ino for path in Store(folder).files()}
     others = fill(disk, spare=0)
 
-    assert manager.save({**state, "step": 2}, event(2)) is None
+    assert manager.save({**state, "step": 2}, request(2)) is None
     assert {path.name: path.stat().st_ino for path in Store(folder).files()} == before
     warning = caplog.records[-1].message
     assert "SAVE FAILED at step 2" in warning and "checkpoints prune" in warning
-    assert (folder / RESERVE).exists(), "a regular save took what is kept for an emergency"
+    assert (folder / RESERVATION).exists(), "a regular save took what is kept for an emergency"
 
-    saved = manager.save({**state, "step": 3}, event(3, emergency=True))
+    saved = manager.save({**state, "step": 3}, request(3, emergency=True))
     assert saved is not None, caplog.text
     assert saved.path.stat().st_ino == kept, "somebody else could have taken the space first"
     assert step_of(saved.path) == step_of(folder / "latest.pt") == 3
     others.unlink()
     os.sync()
-    assert manager.save({**state, "step": 4}, event(4)) is not None, caplog.text
-    assert (folder / RESERVE).stat().st_size >= KILOBYTES << 10, "not taken again"
+    assert manager.save({**state, "step": 4}, request(4)) is not None, caplog.text
+    assert (folder / RESERVATION).stat().st_size >= KILOBYTES << 10, "not taken again"
     manager.close()
     assert names_in(folder) == {path.name for path in Store(folder).files()}, "leftovers"
 
@@ -83,9 +83,9 @@ def test_without_a_reserve_the_emergency_save_fails(
     """That the test above fills the disk for real."""
     folder = disk / "run" / "checkpoints"
     manager = CheckpointManager(folder, KEEP, None)
-    assert manager.save(tensors_state(1, KILOBYTES), event(1)) is not None
+    assert manager.save(tensors_state(1, KILOBYTES), request(1)) is not None
     fill(disk, spare=0)
-    assert manager.save(tensors_state(2, KILOBYTES), event(2, emergency=True)) is None
+    assert manager.save(tensors_state(2, KILOBYTES), request(2, emergency=True)) is None
     assert "No space left" in caplog.text
     assert Store(folder).find(Role.LATEST).state["step"] == 1
 
@@ -98,15 +98,15 @@ def test_a_rollback_on_a_full_disk_is_archived_now_or_at_the_next_save(
     manager.reserve(KILOBYTES << 10)
     small = tensors_state(1, 300)
     for step in (1, 2):
-        assert manager.save({**small, "step": step}, event(step)) is not None
+        assert manager.save({**small, "step": step}, request(step)) is not None
     others = fill(disk, spare=0)
-    manager.go_back_to(Found(folder / "rolling_step_000001.pt", {"step": 1}))
-    assert manager.save({**small, "step": 3}, event(3, emergency=True)) is not None, caplog.text
+    manager.roll_back_to(Found(folder / "rolling_step_000001.pt", {"step": 1}))
+    assert manager.save({**small, "step": 3}, request(3, emergency=True)) is not None, caplog.text
     others.unlink()
     os.sync()
-    assert manager.save({**small, "step": 4}, event(4)) is not None, caplog.text
+    assert manager.save({**small, "step": 4}, request(4)) is not None, caplog.text
     manager.close()
-    [aside] = folders_aside(folder, ABANDONED)
+    [aside] = archive_folders(folder, ABANDONED)
     assert "rolling_step_000002.pt" in names_in(aside)
     assert "rolling_step_000002.pt" not in names_in(folder)
     assert step_of(folder / "latest.pt") == 4
@@ -122,25 +122,25 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_the_reserve_takes_real_space_and_gives_it_back(small_disk: Path) -> None:
-    free = space.measure_free(small_disk)
-    reserve = Reserve(small_disk)
+    free = disk_report.measure_free(small_disk)
+    reserve = Reservation(small_disk)
     assert reserve.hold(3_000_000) is None
-    assert free - space.measure_free(small_disk) >= with_margin(3_000_000)
+    assert free - disk_report.measure_free(small_disk) >= with_margin(3_000_000)
     assert reserve.hold(2_000_000) is None, "less than what is held"
     assert reserve.hold(4_000_000) is None
-    assert free - space.measure_free(small_disk) >= with_margin(4_000_000)
+    assert free - disk_report.measure_free(small_disk) >= with_margin(4_000_000)
     reserve.release()
-    assert space.measure_free(small_disk) == free
+    assert disk_report.measure_free(small_disk) == free
     assert names_in(small_disk) == set()
 
 
 def test_a_reserve_that_cannot_grow_keeps_what_it_has(small_disk: Path) -> None:
-    reserve = Reserve(small_disk)
+    reserve = Reservation(small_disk)
     assert reserve.hold(3_000_000) is None
     assert reserve.hold(20_000_000) == "No space left on device"
     assert reserve.held == 3_000_000
-    assert space.disk_bytes([reserve.path]) >= with_margin(3_000_000)
-    other = Reserve(small_disk / "other")
+    assert disk_report.disk_bytes([reserve.path]) >= with_margin(3_000_000)
+    other = Reservation(small_disk / "other")
     other.folder.mkdir()
     assert other.hold(20_000_000) == "No space left on device"
     assert names_in(other.folder) == set()
@@ -152,7 +152,7 @@ def test_a_reserve_that_cannot_be_had_is_said_once(
     manager = CheckpointManager(small_disk, KEEP, None)
     manager.reserve(20_000_000)
     for step in (1, 2):
-        assert manager.save(tensors_state(step, 100), event(step)) is not None
+        assert manager.save(tensors_state(step, 100), request(step)) is not None
     said = [record.message for record in caplog.records if "no space is kept" in record.message]
     assert len(said) == 1
     assert "No space left on device" in said[0]
@@ -162,14 +162,14 @@ def test_a_system_that_promises_without_keeping_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", lambda descriptor, start, size: None)
-    assert "without keeping it" in str(Reserve(tmp_path).hold(1 << 20))
+    assert "without keeping it" in str(Reservation(tmp_path).hold(1 << 20))
     monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
-    assert "cannot reserve space" in str(Reserve(tmp_path).hold(1 << 20))
+    assert "cannot reserve space" in str(Reservation(tmp_path).hold(1 << 20))
     assert names_in(tmp_path) == set()
 
 
 def test_a_start_removes_the_reserve_of_a_dead_process(tmp_path: Path) -> None:
-    assert Reserve(tmp_path).hold(1 << 20) is None  # and the process dies
+    assert Reservation(tmp_path).hold(1 << 20) is None  # and the process dies
     CheckpointManager(tmp_path, KEEP, None)
     assert names_in(tmp_path) == set()
 
@@ -180,9 +180,9 @@ def test_the_report_of_a_save_without_room_names_the_reserve(
     caplog.set_level(logging.INFO)
     manager = CheckpointManager(small_disk, KEEP, None)
     manager.reserve(3_000_000)
-    assert manager.save(tensors_state(1, 2900), event(1)) is None
+    assert manager.save(tensors_state(1, 2900), request(1)) is None
     assert "are kept for an emergency save" in caplog.text
-    assert manager.save(tensors_state(1, 2900), event(1, emergency=True)) is not None
+    assert manager.save(tensors_state(1, 2900), request(1, emergency=True)) is not None
 
 
 def test_a_quota_is_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -198,11 +198,11 @@ def test_a_quota_is_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture
             assert done.returncode == 0, done.stderr
         manager = CheckpointManager(folder, KEEP, None)
         manager.reserve(1_300_000)
-        saves = [manager.save(tensors_state(n, 1200), event(n)) for n in range(1, 5)]
+        saves = [manager.save(tensors_state(n, 1200), request(n)) for n in range(1, 5)]
         assert [bool(save) for save in saves] == [True, True, False, False], caplog.text
         assert "SAVE FAILED at step 4: Disk quota exceeded" in caplog.text
         assert "checkpoints prune" in caplog.text
-        last = manager.save(tensors_state(5, 1200), event(5, emergency=True))
+        last = manager.save(tensors_state(5, 1200), request(5, emergency=True))
         assert last is not None, caplog.text
         assert Store(folder).find(Role.LATEST).state["step"] == 5
 
@@ -210,10 +210,10 @@ def test_a_quota_is_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture
 HANGING = """
 import sys
 from pathlib import Path
-from gpt2ckpt.checkpoint import space
-space.ANSWER_SECONDS = 0.2
+from gpt2ckpt.checkpoint import disk_report
+disk_report.ANSWER_SECONDS = 0.2
 for _ in range(3):
-    assert space.measure_free(Path(sys.argv[1])) == space.BOUNDLESS
+    assert disk_report.measure_free(Path(sys.argv[1])) == disk_report.BOUNDLESS
 """
 
 

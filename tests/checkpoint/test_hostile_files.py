@@ -13,7 +13,7 @@ import pytest
 import torch
 from checkpoint_helpers import forged, is_detected, records_of, sealed, small_state, to_bytes
 
-from gpt2ckpt.checkpoint import archive, format, reading
+from gpt2ckpt.checkpoint import format, reading, zip_container
 from gpt2ckpt.errors import CheckpointError
 
 SMALL = to_bytes(small_state())
@@ -189,7 +189,7 @@ def test_records_that_are_no_json_object_are_refused(content: bytes) -> None:
 def test_a_record_larger_than_any_of_ours_is_not_read(tmp_path: Path) -> None:
     """A file with a hole in it takes no disk; read at once, it would take all memory."""
     path, size = tmp_path / "latest.pt", 3 << 30
-    placed = archive.place(archive.Record(f"{format.ROOT}/meta.json", size, 0), 0)
+    placed = zip_container.place(zip_container.Record(f"{format.ROOT}/meta.json", size, 0), 0)
     with path.open("wb") as file:
         file.write(placed.header)
         file.truncate(placed.end + 1000)

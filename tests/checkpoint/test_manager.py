@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_helpers import (
-    event,
     flip_random_byte,
     largest_file,
     names_in,
     put,
+    request,
     small_state,
     step_of,
     tensors_state,
@@ -38,7 +38,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def test_a_save_reports_its_file_and_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     folder = tmp_path / "run" / "checkpoints"
-    saved = CheckpointManager(folder, KEEP, None).save(small_state(250), event(250))
+    saved = CheckpointManager(folder, KEEP, None).save(small_state(250), request(250))
     assert saved is not None
     assert saved.path == folder / "rolling_step_000250.pt"
     assert saved.size == saved.path.stat().st_size
@@ -55,18 +55,18 @@ def test_a_failed_save_warns_once_and_keeps_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
     manager = CheckpointManager(tmp_path, KEEP, None)
-    manager.save(small_state(100), event(100))
+    manager.save(small_state(100), request(100))
     before = snapshot(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail_with_eio)
-        assert manager.save(small_state(200), event(200)) is None
+        assert manager.save(small_state(200), request(200)) is None
     assert snapshot(tmp_path) == before
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1
     assert "SAVE FAILED at step 200" in warnings[0]
     assert "the device failed" in warnings[0]
     assert str(tmp_path) in warnings[0]
-    assert manager.save(small_state(300), event(300)) is not None
+    assert manager.save(small_state(300), request(300)) is not None
     assert step_of(tmp_path / "latest.pt") == 300
 
 
@@ -81,17 +81,17 @@ def test_a_folder_that_is_another_run_s_by_now_is_left_alone(
             raise OSError(errno.EBUSY, others[0])
 
     manager = CheckpointManager(tmp_path, Retention(1, 1), None, check_owner=check)
-    manager.save(small_state(100), event(100))
+    manager.save(small_state(100), request(100))
     manager.reserve(1 << 20)
     found = manager.last_regular()
-    manager.save(small_state(200), event(200))
+    manager.save(small_state(200), request(200))
     before = snapshot(tmp_path)
     others.append("it is being trained by another process")
-    assert manager.save(small_state(300), event(300)) is None
+    assert manager.save(small_state(300), request(300)) is None
     assert "SAVE FAILED at step 300: it is being trained by another process" in caplog.text
     assert found is not None
     with pytest.raises(OSError, match="another process"):
-        manager.go_back_to(found)
+        manager.roll_back_to(found)
     manager.close()
     assert snapshot(tmp_path) == before
 
@@ -100,7 +100,7 @@ def test_a_save_that_reads_back_wrong_is_a_failed_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = CheckpointManager(tmp_path, KEEP, None)
-    manager.save(small_state(100), event(100))
+    manager.save(small_state(100), request(100))
     before = snapshot(tmp_path)
     real_fsync = os.fsync
 
@@ -112,7 +112,7 @@ def test_a_save_that_reads_back_wrong_is_a_failed_save(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lossy)
-        assert manager.save(small_state(200), event(200)) is None
+        assert manager.save(small_state(200), request(200)) is None
     assert snapshot(tmp_path) == before
     assert "SAVE FAILED at step 200" in caplog.text
 
@@ -122,7 +122,7 @@ def test_a_folder_that_vanished_is_a_failed_save(
 ) -> None:
     manager = CheckpointManager(tmp_path / "checkpoints", KEEP, None)
     (tmp_path / "checkpoints").rmdir()
-    assert manager.save(small_state(100), event(100)) is None
+    assert manager.save(small_state(100), request(100)) is None
     assert "SAVE FAILED at step 100" in caplog.text
 
 
@@ -130,10 +130,10 @@ def test_a_save_cut_off_by_a_limit_keeps_the_older_ones(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = CheckpointManager(tmp_path, KEEP, None)
-    manager.save(tensors_state(100, kilobytes=10), event(100))
+    manager.save(tensors_state(100, kilobytes=10), request(100))
     before = snapshot(tmp_path)
     with largest_file(100_000):
-        assert manager.save(tensors_state(200, kilobytes=400), event(200)) is None
+        assert manager.save(tensors_state(200, kilobytes=400), request(200)) is None
     assert snapshot(tmp_path) == before
     assert "File too large" in caplog.text
 
@@ -142,14 +142,14 @@ def test_a_disk_that_fills_up_keeps_the_older_saves(
     tiny_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = CheckpointManager(tiny_disk, Retention(9, 9), None)
-    saved = [manager.save(tensors_state(step, 150), event(step)) for step in range(1, 9)]
+    saved = [manager.save(tensors_state(step, 150), request(step)) for step in range(1, 9)]
     assert [bool(save) for save in saved] == [True] * 4 + [False] * 4
     assert "SAVE FAILED at step 5: it needs" in caplog.text
     assert Store(tiny_disk).find(Role.LATEST).state["step"] == 4
     assert all(step_of(path) for path in Store(tiny_disk).files())
     (tiny_disk / "rolling_step_000001.pt").unlink()
     (tiny_disk / "rolling_step_000002.pt").unlink()
-    assert manager.save(tensors_state(9, 150), event(9)) is not None
+    assert manager.save(tensors_state(9, 150), request(9)) is not None
     assert Store(tiny_disk).find(Role.LATEST).state["step"] == 9
 
 
@@ -159,17 +159,17 @@ def test_space_for_every_copy_is_asked_for(
     """A regular save that is also a best one writes three files: with room for two, none."""
     manager = CheckpointManager(tiny_disk, KEEP, None)
     state = tensors_state(1, kilobytes=400)
-    assert manager.save(state, event(1, regular=True, best=True)) is None
+    assert manager.save(state, request(1, regular=True, best=True)) is None
     assert names_in(tiny_disk) == set()
     assert "it needs 1.2 MB and 1.0 MB are free" in caplog.text
-    assert manager.save(state, event(1)) is not None
+    assert manager.save(state, request(1)) is not None
 
 
 def test_the_file_that_was_resumed_from_is_kept(tmp_path: Path) -> None:
     put(tmp_path, 100)
     manager = CheckpointManager(tmp_path, KEEP, tmp_path / "rolling_step_000100.pt")
     for step in range(101, 106):
-        manager.save(small_state(step), event(step))
+        manager.save(small_state(step), request(step))
     pool = {name for name in names_in(tmp_path) if name.startswith("rolling_step")}
     assert pool == {f"rolling_step_{step:06d}.pt" for step in (100, 104, 105)}
 
@@ -180,7 +180,7 @@ def test_a_file_elsewhere_does_not_pin_its_namesake(tmp_path: Path) -> None:
     chosen = put(aside, 100)
     manager = CheckpointManager(tmp_path, KEEP, chosen)
     for step in range(100, 104):
-        manager.save(small_state(step), event(step))
+        manager.save(small_state(step), request(step))
     assert not (tmp_path / chosen.name).exists()
     assert chosen.exists()
 
@@ -200,13 +200,15 @@ def test_without_memory_for_a_copy_the_training_waits_and_the_state_is_saved(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = CheckpointManager(tmp_path, KEEP, None, in_background=True)
-    assert manager.save(small_state(1), event(1, emergency=True)) is not None  # starts the threads
+    assert (
+        manager.save(small_state(1), request(1, emergency=True)) is not None
+    )  # starts the threads
     state = {**small_state(2), "big": torch.zeros(128 << 20, dtype=torch.uint8)}
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (taken + (32 << 20), before[1]))
     try:
-        saved = manager.save(state, event(2))
+        saved = manager.save(state, request(2))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
     assert saved is not None, caplog.text

@@ -13,14 +13,14 @@ from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.policy import (
     Delete,
-    Event,
     Link,
     Operation,
     Publish,
     Retention,
+    SaveRequest,
     copies,
     most_files,
-    plan,
+    plan_save,
 )
 
 NOON = datetime(2025, 11, 6, 12, 0, 0)
@@ -69,10 +69,10 @@ class Save:
     stopped_after: int | None
     killed: bool
 
-    def event(self, step: int, epoch: int, when: datetime) -> Event:
+    def request(self, step: int, epoch: int, when: datetime) -> SaveRequest:
         regular = self.regular or not (self.emergency or self.best or self.epoch)
         ended = epoch if self.epoch else None
-        return Event(step, when, regular, self.emergency, self.best, ended)
+        return SaveRequest(step, when, regular, self.emergency, self.best, ended)
 
 
 saves = st.builds(
@@ -103,10 +103,12 @@ class Simulation:
     def save(self, save: Save, epoch: int) -> None:
         self.step += save.steps
         self.now += timedelta(seconds=1)
-        event = save.event(self.step, epoch, self.now)
+        request = save.request(self.step, epoch, self.now)
         before = dict(self.folder)
-        operations = plan(self.folder, event, self.retention, self.pinned)
-        assert operations == plan(sorted(before, reverse=True), event, self.retention, self.pinned)
+        operations = plan_save(self.folder, request, self.retention, self.pinned)
+        assert operations == plan_save(
+            sorted(before, reverse=True), request, self.retention, self.pinned
+        )
         for done, operation in enumerate(operations):
             if save.stopped_after == done:
                 self.check_roles_hold(before)
@@ -115,7 +117,7 @@ class Simulation:
                 return
             apply(self.folder, operation, self.step)
             self.check_prefix(before, operation)
-        self.check_done(before, event, operations)
+        self.check_done(before, request, operations)
         self.acknowledged = self.step
 
     def resume(self) -> None:
@@ -150,7 +152,7 @@ class Simulation:
         published = {state.step for state in self.folder.values()} >= {self.step}
         assert published or self.folder == before, "a role moved before the new state was there"
 
-    def check_done(self, before: Folder, event: Event, operations: list[Operation]) -> None:
+    def check_done(self, before: Folder, request: SaveRequest, operations: list[Operation]) -> None:
         """What holds once a save has ended."""
         folder = self.folder
         assert folder[names.LATEST].step == self.step
@@ -165,23 +167,23 @@ class Simulation:
             assert limit is None or len(set(kept) - self.pinned) <= limit
         blocks = {state for state in folder.values() if state.step == self.step}
         published = [operation for operation in operations if isinstance(operation, Publish)]
-        assert len(published) == copies(event)
-        assert len(blocks) >= (2 if event.regular or event.best else 1)
-        self.check_reasons(before, event)
+        assert len(published) == copies(request)
+        assert len(blocks) >= (2 if request.regular or request.best else 1)
+        self.check_reasons(before, request)
 
-    def check_reasons(self, before: Folder, event: Event) -> None:
+    def check_reasons(self, before: Folder, request: SaveRequest) -> None:
         folder, latest = self.folder, self.folder[names.LATEST]
-        if event.regular:
+        if request.regular:
             backup = folder[names.ROLLING_BACKUP]
             assert backup.step == self.step
             assert backup is not latest
             if self.retention.keep_rolling:
                 assert folder[names.rolling(self.step)] is latest
-        if event.emergency and self.retention.keep_emergency:
+        if request.emergency and self.retention.keep_emergency:
             assert folder[names.emergency(self.step, self.now)] is latest
-        if event.epoch_ended is not None and self.retention.keep_epochs != 0:
-            assert folder[names.epoch(event.epoch_ended)] is latest
-        if event.best:
+        if request.epoch_ended is not None and self.retention.keep_epochs != 0:
+            assert folder[names.epoch(request.epoch_ended)] is latest
+        if request.best:
             assert folder[names.BEST] is latest
             assert folder[names.BEST_BACKUP].step == self.step
             assert folder[names.BEST_BACKUP] is not folder[names.BEST]
@@ -216,7 +218,7 @@ def test_only_pools_lose_files_and_never_pinned_ones(
     present |= {names.rolling(step) for step in steps}
     present |= {names.emergency(step, NOON) for step in steps}
     pinned = {name for name in present if chance.random() < 0.3}
-    operations = plan(present, Event(4_000_000, NOON, **chosen), retention, pinned)
+    operations = plan_save(present, SaveRequest(4_000_000, NOON, **chosen), retention, pinned)
     deleted = {op.name for op in operations if isinstance(op, Delete)}
     assert deleted <= present - pinned - set(foreign) | {names.rolling(4_000_000)} | {
         names.emergency(4_000_000, NOON)
@@ -229,8 +231,8 @@ def test_only_pools_lose_files_and_never_pinned_ones(
     assert kinds[0] is Publish
 
 
-def deleted_by(present: set[str], event: Event, keep: int) -> set[str]:
-    operations = plan(present, event, Retention(keep, keep))
+def deleted_by(present: set[str], request: SaveRequest, keep: int) -> set[str]:
+    operations = plan_save(present, request, Retention(keep, keep))
     return {operation.name for operation in operations if isinstance(operation, Delete)}
 
 
@@ -243,10 +245,10 @@ def test_no_run_has_more_files_than_it_announces(history: list[Save], retention:
     pinned: frozenset[str] = frozenset()
     for epoch, save in enumerate(history):
         step += save.steps
-        event = save.event(step, epoch, NOON + timedelta(seconds=epoch))
+        request = save.request(step, epoch, NOON + timedelta(seconds=epoch))
         if save.killed:  # between two saves
             pinned = frozenset({names.LATEST, *pool(folder, Role.ROLLING)[-1:]} & folder.keys())
-        for operation in plan(folder, event, retention, pinned):
+        for operation in plan_save(folder, request, retention, pinned):
             is_written = isinstance(operation, Publish)
             assert len({*folder.values()}) + is_written <= most
             apply(folder, operation, step)
@@ -257,35 +259,35 @@ def test_no_run_has_more_files_than_it_announces(history: list[Save], retention:
 def test_order_is_by_step_not_by_the_length_of_a_name() -> None:
     steps = [999_998, 999_999, 1_000_000, 10_000_000]
     present = {names.rolling(step) for step in steps}
-    event = Event(10_000_001, NOON, regular=True)
-    assert deleted_by(present, event, keep=3) == {names.rolling(999_998), names.rolling(999_999)}
+    request = SaveRequest(10_000_001, NOON, regular=True)
+    assert deleted_by(present, request, keep=3) == {names.rolling(999_998), names.rolling(999_999)}
 
 
 def test_emergencies_of_one_step_are_ordered_by_time() -> None:
     times = [NOON + timedelta(days=day) for day in range(3)]
     present = {names.emergency(5, when) for when in times[:2]}
-    event = Event(5, times[2], emergency=True)
-    assert deleted_by(present, event, keep=2) == {names.emergency(5, times[0])}
+    request = SaveRequest(5, times[2], emergency=True)
+    assert deleted_by(present, request, keep=2) == {names.emergency(5, times[0])}
 
 
 def test_what_was_just_saved_stays_beside_a_stray_file_of_a_later_step() -> None:
     present = {names.rolling(900), names.rolling(100)}
-    event = Event(200, NOON, regular=True)
-    assert deleted_by(present, event, keep=1) == present
+    request = SaveRequest(200, NOON, regular=True)
+    assert deleted_by(present, request, keep=1) == present
 
 
 def test_a_regular_save_takes_no_emergency_file_and_the_other_way_round() -> None:
     present = {names.rolling(step) for step in range(5)}
     present |= {names.emergency(step, NOON) for step in range(5)}
-    rolled = deleted_by(present, Event(9, NOON, regular=True), keep=5)
+    rolled = deleted_by(present, SaveRequest(9, NOON, regular=True), keep=5)
     assert rolled == {names.rolling(0)}
-    saved = deleted_by(present, Event(9, NOON, emergency=True), keep=5)
+    saved = deleted_by(present, SaveRequest(9, NOON, emergency=True), keep=5)
     assert saved == {names.emergency(0, NOON)}
 
 
 def test_a_save_has_a_reason() -> None:
     with pytest.raises(ValueError, match="needs a reason"):
-        plan([], Event(1, NOON), Retention(1, 1))
+        plan_save([], SaveRequest(1, NOON), Retention(1, 1))
 
 
 @pytest.mark.parametrize(
@@ -339,5 +341,5 @@ SOUND = {
     ],
 )
 def test_a_file_that_no_finished_save_has_put_there_is_odd(name: str, step: int) -> None:
-    assert names.doubts(SOUND) == {}
-    assert set(names.doubts({**SOUND, name: step})) == {name}
+    assert names.inconsistencies(SOUND) == {}
+    assert set(names.inconsistencies({**SOUND, name: step})) == {name}

@@ -13,10 +13,10 @@ import preload
 import pytest
 from checkpoint_helpers import (
     NOON,
-    event,
     flip_random_byte,
     names_in,
     put,
+    request,
     small_state,
     step_of,
     tensors_state,
@@ -106,7 +106,7 @@ def test_no_pool_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture
         put(tmp_path, step, regular=True, best=True)
     for reasons in ({"regular": True}, {"emergency": True}):
         put(tmp_path, 3, **reasons)
-    assert Store(tmp_path).go_back_to(tmp_path / "rolling_step_000002.pt", 2, NOON) is not None
+    assert Store(tmp_path).roll_back_to(tmp_path / "rolling_step_000002.pt", 2, NOON) is not None
     put(tmp_path, 4, epoch_ended=0)
     put(tmp_path, 4, emergency=True)
     put(tmp_path, 5, regular=True)
@@ -218,13 +218,13 @@ def test_saves_and_the_end_do_not_wait_for_a_round(
     """At a tenth of a megabyte a second the first round takes most of a minute."""
     caplog.set_level(logging.INFO)
     state = tensors_state(1, kilobytes=2000)
-    CheckpointManager(tmp_path, KEEP, None).save(state, event(1))
+    CheckpointManager(tmp_path, KEEP, None).save(state, request(1))
     manager = CheckpointManager(
         tmp_path, KEEP, None, in_background=True, scrub_every=1, scrub_mb_per_s=0.1
     )
     until(lambda: manager._scrub._bytes > 0)
-    assert manager.save({**state, "step": 2}, event(2, emergency=True)) is not None
-    manager.save({**state, "step": 3}, event(3))
+    assert manager.save({**state, "step": 2}, request(2, emergency=True)) is not None
+    manager.save({**state, "step": 3}, request(3))
     assert manager.wait()
     until(lambda: manager._scrub._bytes > 0)
     manager.close()
@@ -245,10 +245,10 @@ def test_a_run_mends_itself_at_its_start_and_between_saves(
     )
     until(lambda: len(warnings(caplog)) == 1)
     assert step_of(tmp_path / "best_model.pt") == 2
-    manager.save(small_state(3), event(3))
+    manager.save(small_state(3), request(3))
     assert manager.wait()
     flip_random_byte(tmp_path / "best_model_backup.pt", seed=3)
-    manager.save(small_state(4), event(4))
+    manager.save(small_state(4), request(4))
     assert manager.wait()
     until(lambda: len(warnings(caplog)) == 2)
     manager.close()
@@ -259,7 +259,7 @@ def test_a_run_mends_itself_at_its_start_and_between_saves(
 HANGING = """
 import logging, sys, time
 from pathlib import Path
-from checkpoint_helpers import event, small_state
+from checkpoint_helpers import request, small_state
 from gpt2ckpt.checkpoint import guard
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.policy import Retention
@@ -270,7 +270,7 @@ manager = CheckpointManager(
     Path(sys.argv[1]), Retention(9, 9), None, in_background=True, scrub_every=1
 )
 for step in (2, 3, 4):
-    manager.save(small_state(step), event(step))
+    manager.save(small_state(step), request(step))
     time.sleep(0.3)
 manager.close()
 """
@@ -298,7 +298,7 @@ def test_without_scrubs_nothing_is_read(tmp_path: Path) -> None:
     put(tmp_path, 1)
     manager = CheckpointManager(tmp_path, KEEP, None, in_background=True)
     for step in (2, 3):
-        manager.save(small_state(step), event(step))
+        manager.save(small_state(step), request(step))
     manager.close()
     assert manager._scrub._bytes == 0
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from checkpoint_helpers import (
     NOON,
-    event,
     flip_random_byte,
     largest_file,
     names_in,
     put,
+    request,
     small_state,
     step_of,
     tensors_state,
@@ -129,7 +129,7 @@ def test_foreign_files_are_left_alone(folder: Path) -> None:
     (folder / "plots" / "rolling_step_000001.pt").write_text("mine")
     for step in range(1, 6):
         put(folder, step, keep=1, regular=True, emergency=True, best=True)
-    Store(folder).go_back_to(folder / "latest_backup.pt", 4, NOON)
+    Store(folder).roll_back_to(folder / "latest_backup.pt", 4, NOON)
     for name in foreign:
         assert (folder / name).read_text() == f"mine: {name}"
     assert (folder / "plots" / "rolling_step_000001.pt").read_text() == "mine"
@@ -194,7 +194,7 @@ def test_a_power_loss_while_going_back_loses_nothing(
             assert name in aside or name == "latest_backup.pt"
 
     with followed(DiskModel(folder, check), monkeypatch):
-        Store(folder).go_back_to(chosen, 200, NOON)
+        Store(folder).roll_back_to(chosen, 200, NOON)
     assert step_of(folder / "latest.pt") == 200
 
 
@@ -273,7 +273,7 @@ def test_a_full_disk_keeps_every_file(tiny_disk: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
         for step in range(1, 9):
             state["step"] = step
-            store.put(format.encode(state), event(step), keep)
+            store.put(format.encode(state), request(step), keep)
             saved = step
     assert saved == 3
     assert store.find(Role.LATEST).state["step"] >= saved
@@ -287,7 +287,7 @@ def test_a_file_that_may_not_grow_keeps_every_file(folder: Path) -> None:
     before = {path.name: inode(path) for path in folder.iterdir()}
     encoded = format.encode(tensors_state(200, kilobytes=200))
     with largest_file(100_000), pytest.raises(OSError, match="File too large"):
-        Store(folder).put(encoded, event(200), Retention(1, 1))
+        Store(folder).put(encoded, request(200), Retention(1, 1))
     assert {path.name: inode(path) for path in folder.iterdir()} == before
 
 
@@ -416,7 +416,7 @@ def test_going_back_sets_later_states_aside(
         put(folder, step, keep=9, regular=True, best=step in (100, 300))
     before = steps_in(folder)
     chosen = folder / "rolling_step_000200.pt"
-    aside = Store(folder).go_back_to(chosen, 200, NOON)
+    aside = Store(folder).roll_back_to(chosen, 200, NOON)
     assert aside == folder / "abandoned_20251106_120000"
     assert steps_in(aside) == {name: step for name, step in before.items() if step > 200}
     assert steps_in(folder) == {
@@ -434,7 +434,7 @@ def test_going_back_to_the_newest_changes_nothing(folder: Path) -> None:
     put(folder, 100)
     put(folder, 200)
     before = {path.name: inode(path) for path in folder.iterdir()}
-    assert Store(folder).go_back_to(folder / "latest.pt", 200, NOON) is None
+    assert Store(folder).roll_back_to(folder / "latest.pt", 200, NOON) is None
     assert {path.name: inode(path) for path in folder.iterdir()} == before
 
 
@@ -442,11 +442,11 @@ def test_going_back_to_an_abandoned_state(folder: Path) -> None:
     for step in (100, 200, 300):
         put(folder, step, keep=9)
     store = Store(folder)
-    first = store.go_back_to(folder / "rolling_step_000100.pt", 100, NOON)
+    first = store.roll_back_to(folder / "rolling_step_000100.pt", 100, NOON)
     assert first is not None
     put(folder, 250, keep=9)
     chosen = first / "rolling_step_000200.pt"
-    second = store.go_back_to(chosen, 200, NOON + timedelta(hours=1))
+    second = store.roll_back_to(chosen, 200, NOON + timedelta(hours=1))
     assert second is not None
     assert steps_in(folder)["latest.pt"] == 200, "latest is what the run goes on from"
     assert step_of(chosen) == 200
@@ -459,7 +459,7 @@ def test_going_back_by_another_spelling_of_the_path(
     put(folder, 100)
     put(folder, 200)
     monkeypatch.chdir(folder.parent)
-    Store(folder).go_back_to(Path("checkpoints/../checkpoints/rolling_step_000100.pt"), 100, NOON)
+    Store(folder).roll_back_to(Path("checkpoints/../checkpoints/rolling_step_000100.pt"), 100, NOON)
     assert step_of(folder / "latest.pt") == 100
 
 
@@ -469,7 +469,7 @@ def test_two_goings_back_in_one_second_get_two_folders(folder: Path) -> None:
     for _ in range(2):
         put(folder, 100)
         put(folder, 200)
-        asides.append(store.go_back_to(folder / "rolling_step_000100.pt", 100, NOON))
+        asides.append(store.roll_back_to(folder / "rolling_step_000100.pt", 100, NOON))
     assert [aside.name for aside in asides if aside] == [
         *("abandoned_20251106_120000", "abandoned_20251106_120001")
     ]
@@ -480,7 +480,7 @@ def test_going_back_sets_damaged_later_files_aside_too(folder: Path) -> None:
         put(folder, step)
     damaged = folder / "rolling_step_000200.pt"
     rewrite_same_size(damaged, b"nothing that can be read")
-    aside = Store(folder).go_back_to(folder / "rolling_step_000100.pt", 100, NOON)
+    aside = Store(folder).roll_back_to(folder / "rolling_step_000100.pt", 100, NOON)
     assert aside is not None
     assert damaged.name in names_in(aside)
     assert not damaged.exists()

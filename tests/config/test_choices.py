@@ -12,7 +12,7 @@ from gpt2ckpt.config.compose import compose_config, conf_directory, sweep_jobs
 from gpt2ckpt.config.registry import KINDS, ROOTS, build_typed
 from gpt2ckpt.config.replay import freeze
 from gpt2ckpt.errors import ConfigError
-from gpt2ckpt.training.preparation import check_settings
+from gpt2ckpt.training.validate_run import check_settings
 
 GIVEN = {  # what a choice leaves to the user
     "data=text": ["data.train=a.txt"],

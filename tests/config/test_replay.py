@@ -22,7 +22,7 @@ from gpt2ckpt.config.replay import (
     unflatten,
 )
 from gpt2ckpt.errors import ConfigError
-from gpt2ckpt.training.preparation import check_settings
+from gpt2ckpt.training.validate_run import check_settings
 
 Values = dict[str, Any]
 

@@ -8,7 +8,7 @@ import pytest
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.config.registry import all_keys, build_typed, no_such_key
 from gpt2ckpt.errors import ConfigError
-from gpt2ckpt.training.preparation import check_settings
+from gpt2ckpt.training.validate_run import check_settings
 
 WRONG = {
     # misspelt keys

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDataConfig
 from gpt2ckpt.data.corpus import open_corpus
-from gpt2ckpt.data.shards import prepare, write_shards
+from gpt2ckpt.data.shards import shard_corpus, write_shards
 from gpt2ckpt.data.token_files import open_token_file
 from gpt2ckpt.errors import ConfigError, InputError
 
@@ -91,7 +91,7 @@ def test_shards_of_an_impossible_size_are_a_config_error(tmp_path: Path, shard_t
     with pytest.raises(ConfigError, match=f"shard_tokens={shard_tokens} must lie between"):
         write_shards({"train": [_u16(1)]}, tmp_path / "out", shard_tokens)
     with pytest.raises(ConfigError, match=f"shard_tokens={shard_tokens} must lie between"):
-        prepare(EmbeddedDataConfig(), str(tmp_path / "out"), shard_tokens)
+        shard_corpus(EmbeddedDataConfig(), str(tmp_path / "out"), shard_tokens)
     assert not (tmp_path / "out").exists()
 
 
@@ -108,7 +108,7 @@ def test_an_error_half_way_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"bad \xff")
     config = TextDataConfig(train=str(tmp_path / "*.txt"))
     with pytest.raises(InputError, match=r"b\.txt: not UTF-8 at byte 4"):
-        prepare(config, str(tmp_path / "out"), 10)
+        shard_corpus(config, str(tmp_path / "out"), 10)
     assert not (tmp_path / "out").exists()
 
 
@@ -190,7 +190,7 @@ def test_prepared_shards_are_the_streams_of_the_text(tmp_path: Path, own_validat
     if own_validation:
         text.val = str(tmp_path / "b.txt")
     out = tmp_path / "out"
-    summary = prepare(text, str(out), 100)
+    summary = shard_corpus(text, str(out), 100)
     shards = TokensDataConfig(train=str(out / "train_*.bin"), val=str(out / "val_*.bin"))
     direct, prepared = open_corpus(text, 50257, 16), open_corpus(shards, 50257, 16)
     for one, two in ((direct.train, prepared.train), (direct.val, prepared.val)):
@@ -201,8 +201,8 @@ def test_prepared_shards_are_the_streams_of_the_text(tmp_path: Path, own_validat
 
 def test_prepare_refuses_what_it_cannot_use(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="out is not set"):
-        prepare(EmbeddedDataConfig(), "???", 10)
+        shard_corpus(EmbeddedDataConfig(), "???", 10)
     (tmp_path / "a.txt").write_text("tiny")
     with pytest.raises(InputError, match="2 training and 0 validation tokens"):
-        prepare(TextDataConfig(train=str(tmp_path / "a.txt")), str(tmp_path / "out"), 10)
+        shard_corpus(TextDataConfig(train=str(tmp_path / "a.txt")), str(tmp_path / "out"), 10)
     assert not (tmp_path / "out").exists()

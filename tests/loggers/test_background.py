@@ -13,7 +13,7 @@ import pytest
 
 from gpt2ckpt.loggers import background
 from gpt2ckpt.loggers.background import BackgroundLogger
-from gpt2ckpt.loggers.event import Event
+from gpt2ckpt.loggers.base import MetricRecord
 
 
 class Stuck:
@@ -23,7 +23,7 @@ class Stuck:
         self.hangs, self.goes_on = threading.Event(), threading.Event()
         self.steps: list[int] = []
 
-    def log(self, event: Event) -> None:
+    def log(self, event: MetricRecord) -> None:
         self.hangs.set()
         self.goes_on.wait(600)
         self.steps.append(int(event["step"]))
@@ -120,7 +120,7 @@ import atexit, sys, threading, time
 from gpt2ckpt.exits import reported_errors
 from gpt2ckpt.loggers import background
 from gpt2ckpt.loggers.fanout import Loggers
-from gpt2ckpt.loggers.event import Nowhere
+from gpt2ckpt.loggers.base import Nowhere
 background.SILENCE = 0.1
 def open_logger():
     atexit.register(time.sleep, 600)  # as W&B's hook, which waits for a service that hangs

@@ -138,7 +138,7 @@ def test_a_history_that_was_deleted_is_said(
 def test_lines_waiting_are_counted(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("torn")
     file = AppendFile(tmp_path / "log")
-    assert file.lines_waiting == 0
+    assert file.pending_lines == 0
     file.append("a\nb\n")
     assert (tmp_path / "log").read_text() == "torn\na\nb\n"
 

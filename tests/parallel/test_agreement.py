@@ -15,40 +15,42 @@ from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.config.replay import freeze
 from gpt2ckpt.errors import InputError
-from gpt2ckpt.parallel.group import Group
+from gpt2ckpt.parallel.process_group import DistributedGroup
 from gpt2ckpt.parallel.ranks import Ranks
-from gpt2ckpt.parallel.same_file import name_of, read_named
+from gpt2ckpt.parallel.shared_checkpoint import identify, load_identified
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training.agreement import agree, follow
 from gpt2ckpt.training.hardware import hardware_of
-from gpt2ckpt.training.preparation import prepare
+from gpt2ckpt.training.validate_run import validate_run
 
 FIXTURES = Path(__file__).parents[1] / "checkpoint" / "fixtures"
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Group, Group]]:
+def pair() -> Iterator[tuple[DistributedGroup, DistributedGroup]]:
     """Two ranks that talk through a real store, in this process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    first, other = (Group(Ranks(rank, rank, 2, "127.0.0.1", port)) for rank in range(2))
+    first, other = (DistributedGroup(Ranks(rank, rank, 2, "127.0.0.1", port)) for rank in range(2))
     assert first.directory_of_first_attempt() is None
     first._notes.set("there", "")  # opens the store, which the first rank serves here
     yield first, other
 
 
-def plan_of(token_data: Any, first: Group, change: dict[str, Any]) -> None:
+def plan_of(token_data: Any, first: DistributedGroup, change: dict[str, Any]) -> None:
     """What the first rank does before it claims a directory, with one thing changed on its way."""
     values = compose_config("train", [*token_data.overrides, "trainer.max_steps=2"]).values
     start = Start(freeze(values), [])
-    prepared = prepare(start)
+    validated = validate_run(start)
     told = first.propose
     first.propose = lambda plan: told({**plan, **change})  # type: ignore[method-assign]
-    agree(start, prepared, hardware_of(start, prepared, first), first)
+    agree(start, validated, hardware_of(start, validated, first), first)
 
 
-def outcome_of(token_data: Any, pair: tuple[Group, Group], change: dict[str, Any]) -> InputError:
+def outcome_of(
+    token_data: Any, pair: tuple[DistributedGroup, DistributedGroup], change: dict[str, Any]
+) -> InputError:
     """How the other rank refuses; the first must then end with its exit code."""
     first, other = pair
     refusals: list[InputError] = []
@@ -58,7 +60,7 @@ def outcome_of(token_data: Any, pair: tuple[Group, Group], change: dict[str, Any
             follow(other)
         except InputError as error:
             refusals.append(error)
-            other.end(error.exit_code, str(error))
+            other.report_exit(error.exit_code, str(error))
 
     thread = threading.Thread(target=follow_along, daemon=True)
     thread.start()
@@ -87,9 +89,11 @@ def test_a_rank_without_the_checkpoint_stops_all(token_data: Any, pair: Any) -> 
 
 def test_the_note_of_the_first_to_end_stands(pair: Any) -> None:
     first, other = pair
-    assert other.end(1, "out of memory") is None
-    assert first.end(0) == 1
-    error = first.explained(RuntimeError("[gloo/pair.cc:5] Connection closed by peer [::1]:5. And"))
+    assert other.report_exit(1, "out of memory") is None
+    assert first.report_exit(0) == 1
+    error = first.explain_error(
+        RuntimeError("[gloo/pair.cc:5] Connection closed by peer [::1]:5. And")
+    )
     assert str(error) == "rank 1: out of memory"
 
 
@@ -98,8 +102,8 @@ def test_a_file_that_a_live_run_has_replaced_is_not_proposed(tmp_path: Path) -> 
     path = tmp_path / "latest.pt"
     shutil.copy(next(FIXTURES.glob("*.pt")), path)
     found = Found(path, load(path))
-    assert read_named(path, name_of(found)[1]).state["step"] == found.state["step"]
+    assert load_identified(path, identify(found)[1]).state["step"] == found.state["step"]
     newer = {**found.state, "step": found.state["step"] + 1}
     path.write_bytes(b"".join(format.encode(newer).buffers))
     with pytest.raises(InputError, match=r"latest\.pt was replaced while it was being read"):
-        name_of(found)
+        identify(found)

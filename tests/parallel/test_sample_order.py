@@ -12,7 +12,7 @@ from gpt2ckpt.data.loader import Batch
 from gpt2ckpt.data.order import block_of
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
-from gpt2ckpt.parallel.group import Alone
+from gpt2ckpt.parallel.process_group import SingleProcess
 from gpt2ckpt.training.hardware import Hardware
 from gpt2ckpt.training.state import Counters, TrainingState
 from gpt2ckpt.training.step import Stepper
@@ -21,7 +21,7 @@ BLOCKS, BATCH, ACCUMULATION, SEED = 24, 2, 2, 7
 CPU = Hardware(torch.device("cpu"), "", "float32", "", 1)
 
 
-class RankOf(Alone):
+class RankOf(SingleProcess):
     """One of several ranks that never have to speak to one another."""
 
     def __init__(self, rank: int, size: int) -> None:

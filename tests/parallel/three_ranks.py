@@ -16,9 +16,9 @@ from gpt2ckpt.data.loader import BlockLoader, validation
 from gpt2ckpt.data.tokens import Piece, TokenStream
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
-from gpt2ckpt.parallel.group import Group
+from gpt2ckpt.parallel.ddp import ddp_loss
+from gpt2ckpt.parallel.process_group import DistributedGroup
 from gpt2ckpt.parallel.ranks import Ranks
-from gpt2ckpt.parallel.replica import data_parallel
 from gpt2ckpt.training.evaluation import evaluate
 from gpt2ckpt.training.hardware import Hardware
 from gpt2ckpt.training.rng import seed_everything
@@ -49,12 +49,12 @@ class Uneven(GPT2):
         return 5.0 ** -(tokens[0, 0] % 29).float()
 
 
-def train(group: Group, state: TrainingState, steps: range) -> TrainingState:
+def train(group: DistributedGroup, state: TrainingState, steps: range) -> TrainingState:
     """What a process of a run does: wrap the model, rehearse, train some steps."""
-    replica = data_parallel(state.model, state.model.loss, CPU.device)
+    replica = ddp_loss(state.model, state.model.loss, CPU.device)
     loader = BlockLoader(STREAM, 16, seed=1)
-    stepper = Stepper(replica.loss, loader, CPU, 2, 3, 1.0, group, replica.summing)
-    stepper.rehearse(state)
+    stepper = Stepper(replica.loss, loader, CPU, 2, 3, 1.0, group, replica.gradient_sync)
+    stepper.warm_up_ddp(state)
     for step in steps:
         stepper.step(state, step * stepper.blocks)
     return state
@@ -62,7 +62,7 @@ def train(group: Group, state: TrainingState, steps: range) -> TrainingState:
 
 def work(rank: int, port: int) -> None:
     torch.set_num_threads(1)
-    group = Group(Ranks(rank, rank, RANKS, "127.0.0.1", port))
+    group = DistributedGroup(Ranks(rank, rank, RANKS, "127.0.0.1", port))
     group.join(CPU.device)
     whole = train(group, new_state(), range(8))
     resumed = train(group, new_state(train(group, new_state(), range(4))), range(4, 8))
@@ -77,17 +77,17 @@ def work(rank: int, port: int) -> None:
         "same_evaluation": shared == alone,
         "same_order": evaluate(uneven, many, CPU, lambda: False, group) == in_order,
         "order_shows": evaluate(uneven, many[::-1], CPU, lambda: False) != in_order,
-        "largest": group.largest([rank, -rank]),
-        "mean": group.mean(float(rank)),
+        "largest": group.all_reduce_max([rank, -rank]),
+        "mean": group.all_reduce_mean(float(rank)),
         "stopped_evaluation": evaluate(
-            whole.model, batches, CPU, lambda: group.largest([int(rank == 1)]) == [1], group
+            whole.model, batches, CPU, lambda: group.all_reduce_max([int(rank == 1)]) == [1], group
         ),
     }
     for other in range(RANKS):  # one after another, so that no line is torn
-        group.largest([0])
+        group.all_reduce_max([0])
         if other == rank:
             print(json.dumps(found), flush=True)
-    group.largest([0])
+    group.all_reduce_max([0])
     os._exit(0)
 
 

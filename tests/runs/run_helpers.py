@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gpt2ckpt.checkpoint import format
-from gpt2ckpt.checkpoint.policy import Event, Retention
+from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.config.replay import freeze
@@ -45,8 +45,8 @@ def save(run: Path, step: int, overrides: list[str] | None = None, **reasons: An
     if saved_at := reasons.pop("saved_at", None):
         state["saved_at"] = saved_at
     state["epoch"] = 1 + reasons.get("epoch_ended", -1)
-    event = Event(step, NOON, **(reasons or {"regular": True}))
-    return Store(folder).put(format.encode(state), event, Retention(10, 10))
+    request = SaveRequest(step, NOON, **(reasons or {"regular": True}))
+    return Store(folder).put(format.encode(state), request, Retention(10, 10))
 
 
 def damage(path: Path, share: float = 0.5) -> None:

@@ -17,10 +17,10 @@ from gpt2ckpt.runs.history import (
     Past,
     Point,
     RunIdentity,
-    begin,
-    go_on,
+    continue_history,
     identity_in,
     origin_in,
+    start_history,
 )
 from gpt2ckpt.training.replay_check import ReplayCheck
 
@@ -41,7 +41,7 @@ def back(run: Path, step: int, settings: tuple[str, ...] = SAME, **more: Any) ->
     """Go on after `step`; where checkpoints were moved, `aside` says where to."""
     identity = more.pop("identity", RUN)
     source = more.pop("source", run / "checkpoints" / "latest.pt")
-    notices = go_on(
+    notices = continue_history(
         *(Past.of(run), identity, Point(step, source)),
         **{"saved": frozen_of(SAME), "frozen": frozen_of(settings), "aside": None, **more},
     )
@@ -65,7 +65,7 @@ def replay(run: Path) -> ReplayCheck:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Killed after 30 steps."""
-    begin(tmp_path, RUN, frozen_of(SAME))
+    start_history(tmp_path, RUN, frozen_of(SAME))
     log(tmp_path, range(1, 31))
     return tmp_path
 
@@ -171,7 +171,9 @@ def test_a_run_that_begins_again_is_the_run_that_it_was(run: Path) -> None:
     """Its new process has another identity until it reads what the first has recorded."""
     fresh = RunIdentity("ffffffff", "gpt2")
     past = Past.of(run)
-    assert go_on(past, fresh, Point(), saved={}, frozen=frozen_of(SAME), aside=None) == []
+    assert (
+        continue_history(past, fresh, Point(), saved={}, frozen=frozen_of(SAME), aside=None) == []
+    )
     assert identity_in(run, fresh) == RUN
     assert steps(run / REPLAY) == list(range(1, 31))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2ckpt.checkpoint.reserve import RESERVE, Reserve
+from gpt2ckpt.checkpoint.reservation import RESERVATION, Reservation
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.files.durable import publish
 from gpt2ckpt.loggers.fanout import Loggers
@@ -51,10 +51,10 @@ def test_the_space_kept_for_an_emergency_is_not_taken_through_a_link(
     victim, folder = tmp_path / "victim", tmp_path / "checkpoints"
     victim.write_text("precious")
     folder.mkdir()
-    (folder / RESERVE).symlink_to(victim)
-    assert Reserve(folder).hold(1 << 20) is not None
+    (folder / RESERVATION).symlink_to(victim)
+    assert Reservation(folder).hold(1 << 20) is not None
     assert list(folder.iterdir()) == []
-    spare = folder / RESERVE
+    spare = folder / RESERVATION
     spare.symlink_to(victim) if kind == "symbolic" else os.link(victim, spare)
     publish(folder / "latest.pt", [b"state"], lambda path: None, spare=spare)
     assert victim.read_text() == "precious"

@@ -13,7 +13,7 @@ import pytest
 from run_helpers import tree
 
 from gpt2ckpt.errors import InputError
-from gpt2ckpt.runs.layout import CURVES
+from gpt2ckpt.runs.layout import LINEAGE
 from gpt2ckpt.runs.lock import LOCK_NAME, RunLock, is_locked, refuse_if_locked
 
 HOLD = """
@@ -108,12 +108,12 @@ def test_a_run_that_was_moved_knows_the_one_that_took_its_name(tmp_path: Path) -
             with pytest.raises(OSError, match=f"is being trained by process {process.pid} on"):
                 lock.check()
             (run / LOCK_NAME).unlink()  # as at its end, which leaves the history
-            (run / CURVES).write_text("another")
+            (run / LINEAGE).write_text("another")
             lock.check()
-            (tmp_path / "moved" / CURVES).write_text("own")
+            (tmp_path / "moved" / LINEAGE).write_text("own")
             with pytest.raises(OSError, match="run is another run's by now"):
                 lock.check()
-            (run / CURVES).write_text("own")
+            (run / LINEAGE).write_text("own")
             lock.check()
 
 

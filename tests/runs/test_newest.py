@@ -11,9 +11,9 @@ import pytest
 from run_helpers import damage, frozen_of, save
 
 from gpt2ckpt.errors import CheckpointError, InputError
-from gpt2ckpt.runs.history import RunIdentity, begin
+from gpt2ckpt.runs.history import RunIdentity, start_history
 from gpt2ckpt.runs.newest import OF_SWEEP, behind, last_trained, newest_run, read_record
-from gpt2ckpt.runs.resume import Scope, locate, read, runs_passed_over
+from gpt2ckpt.runs.resume import Scope, locate, read, skipped_runs
 
 MORNING, NOON, EVENING = (f"2025-11-06T{hour}:00:00.000+00:00" for hour in ("08", "12", "20"))
 
@@ -38,7 +38,7 @@ def test_a_run_s_own_record_decides_and_neither_its_name_nor_file_times(tmp_path
     for path in [copied, *copied.rglob("*")]:
         os.utime(path, (2e9, 2e9))
     assert newest_run(tmp_path).directory == tmp_path / "mine"
-    assert newest_run(tmp_path).passed_over == []
+    assert newest_run(tmp_path).skipped == []
     place = locate("best", Scope(tmp_path))
     assert place is not None and place.directory == tmp_path / "mine"
 
@@ -75,15 +75,15 @@ def test_runs_without_a_checkpoint_are_passed_over_and_reported_if_they_are_newe
 ) -> None:
     log_step(tmp_path / "old", MORNING)
     run = make(tmp_path / "mine", NOON)
-    assert newest_run(tmp_path).passed_over == []
+    assert newest_run(tmp_path).skipped == []
     log_step(tmp_path / "debug", EVENING)
     place = locate("latest", Scope(tmp_path))
     assert place is not None
     assert read(place).skipped == [(tmp_path / "debug", "it holds no checkpoint")]
     (tmp_path / "begun").mkdir()
-    begin(tmp_path / "begun", RunIdentity("1", "x"), frozen_of(()))
+    start_history(tmp_path / "begun", RunIdentity("1", "x"), frozen_of(()))
     assert newest_run(tmp_path).directory == run
-    [(_, reason)] = newest_run(tmp_path).passed_over
+    [(_, reason)] = newest_run(tmp_path).skipped
     assert reason == "it holds no checkpoint; nor does another run"
     shutil.rmtree(run)
     assert locate("auto", Scope(tmp_path)) is None
@@ -107,7 +107,7 @@ def test_a_damaged_run_that_was_trained_last_is_not_replaced_by_an_older_one(
     (damaged / "metrics.jsonl").unlink()  # nothing says how old it is
     found = newest_run(tmp_path)
     assert found.directory == tmp_path / "whole"
-    assert found.passed_over == [(damaged, "no checkpoint in it can be read")]
+    assert found.skipped == [(damaged, "no checkpoint in it can be read")]
 
 
 def test_of_a_run_and_its_copy_the_one_with_our_name_counts(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_with_a_name_only_runs_of_that_name_count(tmp_path: Path) -> None:
         "model:\n  name: x\nname: 'beta'\n"
     )
     place = locate("latest", Scope(tmp_path, name="alpha"))
-    assert place is not None and (place.directory, place.passed_over) == (alpha, ())
-    assert newest_run(tmp_path, "beta").passed_over[0][0] == tmp_path / "unsaved"
+    assert place is not None and (place.directory, place.skipped) == (alpha, ())
+    assert newest_run(tmp_path, "beta").skipped[0][0] == tmp_path / "unsaved"
     assert locate("auto", Scope(tmp_path, name="gamma")) is None
     with pytest.raises(CheckpointError) as raised:
         locate("latest", Scope(tmp_path, name="gamma"))
@@ -144,11 +144,11 @@ def test_the_jobs_of_sweeps_count_but_not_for_auto(tmp_path: Path) -> None:
     (tmp_path / "gpt2_sweep_20251106_120000" / "jobs.jsonl").touch()
     found = [locate(what, Scope(tmp_path)) for what in ("latest", "best", "auto")]
     assert [place and place.directory for place in found] == [job, job, single]
-    assert [place and place.passed_over for place in found] == [(), (), ((job, OF_SWEEP),)]
+    assert [place and place.skipped for place in found] == [(), (), ((job, OF_SWEEP),)]
     make(tmp_path / "gpt2_run_20251106_200000", EVENING)
     later = locate("auto", Scope(tmp_path))
-    assert later and later.passed_over == ()  # the job is older than the run that is resumed
-    assert runs_passed_over(Scope(tmp_path, name="gamma")) == []
+    assert later and later.skipped == ()  # the job is older than the run that is resumed
+    assert skipped_runs(Scope(tmp_path, name="gamma")) == []
 
 
 def test_a_fresh_start_of_auto_reports_the_job_of_a_sweep_that_it_does_not_take(
@@ -158,7 +158,7 @@ def test_a_fresh_start_of_auto_reports_the_job_of_a_sweep_that_it_does_not_take(
     make(tmp_path / "sweep" / "1", MORNING)
     (tmp_path / "sweep" / "jobs.jsonl").touch()
     assert locate("auto", Scope(tmp_path)) is None
-    assert runs_passed_over(Scope(tmp_path)) == [(job, OF_SWEEP)]
+    assert skipped_runs(Scope(tmp_path)) == [(job, OF_SWEEP)]
 
 
 def test_a_run_that_starts_after_the_clock_was_set_back_is_newer(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_run_that_starts_after_the_clock_was_set_back_is_newer(tmp_path: Path)
     assert follows is not None and follows > datetime.fromisoformat(EVENING)
     assert behind(second, datetime.fromisoformat("2026-01-01T00:00:00+00:00")) is None
     make(second, MORNING)
-    begin(second, RunIdentity("2", "x"), frozen_of(()), follows)
+    start_history(second, RunIdentity("2", "x"), frozen_of(()), follows)
     assert newest_run(tmp_path).directory == second
     assert last_trained(second, second / "checkpoints") == follows
 

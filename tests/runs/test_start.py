@@ -12,7 +12,7 @@ from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError, LockedError
 from gpt2ckpt.runs import claim, resume
 from gpt2ckpt.runs.claim import Claim
-from gpt2ckpt.runs.history import RunIdentity, begin, identity_in
+from gpt2ckpt.runs.history import RunIdentity, identity_in, start_history
 from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.runs.resume import Scope
 from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
@@ -114,7 +114,7 @@ def test_a_fork_that_never_came_to_a_save_begins_again_where_it_began(run: Path)
     words = ["+resume=auto", "trainer.max_steps=9"]
     again = start(words, fork)
     assert again.notices()[0] == f"forking from {path}, step 4"
-    assert again.begins_again
+    assert again.restarts_run
     claimed = take(words, fork)
     assert claimed.directory == fork
     claimed.lock.release()
@@ -143,7 +143,7 @@ def test_a_folder_with_a_checkpoint_s_name_is_refused(run: Path, words: list[str
 
 def test_another_run_s_state_in_this_one_is_passed_over_or_refused(run: Path) -> None:
     """Copied over latest.pt, it was trained on from as if it were this run's."""
-    begin(run, RunIdentity("1a2b3c4d", "gpt2"), frozen_of(("optimizer.lr=1e-3",)))
+    start_history(run, RunIdentity("1a2b3c4d", "gpt2"), frozen_of(("optimizer.lr=1e-3",)))
     folder, other = run / "checkpoints", run.parent / "other"
     foreign = save(other, 9, owner={"id": "ffffffff", "name": "gpt2", "parent": None})
     (folder / "latest.pt").unlink()
@@ -266,7 +266,7 @@ def test_what_was_saved_before_the_lock_was_taken_is_resumed(
 def test_a_restart_is_refused_where_another_process_has_saved_meanwhile(tmp_path: Path) -> None:
     begun, words = tmp_path / "mine", ["+resume=auto"]
     decided = find_start(compose(words), words, Scope(tmp_path, begun), compose, locks=True)
-    assert decided.begins_again and decided.lock is None
+    assert decided.restarts_run and decided.lock is None
     save(begun, 2)
     before = tree(begun)
     with pytest.raises(InputError, match="got its first checkpoint from another process"):

@@ -9,7 +9,7 @@ from gpt2ckpt.errors import LockedError
 from gpt2ckpt.runs.layout import JOBS
 from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.sweeps import folder, journal
-from gpt2ckpt.sweeps.journal import Entry, Status
+from gpt2ckpt.sweeps.journal import JournalEntry, Status
 from gpt2ckpt.sweeps.table import WIDTH, Row, table
 
 
@@ -66,7 +66,7 @@ def test_a_job_without_a_checkpoint_is_known_by_its_record(tmp_path: Path) -> No
 
 def test_the_journal_gives_the_newest_of_each_job_of_one_launch(tmp_path: Path) -> None:
     for launch, status in (("a", Status.FAILED), ("b", Status.STARTED), ("b", Status.FINISHED)):
-        journal.append(tmp_path, Entry(launch, 0, status))
+        journal.append(tmp_path, JournalEntry(launch, 0, status))
     with (tmp_path / JOBS).open("a") as file:
         file.write('{"launch": "b", "num')
     entries = journal.last_of_each(journal.read(tmp_path, "b"))

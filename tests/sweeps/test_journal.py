@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from gpt2ckpt.runs.layout import JOBS
-from gpt2ckpt.sweeps.journal import Entry, Status, append, last_of_each, read
+from gpt2ckpt.sweeps.journal import JournalEntry, Status, append, last_of_each, read
 
 ENTRIES = [
-    Entry("one", 0, Status.STARTED, "0", "optimizer.lr=1e-3"),
-    Entry("one", 0, Status.FINISHED, "0", "optimizer.lr=1e-3", 2.5),
-    Entry("two", 1, Status.FINISHED, "1", "optimizer.lr=1e-4", 1.5),
+    JournalEntry("one", 0, Status.STARTED, "0", "optimizer.lr=1e-3"),
+    JournalEntry("one", 0, Status.FINISHED, "0", "optimizer.lr=1e-3", 2.5),
+    JournalEntry("two", 1, Status.FINISHED, "1", "optimizer.lr=1e-4", 1.5),
 ]
 
 

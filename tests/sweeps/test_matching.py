@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gpt2ckpt.sweeps.matching import Job, Recorded, find_own, swept_keys
+from gpt2ckpt.sweeps.matching import Job, RecordedJob, find_own, swept_keys
 
 CONFIG: dict[str, Any] = {
     "seed": 1,
@@ -17,8 +17,8 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def recorded(name: str, *overrides: str, **changed: Any) -> Recorded:
-    return Recorded(
+def recorded(name: str, *overrides: str, **changed: Any) -> RecordedJob:
+    return RecordedJob(
         Path(name), {**CONFIG, **_dotted(changed)}, list(overrides) or ["of an old command"], 10
     )
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from gpt2ckpt.sweeps import journal
-from gpt2ckpt.sweeps.journal import Entry, Status
+from gpt2ckpt.sweeps.journal import JournalEntry, Status
 from gpt2ckpt.sweeps.launch import _Launch
 from gpt2ckpt.sweeps.table import Row, best, ranked, table
 
@@ -61,7 +61,7 @@ def test_a_warning_of_several_jobs_stands_there_once() -> None:
 
 def test_the_journal_tells_of_all_launches_or_of_one(tmp_path: Path) -> None:
     for launch, number in (("first", 0), ("second", 0)):
-        journal.append(tmp_path, Entry(launch, number, Status.FINISHED, job=launch))
+        journal.append(tmp_path, JournalEntry(launch, number, Status.FINISHED, job=launch))
     assert [entry.job for entry in journal.read(tmp_path)] == ["first", "second"]
     assert [entry.job for entry in journal.read(tmp_path, "second")] == ["second"]
 
@@ -69,10 +69,10 @@ def test_the_journal_tells_of_all_launches_or_of_one(tmp_path: Path) -> None:
 def test_a_search_that_is_continued_shows_the_trials_of_earlier_launches(tmp_path: Path) -> None:
     """Optuna counts the trials of each launch from 0; the best may be one of the first launch."""
     entries = [
-        Entry("first", 0, Status.FINISHED, job="0", label="lr=1", best_val_loss=2.0),
-        Entry("first", 1, Status.STARTED, job="1", label="lr=2"),
-        Entry("first", 2, Status.STARTED, job="2", label="lr=3"),
-        Entry("second", 0, Status.FINISHED, job="1", label="lr=2", best_val_loss=3.0),
+        JournalEntry("first", 0, Status.FINISHED, job="0", label="lr=1", best_val_loss=2.0),
+        JournalEntry("first", 1, Status.STARTED, job="1", label="lr=2"),
+        JournalEntry("first", 2, Status.STARTED, job="2", label="lr=3"),
+        JournalEntry("second", 0, Status.FINISHED, job="1", label="lr=2", best_val_loss=3.0),
     ]
     for entry in entries:
         journal.append(tmp_path, entry)

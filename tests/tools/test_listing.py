@@ -117,7 +117,9 @@ def test_a_root_lists_every_run_below_it_those_of_sweeps_too(checkpoints, run, m
 
 @pytest.mark.parametrize("place", ["checkpoints", "", "checkpoints/abandoned_20251106_120000"])
 def test_a_run_its_folder_and_what_is_in_it_are_the_same(place, checkpoints, run) -> None:
-    Store(run / "checkpoints").go_back_to(run / "checkpoints" / "rolling_step_000010.pt", 10, NOON)
+    Store(run / "checkpoints").roll_back_to(
+        run / "checkpoints" / "rolling_step_000010.pt", 10, NOON
+    )
     found = listed(checkpoints, run / place)
     assert {item["run_dir"] for item in found} == {str(run)}
     groups = [item["group"] for item in found]

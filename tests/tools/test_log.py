@@ -16,7 +16,7 @@ def fork(run: Path, own: str, parent: str, step: int, file: str = "x") -> None:
 def test_a_tree_of_runs_resumes_rollbacks_and_forks(checkpoints, run) -> None:
     folder = run / "checkpoints"
     moment = datetime(2025, 11, 7, 10, 0, 0)
-    Store(folder).go_back_to(folder / "rolling_step_000010.pt", 10, moment)
+    Store(folder).roll_back_to(folder / "rolling_step_000010.pt", 10, moment)
     (run / "train.log").write_text(
         "[2025-11-06 13:00:00,123] resuming from outputs/a, step 9/latest.pt, step 20\n"
         "[2025-11-06 13:00:01,000] sample: resuming from x, step 3\n"

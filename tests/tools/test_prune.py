@@ -14,9 +14,9 @@ from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.runs.lock import LOCK_NAME, RunLock
 from gpt2ckpt.runs.owner import encode, this_process
 from gpt2ckpt.tools import prune
-from gpt2ckpt.tools.inventory import Entry, Group, Inode
-from gpt2ckpt.tools.places import Run
-from gpt2ckpt.tools.pruning import Limits, freed_bytes, plan
+from gpt2ckpt.tools.inventory import Inode, ListedCheckpoint, ListGroup
+from gpt2ckpt.tools.pruning import Limits, freed_bytes, plan_prune
+from gpt2ckpt.tools.targets import Run
 
 KEPT_ALWAYS = {
     *("latest.pt", "latest_backup.pt", "rolling_last_backup.pt"),
@@ -94,7 +94,7 @@ def test_the_last_valid_state_stays_wherever_it_is(checkpoints, run) -> None:
 
 def test_a_valid_state_that_only_an_abandoned_folder_has_stays(checkpoints, run) -> None:
     folder = run / "checkpoints"
-    Store(folder).go_back_to(folder / "rolling_step_000010.pt", 10, NOON)
+    Store(folder).roll_back_to(folder / "rolling_step_000010.pt", 10, NOON)
     damage(folder / "latest.pt")  # is rolling_step_000010.pt and epoch_00000.pt
     done = checkpoints("prune", run, "--abandoned", "--yes")
     assert "stays: it is the last valid state" in done.out
@@ -114,7 +114,7 @@ def test_where_nothing_is_valid_nothing_goes(checkpoints, run) -> None:
 
 def test_abandoned_and_corrupt_folders_go_with_their_files(checkpoints, run) -> None:
     folder = run / "checkpoints"
-    Store(folder).go_back_to(folder / "rolling_step_000020.pt", 20, NOON)
+    Store(folder).roll_back_to(folder / "rolling_step_000020.pt", 20, NOON)
     damage(next(folder.glob("abandoned_*")) / "rolling_step_000030.pt")
     assert checkpoints("repair", run).code == 0
     (next(folder.glob("abandoned_*")) / "note").write_text("why")
@@ -265,13 +265,13 @@ def test_a_plan_never_takes_the_last_valid_state(files, live, limits) -> None:
     entries, valid = [], set()
     for number, (form, step, is_valid, aside) in enumerate(files):
         role = form.partition("_")[0]
-        group = Group(aside or role)
+        group = ListGroup(aside or role)
         path = run.folder / aside / form.format(step)
         inode = Inode((0, number), 1, 10, 4096)
-        entries.append(Entry(path, run, group, aside or role, inode, {"step": step}))
+        entries.append(ListedCheckpoint(path, run, group, aside or role, inode, {"step": step}))
         if is_valid:
             valid.add(path)
-    decided = plan(entries, limits, lambda entry: entry.path in valid, is_live=live)
+    decided = plan_prune(entries, limits, lambda entry: entry.path in valid, is_live=live)
     gone = {entry.path for entry in decided.surplus}
     assert gone <= {entry.path for entry in entries}
     if gone:

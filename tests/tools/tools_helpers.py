@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gpt2ckpt.checkpoint import format
-from gpt2ckpt.checkpoint.policy import Event, Retention
+from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.config.replay import freeze
@@ -53,9 +53,9 @@ def save(run: Path, step: int, changes: dict[str, Any] | None = None, **reasons:
     """Save a state of `step` as a training does; returns its own file."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    event = Event(step, NOON + timedelta(minutes=step), **(reasons or {"regular": True}))
+    request = SaveRequest(step, NOON + timedelta(minutes=step), **(reasons or {"regular": True}))
     encoded = format.encode(state(step, **(changes or {})))
-    return Store(folder).put(encoded, event, Retention(10, 10))
+    return Store(folder).put(encoded, request, Retention(10, 10))
 
 
 def make_run(run: Path) -> Path:

@@ -34,8 +34,8 @@ from gpt2ckpt.config.recorded import trusted
 from gpt2ckpt.config.registry import build_typed
 from gpt2ckpt.config.replay import freeze, task_overrides
 from gpt2ckpt.config.schema import ModelConfig
-from gpt2ckpt.data.text import read_pieces
 from gpt2ckpt.data.token_files import open_token_file
+from gpt2ckpt.data.tokenization import read_pieces
 from gpt2ckpt.data.tokens import Piece, TokenStream
 from gpt2ckpt.errors import CheckpointError, InputError, UserError
 from gpt2ckpt.loggers import metrics_file, wandb_offline

@@ -38,11 +38,11 @@ from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import CheckpointError, UserError
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.runs.resume import Scope
-from gpt2ckpt.runs.start import find_start, finish_save, take_directory
+from gpt2ckpt.runs.start import complete_interrupted_save, find_start, take_directory
+from gpt2ckpt.signals.training import exit_code
 from gpt2ckpt.training.hardware import choose_hardware
-from gpt2ckpt.training.interrupts import exit_code
-from gpt2ckpt.training.preparation import finished_notice, prepare
 from gpt2ckpt.training.session import Session
+from gpt2ckpt.training.validate_run import finished_notice, validate_run
 
 PATIENCE = 120  # seconds that a start may take on a busy machine
 STEPS = 24
@@ -112,17 +112,17 @@ def fork(words: list[str], run: Path, output: Path, what: str | None = "auto") -
     def train() -> int:
         values = {"resume": what, "fork": False} if what else compose(words)
         start = find_start(values, words, Scope(run.parent, run), compose, locks=True)
-        prepared = prepare(start)
-        if finished_notice(start, prepared):
-            print("\n".join(finish_save(start)))
+        validated = validate_run(start)
+        if finished_notice(start, validated):
+            print("\n".join(complete_interrupted_save(start)))
             return 0
-        trainer = prepared.config.trainer
+        trainer = validated.config.trainer
         recorded = start.state["environment"] if start.state else None
         hardware = choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded)
         with reported_errors(), take_directory(start, run, is_given=True).lock:
             for line in start.notices():
                 print(line)
-            stopped = Session(run, start, prepared, hardware).run().stopped
+            stopped = Session(run, start, validated, hardware).run().stopped
         return exit_code(stopped) if stopped else 0
 
     return _child(train, run.parent, output)

@@ -14,16 +14,16 @@ from training_helpers import train
 
 from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.model.gpt2 import GPT2
-from gpt2ckpt.training.deadline import Deadline, fits, step_fits
+from gpt2ckpt.signals.deadline import Deadline, save_fits, step_fits
 
 
 def test_without_a_limit_or_a_measure_all_is_tried() -> None:
-    assert fits(1e9, None) and fits(None, 0.1) and step_fits(1.0, 1e9, None, None)
+    assert save_fits(1e9, None) and save_fits(None, 0.1) and step_fits(1.0, 1e9, None, None)
 
 
 def test_a_save_has_to_end_in_time_with_some_margin() -> None:
-    assert fits(10.0, 12.0)
-    assert not fits(10.0, 11.9)
+    assert save_fits(10.0, 12.0)
+    assert not save_fits(10.0, 11.9)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_is_left_counts_from_the_signal() -> None:
 
 STUCK = """
 import ctypes, os, signal
-from gpt2ckpt.training.interrupts import Interrupts, Watchdog
+from gpt2ckpt.signals.training import Interrupts, Watchdog
 interrupts = Interrupts()
 interrupts.last_words = lambda: "The newest checkpoint is latest.pt"
 with interrupts, Watchdog(interrupts, 0.2):
@@ -125,14 +125,14 @@ def test_a_step_that_would_take_too_long_is_given_up(
 ) -> None:
     """The state before it is saved, if that fits: a save is said to take `seconds`."""
     from gpt2ckpt.checkpoint.manager import CheckpointManager
-    from gpt2ckpt.training import deadline
+    from gpt2ckpt.signals import deadline
 
     words = [*token_data.overrides, "trainer.max_steps=12", "trainer.grad_accum=2"]
     words += ["checkpoint.grace_seconds=3000", "checkpoint.save_every=3"]
     monkeypatch.setattr(CheckpointManager, "seconds_to_save", lambda self: seconds)
     left = chain([1e-9], repeat(3000.0))  # in the step, and from when it is given up
     monkeypatch.setattr(
-        deadline.Deadline, "left", lambda self: next(left) if self.asked_at() else None
+        deadline.Deadline, "left", lambda self: next(left) if self.stop_requested_at() else None
     )
     stop_in_the_fifth_step(monkeypatch)
     train(words, tmp_path / "run")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from training_helpers import train
 
+from gpt2ckpt.checkpoint.disk_report import disk_bytes
 from gpt2ckpt.checkpoint.names import Role, role_of
-from gpt2ckpt.checkpoint.space import disk_bytes
 from gpt2ckpt.files import durable
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}

@@ -9,7 +9,7 @@ from tensorboard.plugins.hparams import metadata
 from training_helpers import events, train
 
 from gpt2ckpt.runs.layout import JOBS, run_title
-from gpt2ckpt.tools.text import to_json
+from gpt2ckpt.tools.formatting import to_json
 from gpt2ckpt.training import session
 from gpt2ckpt.units import perplexity
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from training_helpers import train
 
-from gpt2ckpt.training import announce
-from gpt2ckpt.training.code import code_identity, described
+from gpt2ckpt.training import run_summary
+from gpt2ckpt.training.source_identity import code_identity, described
 
 WARNING = "not bitwise the same as without the stop: "
 
@@ -66,7 +66,7 @@ def test_edited_code(
     stopped: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edited = {"code": "9c1bffff00", "commit": "ab" * 20, "dirty": True}
-    monkeypatch.setattr(announce, "code_identity", lambda: edited)
+    monkeypatch.setattr(run_summary, "code_identity", lambda: edited)
     [said] = resume(stopped, caplog)
     assert said.startswith(f"code {described(code_identity())} → 9c1bffff (commit abababab, dirty)")
 

@@ -9,6 +9,7 @@ import pytest
 from training_helpers import start_of, train
 
 from gpt2ckpt.training import loop
+from gpt2ckpt.training.disk_check import memory_needed
 from gpt2ckpt.training.hardware import choose_hardware
 from gpt2ckpt.training.plan_warnings import (
     disk_warnings,
@@ -16,15 +17,14 @@ from gpt2ckpt.training.plan_warnings import (
     plan_warnings,
     time_warnings,
 )
-from gpt2ckpt.training.preparation import prepare
-from gpt2ckpt.training.room import memory_needed
+from gpt2ckpt.training.validate_run import validate_run
 
 DAY = 86_400.0
 
 
 def warnings(token_data: Any, tmp_path: Path, *words: str) -> list[str]:
     overrides = [*token_data.overrides, "trainer.max_steps=400", *words]
-    return plan_warnings(prepare(start_of(overrides, tmp_path / "run")))
+    return plan_warnings(validate_run(start_of(overrides, tmp_path / "run")))
 
 
 def test_a_usual_plan_brings_no_warning(token_data: Any, tmp_path: Path) -> None:
@@ -87,9 +87,9 @@ def test_epochs_count_what_an_earlier_process_trained_with_another_batch(
 ) -> None:
     train([*token_data.overrides, "trainer.max_steps=31"], tmp_path / "run")
     words = ["+resume=latest", "trainer.max_steps=41", "trainer.batch_size=8"]
-    prepared = prepare(start_of(words, tmp_path / "run"))
-    assert prepared.epochs == pytest.approx((31 * 2 + 10 * 8) / 62)
-    assert prepared.total_tokens == (31 * 2 + 10 * 8) * prepared.config.model.block_size
+    validated = validate_run(start_of(words, tmp_path / "run"))
+    assert validated.epochs == pytest.approx((31 * 2 + 10 * 8) / 62)
+    assert validated.total_tokens == (31 * 2 + 10 * 8) * validated.config.model.block_size
 
 
 def test_a_model_that_the_device_cannot_hold() -> None:
@@ -105,7 +105,7 @@ def test_checkpoints_that_the_disk_cannot_hold() -> None:
 
 
 def test_the_memory_of_weights_gradients_and_moments(token_data: Any, tmp_path: Path) -> None:
-    config = prepare(start_of(token_data.overrides, tmp_path / "run")).config
+    config = validate_run(start_of(token_data.overrides, tmp_path / "run")).config
     shape = config.model
     parameters = (shape.vocab_size + shape.block_size) * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 2 * 32
     assert memory_needed(config, ranks=2) == 16 * parameters

@@ -12,7 +12,7 @@ from training_helpers import start_of, train
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.model.huggingface import save_huggingface
-from gpt2ckpt.training.preparation import prepare
+from gpt2ckpt.training.validate_run import validate_run
 
 SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=64)
 
@@ -20,9 +20,9 @@ SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=64
 def summary(token_data: Any, directory: Path, weights: Path, *more: str) -> str:
     words = [word for word in token_data.overrides if not word.startswith("model.")]
     words += [f"model.init_from={weights}", *more]
-    prepared = prepare(start_of(words, directory))
-    assert prepared.pretrained is not None
-    return " ".join([*prepared.pretrained.source.skipped, prepared.pretrained.summary])
+    validated = validate_run(start_of(words, directory))
+    assert validated.pretrained is not None
+    return " ".join([*validated.pretrained.source.skipped, validated.pretrained.summary])
 
 
 def parameters() -> int:

@@ -16,12 +16,12 @@ from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.data.loader import BlockLoader
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
-from gpt2ckpt.training.bad_numbers import BadNumber, BadWeights, LossSpike, NotFinite
+from gpt2ckpt.training.anomalies import LossSpike, NonFiniteLoss, NonFiniteWeights, TrainingAnomaly
 from gpt2ckpt.training.hardware import choose_hardware, prepare_process
-from gpt2ckpt.training.preparation import Prepared, prepare
 from gpt2ckpt.training.rng import seed_everything
 from gpt2ckpt.training.state import Counters, TrainingState
 from gpt2ckpt.training.step import Stepper
+from gpt2ckpt.training.validate_run import ValidatedRun, validate_run
 
 WORDS = ["model.dropout=0.1", "checkpoint.save_every=5", "checkpoint.keep_rolling=99"]
 EPOCH = [*WORDS, "trainer.max_epochs=1", "trainer.on_bad_loss=rollback"]  # 62 blocks in 31 steps
@@ -60,10 +60,10 @@ def spoils_a_moment(model: GPT2, loss: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def bad_block(prepared: Prepared, position: int, change: Change) -> Iterator[None]:
+def bad_block(validated: ValidatedRun, position: int, change: Change) -> Iterator[None]:
     """Whoever trains on the block at `position` of the order gets a changed loss."""
-    config = prepared.config
-    loader = BlockLoader(prepared.corpus.train, config.model.block_size, config.seed)
+    config = validated.config
+    loader = BlockLoader(validated.corpus.train, config.model.block_size, config.seed)
     bad, real = loader.batch(position, 1)[0][0], GPT2.loss
 
     def loss(self: GPT2, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -81,9 +81,9 @@ def final(run: Path) -> dict[str, Any]:
     return {key: state[key] for key in kept}
 
 
-def trained_by_hand(prepared: Prepared, positions: list[int]) -> GPT2:
+def trained_by_hand(validated: ValidatedRun, positions: list[int]) -> GPT2:
     """The model after steps on the batches at `positions`, made without any loop."""
-    config, hardware = prepared.config, choose_hardware("cpu", "float32", 1)
+    config, hardware = validated.config, choose_hardware("cpu", "float32", 1)
     with process_switches_restored():
         prepare_process(hardware, deterministic=True)
         seed_everything(config.seed)
@@ -91,10 +91,10 @@ def trained_by_hand(prepared: Prepared, positions: list[int]) -> GPT2:
         optimizer = build_optimizer(config.optimizer, model, "cpu")
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         state = TrainingState(model, optimizer, scaler, Counters())
-        loader = BlockLoader(prepared.corpus.train, config.model.block_size, config.seed)
+        loader = BlockLoader(validated.corpus.train, config.model.block_size, config.seed)
         stepper = Stepper(model.loss, loader, hardware, 2, 1, config.trainer.grad_clip)
         for step, position in enumerate(positions):
-            optimizer.set_lr_scale(prepared.schedule(step))
+            optimizer.set_lr_scale(validated.schedule(step))
             stepper.step(state, position)
     return model
 
@@ -111,8 +111,8 @@ def goes_on_exactly(run: Path, tmp_path: Path) -> None:
 
 def test_a_bad_batch_is_skipped_and_nothing_else_changes(token_data: Any, tmp_path: Path) -> None:
     words, run = [*token_data.overrides, *EPOCH], tmp_path / "run"
-    prepared = prepare(start_of(words, tmp_path))
-    with bad_block(prepared, 17, not_a_number):  # in the ninth step: positions 16 and 17
+    validated = validate_run(start_of(words, tmp_path))
+    with bad_block(validated, 17, not_a_number):  # in the ninth step: positions 16 and 17
         train(words, run)
         goes_on_exactly(run, tmp_path)
     end = final(run)
@@ -124,27 +124,27 @@ def test_a_bad_batch_is_skipped_and_nothing_else_changes(token_data: Any, tmp_pa
     assert [event["step"] for event in events(run)] == list(range(1, 32))
     told = [event["step"] for event in events(run, "skipped_blocks")]
     assert told == list(range(9, 32))
-    by_hand = trained_by_hand(prepared, [p for p in range(0, 64, 2) if p != 16])
+    by_hand = trained_by_hand(validated, [p for p in range(0, 64, 2) if p != 16])
     assert differing(by_hand.state_dict(), end["model"]) == []
 
 
 def prepared_tally(**values: int) -> Any:
-    from gpt2ckpt.training.bad_numbers import Tally
+    from gpt2ckpt.training.anomalies import AnomalyCounts
 
-    return Tally(**values)
+    return AnomalyCounts(**values)
 
 
 def test_stop_saves_what_was_whole_and_the_sentence_says_how_to_go_on(
     token_data: Any, tmp_path: Path
 ) -> None:
     words, run = [*token_data.overrides, *WORDS, "trainer.max_steps=14"], tmp_path / "run"
-    prepared = prepare(start_of(words, tmp_path))
-    with bad_block(prepared, 17, not_a_number):
-        with pytest.raises(NotFinite, match=r"\+resume=latest .*trainer.on_bad_loss=rollback"):
+    validated = validate_run(start_of(words, tmp_path))
+    with bad_block(validated, 17, not_a_number):
+        with pytest.raises(NonFiniteLoss, match=r"\+resume=latest .*trainer.on_bad_loss=rollback"):
             train(words, run)
         [emergency] = (run / "checkpoints").glob("emergency_*.pt")
         assert load(emergency)["step"] == 8
-        with pytest.raises(NotFinite):
+        with pytest.raises(NonFiniteLoss):
             train(["+resume=latest"], run)  # as it said
         train(["+resume=latest", "trainer.on_bad_loss=rollback"], run)
         skipping = tmp_path / "skipping"
@@ -162,8 +162,8 @@ def test_bad_weights_go_back_to_the_last_regular_checkpoint(
 ) -> None:
     """Step 7 or step 10 spoils a weight; saves are made every 5 steps."""
     words, run = [*token_data.overrides, *EPOCH, "logger=tensorboard"], tmp_path / "run"
-    prepared = prepare(start_of(words, tmp_path))
-    with bad_block(prepared, position, spoils_a_weight):
+    validated = validate_run(start_of(words, tmp_path))
+    with bad_block(validated, position, spoils_a_weight):
         train(words, run)
         goes_on_exactly(run, tmp_path)
     end = final(run)
@@ -174,15 +174,15 @@ def test_bad_weights_go_back_to_the_last_regular_checkpoint(
     assert end["data"]["bad_numbers"]["rollbacks"] == {13: 3, 18: 1}[position]
     assert [event["step"] for event in events(run)] == list(range(1, 32))
     assert tensorboard_steps(run) == list(range(1, 32))
-    by_hand = trained_by_hand(prepared, [*range(0, 10, 2), *range(20, 72, 2)])
+    by_hand = trained_by_hand(validated, [*range(0, 10, 2), *range(20, 72, 2)])
     assert differing(by_hand.state_dict(), end["model"]) == []
 
 
 def test_what_was_saved_since_then_is_set_aside(token_data: Any, tmp_path: Path) -> None:
     """The best of step 6 is from a branch that is left; it is neither best nor latest any more."""
     words, run = [*token_data.overrides, *EPOCH, "trainer.eval_every=6"], tmp_path / "run"
-    prepared = prepare(start_of(words, tmp_path))
-    with bad_block(prepared, 13, spoils_a_weight):
+    validated = validate_run(start_of(words, tmp_path))
+    with bad_block(validated, 13, spoils_a_weight):
         train(words, run)
     [aside] = (run / "checkpoints").glob("abandoned_*")
     for name in ("best_model.pt", "best_model_backup.pt", "latest.pt"):
@@ -205,8 +205,8 @@ def test_a_spike_is_skipped_and_a_resume_skips_it_too(token_data: Any, tmp_path:
     """What counts as a spike depends on the losses before it, which the checkpoint carries."""
     more = ["trainer.spike_zscore=8", "trainer.spike_window=6"]
     words, run = [*token_data.overrides, *EPOCH, *more], tmp_path / "run"
-    prepared = prepare(start_of(words, tmp_path))
-    with bad_block(prepared, 24, five_times):
+    validated = validate_run(start_of(words, tmp_path))
+    with bad_block(validated, 24, five_times):
         train(words, run)
         goes_on_exactly(run, tmp_path)
         with pytest.raises(LossSpike, match="standard deviations above the last 6"):
@@ -214,7 +214,7 @@ def test_a_spike_is_skipped_and_a_resume_skips_it_too(token_data: Any, tmp_path:
     end = final(run)
     assert end["data"]["bad_numbers"]["skipped_blocks"] == 2
     assert len(end["data"]["bad_numbers"]["recent"]) == 6
-    by_hand = trained_by_hand(prepared, [p for p in range(0, 64, 2) if p != 24])
+    by_hand = trained_by_hand(validated, [p for p in range(0, 64, 2) if p != 24])
     assert differing(by_hand.state_dict(), end["model"]) == []
 
 
@@ -229,7 +229,7 @@ def test_a_training_that_diverges_stops_after_the_rollbacks_that_are_allowed(
     more = ["+resume=latest", "optimizer.lr=1e39", "trainer.max_steps=40"]
     more += ["trainer.on_bad_loss=rollback", "trainer.max_rollbacks=4"]
     limit = r"after 4 rollbacks: .* raise trainer\.max_rollbacks"
-    with caplog.at_level(logging.WARNING), pytest.raises(BadNumber, match=limit):
+    with caplog.at_level(logging.WARNING), pytest.raises(TrainingAnomaly, match=limit):
         train(more, run)
     assert "back to step 5 (rolling_step_000005.pt)" in caplog.text
     latest = load(run / "checkpoints" / "latest.pt")
@@ -242,10 +242,12 @@ def test_without_a_regular_checkpoint_there_is_nowhere_to_go_back_to(
 ) -> None:
     words = [*token_data.overrides, *EPOCH, "checkpoint.save_every=1000"]
     words += ["checkpoint.save_epochs=false"]
-    prepared = prepare(start_of(words, tmp_path))
+    validated = validate_run(start_of(words, tmp_path))
     with (
-        bad_block(prepared, 13, spoils_a_weight),
-        pytest.raises(NotFinite, match="no regular checkpoint to go back to: train with a lower"),
+        bad_block(validated, 13, spoils_a_weight),
+        pytest.raises(
+            NonFiniteLoss, match="no regular checkpoint to go back to: train with a lower"
+        ),
     ):
         train(words, tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
@@ -256,11 +258,11 @@ def test_bad_weights_are_not_saved_even_where_the_loss_is_fine(
     token_data: Any, tmp_path: Path, spoils: Change
 ) -> None:
     words = [*token_data.overrides, *WORDS, "trainer.max_steps=14"]
-    prepared = prepare(start_of(words, tmp_path))
+    validated = validate_run(start_of(words, tmp_path))
     run = tmp_path / "run"
     with (
-        bad_block(prepared, 18, spoils),
-        pytest.raises(BadWeights, match="the weights after step 10 are not finite"),
+        bad_block(validated, 18, spoils),
+        pytest.raises(NonFiniteWeights, match="the weights after step 10 are not finite"),
     ):
         train(words, run)
     assert load(run / "checkpoints" / "latest.pt")["step"] == 5

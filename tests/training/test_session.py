@@ -19,18 +19,18 @@ from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.model.gpt2 import GPT2
-from gpt2ckpt.parallel.group import Group
+from gpt2ckpt.parallel.process_group import DistributedGroup
 from gpt2ckpt.parallel.ranks import Ranks
 from gpt2ckpt.runs.lock import RunLock
-from gpt2ckpt.runs.start import finish_save
+from gpt2ckpt.runs.start import complete_interrupted_save
 from gpt2ckpt.training import session
-from gpt2ckpt.training.bad_numbers import BadWeights, NotFinite
+from gpt2ckpt.training.anomalies import NonFiniteLoss, NonFiniteWeights
 from gpt2ckpt.training.hardware import choose_hardware
-from gpt2ckpt.training.preparation import finished_notice, prepare
 from gpt2ckpt.training.rng import capture_generators, restore_generators
 from gpt2ckpt.training.session import Session
 from gpt2ckpt.training.state import TrainingState
 from gpt2ckpt.training.step import HalfApplied
+from gpt2ckpt.training.validate_run import finished_notice, validate_run
 
 KINDS = {
     "adamw": ["optimizer.lr=1e-2", "trainer.max_steps=36"],
@@ -179,7 +179,7 @@ def out_of_memory(_: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("then", "error"),
-    [(lambda loss: loss * float("nan"), NotFinite), (out_of_memory, torch.OutOfMemoryError)],
+    [(lambda loss: loss * float("nan"), NonFiniteLoss), (out_of_memory, torch.OutOfMemoryError)],
     ids=["nan", "memory"],
 )
 def test_a_step_that_fails_leaves_an_emergency_checkpoint_that_goes_on_exactly(
@@ -284,7 +284,7 @@ def test_weights_that_are_not_finite_never_become_a_checkpoint(
     train([*words, "trainer.max_steps=3"], tmp_path / "run")
     before = (tmp_path / "run" / "checkpoints" / "latest.pt").read_bytes()
     more = ["+resume=latest", "optimizer.lr=1e39", "trainer.max_steps=9", "checkpoint.save_every=1"]
-    with caplog.at_level(logging.ERROR), pytest.raises(BadWeights):
+    with caplog.at_level(logging.ERROR), pytest.raises(NonFiniteWeights):
         train(more, tmp_path / "run")
     assert "step 4 is not saved: its weights are not finite" in caplog.text
     assert (tmp_path / "run" / "checkpoints" / "latest.pt").read_bytes() == before
@@ -299,7 +299,7 @@ def test_other_data_under_the_same_name_is_noticed(token_data: Any, tmp_path: Pa
     train(words, run)
     mine.write_bytes(mine.read_bytes()[:-2])
     with pytest.raises(InputError, match="the data has changed since the checkpoint was saved"):
-        prepare(start_of(["+resume=latest", "trainer.max_steps=4"], run))
+        validate_run(start_of(["+resume=latest", "trainer.max_steps=4"], run))
     other = tmp_path / "other.bin"
     mine.rename(other)
     train(["+resume=latest", "trainer.max_steps=4", f"data.train={other}"], run)
@@ -311,14 +311,14 @@ def test_a_finished_run_says_what_to_raise(token_data: Any, tmp_path: Path) -> N
         run = tmp_path / end.partition("=")[0]
         words = [*token_data.overrides, f"trainer.{end}", "trainer.batch_size=31"]
         fresh = start_of(words, run)
-        assert finished_notice(fresh, prepare(fresh)) is None
+        assert finished_notice(fresh, validate_run(fresh)) is None
         train(words, run)
         again = start_of(["+resume=latest"], run)
-        notice = finished_notice(again, prepare(again))
+        notice = finished_notice(again, validate_run(again))
         assert notice is not None
         assert f"raise {key} (now {end.partition('=')[2]})" in notice
         more = start_of(["+resume=latest", f"{key}=5"], run)
-        assert finished_notice(more, prepare(more)) is None
+        assert finished_notice(more, validate_run(more)) is None
 
 
 def test_an_end_that_is_lowered_below_the_saved_step_is_named_as_past(
@@ -328,7 +328,7 @@ def test_an_end_that_is_lowered_below_the_saved_step_is_named_as_past(
     lower = start_of(["+resume=latest", "trainer.max_steps=1"], tmp_path / "run")
     assert lower.state is not None
     lower.state["data"]["evaluated_step"] = 2  # as after a stop before the evaluation
-    notice = finished_notice(lower, prepare(lower))
+    notice = finished_notice(lower, validate_run(lower))
     assert notice is not None and "step 3 is past its end" in notice
 
 
@@ -367,16 +367,16 @@ def test_a_finished_run_is_touched_only_if_its_last_save_was_cut_off(
     assert list(folder.glob("emergency_step_000006*"))
     before = {path.name: path.stat().st_ino for path in folder.iterdir()}
     with (start := start_of(["+resume=auto", "optimizer.lr=9"], run, locks=True)).held():
-        assert finish_save(start) == []
+        assert complete_interrupted_save(start) == []
     assert {path.name: path.stat().st_ino for path in folder.iterdir()} == before
     cut_off_at_step_3(run)
     with (start := start_of(["+resume=auto"], run, locks=True)).held():
-        [line] = finish_save(replace(start, unwritable=InputError("it is read-only")))
+        [line] = complete_interrupted_save(replace(start, unwritable=InputError("it is read-only")))
         assert "cannot be finished (it is read-only)" in line and "the state is safe in" in line
-        [line] = finish_save(start)
+        [line] = complete_interrupted_save(start)
     assert "best_model.pt, latest.pt" in line and "did not stand for step 6" in line
     with (start := start_of(["+resume=auto"], run, locks=True)).held():
-        assert finish_save(start) == []
+        assert complete_interrupted_save(start) == []
     assert load(folder / "latest.pt")["config"]["optimizer"]["lr"] != 9
 
 
@@ -414,7 +414,7 @@ def test_of_two_ends_the_one_that_was_reached_is_to_be_raised(
     words = [*token_data.overrides, "trainer.max_steps=3", "trainer.max_epochs=9"]
     train(words, tmp_path / "run")
     again = start_of(["+resume=latest"], tmp_path / "run")
-    notice = finished_notice(again, prepare(again))
+    notice = finished_notice(again, validate_run(again))
     assert notice is not None and "raise trainer.max_steps (now 3)" in notice
 
 
@@ -445,9 +445,9 @@ def test_without_checkpoints_there_is_no_folder_for_them(token_data: Any, tmp_pa
 def test_a_vocabulary_that_is_too_small_names_the_file(token_data: Any, tmp_path: Path) -> None:
     words = [*token_data.overrides, "model.vocab_size=20"]
     with pytest.raises(InputError, match=r"train\.bin: token \d+ .*model\.vocab_size=20"):
-        prepare(start_of(words, tmp_path / "run"))
+        validate_run(start_of(words, tmp_path / "run"))
     with pytest.raises(ConfigError, match="smaller than GPT-2's tokenizer"):
-        prepare(start_of(["model.vocab_size=20"], tmp_path / "run"))
+        validate_run(start_of(["model.vocab_size=20"], tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -456,11 +456,11 @@ def test_every_rank_draws_numbers_of_its_own_that_follow_from_the_step(
 ) -> None:
     """Only the first rank's generators are saved; equal ones would drop out the same units."""
     start = start_of([*token_data.overrides, "trainer.max_steps=2"], tmp_path / "run")
-    prepared, hardware = prepare(start), choose_hardware("cpu", "float32", 1)
+    validated, hardware = validate_run(start), choose_hardware("cpu", "float32", 1)
 
     def drawn(rank: int, step: int) -> list[float]:
-        group = Group(Ranks(rank, rank, 3, "127.0.0.1", 1))
-        reseed = Session(tmp_path / "run", start, prepared, hardware, group)._reseeding()
+        group = DistributedGroup(Ranks(rank, rank, 3, "127.0.0.1", 1))
+        reseed = Session(tmp_path / "run", start, validated, hardware, group)._reseeding()
         torch.manual_seed(5)
         if reseed is not None:
             reseed(step)

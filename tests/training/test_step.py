@@ -15,7 +15,7 @@ from gpt2ckpt.data.loader import BlockLoader
 from gpt2ckpt.data.tokens import Piece, TokenStream
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
-from gpt2ckpt.training.bad_numbers import NotFinite
+from gpt2ckpt.training.anomalies import NonFiniteLoss
 from gpt2ckpt.training.hardware import choose_hardware
 from gpt2ckpt.training.rng import capture_generators, restore_generators, seed_everything
 from gpt2ckpt.training.state import Counters, TrainingState
@@ -81,9 +81,12 @@ def raises(error: BaseException) -> Callable[[torch.Tensor], Any]:
 FAILURES: dict[str, tuple[Callable[[torch.Tensor], Any], type[BaseException]]] = {
     "out of memory": (raises(torch.OutOfMemoryError("no memory")), torch.OutOfMemoryError),
     "an interrupt": (raises(KeyboardInterrupt()), KeyboardInterrupt),
-    "a loss that is no number": (lambda loss: loss * float("nan"), NotFinite),
-    "an infinite loss": (lambda loss: loss + float("inf"), NotFinite),
-    "an infinite gradient": (lambda loss: loss + ((loss - loss.detach()).sqrt() * 0), NotFinite),
+    "a loss that is no number": (lambda loss: loss * float("nan"), NonFiniteLoss),
+    "an infinite loss": (lambda loss: loss + float("inf"), NonFiniteLoss),
+    "an infinite gradient": (
+        lambda loss: loss + ((loss - loss.detach()).sqrt() * 0),
+        NonFiniteLoss,
+    ),
 }
 
 
@@ -115,7 +118,7 @@ def test_a_step_that_fails_leaves_everything_as_it_was(
 
 def test_the_sentence_for_a_loss_that_is_not_finite() -> None:
     state = state_of(AdamWConfig())
-    with pytest.raises(NotFinite) as raised:
+    with pytest.raises(NonFiniteLoss) as raised:
         stepper_of(state, loss=Failing(state, 1, lambda x: x * float("nan"))).step(state, 0)
     for words in ("the loss is nan", "the weights have not seen it", "+resume=latest"):
         assert words in str(raised.value)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from training_helpers import train
 
-from gpt2ckpt.training import announce
+from gpt2ckpt.training import run_summary
 
 
 @pytest.mark.parametrize("hangs", [False, True])
@@ -27,8 +27,8 @@ def test_a_file_system_that_does_not_answer_ends_no_finished_training(
             answers.wait()
         raise OSError(errno.EIO, "no answer", str(directory))
 
-    monkeypatch.setattr(announce, "_saved", measure)
-    monkeypatch.setattr(announce, "DISK_SECONDS", 0.2)
+    monkeypatch.setattr(run_summary, "_saved", measure)
+    monkeypatch.setattr(run_summary, "DISK_SECONDS", 0.2)
     with caplog.at_level(logging.INFO):
         outcome = train([*token_data.overrides, "trainer.max_steps=2"], tmp_path / "run")
     answers.set()

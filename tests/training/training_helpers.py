@@ -12,8 +12,8 @@ from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.runs.resume import Scope
 from gpt2ckpt.runs.start import Start, find_start, take_directory
 from gpt2ckpt.training.hardware import choose_hardware
-from gpt2ckpt.training.preparation import Prepared, prepare
 from gpt2ckpt.training.session import Outcome, Session
+from gpt2ckpt.training.validate_run import ValidatedRun, validate_run
 
 
 def start_of(overrides: list[str], directory: Path, *, locks: bool = False) -> Start:
@@ -30,13 +30,13 @@ def start_of(overrides: list[str], directory: Path, *, locks: bool = False) -> S
 def train(overrides: list[str], directory: Path) -> Outcome:
     """What the command does between its command line and its exit code."""
     with (start := start_of(overrides, directory, locks=True)).held():
-        prepared: Prepared = prepare(start)
-        trainer = prepared.config.trainer
+        validated: ValidatedRun = validate_run(start)
+        trainer = validated.config.trainer
         recorded = start.state["environment"] if start.state else None
         hardware = choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded)
         claim = take_directory(start, directory, is_given=True)
         with process_switches_restored(), claim.lock:
-            return Session(claim.directory, start, prepared, hardware, lock=claim.lock).run()
+            return Session(claim.directory, start, validated, hardware, lock=claim.lock).run()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,83 @@
+"""Finishing a save that a kill cut off between two of its names, from the file that it left.
+
+Nothing is captured anew: every name stands for the bytes that were saved, with the config that they
+were trained with.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from gpt2ckpt.checkpoint import names
+from gpt2ckpt.checkpoint.best import apply_operations
+from gpt2ckpt.checkpoint.policy import Link, Publish
+from gpt2ckpt.checkpoint.reading import read_meta
+from gpt2ckpt.checkpoint.store import Found, owner_of
+from gpt2ckpt.errors import CheckpointError
+
+
+def missing_operations(folder: Path, found: Found) -> list[Publish | Link]:
+    """What the save of `found` still has to do in `folder`, in the order in which saves do it.
+
+    By what the state says of itself. A name that is behind by steps, or missing, is to stand for
+    it; a file that cannot be read is left to those who repair.
+    """
+    if found.path.parent.resolve() != folder.resolve():
+        return []  # abandoned
+    state, source = found.state, found.path.name
+    is_best = bool(_setting(state, "save_best")) and state.get("best_step") == state["step"]
+    undone: list[Publish | Link] = []
+    if _is_behind(folder / names.LATEST, state):
+        if is_best and _is_behind(folder / names.BEST, state):
+            undone += _moved(folder, names.BEST, names.BEST_PREVIOUS)
+            is_second_copy = source == names.BEST_BACKUP
+            undone.append(Publish(names.BEST) if is_second_copy else Link(source, names.BEST))
+        if source == names.BEST_BACKUP:
+            source = names.BEST
+        epoch = int(state.get("epoch", 0)) - 1
+        is_end = epoch >= 0 and _setting(state, "save_epochs") and names.ends_epoch(state, epoch)
+        if is_end and not (folder / names.epoch(epoch)).exists():
+            undone.append(Link(source, names.epoch(epoch)))
+        undone += _moved(folder, names.LATEST, names.LATEST_BACKUP)
+        undone.append(Link(source, names.LATEST))
+    if is_best and _is_behind(folder / names.BEST_BACKUP, state):
+        undone.append(Publish(names.BEST_BACKUP))
+    is_regular = (folder / names.rolling(int(state["step"]))).exists()
+    if is_regular and _is_behind(folder / names.ROLLING_BACKUP, state):
+        undone.append(Publish(names.ROLLING_BACKUP))
+    return undone
+
+
+def complete_save(folder: Path, found: Found) -> list[str]:
+    """Do what is left undone; the names that stand for the state since.
+
+    Call it only while no other process saves into the folder. Raises OSError or CheckpointError; a
+    name then stands for what it stood for, or for the state.
+    """
+    undone = missing_operations(folder, found)
+    apply_operations(folder, found.path, undone)
+    kept = (names.BEST_PREVIOUS, names.LATEST_BACKUP)
+    return [operation.name for operation in undone if operation.name not in kept]
+
+
+def _moved(folder: Path, name: str, kept: str) -> list[Publish | Link]:
+    """What keeps the older state of a name that moves."""
+    return [Link(name, kept)] if (folder / name).exists() else []
+
+
+def _is_behind(path: Path, state: dict[str, Any]) -> bool:
+    """Whether a file is missing, or holds an earlier step of the same run."""
+    if not path.exists():
+        return True
+    try:
+        meta = read_meta(path)
+        return owner_of(meta) == owner_of(state) and int(meta["step"]) < int(state["step"])
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _setting(state: dict[str, Any], key: str) -> Any:
+    """A checkpoint setting that the state was trained with; None if it does not say."""
+    try:
+        return state["config"]["checkpoint"][key]
+    except (KeyError, TypeError):
+        return None

@@ -1,0 +1,1 @@
+"""The recovery drill: what it runs, measures and reports."""

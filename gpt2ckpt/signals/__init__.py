@@ -1,0 +1,1 @@
+"""Signals: before, during and after a training, and in sweeps."""

@@ -1,0 +1,191 @@
+"""Whether the data is still what the checkpoint was trained on, and what follows if it is not.
+
+Two digests are compared. That of the corpus is known at once, and what it notices is refused before
+anything is written. Those of the files' whole contents may take minutes to compute: then a thread
+reads the files while the training goes on, and nothing is saved before they are known to be right.
+"""
+
+import logging
+import platform
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from gpt2ckpt.config.compose import as_typed
+from gpt2ckpt.config.replay import Change
+from gpt2ckpt.data.corpus import Corpus
+from gpt2ckpt.errors import InputError
+from gpt2ckpt.runs.start import Start
+
+log = logging.getLogger(__name__)
+
+OTHER_FILES = {"data.kind", "data.train", "data.val", "data.dtype"}  # keys that name other data
+NEW_RUN = "start a new run from this state on the data as it is now, with +fork=true"
+POLL = 0.2  # seconds
+
+
+class DataChanged(InputError):
+    """The data is not that of the checkpoint; the steps since then must not be saved."""
+
+
+def data_identity(corpus: Corpus, blocks_per_epoch: int) -> dict[str, Any]:
+    """Return what a checkpoint records of its data."""
+    facts = {
+        "digest": corpus.digest,
+        "blocks_per_epoch": blocks_per_epoch,
+        "description": corpus.description,
+    }
+    files = corpus.contents.known()
+    return facts if files is None else {**facts, "files": files}
+
+
+def expected_files(start: Start, corpus: Corpus) -> list[str] | None:
+    """Return the digests that the files must have; None where the checkpoint does not say.
+
+    Other data is accepted, and joins the changes that are printed, if the user asks for it: by keys
+    that name other files, by a fork, or by naming the files again when all the old ones are there
+    unchanged and more have come.
+
+    Raises:
+        InputError: the data has changed otherwise, with what to do.
+    """
+    if start.state is None:
+        return None
+    saved, data = start.state["data"], start.frozen["data"]
+    changed = {change.key for change in start.changes if change.key.startswith("data.")}
+    if changed & OTHER_FILES or (changed and data["kind"] == "embedded"):
+        return None
+    files, known = _files_in(saved), corpus.contents.known()
+    is_same = bool(changed) or saved["digest"] == corpus.digest  # another split has another one
+    if is_same and (files is None or known is None or files == known):
+        return files
+    grown = files is not None and known is not None and not Counter(files) - Counter(known)
+    is_named = any(word.startswith(("data.", "data=")) for word in start.given)
+    if not (start.fork_requested or (grown and is_named)):
+        raise InputError(_refusal(start, corpus, saved, grown=grown))
+    old = saved.get("description", f"digest {saved['digest'][:8]}")
+    start.changes.append(Change("data", old, corpus.description))
+    return None
+
+
+def _files_in(saved: dict[str, Any]) -> list[str] | None:
+    files = saved.get("files")
+    is_usable = isinstance(files, list) and all(isinstance(digest, str) for digest in files)
+    return files if is_usable else None
+
+
+def _refusal(start: Start, corpus: Corpus, saved: dict[str, Any], *, grown: bool) -> str:
+    data = start.frozen["data"]
+    python = str((start.state or {}).get("versions", {}).get("python", ""))
+    if data["kind"] == "embedded" and python.isprintable() and python != platform.python_version():
+        return (
+            "the text of data=embedded belongs to Python and differs between its versions: the "
+            f"checkpoint was trained on that of Python {python}, and this is Python "
+            f"{platform.python_version()}. Resume with Python {python}, or {NEW_RUN}"
+        )
+    what = _difference(corpus, _files_in(saved))
+    if grown:
+        named = as_typed("data.train", data["train"])
+        return (
+            f"the data has grown since the checkpoint was saved: {what}. Take the new files away, "
+            f"or name the data to go on with all of it, {named}, or {NEW_RUN}"
+        )
+    return (
+        f"the data has changed since the checkpoint was saved: {what}. Put the old data back, or "
+        f"{NEW_RUN}"
+    )
+
+
+def _difference(corpus: Corpus, old: list[str] | None) -> str:
+    """What differs, by the names of the files."""
+    new = corpus.contents.known()
+    if old is None or new is None:
+        return f"it is {corpus.description} now"
+    before, missing = Counter(old), len(old)
+    other = []
+    for file, digest in zip(corpus.files, new, strict=True):
+        if before[digest]:
+            before[digest] -= 1
+            missing -= 1
+        else:
+            other.append(file.name)
+    if not other:
+        return f"{missing} files are missing" if missing else "its files are in another order"
+    names = other[0] if len(other) == 1 else f"{other[0]} and {len(other) - 1} more"
+    if len(new) > len(old) and not missing:
+        return f"{names} came to it"
+    return f"{names} is not what it was" if len(new) == len(old) else f"{names} is new or changed"
+
+
+class DataCheck:
+    """Compares whole files with the checkpoint's while the training goes on.
+
+    `facts` is what each checkpoint records: it is completed as soon as the digests are known. Until
+    then regular saves wait; an emergency save does not, and records since which step.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        facts: dict[str, Any],
+        expected: list[str] | None,
+        state: dict[str, Any] | None,
+    ) -> None:
+        """Begin to read files whose digests are not known.
+
+        Args:
+            corpus: the data.
+            facts: from `data_identity`; this dict is completed.
+            expected: from `expected_files`.
+            state: the saved state that the training begins with, if any.
+        """
+        since = state["data"].get("unverified_since", state["step"]) if state else 0
+        self._corpus, self._facts, self._expected, self._since = corpus, facts, expected, since
+        self._is_settled = "files" in facts
+        if not self._is_settled:
+            if expected is not None:
+                facts["files"] = expected
+            facts["unverified_since"] = since
+            corpus.contents.start()
+
+    def poll(self, seconds: float = 0.0) -> bool:
+        """Return whether the files are known to be right, after waiting so many `seconds` at most.
+
+        Raises:
+            DataChanged: they are not.
+            InputError: a file cannot be read.
+        """
+        if self._is_settled:
+            return True
+        files = self._corpus.contents.known(seconds)
+        if files is None:
+            return False
+        if self._expected is not None and files != self._expected:
+            what = _difference(self._corpus, self._expected)
+            raise DataChanged(
+                f"the data has changed: {what}. The steps after {self._since} may have been "
+                "trained on other data, and are not saved. Put the old data back and resume from "
+                f"a checkpoint of step {self._since} or before, or {NEW_RUN}"
+            )
+        self._facts["files"] = files
+        self._facts.pop("unverified_since", None)
+        self._is_settled = True
+        return True
+
+    def wait(self, stop_requested: Callable[[], bool], step: int) -> bool:
+        """Wait until the files are known to be right up to `step`, before it is saved.
+
+        Files that were written since are read again. Returns False if a stop is asked for first.
+        Raises what `poll` does.
+        """
+        if self._is_settled and self._corpus.contents.forget_changed():
+            log.warning("a file of the data was written while it is trained on: it is read again")
+            self._expected, self._is_settled = self._facts["files"], False
+            self._corpus.contents.start()
+        if not self.poll():
+            log.info("this save waits until the data is read whole, for its digest")
+        while not self.poll(POLL):
+            if stop_requested():
+                return False
+        self._since = step
+        return True

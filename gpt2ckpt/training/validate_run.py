@@ -1,0 +1,166 @@
+"""Everything that can be wrong about a run, found out before anything of it is written."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gpt2ckpt.config.checks import check_config
+from gpt2ckpt.config.registry import build_typed
+from gpt2ckpt.config.replay import Values
+from gpt2ckpt.config.schema import TrainConfig, TrainerConfig
+from gpt2ckpt.data.corpus import Corpus, open_corpus
+from gpt2ckpt.data.tokens import count_blocks
+from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.optim.limits import check_optimizer
+from gpt2ckpt.optim.schedule import Schedule, build_schedule
+from gpt2ckpt.runs.resumable import check_resumable
+from gpt2ckpt.runs.start import Start
+from gpt2ckpt.training.data_check import expected_files
+
+if TYPE_CHECKING:
+    from gpt2ckpt.training.pretrained import Pretrained
+
+
+DEFAULT_STEPS = 260  # of the default model take two minutes on two CPU cores, in float32
+
+
+@dataclass(frozen=True)
+class CompletedWork:
+    """What earlier processes of a run have trained.
+
+    `blocks` are those of all epochs, skipped ones included; `tokens` are those trained on.
+    """
+
+    steps: int = 0
+    blocks: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class ValidatedRun:
+    """A checked config, its open data, and the lengths that follow from the two."""
+
+    config: TrainConfig
+    frozen: Values
+    pretrained: "Pretrained | None"
+    corpus: Corpus
+    blocks_per_epoch: int
+    total_steps: int
+    schedule: Schedule
+    done: CompletedWork = field(default_factory=CompletedWork)
+    expected_files: list[str] | None = None  # digests that the data must have, to be resumed
+
+    @property
+    def blocks_per_step(self) -> int:
+        return self.config.trainer.batch_size * self.config.trainer.grad_accum
+
+    @property
+    def blocks_left(self) -> int:
+        """Blocks of the steps that are still to be made."""
+        return max(self.total_steps - self.done.steps, 0) * self.blocks_per_step
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the whole run: an earlier process may have had another batch."""
+        return self.done.tokens + self.blocks_left * self.config.model.block_size
+
+    @property
+    def epochs(self) -> float:
+        """Passes of the whole run over the training data."""
+        return (self.done.blocks + self.blocks_left) / self.blocks_per_epoch
+
+
+def validate_run(start: Start) -> ValidatedRun:
+    """Check the config of `start`, open its data, and compare both with the saved state.
+
+    Raises ConfigError or InputError in one sentence; nothing is written.
+    """
+    if start.found is not None:
+        check_resumable(start.found.state, start.found.path)
+    config: TrainConfig = build_typed("train", start.frozen)
+    frozen, pretrained = start.frozen, None
+    if start.state is None and config.model.init_from is not None:
+        from gpt2ckpt.training.pretrained import read_pretrained
+
+        pretrained = read_pretrained(config.model, start.overrides)
+        config.model = pretrained.config
+        frozen = {**frozen, "model": dataclasses.asdict(config.model)}
+    check_settings(config)
+    _check_state(start, config)
+    corpus = open_corpus(config.data, config.model.vocab_size, config.model.block_size)
+    expected = expected_files(start, corpus)
+    blocks = count_blocks(len(corpus.train), config.model.block_size)
+    steps = _total_steps(config.trainer, blocks, start.state)
+    schedule = build_schedule(config.schedule, steps)
+    done = _done(start.state)
+    return ValidatedRun(config, frozen, pretrained, corpus, blocks, steps, schedule, done, expected)
+
+
+def check_settings(config: TrainConfig) -> None:
+    """Raise ConfigError for the first setting that no training can be made with."""
+    check_config(config)
+    check_optimizer(config.optimizer)
+    build_schedule(config.schedule, config.trainer.max_steps or 1)
+
+
+def finished_notice(start: Start, validated: ValidatedRun) -> str | None:
+    """What to tell instead of training on, if the saved state has come to the end already."""
+    trainer = validated.config.trainer
+    if start.state is None or start.state["step"] < validated.total_steps:
+        return None
+    step = start.state["step"]
+    is_evaluated = not trainer.eval_every or start.state["data"]["evaluated_step"] == step
+    if step == validated.total_steps and not is_evaluated:
+        return None  # stopped before its last evaluation, and what comes after it
+    by_epochs = trainer.max_epochs and trainer.max_steps != validated.total_steps
+    key = "trainer.max_epochs" if by_epochs else "trainer.max_steps"
+    now = trainer.max_epochs if by_epochs else validated.total_steps
+    of = f"of {validated.total_steps}" if step == validated.total_steps else "is past its end"
+    sentence = (
+        f"{start.directory or 'the run'} is finished: step {step} {of}. To go on, raise {key} "
+        f"(now {now})."
+    )
+    return "\n".join([*start.skipped(), sentence])
+
+
+def _total_steps(
+    trainer: TrainerConfig, blocks_per_epoch: int, state: dict[str, Any] | None
+) -> int:
+    """The end that comes first of those that are set, counted on from the saved `state`."""
+    ends = [trainer.max_steps] if trainer.max_steps else []
+    if trainer.max_epochs:
+        done, trained = (state["step"], _blocks_trained(state)) if state else (0, 0)
+        left = trainer.max_epochs * blocks_per_epoch - trained
+        ends.append(done + math.ceil(max(left, 0) / (trainer.batch_size * trainer.grad_accum)))
+    return min(ends, default=DEFAULT_STEPS)
+
+
+def _done(state: dict[str, Any] | None) -> CompletedWork:
+    if state is None:
+        return CompletedWork()
+    return CompletedWork(state["step"], state["data"]["position"], state["tokens_seen"])
+
+
+def _check_state(start: Start, config: TrainConfig) -> None:
+    """Raise CheckpointError for a saved state that the model of `config` cannot be restored from.
+
+    The shapes come first: a config out of a file may ask for a model of any size.
+    """
+    if start.found is None:
+        return
+    from gpt2ckpt.model.convert import check_shapes
+    from gpt2ckpt.training.state import check_restorable
+
+    if problem := check_shapes(config.model, start.found.state["model"]):
+        raise CheckpointError(f"{start.found.path} cannot be used: {problem}")
+    try:
+        check_restorable(start.found.state, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{start.found.path} cannot be used: {error}") from error
+
+
+def _blocks_trained(state: dict[str, Any]) -> int:
+    """Skipped blocks do not count: the end of the run and its schedule stay what they were."""
+    skipped: int = state["data"].get("bad_numbers", {}).get("skipped_blocks", 0)
+    return int(state["data"]["position"]) - skipped

@@ -1,0 +1,191 @@
+"""Before anything is there to save a signal ends the process in the handler, and quietly."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CODES = [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)]
+AT_ONCE = """
+import os, signal, sys
+from gpt2ckpt.signals.early import stand_by
+stand_by()
+print("begun")
+class Library:
+    def __del__(self):  # an exception raised in here would be printed and forgotten
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+Library()
+print("still here")
+"""
+
+
+def run(script: str, *words: str, **more: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", script, *words]
+    more.setdefault("preexec_fn", lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # nohup
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **more)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize(("name", "code"), CODES)
+def test_it_ends_even_where_an_exception_would_be_swallowed(name: str, code: int) -> None:
+    done = run(AT_ONCE, name)
+    assert done.returncode == code
+    assert done.stdout == "begun\n"
+    assert done.stderr == "interrupted: there was nothing to save\n"
+
+
+TIDY = """
+import os, signal, sys, time
+from gpt2ckpt.exits import reported_errors
+with reported_errors():
+    try:
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        time.sleep(60)
+    finally:
+        print("tidied up", flush=True)
+        if len(sys.argv) > 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), CODES)
+def test_a_command_that_leaves_files_tidies_up(name: str, code: int) -> None:
+    done = run(TIDY, name)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "tidied up\n", "interrupted\n")
+
+
+def test_but_not_when_it_is_asked_twice() -> None:
+    assert run(TIDY, "SIGINT", "twice").returncode == 143
+
+
+SAVE = """
+import os, signal
+from gpt2ckpt.signals.early import stand_by
+from gpt2ckpt.signals.training import Interrupts
+stand_by()
+os.kill(os.getpid(), signal.SIGUSR1)
+with Interrupts() as interrupts:
+    print(interrupts.take_save_request(), interrupts.take_save_request(), interrupts.stop)
+"""
+
+
+def test_a_save_asked_for_before_the_training_is_made_in_it() -> None:
+    """SIGUSR1 without a handler would end the process."""
+    assert run(SAVE).stdout == "True False None\n"
+
+
+LAUNCHER = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: print("requeued", flush=True))
+from gpt2ckpt.signals.early import stand_by
+from gpt2ckpt.signals.training import Interrupts
+stand_by()
+if sys.argv[1] == "training":
+    with Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("saved", flush=True)
+else:
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_launchers_handler_is_told_when_what_it_ends_is_saved() -> None:
+    assert run(LAUNCHER, "training").stdout == "saved\nrequeued\n"
+    done = run(LAUNCHER, "start")
+    assert (done.returncode, done.stdout) == (143, "requeued\n")
+
+
+END = """
+import atexit, os, signal, sys
+from gpt2ckpt.signals.early import stand_by
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+sys.last_thing = Last()  # goes when the interpreter takes its modules apart
+stand_by()
+sys.exit(7)
+"""
+
+
+def test_the_exit_code_stands_once_the_interpreter_ends() -> None:
+    done = run(END)
+    assert (done.returncode, done.stderr) == (7, "")
+
+
+IGNORED = """
+import os, signal
+from gpt2ckpt.signals.early import stand_by
+from gpt2ckpt.signals.training import Interrupts
+stand_by()
+os.kill(os.getpid(), signal.SIGHUP)
+with Interrupts() as interrupts:
+    os.kill(os.getpid(), signal.SIGHUP)
+    print(interrupts.stop)
+"""
+
+
+def test_nohup_keeps_its_meaning() -> None:
+    done = run(IGNORED, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert (done.returncode, done.stdout) == (0, "None\n")
+
+
+def test_importing_a_command_installs_no_handler() -> None:
+    script = "import gpt2ckpt.train, signal; print(signal.getsignal(signal.SIGTERM).name)"
+    assert run(script).stdout == "SIG_DFL\n"
+
+
+def test_each_command_stands_by_before_it_imports_anything_heavy() -> None:
+    """Both as a module and as a console script."""
+    import gpt2ckpt
+
+    for name in ("train", "evaluate", "sample", "prepare", "checkpoints", "drill"):
+        text = (Path(gpt2ckpt.__file__).parent / f"{name}.py").read_text()
+        first = text.index("    stand_by()")
+        imports = [
+            line for line in text[:first].splitlines() if line.startswith(("from", "import"))
+        ]
+        assert len(imports) == 1 and "gpt2ckpt.signals.early" in imports[0], name
+    told = (
+        "import signal, gpt2ckpt.scripts as scripts\n"
+        "scripts.import_module = lambda _: exit(type(signal.getsignal(signal.SIGTERM)).__name__)\n"
+        "scripts.train()"
+    )
+    assert run(told).stderr == "StandBy\n"
+    slow = (
+        "import sys, gpt2ckpt.scripts; print([m for m in ('torch', 'hydra') if m in sys.modules])"
+    )
+    assert run(slow).stdout == "[]\n"
+
+
+CLOSED = """
+import os, sys, tempfile
+from gpt2ckpt.exits import reported_errors
+from gpt2ckpt.errors import ConfigError
+with reported_errors():
+    with tempfile.TemporaryFile() as file:
+        print("to nobody", flush=True)
+        print("to nobody", file=sys.stderr, flush=True)
+        os.write(2, b"a library's own words")
+        file.seek(0)
+        assert not file.read(), "it was written into a file"
+    if len(sys.argv) > 1:
+        raise ConfigError("wrong")
+"""
+
+
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
+def test_closed_streams_change_neither_a_file_nor_the_exit_code(closed: list[int]) -> None:
+    def close() -> None:
+        for number in closed:
+            os.close(number)
+
+    for words, code in ([], 0), (["wrong"], 2):
+        done = subprocess.run(
+            [sys.executable, "-c", CLOSED, *words],
+            **{"stderr": subprocess.PIPE, "text": True, "timeout": 60, "preexec_fn": close},
+        )
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,161 @@
+"""Signals set flags; what follows from them is decided between two steps."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from gpt2ckpt.signals.early import exit_code
+from gpt2ckpt.signals.training import COPIES_WITHIN, TrainingSignals
+
+TWICE = """
+import os, signal, sys
+from gpt2ckpt.signals.training import Interrupts
+number = getattr(signal, sys.argv[1])
+with Interrupts() as interrupts:
+    os.kill(os.getpid(), number)
+    print("stopping", interrupts.stop is number, flush=True)
+    os.kill(os.getpid(), number)
+    print("still here")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_asked_for_and_raises_nothing(number: signal.Signals) -> None:
+    before = signal.signal(number, lambda *_: None)
+    try:
+        with TrainingSignals() as signals:
+            assert signals.stop is None
+            os.kill(os.getpid(), number)
+            assert signals.stop is number
+            assert not signals.take_save_request()
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_save_is_asked_for_once_and_stops_nothing() -> None:
+    with TrainingSignals() as signals:
+        for _ in range(2):  # two requests before a save are one
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert signals.take_save_request()
+        assert not signals.take_save_request()
+        assert signals.stop is None
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_the_same_signal_again_stops_at_once(name: str, code: int) -> None:
+    command = [sys.executable, "-c", TWICE, name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert done.stdout == "stopping True\n"
+
+
+LONG_LINE = """
+import hashlib, sys
+from gpt2ckpt.signals.training import Interrupts, Watchdog
+interrupts = Interrupts(None if sys.argv[1] == "alone" else lambda numbers: numbers)
+if sys.argv[2] == "first":
+    interrupts.last_words = lambda: "The newest checkpoint is latest.pt"
+with interrupts, Watchdog(interrupts, None, lambda number: "finishing this step"):
+    print("begun", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # Python's handlers wait for its end
+"""
+
+
+def start(*words: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", LONG_LINE, *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True)
+    assert process.stdout and process.stdout.readline() == "begun\n"
+    return process
+
+
+def test_a_signal_is_acknowledged_at_once_and_a_second_one_obeyed() -> None:
+    process = start("alone", "first")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout and process.stdout.readline() == "SIGINT: finishing this step\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    sentence = "SIGINT again: stopped without saving. The newest checkpoint is latest.pt\n"
+    assert errors == sentence
+
+
+def test_a_launchers_copy_of_a_signal_is_not_a_second_one_and_other_ranks_are_silent() -> None:
+    process = start("several ranks", "another")
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout and process.stdout.readline() == "SIGTERM: finishing this step\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(COPIES_WITHIN + 0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 143
+
+
+OTHERS = """
+import os, signal
+from gpt2ckpt.signals.training import Interrupts
+for largest in (None, lambda numbers: numbers):
+    with Interrupts(largest) as interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT if largest is None else signal.SIGTERM)
+        print(interrupts.agree().name)
+"""
+
+
+def test_another_signal_does_not_end_it_nor_does_a_launchers_copy_of_the_same_to_a_rank() -> None:
+    """A terminal's Ctrl+C reaches a rank by itself and once more through torchrun."""
+    command = [sys.executable, "-c", OTHERS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "SIGINT\nSIGTERM\n")
+
+
+def test_what_one_rank_was_asked_for_all_ranks_do() -> None:
+    """`told` are the numbers of another rank, which no signal has reached this one from."""
+    told = [0, 0]
+    with TrainingSignals(
+        lambda own: [max(pair) for pair in zip(own, told, strict=True)]
+    ) as signals:
+        assert signals.agree() is None
+        assert not signals.take_save_request()
+        told[:] = [0, 1]
+        assert signals.agree() is None
+        assert signals.take_save_request()
+        told[:] = [signal.SIGTERM, 0]
+        assert signals.agree() is signal.SIGTERM
+        told[:] = [0, 0]
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.stop is signal.SIGTERM, "alone it must not stop: the others train on"
+        assert signals.agree() is signal.SIGINT
+        assert signals.take_save_request()
+
+
+def test_the_handlers_before_it_are_called_and_come_back() -> None:
+    """A launcher's own handler puts the job back into its queue."""
+    received: list[int] = []
+
+    def launchers(number: int, frame: object) -> None:
+        received.append(number)
+
+    before, before_int = signal.signal(signal.SIGTERM, launchers), signal.getsignal(signal.SIGINT)
+    try:
+        with TrainingSignals() as signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.stop is signal.SIGTERM
+            assert received == []  # what it ends is not saved yet
+            signals.call_previous_handlers()
+            assert received == [signal.SIGTERM]
+        assert received == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is launchers
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGINT) is before_int
+
+
+def test_exit_codes_are_those_of_a_shell() -> None:
+    assert [exit_code(number) for number in (signal.SIGINT, signal.SIGTERM)] == [130, 143]

@@ -1,0 +1,25 @@
+"""OpenMP's threads wait briefly, unless the user has said how."""
+
+import os
+
+import pytest
+
+from gpt2ckpt.openmp import set_wait_policy
+
+
+def test_waits_briefly_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "to be restored")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    set_wait_policy()
+    assert os.environ["GOMP_SPINCOUNT"] == "30000"
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
+def test_what_the_user_has_set_stands(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for other in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "as the user has it")
+    before = dict(os.environ)
+    set_wait_policy()
+    assert dict(os.environ) == before
