@@ -41,9 +41,7 @@ def check_config(config: TrainConfig) -> None:
     if getattr(config.data, "train", "") is None:
         raise ConfigError("data.train is missing: give a file or a glob, data.train=PATH")
     if len(config.optimizer.betas) != 2:
-        raise ConfigError(
-            f"optimizer.betas is {list(config.optimizer.betas)}; it must be two numbers"
-        )
+        raise ConfigError(f"optimizer.betas is {config.optimizer.betas}; it must be two numbers")
     check_model(config.model)
     _check_trainer(config.trainer)
     _check_checkpoint(config.checkpoint)

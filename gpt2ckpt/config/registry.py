@@ -39,7 +39,7 @@ TYPE_NAMES = {
     float: "a number",
     bool: "true or false",
     str: "a text",
-    tuple[float, float]: "a list of two numbers, as in [0.9,0.95]",
+    list[float]: "a list of two numbers, as in [0.9,0.95]",
     list[str]: "a list of texts, as in [a,b]",
 }
 
@@ -50,6 +50,8 @@ def register_schemas() -> None:
     In no group of their own: --help lists groups, and would offer them.
     """
     store = ConfigStore.instance()
+    if "schema_train.yaml" in store.repo:
+        return  # Hydra 1.4 warns of a name that is registered twice
     for name, root in ROOTS.items():
         store.store(name=f"schema_{name}", node=root)
     for group, kinds in KINDS.items():

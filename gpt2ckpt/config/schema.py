@@ -72,7 +72,7 @@ class AdamWConfig:
     kind: str = "adamw"
     lr: float = 3e-4
     weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
 
 
@@ -90,7 +90,7 @@ class MuonConfig:
     nesterov: bool = True
     ns_steps: int = 5
     adamw_lr: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
 
 

@@ -18,7 +18,7 @@ def check_optimizer(config: AdamWConfig | MuonConfig) -> None:
         raise _out_of_range("weight_decay", config.weight_decay, "0 or more")
     for beta in config.betas:
         if not 0 <= beta < 1:
-            raise _out_of_range("betas", list(config.betas), "two numbers from 0 to below 1")
+            raise _out_of_range("betas", config.betas, "two numbers from 0 to below 1")
     if isinstance(config, MuonConfig):
         _positive("adamw_lr", config.adamw_lr)
         if not 0 <= config.momentum < 1:

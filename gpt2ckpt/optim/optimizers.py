@@ -149,7 +149,8 @@ def _adamw(
         for members, decay in ((matrices, config.weight_decay), (vectors, 0.0))
         if members
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=fused)
+    beta1, beta2 = config.betas
+    return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=config.eps, fused=fused)
 
 
 def _muon(named: NamedParameters, config: MuonConfig) -> torch.optim.Optimizer:

@@ -12,12 +12,13 @@ from gpt2ckpt.errors import ConfigError, InputError
 
 def check_study(eval_every: int) -> None:
     """Raise ConfigError for settings with which Optuna would learn nothing, or cannot work."""
+    import optuna
     import sqlalchemy
 
-    if int(sqlalchemy.__version__.partition(".")[0]) > 1:
+    if optuna.__version__.startswith("2.") and not sqlalchemy.__version__.startswith("1."):
         raise ConfigError(
-            f"this version of Optuna cannot keep a study with SQLAlchemy {sqlalchemy.__version__}: "
-            "pip install 'sqlalchemy<2' 'alembic<1.17'"
+            f"Optuna {optuna.__version__} cannot keep a study with SQLAlchemy "
+            f"{sqlalchemy.__version__}: pip install 'sqlalchemy<2' 'alembic<1.17'"
         )
     if not eval_every:
         raise ConfigError("Optuna needs a validation loss: trainer.eval_every must be above 0")
@@ -52,7 +53,7 @@ def settings_to_continue(sweeper: DictConfig, sweep: Path, name: str) -> list[st
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         return []
     try:
-        study = optuna.load_study(sweeper.study_name or name, url)
+        study = optuna.load_study(study_name=sweeper.study_name or name, storage=url)
     except KeyError:
         return []  # killed before it was made
     except Exception as error:

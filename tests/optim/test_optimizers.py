@@ -174,7 +174,7 @@ def test_the_scale_applies_to_the_configured_rate_and_not_to_the_last():
 
 def test_settings_of_the_present_config_apply_after_a_load():
     _, optimizer = stepped(ADAMW)
-    changed = AdamWConfig(lr=5e-3, weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6)
+    changed = AdamWConfig(lr=5e-3, weight_decay=0.3, betas=[0.8, 0.9], eps=1e-6)
     resumed = build_optimizer(changed, new_model(), "cpu")
     resumed.load_state_dict(optimizer.state_dict())
     resumed.set_lr_scale(1.0)
@@ -271,7 +271,7 @@ def test_the_state_of_another_optimizer_is_refused():
         (AdamWConfig(lr=-1e-3), "optimizer.lr=-0.001"),
         (AdamWConfig(lr=float("nan")), "optimizer.lr=nan"),
         (AdamWConfig(weight_decay=-0.1), "optimizer.weight_decay=-0.1"),
-        (AdamWConfig(betas=(0.9, 1.0)), r"optimizer.betas=\[0.9, 1.0\]"),
+        (AdamWConfig(betas=[0.9, 1.0]), r"optimizer.betas=\[0.9, 1.0\]"),
         (AdamWConfig(eps=0.0), "optimizer.eps=0.0"),
         (MuonConfig(momentum=1.0), "optimizer.momentum=1.0"),
         (MuonConfig(ns_steps=100), "optimizer.ns_steps=100"),
