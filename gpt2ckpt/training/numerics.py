@@ -21,6 +21,10 @@ CPU_INFO = Path("/proc/cpuinfo")
 # firmware adds others.
 COMPUTES = re.compile(r"(s?sse|avx|fma|f16c|amx|bmi|pni|abm|asimd|fp|sve|sme|bf16|i8mm|neon|vfp).*")
 MODEL = ("cpu family", "model", "cpu part", "cpu variant", "cache size")  # blocks are cut to caches
+# Variables are compared by value, so a resume may warn of one that changed no bit. Which kernels a
+# training really uses cannot be known here: PyTorch reports its own instructions (cpu_capability),
+# but MKL and oneDNN choose by shape, type and processor at each call and report nothing of it. One
+# step that has the same bits with and without a variable does not show it for other shapes.
 CPU_VARIABLES = (
     *("MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "MKL_DYNAMIC", "OMP_DYNAMIC"),
     *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_CPU_ISA_HINTS", "DNNL_CPU_ISA_HINTS"),
