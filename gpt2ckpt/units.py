@@ -42,6 +42,11 @@ def human_duration(seconds: float) -> str:
     return f"{minutes}m {second:02d}s" if minutes else f"{second}s"
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count and its noun: `1 file`, `2 files`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def perplexity(loss: float) -> float:
     """Return e to the power of a loss in nats; infinity where that is more than a float holds."""
     try:

@@ -7,9 +7,9 @@ from gpt2ckpt.checkpoint import format
 from gpt2ckpt.checkpoint.comparison import compare_tensors
 from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.config.replay import Change, Effect, classify, difference, flatten
-from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb
 from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
+from gpt2ckpt.units import plural
 
 FACTS = (
     *("step", "epoch", "tokens_seen", "train_loss", "val_loss", "best_val_loss", "run", "reason"),
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     differing, count = compare_tensors(*paths)
     for line in differing:
         print(line)
-    compared = formatting.plural(count, "tensor")
+    compared = plural(count, "tensor")
     print(f"{len(differing)} of {compared} differ" if differing else f"{compared}: all the same")
     return 1 if differing else 0
 

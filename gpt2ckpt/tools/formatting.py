@@ -43,11 +43,6 @@ def loss(value: float | None) -> str:
     return f"{value:.4f}" if 0 <= value < 10 else f"{value:.3f}"
 
 
-def plural(count: int, noun: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def to_json(value: Any) -> str:
     """`value` as JSON on one line; a number that is not finite becomes a string, as in metrics."""
     return json.dumps(_finite(value), allow_nan=False)

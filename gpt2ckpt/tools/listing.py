@@ -11,6 +11,7 @@ from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb, add_json
 from gpt2ckpt.tools.inventory import ListedCheckpoint, ListGroup, all_roles, scan
 from gpt2ckpt.tools.targets import DIR_HELP, find_runs, no_runs
+from gpt2ckpt.units import plural
 
 HEADINGS = ("step", "epoch", "val", "saved", "size")
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if not listed:
         print(no_runs(args.dir))
     elif len(listed) > 1:
-        print(f"{formatting.plural(len(listed), 'run')}, {_totals(list(chain(*listed)))}")
+        print(f"{plural(len(listed), 'run')}, {_totals(list(chain(*listed)))}")
     return 0
 
 
@@ -104,7 +105,7 @@ def _damaged(entry: ListedCheckpoint, indent: int, longest: int) -> str:
 def _totals(entries: list[ListedCheckpoint]) -> str:
     size = formatting.long_bytes(sum(entry.inode.size for entry in entries))
     disk = formatting.long_bytes(disk_bytes(entry.path for entry in entries))
-    return f"{formatting.plural(len(entries), 'checkpoint')}, {size}; on disk they take {disk}"
+    return f"{plural(len(entries), 'checkpoint')}, {size}; on disk they take {disk}"
 
 
 VERB = Verb(

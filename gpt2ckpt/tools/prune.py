@@ -19,6 +19,7 @@ from gpt2ckpt.tools.inventory import ListedCheckpoint, scan
 from gpt2ckpt.tools.pruning import Limits, freed_bytes, plan_prune
 from gpt2ckpt.tools.removal import own_files, remove
 from gpt2ckpt.tools.targets import DIR_HELP, Run, find_runs, no_runs, without_linked
+from gpt2ckpt.units import plural
 
 POOLS = {"keep_rolling": "rolling", "keep_emergency": "emergency", "keep_epochs": "epoch"}
 
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     done = "deleted" if args.yes else "would go:"
     hint = "" if args.yes or not files else ". Nothing is deleted without --yes"
     print(
-        f"{done} {formatting.plural(files, 'file')}, {formatting.long_bytes(freed)} of disk"
+        f"{done} {plural(files, 'file')}, {formatting.long_bytes(freed)} of disk"
         f"{' freed' if args.yes else ''}{hint}"
     )
     return 0
@@ -106,7 +107,7 @@ def _prune_whole(item: Run, last_saved: datetime, yes: bool) -> tuple[int, int]:
         for path in left[:3]:
             print(f"  {path} stays: the run did not make it")
         if len(left) > 3:
-            print(f"  so do {formatting.plural(len(left) - 3, 'other file')}")
+            print(f"  so do {plural(len(left) - 3, 'other file')}")
     return len(mine), freed
 
 

@@ -21,6 +21,7 @@ from gpt2ckpt.runs.resume import SELECTORS, Scope, locate
 from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb, add_json
 from gpt2ckpt.tools.targets import checkpoint_named, find_runs, no_runs
+from gpt2ckpt.units import plural
 
 FOREIGN = "it is no checkpoint of gpt2ckpt"
 
@@ -130,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     elif results:
-        print(f"{formatting.plural(len(results), 'file')}, {corrupt} corrupt")
+        print(f"{plural(len(results), 'file')}, {corrupt} corrupt")
     else:
         print(no_runs(Path(args.paths[0]) if args.paths else None))
     return 1 if corrupt else 0

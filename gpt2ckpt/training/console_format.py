@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from gpt2ckpt.checkpoint.disk_report import free_space_text
 from gpt2ckpt.data.tokens import count_blocks
-from gpt2ckpt.units import human_bytes, human_count, human_duration, perplexity
+from gpt2ckpt.units import human_bytes, human_count, human_duration, perplexity, plural
 
 WIDTH = 80
 _LABEL = 13
@@ -245,7 +245,7 @@ def summary(facts: SummaryFacts) -> list[str]:
         in_all = f" ({facts.all_steps:,} of them count)"
     median = "" if facts.tokens_per_s is None else f", median {facts.tokens_per_s:,.0f} tok/s"
     done = (
-        f"{_plural(facts.steps, 'step')}{in_all}, {facts.tokens:,} tokens in "
+        f"{plural(facts.steps, 'step')}{in_all}, {facts.tokens:,} tokens in "
         f"{human_duration(facts.seconds)}{median}"
     )
     rows = [("trained", done), *_loss_rows(facts), ("run", str(facts.run_dir))]
@@ -260,7 +260,7 @@ def _saved(saved: SavedFacts | None) -> str:
         return "not known: the file system of the run does not answer"
     left = "" if saved.saves_left is None else f": {saved.saves_left:,} more saves fit"
     return (
-        f"{_plural(saved.checkpoints, 'file')}, {human_bytes(saved.disk_bytes)} on disk, "
+        f"{plural(saved.checkpoints, 'file')}, {human_bytes(saved.disk_bytes)} on disk, "
         f"{free_space_text(saved.free_bytes)}{left}"
     )
 
@@ -270,7 +270,7 @@ def _machine_rows(machine: MachineFacts) -> list[_Row]:
     how = (
         f"attention {machine.attention}, compile {_OFF_ON[machine.compiled]}, "
         f"deterministic {_OFF_ON[machine.deterministic]}, "
-        f"{_plural(machine.threads, 'thread')}{ranks}"
+        f"{plural(machine.threads, 'thread')}{ranks}"
     )
     return [
         ("device", f"{machine.device} ({machine.device_reason})"),
@@ -281,8 +281,8 @@ def _machine_rows(machine: MachineFacts) -> list[_Row]:
 
 def _model_rows(model: ModelFacts, parameters: int) -> list[_Row]:
     shape = (
-        f"GPT-2, {_plural(model.n_layer, 'layer')} x {model.n_embd}, "
-        f"{_plural(model.n_head, 'head')}, context {model.block_size:,}, "
+        f"GPT-2, {plural(model.n_layer, 'layer')} x {model.n_embd}, "
+        f"{plural(model.n_head, 'head')}, context {model.block_size:,}, "
         f"vocabulary {model.vocab_size:,}"
     )
     parts = ", ".join(f"{part} {count:,}" for part, count in model.parameters_by_part.items())
@@ -292,26 +292,25 @@ def _model_rows(model: ModelFacts, parameters: int) -> list[_Row]:
 
 def _plan_rows(plan: PlanFacts, parameters: int) -> list[_Row]:
     step = (
-        f"{_plural(plan.batch_size * plan.grad_accum, 'block')} of {plan.block_size:,} = "
+        f"{plural(plan.batch_size * plan.grad_accum, 'block')} of {plan.block_size:,} = "
         f"{plan.tokens_per_step:,} tokens "
         f"(micro-batch {plan.batch_size:,}, accumulation {plan.grad_accum:,})"
     )
     done = f" ({plan.done_steps:,} done)" if plan.done_steps else ""
-    epochs = _plural(plan.max_epochs, "epoch") if plan.max_epochs else f"{plan.epochs:,.2f} epochs"
+    epochs = plural(plan.max_epochs, "epoch") if plan.max_epochs else f"{plan.epochs:,.2f} epochs"
     whole = (
-        f"{_plural(plan.total_steps, 'step')}{done}, {plan.total_tokens:,} tokens, {epochs}, "
+        f"{plural(plan.total_steps, 'step')}{done}, {plan.total_tokens:,} tokens, {epochs}, "
         f"{plan.total_tokens / parameters:,.2f} tokens per parameter"
     )
     return [("step", step), ("training", whole), ("time", _time(plan))]
 
 
 def _time(plan: PlanFacts) -> str:
-    seconds = plan.seconds_left
-    if seconds is None:
+    if plan.seconds_left is None:
         return "not known before the first steps"
     return (
-        f"about {human_duration(seconds)} for "
-        f"{_plural(plan.total_steps - plan.done_steps, 'step')} at "
+        f"about {human_duration(plan.seconds_left)} for "
+        f"{plural(plan.total_steps - plan.done_steps, 'step')} at "
         f"{plan.tokens_per_s:,.0f} tok/s, as logged last, plus evaluations and saves"
     )
 
@@ -329,7 +328,7 @@ def _data_rows(label: str, files: tuple[DataFile, ...], block_size: int) -> list
     every = DataFile(f"{len(files):,} files", used, held)
     shown = [*([every] if len(files) > 1 else []), *files[:_FILES_SHOWN]]
     entries = [f"{file.name}: {_used(file)}" for file in shown]
-    entries[0] += f", {_plural(count_blocks(used, block_size), 'block')}"
+    entries[0] += f", {plural(count_blocks(used, block_size), 'block')}"
     if len(files) > _FILES_SHOWN:
         entries.append(f"and {len(files) - _FILES_SHOWN:,} more")
     return _rows(label, entries)
@@ -344,7 +343,7 @@ def _saving_rows(saving: SavingFacts) -> list[_Row]:
     run = [("run", str(saving.run_dir))] if saving.run_dir else []
     if not saving.enabled:
         return [*run, ("checkpoints", "none, so a crash loses this run (checkpoint.enabled=false)")]
-    every = f"every {_plural(saving.save_every, 'step')} and " if saving.save_every else ""
+    every = f"every {plural(saving.save_every, 'step')} and " if saving.save_every else ""
     epochs = "all" if saving.keep_epochs is None else f"{saving.keep_epochs:,}"
     kept = (
         f"keeps {saving.keep_rolling:,} rolling, {saving.keep_emergency:,} emergency, "
@@ -366,7 +365,7 @@ def _loss_rows(facts: SummaryFacts) -> list[_Row]:
     if facts.val_loss is not None:
         val.append(f"val {facts.val_loss:.4f} (perplexity {_perplexity(facts.val_loss)})")
     if facts.best_val_loss is not None and facts.best_step is not None:
-        val.append(_best(facts.best_val_loss, facts.best_step))
+        val.append(f"best val {facts.best_val_loss:.4f} at step {facts.best_step:,}")
     return _rows("loss", [*train, *([", ".join(val)] if val else [])] or ["none"])
 
 
@@ -378,17 +377,13 @@ def _rows(label: str, lines: Sequence[str]) -> list[_Row]:
 def _layout(rows: Iterable[_Row]) -> list[str]:
     """Labelled lines; long ones go on under their own beginning."""
     lines: list[str] = []
+    wrapper = textwrap.TextWrapper(
+        WIDTH, subsequent_indent=" " * _LABEL, break_long_words=False, break_on_hyphens=False
+    )
     for label, text in rows:
         line = label.ljust(_LABEL) + text
-        lines += [line] if label in _COPIED else _wrap(line)
+        lines += [line] if label in _COPIED else wrapper.wrap(line)
     return lines
-
-
-def _wrap(line: str) -> list[str]:
-    indent = " " * _LABEL
-    return textwrap.wrap(
-        line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
 
 
 def _progress(step: int, total_steps: int) -> str:
@@ -420,14 +415,6 @@ def _rate(per_second: float) -> str:
     return f"{per_second / 1e6:4.3g}M"
 
 
-def _best(loss: float, step: int) -> str:
-    return f"best val {loss:.4f} at step {step:,}"
-
-
 def _perplexity(loss: float) -> str:
     value = perplexity(loss)
     return f"{value:,.1f}" if value < 1e3 else f"{value:,.0f}" if value < 1e9 else f"{value:.1e}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
