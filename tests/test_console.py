@@ -89,7 +89,7 @@ STUCK = """
 import pathlib, sys
 from gpt2ckpt.signals import early
 from gpt2ckpt import console
-early.stand_by()
+early.handle_signals_early()
 if sys.argv[1] == "training":
     console.install()
 pathlib.Path(sys.argv[2]).touch()

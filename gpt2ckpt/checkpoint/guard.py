@@ -113,7 +113,7 @@ class Guard:
     def _ask(self, question: Callable[[durable.Watch], Answer]) -> Answer:
         """Return the answer to a question that is asked by reading.
 
-        Raises SilentDisk if none comes, and what `question` raises.
+        Raises UnresponsiveDisk if none comes, and what `question` raises.
         """
         reader = self._reader = self._reader or Worker("checkpoint-reader", limit=1)
         answers: list[Answer] = []

@@ -135,7 +135,7 @@ def recorded(folder: Path) -> set[tuple[int, str]]:
     A file is a sequence of records: the length (8 bytes), its checksum (4), an event in protobuf,
     and the checksum of that (4). What a kill has cut off is left out.
     """
-    from tensorboard.compat.proto.event_pb2 import MetricRecord as Record
+    from tensorboard.compat.proto.event_pb2 import Event as Record
     from tensorboard.compat.proto.event_pb2 import SessionLog
 
     shown: set[tuple[int, str]] = set()

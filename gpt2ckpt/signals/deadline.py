@@ -1,6 +1,6 @@
 """A stop with a time limit, as schedulers give one: what still fits into it.
 
-Its end is kept by `Watchdog` in interrupts.py.
+Its end is kept by `Watchdog` in training.py.
 """
 
 import time

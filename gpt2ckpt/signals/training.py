@@ -169,7 +169,7 @@ class Watchdog:
     after the first. Outside the main thread it does nothing.
 
     Args:
-        interrupts: the handlers.
+        signals: the handlers.
         grace: seconds that a stop may take; None is no limit.
         acknowledgement: gives what to print at a first signal; None prints nothing.
     """

@@ -37,7 +37,7 @@ def agree(start: Start, validated: ValidatedRun, hardware: Hardware, group: Proc
             "overrides": start.overrides,
             "directory": str(start.directory) if start.directory else None,
             "given": start.given,
-            "is_fork_asked_for": start.fork_requested,
+            "fork_requested": start.fork_requested,
             "changes": [dataclasses.asdict(change) for change in start.changes],
             "file": file,
             "seal": seal,
@@ -93,5 +93,5 @@ def _start_of(plan: dict[str, Any]) -> Start:
         load_identified(Path(file), plan["seal"]) if file else None,
         [Change(**change) for change in plan["changes"]],
         given=plan["given"],
-        fork_requested=plan["is_fork_asked_for"],
+        fork_requested=plan["fork_requested"],
     )

@@ -93,7 +93,7 @@ def spike_score(loss: float, recent: Sequence[float], window: int) -> float:
 
 
 def check_loss(loss: float, norm: float, *, norm_may_overflow: bool) -> None:
-    """Raise NotFinite for a loss or gradient norm that must not reach the weights.
+    """Raise NonFiniteLoss for a loss or gradient norm that must not reach the weights.
 
     With float16 an overflowing gradient is normal: the scaler skips the step and halves.
     """

@@ -59,10 +59,10 @@ class Saver:
         best: bool = False,
         epoch_ended: int | None = None,
     ) -> None:
-        """Save the state under the roles that are wanted, if any is.
+        """Save the state under the requested roles; without one, do nothing.
 
-        Raises BadWeights for a state that is not finite on any rank, but for an emergency, which
-        a rank may have by itself.
+        Raises NonFiniteWeights if the state is not finite on any rank, except for an emergency save,
+        which a single rank may request.
         """
         if self.is_off or not (regular or emergency or best or epoch_ended is not None):
             return

@@ -37,10 +37,11 @@ class StepResult:
 class Stepper:
     """Makes optimizer steps of `grad_accum` micro-batches of `batch_size` blocks.
 
-    The ranks of `group` share them. `gradient_sync(last)` is entered around each forward pass, see
-    `gpt2ckpt.parallel.ddp`; `reseed` is called before each step with the steps done so far.
-    `should_abandon` is asked before each part, with the share of the step that is left: Abandoned.
-    `begins` is told the number of each part, from 1 on, and how many there are.
+    The micro-batches are sharded over the ranks of `group`. `gradient_sync(last)` is entered around
+    each forward pass (see `gpt2ckpt.parallel.ddp`); `reseed` is called before each step with the
+    number of steps done. Before each micro-batch, `should_abandon` gets the fraction of the step
+    that is left, and the step raises StepAbandoned if it returns true; then `begins` gets the
+    micro-batch's number, from 1, and their count.
     """
 
     loss: LossFunction
@@ -71,7 +72,7 @@ class Stepper:
         """Train on the blocks from `position` on.
 
         On an exception the state is the one before the step, random generators included, unless it
-        is HalfApplied. Raises NotFinite or LossSpike instead of applying a bad number.
+        is HalfApplied. Raises NonFiniteLoss or LossSpike instead of applying such a step.
         """
         generators = capture_generators()
         try:

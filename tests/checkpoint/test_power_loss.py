@@ -48,7 +48,7 @@ BREAKS = {
         " if isinstance(op, policy.Delete)])\n        for operation in operations:\n",
     ),
     "the second copy is a link": (
-        *(policy, "plan", "operations.append(Publish(names.ROLLING_BACKUP))"),
+        *(policy, "plan_save", "operations.append(Publish(names.ROLLING_BACKUP))"),
         "operations.append(Link(own[0], names.ROLLING_BACKUP))",
     ),
     "the file is written in place": (
@@ -56,7 +56,7 @@ BREAKS = {
         "    target.unlink(missing_ok=True)\n    temporary = target\n",
     ),
     "going back deletes before it has linked": (
-        *(store, "Store.go_back_to", "        for path in later:\n"),
+        *(store, "Store.roll_back_to", "        for path in later:\n"),
         "        durable.delete(later[1:])\n        for path in later[:1]:\n",
     ),
 }

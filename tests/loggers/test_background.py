@@ -120,13 +120,13 @@ import atexit, sys, threading, time
 from gpt2ckpt.exits import reported_errors
 from gpt2ckpt.loggers import background
 from gpt2ckpt.loggers.fanout import Loggers
-from gpt2ckpt.loggers.base import Nowhere
+from gpt2ckpt.loggers.base import NullLogger
 background.SILENCE = 0.1
 def open_logger():
     atexit.register(time.sleep, 600)  # as W&B's hook, which waits for a service that hangs
     time.sleep(600)
 with reported_errors():
-    loggers = Loggers(Nowhere())
+    loggers = Loggers(NullLogger())
     loggers.add("W&B", open_logger)
     loggers.close(600)
     print("the last line")

@@ -43,8 +43,8 @@ def plan_of(token_data: Any, first: DistributedGroup, change: dict[str, Any]) ->
     values = compose_config("train", [*token_data.overrides, "trainer.max_steps=2"]).values
     start = Start(freeze(values), [])
     validated = validate_run(start)
-    told = first.propose
-    first.propose = lambda plan: told({**plan, **change})  # type: ignore[method-assign]
+    told = first.publish_plan
+    first.publish_plan = lambda plan: told({**plan, **change})  # type: ignore[method-assign]
     agree(start, validated, hardware_of(start, validated, first), first)
 
 

@@ -11,8 +11,8 @@ import pytest
 CODES = [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)]
 AT_ONCE = """
 import os, signal, sys
-from gpt2ckpt.signals.early import stand_by
-stand_by()
+from gpt2ckpt.signals.early import handle_signals_early
+handle_signals_early()
 print("begun")
 class Library:
     def __del__(self):  # an exception raised in here would be printed and forgotten
@@ -63,12 +63,12 @@ def test_but_not_when_it_is_asked_twice() -> None:
 
 SAVE = """
 import os, signal
-from gpt2ckpt.signals.early import stand_by
-from gpt2ckpt.signals.training import Interrupts
-stand_by()
+from gpt2ckpt.signals.early import handle_signals_early
+from gpt2ckpt.signals.training import TrainingSignals
+handle_signals_early()
 os.kill(os.getpid(), signal.SIGUSR1)
-with Interrupts() as interrupts:
-    print(interrupts.take_save_request(), interrupts.take_save_request(), interrupts.stop)
+with TrainingSignals() as signals:
+    print(signals.take_save_request(), signals.take_save_request(), signals.stop)
 """
 
 
@@ -80,11 +80,11 @@ def test_a_save_asked_for_before_the_training_is_made_in_it() -> None:
 LAUNCHER = """
 import os, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: print("requeued", flush=True))
-from gpt2ckpt.signals.early import stand_by
-from gpt2ckpt.signals.training import Interrupts
-stand_by()
+from gpt2ckpt.signals.early import handle_signals_early
+from gpt2ckpt.signals.training import TrainingSignals
+handle_signals_early()
 if sys.argv[1] == "training":
-    with Interrupts() as interrupts:
+    with TrainingSignals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         print("saved", flush=True)
 else:
@@ -100,12 +100,12 @@ def test_a_launchers_handler_is_told_when_what_it_ends_is_saved() -> None:
 
 END = """
 import atexit, os, signal, sys
-from gpt2ckpt.signals.early import stand_by
+from gpt2ckpt.signals.early import handle_signals_early
 class Last:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)
 sys.last_thing = Last()  # goes when the interpreter takes its modules apart
-stand_by()
+handle_signals_early()
 sys.exit(7)
 """
 
@@ -117,13 +117,13 @@ def test_the_exit_code_stands_once_the_interpreter_ends() -> None:
 
 IGNORED = """
 import os, signal
-from gpt2ckpt.signals.early import stand_by
-from gpt2ckpt.signals.training import Interrupts
-stand_by()
+from gpt2ckpt.signals.early import handle_signals_early
+from gpt2ckpt.signals.training import TrainingSignals
+handle_signals_early()
 os.kill(os.getpid(), signal.SIGHUP)
-with Interrupts() as interrupts:
+with TrainingSignals() as signals:
     os.kill(os.getpid(), signal.SIGHUP)
-    print(interrupts.stop)
+    print(signals.stop)
 """
 
 
@@ -143,7 +143,7 @@ def test_each_command_stands_by_before_it_imports_anything_heavy() -> None:
 
     for name in ("train", "evaluate", "sample", "prepare", "checkpoints", "drill"):
         text = (Path(gpt2ckpt.__file__).parent / f"{name}.py").read_text()
-        first = text.index("    stand_by()")
+        first = text.index("    handle_signals_early()")
         imports = [
             line for line in text[:first].splitlines() if line.startswith(("from", "import"))
         ]
@@ -153,7 +153,7 @@ def test_each_command_stands_by_before_it_imports_anything_heavy() -> None:
         "scripts.import_module = lambda _: exit(type(signal.getsignal(signal.SIGTERM)).__name__)\n"
         "scripts.train()"
     )
-    assert run(told).stderr == "StandBy\n"
+    assert run(told).stderr == "EarlySignals\n"
     slow = (
         "import sys, gpt2ckpt.scripts; print([m for m in ('torch', 'hydra') if m in sys.modules])"
     )

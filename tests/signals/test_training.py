@@ -13,11 +13,11 @@ from gpt2ckpt.signals.training import COPIES_WITHIN, TrainingSignals
 
 TWICE = """
 import os, signal, sys
-from gpt2ckpt.signals.training import Interrupts
+from gpt2ckpt.signals.training import TrainingSignals
 number = getattr(signal, sys.argv[1])
-with Interrupts() as interrupts:
+with TrainingSignals() as signals:
     os.kill(os.getpid(), number)
-    print("stopping", interrupts.stop is number, flush=True)
+    print("stopping", signals.stop is number, flush=True)
     os.kill(os.getpid(), number)
     print("still here")
 """
@@ -55,11 +55,11 @@ def test_the_same_signal_again_stops_at_once(name: str, code: int) -> None:
 
 LONG_LINE = """
 import hashlib, sys
-from gpt2ckpt.signals.training import Interrupts, Watchdog
-interrupts = Interrupts(None if sys.argv[1] == "alone" else lambda numbers: numbers)
+from gpt2ckpt.signals.training import TrainingSignals, Watchdog
+signals = TrainingSignals(None if sys.argv[1] == "alone" else lambda numbers: numbers)
 if sys.argv[2] == "first":
-    interrupts.last_words = lambda: "The newest checkpoint is latest.pt"
-with interrupts, Watchdog(interrupts, None, lambda number: "finishing this step"):
+    signals.newest_checkpoint_message = lambda: "The newest checkpoint is latest.pt"
+with signals, Watchdog(signals, None, lambda number: "finishing this step"):
     print("begun", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # Python's handlers wait for its end
 """
@@ -98,12 +98,12 @@ def test_a_launchers_copy_of_a_signal_is_not_a_second_one_and_other_ranks_are_si
 
 OTHERS = """
 import os, signal
-from gpt2ckpt.signals.training import Interrupts
+from gpt2ckpt.signals.training import TrainingSignals
 for largest in (None, lambda numbers: numbers):
-    with Interrupts(largest) as interrupts:
+    with TrainingSignals(largest) as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT if largest is None else signal.SIGTERM)
-        print(interrupts.agree().name)
+        print(signals.agree().name)
 """
 
 

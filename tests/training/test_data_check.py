@@ -145,7 +145,7 @@ def test_a_checkpoint_without_the_digests_of_files_is_resumed_and_gets_them(
     """Those of earlier versions: their digest covers samples of large files."""
     old = lambda corpus, blocks: {"digest": corpus.digest, "blocks_per_epoch": blocks}  # noqa: E731
     with monkeypatch.context() as patch:
-        patch.setattr(session, "facts_of", old)
+        patch.setattr(session, "data_identity", old)
         patch.setattr(session.Session, "_check_data", lambda *_: None)
         train(big, tmp_path / "run")
     latest = tmp_path / "run" / "checkpoints" / "latest.pt"

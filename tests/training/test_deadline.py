@@ -45,16 +45,16 @@ def test_what_is_left_counts_from_the_signal() -> None:
 
 STUCK = """
 import ctypes, os, signal
-from gpt2ckpt.signals.training import Interrupts, Watchdog
-interrupts = Interrupts()
-interrupts.last_words = lambda: "The newest checkpoint is latest.pt"
-with interrupts, Watchdog(interrupts, 0.2):
+from gpt2ckpt.signals.training import TrainingSignals, Watchdog
+signals = TrainingSignals()
+signals.newest_checkpoint_message = lambda: "The newest checkpoint is latest.pt"
+with signals, Watchdog(signals, 0.2):
     os.kill(os.getpid(), signal.SIGUSR1)  # no stop
     os.kill(os.getpid(), signal.SIGTERM)
     while True:  # and never back in the interpreter
         ctypes.CDLL(None).sleep(600)
 """
-IN_TIME = STUCK.replace("while True:", "if False:") + 'print("in time", interrupts.stop.name)'
+IN_TIME = STUCK.replace("while True:", "if False:") + 'print("in time", signals.stop.name)'
 
 
 def test_a_process_that_does_not_come_to_an_end_is_ended() -> None:
