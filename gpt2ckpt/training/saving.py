@@ -61,7 +61,7 @@ class Saver:
     ) -> None:
         """Save the state under the requested roles; without one, do nothing.
 
-        Raises NonFiniteWeights if the state is not finite on any rank, except for an emergency save,
+        Raises NonFiniteWeights if any rank has non-finite values, except for an emergency save,
         which a single rank may request.
         """
         if self.is_off or not (regular or emergency or best or epoch_ended is not None):
