@@ -19,7 +19,7 @@ PLUGINS = {  # the packages that bring Hydra's own plugins
     "hydra/launcher/submitit": "hydra-submitit-launcher",
     "hydra/sweeper/ax": "hydra-ax-sweeper",
     "hydra/sweeper/nevergrad": "hydra-nevergrad-sweeper",
-    "hydra/sweeper/optuna": "hydra-optuna-sweeper 'sqlalchemy<2' 'alembic<1.17'",
+    "hydra/sweeper/optuna": "hydra-optuna-sweeper==1.3.0 'sqlalchemy<2'",
 }
 CHOICES = {  # what others call a choice, where spelling alone would find another one
     "model/gpt2": "gpt2_small",  # Hugging Face's name of the model with 124M parameters

@@ -18,7 +18,7 @@ def check_study(eval_every: int) -> None:
     if optuna.__version__.startswith("2.") and not sqlalchemy.__version__.startswith("1."):
         raise ConfigError(
             f"Optuna {optuna.__version__} cannot keep a study with SQLAlchemy "
-            f"{sqlalchemy.__version__}: pip install 'sqlalchemy<2' 'alembic<1.17'"
+            f"{sqlalchemy.__version__}: pip install 'sqlalchemy<2' 'alembic<1.20'"
         )
     if not eval_every:
         raise ConfigError("Optuna needs a validation loss: trainer.eval_every must be above 0")

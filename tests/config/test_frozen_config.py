@@ -1,8 +1,9 @@
 """A frozen config comes out of a file: it is data, and can build this project's classes only."""
 
 import copy
+import dataclasses
 import sys
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -66,6 +67,14 @@ def test_nor_is_it_in_a_list_a_number_or_the_data() -> None:
 def test_every_text_arrives_letter_by_letter(text: str) -> None:
     values = changed(("trainer", "sample_prompt"), text)
     assert build_typed("train", values).trainer.sample_prompt == text
+
+
+def test_schema_has_no_tuples() -> None:
+    """OmegaConf 2.4 composes a tuple as a tuple, which a checkpoint cannot hold; 2.3 as a list."""
+    classes = [value for value in vars(schema).values() if dataclasses.is_dataclass(value)]
+    hints = [hint for cls in classes for hint in get_type_hints(cls).values()]
+    assert len(hints) > 50
+    assert [hint for hint in hints if get_origin(hint) is tuple] == []
 
 
 @pytest.mark.parametrize("group", sorted(KINDS))
