@@ -1,112 +1,27 @@
-"""How much disk a run takes, how much is free, and for how long that is enough."""
+"""Reports of how long the disk lasts, and advice about a save that failed."""
 
 import errno
-import functools
 import logging
 import os
 import shlex
-import shutil
 import threading
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2ckpt.files.disk_usage import (
+    COUNT_SECONDS,
+    DISK_FULL,
+    UNKNOWN_FREE,
+    DiskUsage,
+    disk_bytes,
+    free_space_text,
+    measure_usage,
+    paths_below,
+)
 from gpt2ckpt.units import human_bytes, human_duration
-from gpt2ckpt.worker import Worker
 
-BLOCK = 512  # bytes; the unit of st_blocks (stat(2))
-BOUNDLESS = 1 << 60  # bytes free where that is not known: some network disks count none
 FEW_SAVES = 10
-ANSWER_SECONDS = 1.0  # for a file system to tell how much is free
-COUNT_SECONDS = 1.0  # for counting what a run takes: its own files take some milliseconds
-FULL = {errno.ENOSPC, errno.EDQUOT}  # the disk itself, or a user's share of it
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DiskUsage:
-    """Bytes on one file system: what a run takes there, and what is free (BOUNDLESS: not known).
-
-    `used` is a lower bound if not `is_counted`: there was too much to count.
-    """
-
-    used: int
-    free: int
-    is_counted: bool = True
-
-
-def measure_usage(run: Path, seconds: float = COUNT_SECONDS) -> DiskUsage:
-    """Return the space of a run directory, all that is in it counted for `seconds` at most."""
-    end, counted = time.monotonic() + seconds, Usage()
-    for path in paths_below(run):
-        counted.add(path)
-        if time.monotonic() > end:
-            return DiskUsage(counted.bytes, measure_free(run), is_counted=False)
-    return DiskUsage(counted.bytes, measure_free(run))
-
-
-def measure_free(folder: Path) -> int:
-    """Return the bytes that this user can write to the file system that `folder` is on, or will be.
-
-    BOUNDLESS where that is not known: the file system counts none, or does not answer in time.
-    """
-    answers: list[int] = []
-    asker = _asker()
-    if asker.silence < ANSWER_SECONDS and asker.hand_over(lambda: answers.append(_ask(folder))):
-        asker.wait(ANSWER_SECONDS, silence=ANSWER_SECONDS)
-    return answers[0] if answers else BOUNDLESS
-
-
-@functools.cache
-def _asker() -> Worker:
-    return Worker("disk-space", limit=8)
-
-
-def _ask(folder: Path) -> int:
-    try:
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        usage = shutil.disk_usage(folder)
-        return int(usage.free) if usage.total > 0 and usage.free >= 0 else BOUNDLESS
-    except Exception:
-        return BOUNDLESS
-
-
-def paths_below(folder: Path) -> Iterator[Path]:
-    """Yield every path below a folder; links are not followed.
-
-    What is deleted meanwhile, or cannot be read, is left out: somebody may work in there.
-    """
-    for parent, folders, files in os.walk(folder):
-        yield from (Path(parent, name) for name in (*folders, *files))
-
-
-class Usage:
-    """What files take on disk together; names of the same blocks (hard links) count once."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._seen: set[tuple[int, int]] = set()
-
-    def add(self, path: Path) -> None:
-        """Count a path; one that is deleted meanwhile, or cannot be read, takes nothing."""
-        try:
-            info = path.stat(follow_symlinks=False)
-        except OSError:
-            return
-        if (info.st_dev, info.st_ino) not in self._seen:
-            self._seen.add((info.st_dev, info.st_ino))
-            self.bytes += info.st_blocks * BLOCK
-
-
-def disk_bytes(paths: Iterable[Path]) -> int:
-    """Return the bytes that files take on disk together, as `Usage` counts them."""
-    usage = Usage()
-    for path in paths:
-        usage.add(path)
-    return usage.bytes
 
 
 class DiskReport:
@@ -162,7 +77,7 @@ def advice_for(error: Exception, folder: Path) -> str:
     """What to do about a save into `folder` that failed: what can be freed, or looked at."""
     number = error.errno if isinstance(error, OSError) else None
     where = shlex.quote(str(folder))
-    if number in FULL:
+    if number in DISK_FULL:
         return (
             f"Free space, of which the run takes {human_bytes(disk_bytes(paths_below(folder)))}: "
             f"{_prune(folder)} shows what can go"
@@ -188,15 +103,10 @@ def forecast(
     """
     used = f"{'' if space.is_counted else 'at least '}{human_bytes(space.used)}"
     sentence = f"the run takes {used}, {free_space_text(space.free)}"
-    if space.free >= BOUNDLESS:
+    if space.free >= UNKNOWN_FREE:
         return sentence, False
     left = space.free // max(bytes_per_save, 1)
     sentence += f": {left:,} more saves fit"
     if coming is not None and coming <= space.free:
         return f"{sentence}, and the disk lasts, since new files replace old ones", False
     return f"{sentence}, {human_duration(left * seconds_per_save)} at this rate", left < FEW_SAVES
-
-
-def free_space_text(free: int) -> str:
-    """Return the free bytes of a file system as text, or that it counts none."""
-    return "free space not known" if free >= BOUNDLESS else f"{human_bytes(free)} free"

@@ -23,6 +23,7 @@ from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.checkpoint.writer import HANG_SECONDS, Writer
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
+from gpt2ckpt.files.disk_usage import measure_free
 from gpt2ckpt.units import human_bytes
 
 log = logging.getLogger(__name__)
@@ -337,7 +338,7 @@ class CheckpointManager:
         )
 
     def _check_space(self, needed: int) -> None:
-        free = disk_report.measure_free(self._store.folder)
+        free = measure_free(self._store.folder)
         if free < needed:
             kept = self._reserve.held
             more = f" ({human_bytes(kept)} more are kept for an emergency save)" if kept else ""

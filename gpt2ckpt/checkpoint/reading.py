@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from gpt2ckpt.checkpoint import format
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
+from gpt2ckpt.files.links import inode_of
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer
@@ -59,7 +60,7 @@ def key_of(path: Path) -> Key | None:
         info = path.stat()
     except OSError:
         return None
-    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+    return *inode_of(info), info.st_size, info.st_mtime_ns
 
 
 def seal_of(path: Path) -> str:

@@ -18,6 +18,7 @@ from gpt2ckpt.checkpoint.reading import blameless, check, read_meta
 from gpt2ckpt.checkpoint.store import misplacement
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
+from gpt2ckpt.files.links import inode_of
 
 INDEPENDENT = (Role.ROLLING_BACKUP, Role.BEST_BACKUP)  # second copies, in blocks of their own
 
@@ -275,5 +276,5 @@ def _by_inode(paths: Iterable[Path]) -> list[list[Path]]:
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             info = path.stat()
-            files.setdefault((info.st_dev, info.st_ino), []).append(path)
+            files.setdefault(inode_of(info), []).append(path)
     return list(files.values())

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2ckpt.checkpoint.disk_report import BLOCK
 from gpt2ckpt.files import durable
+from gpt2ckpt.files.disk_usage import BLOCK
 
 RESERVATION = ".emergency_reserve"
 MARGIN = 1 << 20  # bytes beyond the checkpoint and a fiftieth of it: what grows with a run, and

@@ -25,6 +25,7 @@ from gpt2ckpt.data.sources import (
 from gpt2ckpt.data.token_files import TokenFile, Tokens, open_token_file, width_warning
 from gpt2ckpt.data.tokens import Piece, TokenStream, count_blocks
 from gpt2ckpt.errors import ConfigError, InputError
+from gpt2ckpt.files.links import inode_of
 
 _WHOLE_TOKENS = 1 << 19  # files up to 1 MiB are hashed whole
 _SAMPLES = 16
@@ -188,7 +189,7 @@ def _known(pieces: Sequence[Piece], digests: list[str] | None) -> list[Known]:
     for piece, mark in zip(pieces, marks, strict=True):
         if isinstance(piece.tokens, TokenFile):
             status = piece.tokens.status()
-            mark.add((status.st_dev, status.st_ino))
+            mark.add(inode_of(status))
     for mark, digest in zip(marks, digests or (), strict=False):
         mark.add(digest)
     return [Known(piece.name, frozenset(mark)) for piece, mark in zip(pieces, marks, strict=True)]

@@ -1,14 +1,20 @@
-"""Links in a run directory: none may lead a write out of it."""
+"""Symbolic links, which a run does not write through, and hard links, which share one file."""
 
+import os
 from pathlib import Path
 
 from gpt2ckpt.errors import InputError
 
 
 def refuse_link(path: Path) -> None:
-    """Raise InputError if a name that is written to is a symbolic link, wherever it leads."""
+    """Raise InputError if `path`, which is about to be written, is a symbolic link."""
     if path.is_symlink():
         raise InputError(
             f"{path} is a symbolic link, and a run writes nothing to another place: put the file "
             "or folder itself there, or remove the link"
         )
+
+
+def inode_of(info: os.stat_result) -> tuple[int, int]:
+    """Return the identity of a file on this machine, equal for all hard links to it."""
+    return info.st_dev, info.st_ino

@@ -143,6 +143,6 @@ def _step_seconds(training: Training, tokens_per_step: int) -> float:
 
 def _free(scratch: Path) -> int:
     """Return the bytes that are free once the drill's folder is gone."""
-    from gpt2ckpt.checkpoint.disk_report import disk_bytes, measure_free, paths_below
+    from gpt2ckpt.files.disk_usage import disk_bytes, measure_free, paths_below
 
     return measure_free(scratch.parent) + disk_bytes(paths_below(scratch))

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from gpt2ckpt.checkpoint.disk_report import FULL
 from gpt2ckpt.errors import InputError, LockedError
 from gpt2ckpt.files import durable
+from gpt2ckpt.files.disk_usage import DISK_FULL
 from gpt2ckpt.files.links import refuse_link
 from gpt2ckpt.files.locks import Lock, try_lock
 from gpt2ckpt.runs.layout import HISTORY, LINEAGE, LOCK_NAME, LOG, RECORD
@@ -125,7 +125,7 @@ class RunLock:
             except FileExistsError:
                 pass
             except OSError as error:
-                if error.errno not in FULL or not self._by_kernel:
+                if error.errno not in DISK_FULL or not self._by_kernel:
                     raise
                 log.warning("%s cannot be written (%s)", self._path, error.strerror)
                 return

@@ -7,12 +7,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint import disk_report, names
+from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT, archive_folders
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.files.disk_usage import BLOCK
+from gpt2ckpt.files.links import inode_of
 from gpt2ckpt.runs.newest import moment_of
 from gpt2ckpt.tools.targets import Run
 
@@ -118,9 +120,7 @@ def _entry(path: Path, run: Run, aside: ListGroup | None) -> ListedCheckpoint | 
         if not path.exists():
             return None
         meta, error = {}, str(reason)
-    inode = Inode(
-        (info.st_dev, info.st_ino), info.st_nlink, info.st_size, info.st_blocks * disk_report.BLOCK
-    )
+    inode = Inode(inode_of(info), info.st_nlink, info.st_size, info.st_blocks * BLOCK)
     return ListedCheckpoint(
         path, run, aside or GROUPS[role], str(aside or role), inode, meta, error
     )

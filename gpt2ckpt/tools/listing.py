@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint.disk_report import disk_bytes
+from gpt2ckpt.files.disk_usage import disk_bytes
 from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb, add_json
 from gpt2ckpt.tools.inventory import ListedCheckpoint, ListGroup, all_roles, scan

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from gpt2ckpt.checkpoint.disk_report import disk_bytes
 from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files import durable
+from gpt2ckpt.files.disk_usage import disk_bytes
 from gpt2ckpt.runs.layout import HISTORY, LINEAGE, REPLAY
 from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.runs.newest import last_trained

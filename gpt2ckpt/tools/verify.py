@@ -15,6 +15,7 @@ from gpt2ckpt.checkpoint.repair import INDEPENDENT
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files import durable
+from gpt2ckpt.files.links import inode_of
 from gpt2ckpt.files.permissions import unreadable_message
 from gpt2ckpt.runs.layout import OUTPUTS
 from gpt2ckpt.runs.resume import SELECTORS, Scope, locate
@@ -62,7 +63,7 @@ class Checker:
         if role is None and not is_checkpoint(path):
             return Checked(path, False if is_given else None, error=FOREIGN)
         # The time of the last change is that of the names, too: a new link is read again.
-        key = (info.st_dev, info.st_ino, info.st_size, info.st_ctime_ns)
+        key = (*inode_of(info), info.st_size, info.st_ctime_ns)
         if key not in self._valid:
             try:
                 check(path)
@@ -88,7 +89,7 @@ def _inconsistencies(folder: Path) -> dict[str, str]:
     for path in Store(folder).files():
         with contextlib.suppress(CheckpointError, FileNotFoundError):
             step, info = _step(read_meta(path)), path.stat()
-            inodes.setdefault((info.st_dev, info.st_ino), []).append(path.name)
+            inodes.setdefault(inode_of(info), []).append(path.name)
             if step is not None:
                 steps[path.name] = step
     found = names.inconsistencies(steps)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from gpt2ckpt.checkpoint.disk_report import free_space_text
 from gpt2ckpt.data.tokens import count_blocks
+from gpt2ckpt.files.disk_usage import free_space_text
 from gpt2ckpt.units import human_bytes, human_count, human_duration, perplexity, plural
 
 WIDTH = 80

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from gpt2ckpt.checkpoint import disk_report
 from gpt2ckpt.checkpoint.policy import COPIES
 from gpt2ckpt.checkpoint.reservation import RESERVATION, with_margin
 from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.config.schema import ModelConfig, TrainConfig
 from gpt2ckpt.errors import InputError
-from gpt2ckpt.files import durable
+from gpt2ckpt.files import disk_usage, durable
 from gpt2ckpt.model.counts import count_parameters
 from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.runs.start import Start
@@ -32,12 +31,12 @@ def check_free_space(start: Start, config: TrainConfig, directory: Path) -> None
     needed = COPIES * size + with_margin(size)
     folder = directory / CHECKPOINTS
     left = [*durable.left_by_the_dead(folder), folder / RESERVATION]
-    free = disk_report.measure_free(folder) + disk_report.disk_bytes(left)
+    free = disk_usage.measure_free(folder) + disk_usage.disk_bytes(left)
     if free < needed:
         raise InputError(
             f"the disk of {directory} is full: {human_bytes(free)} are free, and the first "
             f"save with the space kept for an emergency save takes {human_bytes(needed)}: "
-            "free disk_report, or train elsewhere with hydra.run.dir=DIR"
+            "free space, or train elsewhere with hydra.run.dir=DIR"
         )
 
 

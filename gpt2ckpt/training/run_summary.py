@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
-from gpt2ckpt.checkpoint.disk_report import BOUNDLESS, disk_bytes, measure_free
 from gpt2ckpt.checkpoint.policy import COPIES, most_files
 from gpt2ckpt.checkpoint.reservation import with_margin
 from gpt2ckpt.checkpoint.store import Store
@@ -15,6 +14,7 @@ from gpt2ckpt.config.compose import as_typed
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.data.corpus import Corpus
 from gpt2ckpt.data.tokens import TokenStream
+from gpt2ckpt.files.disk_usage import UNKNOWN_FREE, disk_bytes, measure_free
 from gpt2ckpt.files.timeouts import call_with_timeout
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.model.attention import keeps_weights
@@ -218,7 +218,7 @@ def _saved(directory: Path) -> console_format.SavedFacts:
     """Return what a run has on disk. Raises OSError."""
     files = Store(directory / CHECKPOINTS).files()
     largest, free = max((disk_bytes([file]) for file in files), default=0), measure_free(directory)
-    left = free // (COPIES * largest) if free < BOUNDLESS and largest else None
+    left = free // (COPIES * largest) if free < UNKNOWN_FREE and largest else None
     return console_format.SavedFacts(len(files), disk_bytes(files), free, left)
 
 

@@ -13,13 +13,13 @@ import pytest
 from checkpoint_helpers import names_in, request, step_of, tensors_state
 from real_disks import formatted, mounted
 
-from gpt2ckpt.checkpoint import disk_report
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, archive_folders
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.checkpoint.reservation import RESERVATION, Reservation, with_margin
 from gpt2ckpt.checkpoint.store import Found, Store
+from gpt2ckpt.files import disk_usage
 
 KEEP = Retention(9, 9)
 KILOBYTES = 3000
@@ -36,9 +36,9 @@ def fill(folder: Path, spare: int) -> Path:
     path = folder / "somebody_elses.bin"
     with path.open("wb", buffering=0) as file:
         with contextlib.suppress(OSError):
-            while disk_report.measure_free(folder) > spare + (1 << 20):
+            while disk_usage.measure_free(folder) > spare + (1 << 20):
                 file.write(os.urandom(1 << 20))
-            while disk_report.measure_free(folder) > spare:
+            while disk_usage.measure_free(folder) > spare:
                 file.write(os.urandom(1 << 12))
         with contextlib.suppress(OSError):
             os.fsync(file.fileno())
@@ -122,15 +122,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_the_reserve_takes_real_space_and_gives_it_back(small_disk: Path) -> None:
-    free = disk_report.measure_free(small_disk)
+    free = disk_usage.measure_free(small_disk)
     reserve = Reservation(small_disk)
     assert reserve.hold(3_000_000) is None
-    assert free - disk_report.measure_free(small_disk) >= with_margin(3_000_000)
+    assert free - disk_usage.measure_free(small_disk) >= with_margin(3_000_000)
     assert reserve.hold(2_000_000) is None, "less than what is held"
     assert reserve.hold(4_000_000) is None
-    assert free - disk_report.measure_free(small_disk) >= with_margin(4_000_000)
+    assert free - disk_usage.measure_free(small_disk) >= with_margin(4_000_000)
     reserve.release()
-    assert disk_report.measure_free(small_disk) == free
+    assert disk_usage.measure_free(small_disk) == free
     assert names_in(small_disk) == set()
 
 
@@ -139,7 +139,7 @@ def test_a_reserve_that_cannot_grow_keeps_what_it_has(small_disk: Path) -> None:
     assert reserve.hold(3_000_000) is None
     assert reserve.hold(20_000_000) == "No space left on device"
     assert reserve.held == 3_000_000
-    assert disk_report.disk_bytes([reserve.path]) >= with_margin(3_000_000)
+    assert disk_usage.disk_bytes([reserve.path]) >= with_margin(3_000_000)
     other = Reservation(small_disk / "other")
     other.folder.mkdir()
     assert other.hold(20_000_000) == "No space left on device"
@@ -210,10 +210,10 @@ def test_a_quota_is_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture
 HANGING = """
 import sys
 from pathlib import Path
-from gpt2ckpt.checkpoint import disk_report
-disk_report.ANSWER_SECONDS = 0.2
+from gpt2ckpt.files import disk_usage
+disk_usage.ANSWER_SECONDS = 0.2
 for _ in range(3):
-    assert disk_report.measure_free(Path(sys.argv[1])) == disk_report.BOUNDLESS
+    assert disk_usage.measure_free(Path(sys.argv[1])) == disk_usage.UNKNOWN_FREE
 """
 
 

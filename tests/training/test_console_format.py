@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2ckpt.checkpoint.disk_report import BOUNDLESS
+from gpt2ckpt.files.disk_usage import UNKNOWN_FREE
 from gpt2ckpt.training.console_format import (
     DataFile,
     MachineFacts,
@@ -169,7 +169,7 @@ def test_a_preview_has_no_line_on_a_directory_that_is_not_made():
 
 
 def test_a_file_system_that_counts_no_free_space_is_not_given_a_number():
-    assert row("disk", saving=replace(SAVING, free_bytes=BOUNDLESS)).endswith(
+    assert row("disk", saving=replace(SAVING, free_bytes=UNKNOWN_FREE)).endswith(
         ", free space not known"
     )
 
@@ -328,7 +328,7 @@ def test_warnings_are_laid_out_as_the_report():
 
 
 def test_the_summary_where_the_file_system_does_not_answer():
-    saved = SavedFacts(2, 1_000_000, BOUNDLESS, None)
+    saved = SavedFacts(2, 1_000_000, UNKNOWN_FREE, None)
     assert summary(replace(SUMMARY, saved=saved))[4] == (
         "saved        2 files, 1.0 MB on disk, free space not known"
     )

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from training_helpers import train
 
-from gpt2ckpt.checkpoint.disk_report import disk_bytes
 from gpt2ckpt.checkpoint.names import Role, role_of
 from gpt2ckpt.files import durable
+from gpt2ckpt.files.disk_usage import disk_bytes
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
 SHORT = ["trainer.batch_size=31", "trainer.eval_every=9", "trainer.eval_steps=1"]  # 2 steps: epoch
