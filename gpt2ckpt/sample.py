@@ -33,8 +33,11 @@ def _sample(config: SampleConfig) -> None:
         print(sentence, file=sys.stderr)
     for number in range(config.num_samples):
         sampling = Sampling(
-            *(config.prompt, config.max_tokens, config.seed + number),
-            *(config.temperature, config.top_k),
+            prompt=config.prompt,
+            max_tokens=config.max_tokens,
+            seed=config.seed + number,
+            temperature=config.temperature,
+            top_k=config.top_k,
         )
         if number:
             print("-" * 40)

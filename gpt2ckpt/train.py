@@ -80,8 +80,10 @@ def _single(line: CommandLine, group: ProcessGroup) -> int:
     is_given = any(sets(word, "hydra.run.dir") for word in line.overrides)
     scope = Scope(wanted.parent, wanted if is_given else None, _name_given(line, composed))
     start = find_start(
-        *(composed.values, line.overrides, scope),
-        lambda overrides: _compose(line, overrides).values,
+        composed.values,
+        line.overrides,
+        scope,
+        compose=lambda overrides: _compose(line, overrides).values,
         locks=not composed.values["dry_run"],
     )
     if group.directory_of_first_attempt() and start.directory is None:

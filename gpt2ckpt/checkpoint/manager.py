@@ -185,7 +185,8 @@ class CheckpointManager:
         except (OSError, CheckpointError) as error:
             log.warning(
                 "checkpoints after step %d cannot be archived now (%s): the next save tries again",
-                *(step, _reason(error)),
+                step,
+                _reason(error),
             )
             if self._best is not None and self._best.step > step:
                 self._best = None  # abandoned, though it is still there
@@ -287,7 +288,11 @@ class CheckpointManager:
         self.saves += 1
         log.info(
             "saved %s (step %d, %s in %.2f s, training waited %.2f s)",
-            *(path.name, request.step, human_bytes(saved.size), saved.seconds, saved.waited),
+            path.name,
+            request.step,
+            human_bytes(saved.size),
+            saved.seconds,
+            saved.waited,
         )
         self._hold(encoded.size)
         if self.saves % REPORT_EVERY == 0:
@@ -303,7 +308,9 @@ class CheckpointManager:
         log.warning(
             "SAVE FAILED at step %d: %s. Every older checkpoint is kept, training goes on, and the "
             "next save tries again. %s.",
-            *(request.step, _reason(error), disk_report.advice_for(error, self._store.folder)),
+            request.step,
+            _reason(error),
+            disk_report.advice_for(error, self._store.folder),
         )
         self.failed_step = request.step
         return None
@@ -325,7 +332,8 @@ class CheckpointManager:
         if reason and reason != self._why_no_reserve:
             log.warning(
                 "no space is kept for an emergency save of %s (%s): on a full disk it would fail",
-                *(human_bytes(size), reason),
+                human_bytes(size),
+                reason,
             )
         self._why_no_reserve = reason
 
@@ -334,7 +342,8 @@ class CheckpointManager:
             "%s hangs: the disk under %s has taken nothing for %.0f s. Training "
             "goes on; see dmesg for what is wrong with the disk.",
             f"the save of step {self._writing.step}" if self._writing else "the check of the best",
-            *(self._store.folder, seconds),
+            self._store.folder,
+            seconds,
         )
 
     def _check_space(self, needed: int) -> None:

@@ -152,7 +152,8 @@ class Scrub:
         if self._checked and not damaged:
             log.info(
                 "checked every byte of %d files on disk (%s)",
-                *(len(self._checked), human_bytes(self._bytes)),
+                len(self._checked),
+                human_bytes(self._bytes),
             )
 
 

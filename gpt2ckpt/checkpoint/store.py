@@ -61,7 +61,8 @@ class Store:
             match operation:
                 case policy.Publish(name):
                     durable.publish(
-                        *(self.folder / name, encoded.buffers),
+                        self.folder / name,
+                        encoded.buffers,
                         check=lambda path: check(path, self.watch),
                         watch=self.watch,
                         spare=spare,

@@ -62,8 +62,17 @@ def place(record: Record, offset: int) -> Placed:
     extra += struct.pack("<HH", PADDING_ID, padding) + b"Z" * padding
     size = min(record.size, SATURATED)
     header = LOCAL_HEADER.pack(
-        *(LOCAL_SIGNATURE, 45, 0, 0, 0, FIRST_OF_1980, record.crc, size, size),
-        *(len(name), len(extra)),
+        LOCAL_SIGNATURE,
+        45,  # version needed
+        0,  # flags
+        0,  # method: stored
+        0,  # time
+        FIRST_OF_1980,
+        record.crc,
+        size,
+        size,
+        len(name),
+        len(extra),
     )
     header += name + extra
     return Placed(record, header, offset, offset + len(header))
@@ -77,13 +86,28 @@ def directory(placed: list[Placed], comment: bytes) -> bytes:
     if start >= SATURATED or len(placed) >= 0xFFFF:
         count = len(placed)
         end += ZIP64_END_RECORD.pack(
-            *(ZIP64_END_SIGNATURE, ZIP64_END_RECORD.size - 12, 45, 45, 0, 0),
-            *(count, count, len(entries), start),
+            ZIP64_END_SIGNATURE,
+            ZIP64_END_RECORD.size - 12,
+            45,  # version made by
+            45,  # version needed
+            0,  # this disk
+            0,  # disk of the directory
+            count,  # entries on this disk
+            count,  # entries in total
+            len(entries),
+            start,
         )
         end += ZIP64_LOCATOR.pack(ZIP64_LOCATOR_SIGNATURE, 0, start + len(entries), 1)
     count = min(len(placed), 0xFFFF)
     end += END_RECORD.pack(
-        *(END_SIGNATURE, 0, 0, count, count, len(entries), min(start, SATURATED), len(comment))
+        END_SIGNATURE,
+        0,  # this disk
+        0,  # disk of the directory
+        count,  # entries on this disk
+        count,  # entries in total
+        len(entries),
+        min(start, SATURATED),
+        len(comment),
     )
     return entries + end + comment
 
@@ -98,8 +122,23 @@ def _central_header(placed: Placed) -> bytes:
     extra = struct.pack("<HH", 1, len(wide)) + wide if wide else b""
     size, offset = min(record.size, SATURATED), min(placed.header_offset, SATURATED)
     header = CENTRAL_HEADER.pack(
-        *(CENTRAL_SIGNATURE, 45, 45, 0, 0, 0, FIRST_OF_1980, record.crc, size, size),
-        *(len(name), len(extra), 0, 0, 0, 0, offset),
+        CENTRAL_SIGNATURE,
+        45,  # version made by
+        45,  # version needed
+        0,  # flags
+        0,  # method: stored
+        0,  # time
+        FIRST_OF_1980,
+        record.crc,
+        size,
+        size,
+        len(name),
+        len(extra),
+        0,  # length of the comment
+        0,  # disk
+        0,  # internal attributes
+        0,  # external attributes
+        offset,
     )
     return header + name + extra
 

@@ -23,8 +23,12 @@ Values = dict[str, Any]
 NOT_FROZEN = ("resume", "fork", "dry_run")
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "gelu")
 WATCHING = (  # keys, or how keys begin, that no weight depends on
-    *("name", "logger.", "checkpoint."),
-    *("trainer.eval_", "trainer.log_every", "trainer.sample_"),
+    "name",
+    "logger.",
+    "checkpoint.",
+    "trainer.eval_",
+    "trainer.log_every",
+    "trainer.sample_",
 )
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")
 EVALUATION_LENGTH = ("trainer.eval_blocks", "trainer.eval_steps")  # two keys for one thing

@@ -27,8 +27,12 @@ from gpt2ckpt.config.user_files import GLOBAL_GROUPS
 from gpt2ckpt.errors import ConfigError
 
 HYDRA_KEYS = {
-    *("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name"),
-    *("hydra.sweeper.study_name", "hydra.sweeper.storage"),
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+    "hydra.sweep.subdir",
+    "hydra.job.name",
+    "hydra.sweeper.study_name",
+    "hydra.sweeper.storage",
 }
 PROMPTS = ("prompt", "trainer.sample_prompt")  # prose: neither `${…}` nor blanks at its ends go
 WORD = re.compile(r"(?P<sign>\+{0,2})(?P<key>[\w./@-]+)=(?P<value>.*)", re.DOTALL)

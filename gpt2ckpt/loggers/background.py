@@ -78,12 +78,14 @@ class BackgroundLogger:
             skip_exit_hooks()
             _log.warning(
                 "%s hangs and is left behind: %d events are missing there, metrics.jsonl has all",
-                *(self._name, missing),
+                self._name,
+                missing,
             )
         elif missing:
             _log.warning(
                 "%s did not keep up: %d events are missing there, metrics.jsonl has all",
-                *(self._name, missing),
+                self._name,
+                missing,
             )
 
     def _wait(self, seconds: float) -> bool:
@@ -119,7 +121,8 @@ class BackgroundLogger:
         self._is_behind = True
         _log.warning(
             "%s has taken nothing for %.0f s: training does not wait for it, metrics.jsonl has all",
-            *(self._name, silence),
+            self._name,
+            silence,
         )
 
     def _take(self, action: Callable[[Logger], None]) -> None:

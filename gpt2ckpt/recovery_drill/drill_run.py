@@ -46,7 +46,8 @@ class DrillRun:
         killed = self._training("killed")
         every = max(1, self.steps // 4)
         writing = killed.killed_in_a_save(
-            *(f"trainer.max_steps={every * MAX_SAVES}", f"checkpoint.save_every={every}"),
+            f"trainer.max_steps={every * MAX_SAVES}",
+            f"checkpoint.save_every={every}",
             *self._evaluations(every),
         )
         before = max((event["step"] for event in killed.events()), default=0)
@@ -58,7 +59,8 @@ class DrillRun:
         self.say(f"resumed it from step {resumed} and trained to step {steps}")
         undisturbed = self._training("undisturbed")
         undisturbed.to_the_end(
-            *(f"trainer.max_steps={steps}", f"checkpoint.save_every={max(1, steps // 3)}"),
+            f"trainer.max_steps={steps}",
+            f"checkpoint.save_every={max(1, steps // 3)}",
             *self._evaluations(steps),
         )
         self.say(f"trained the same {steps} steps without a kill")
@@ -76,7 +78,8 @@ class DrillRun:
         blocks = min(in_blocks(self.values)["trainer"]["eval_blocks"], EVAL_BLOCKS)
         wanted = every if trainer["eval_every"] else 0
         return (
-            *(f"trainer.eval_every={wanted}", f"trainer.eval_blocks={blocks}"),
+            f"trainer.eval_every={wanted}",
+            f"trainer.eval_blocks={blocks}",
             "trainer.eval_steps=null",
         )
 

@@ -172,7 +172,12 @@ def _decide(
     kept = [override for override in recorded if override not in new]  # the last one counts
     directory = None if fork else place.directory
     return Start(
-        *(frozen, kept + new, directory, found, changes, restarts_run),
+        frozen=frozen,
+        overrides=kept + new,
+        directory=directory,
+        found=found,
+        changes=changes,
+        restarts_run=restarts_run,
         given=new,
         fork_requested=fork_requested,
     )
@@ -323,7 +328,9 @@ def _not_finished(found: Found, error: Exception) -> str:
 def _bring_history(past: history.Past, start: Start, point: Point, aside: Path | None) -> list[str]:
     saved = start.state["config"] if start.state else start.frozen
     return history.continue_history(
-        *(past, start.identity, point),
+        past,
+        start.identity,
+        point,
         saved=saved,
         frozen=start.frozen,
         aside=aside,

@@ -135,7 +135,11 @@ def decode(text: str) -> WandbLineage | None:
         logged = tuple(Cadence(*map(int, part)) for part in values.get("logged", ()))
         after = values.get("follows")
         curves = WandbLineage(
-            *(str(values["run_id"]), str(values["active"]), by_id, forked_from, logged),
+            run_id=str(values["run_id"]),
+            active=str(values["active"]),
+            by_id=by_id,
+            forked_from=forked_from,
+            logged=logged,
             follows=None if after is None else datetime.fromisoformat(after),
         )
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):

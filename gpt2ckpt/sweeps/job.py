@@ -267,8 +267,10 @@ def find_job_start(
         values["resume"] = None
     directory = own.directory if own else None
     start = find_start(
-        *(values, overrides, Scope(sweep.parent, directory)),
-        lambda words: compose_config(line.config_name, words, line.config_dir).values,
+        values,
+        overrides,
+        Scope(sweep.parent, directory),
+        compose=lambda words: compose_config(line.config_name, words, line.config_dir).values,
         locks=locks,
     )
     # What an earlier launch has left there without coming to a save is the job's own.

@@ -83,8 +83,13 @@ class _Launch:
         kept = {"subdir": hydra["sweep"]["subdir"], "job_logging": hydra["job_logging"]}
         wants_trace = os.environ.get(FULL_ERROR) == "1"
         job = SweepJob(
-            *(self.plan.line, self.sweep, self.name, self.plan.swept, kept),
-            *(os.getpid(), wants_trace),
+            line=self.plan.line,
+            sweep=self.sweep,
+            launch=self.name,
+            swept=self.plan.swept,
+            hydra=kept,
+            main_pid=os.getpid(),
+            wants_trace=wants_trace,
         )
         words = [f"hydra.sweep.dir={quoted(str(self._record()))}", "hydra.sweep.subdir=."]
         words += ["hydra.output_subdir=null", "hydra.job_logging.root=null", *more]

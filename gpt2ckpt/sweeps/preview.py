@@ -34,7 +34,12 @@ def _row(plan: SweepPlan, job: PlannedJob, free_name: str | None) -> Row:
         if job.own is not None:
             refuse_if_locked(job.own.directory)
         start = find_job_start(
-            *(plan.line, plan.wanted, job.overrides, job.values, job.own), locks=False
+            plan.line,
+            sweep=plan.wanted,
+            overrides=job.overrides,
+            values=job.values,
+            own=job.own,
+            locks=False,
         )
         validated = validate_run(start)
     except UserError as error:

@@ -12,8 +12,16 @@ from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
 from gpt2ckpt.units import plural
 
 FACTS = (
-    *("step", "epoch", "tokens_seen", "train_loss", "val_loss", "best_val_loss", "run", "reason"),
-    *("environment", "versions"),
+    "step",
+    "epoch",
+    "tokens_seen",
+    "train_loss",
+    "val_loss",
+    "best_val_loss",
+    "run",
+    "reason",
+    "environment",
+    "versions",
 )
 
 

@@ -51,8 +51,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     runs = without_linked(runs, args.dir)
     limits = Limits(
-        *(args.keep_rolling, args.keep_emergency, args.keep_epochs),
-        *(args.abandoned, args.corrupt),
+        rolling=args.keep_rolling,
+        emergency=args.keep_emergency,
+        epochs=args.keep_epochs,
+        abandoned=args.abandoned,
+        corrupt=args.corrupt,
     )
     if limits == Limits() and args.keep_runs is None:
         print("nothing was named that may go: --help lists what can be")
