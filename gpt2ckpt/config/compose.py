@@ -34,6 +34,7 @@ from gpt2ckpt.config.registry import (
     expected_value,
     no_such_key,
     register_schemas,
+    with_defaults,
     without_interpolation,
 )
 from gpt2ckpt.errors import ConfigError
@@ -111,7 +112,7 @@ def compose_config(
     for key, directory in (("run", hydra.run.dir), ("sweep", hydra.sweep.dir)):
         if not directory:
             raise ConfigError(f"hydra.{key}.dir is empty: give a directory, or leave it out")
-    return Composed({str(key): value for key, value in values.items()}, hydra)
+    return Composed(with_defaults({str(key): value for key, value in values.items()}), hydra)
 
 
 def _search_path(extra_dir: Path | None) -> ConfigSearchPath:

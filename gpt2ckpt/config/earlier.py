@@ -1,20 +1,31 @@
-"""What frozen configs of earlier versions mean, where today's keys say it in another way.
+"""Frozen configs of earlier versions: the meaning of the keys that they have and lack.
 
-A frozen config is replayed as it was. A key that was only added since needs nothing here: what it
-is where a frozen config lacks it stands in the schema, and what it is in a new run in conf/.
+A frozen config is replayed as it was frozen. A key that it lacks is younger than the config, and may
+mean another value than today's default: EARLIER_VALUES lists these keys.
 """
 
 from typing import Any
 
 Values = dict[str, Any]
 
-BLOCKS_PER_EVAL_STEP = 8  # what trainer.eval_steps counts in, whatever trainer.batch_size is
+BLOCKS_PER_EVAL_STEP = 8  # blocks that one of trainer.eval_steps counts
+EARLIER_VALUES: dict[str, Values] = {  # by group, or by group and kind
+    "checkpoint": {"keep_epochs": None},
+    "data.embedded": {"split": "tail"},
+    "data.tokens": {"dtype": "uint16"},
+}
+
+
+def with_earlier_values(group: str, frozen: Values) -> Values:
+    """Return a group of a frozen config with the younger keys of EARLIER_VALUES that it lacks."""
+    name = f"{group}.{frozen['kind']}" if "kind" in frozen else group
+    return EARLIER_VALUES.get(name, {}) | frozen
 
 
 def completed(frozen: Values) -> Values:
     """Return the frozen config with the length of an evaluation in `trainer.eval_blocks`.
 
-    It used to be `trainer.eval_steps` batches of `trainer.batch_size` blocks.
+    Earlier versions evaluated `trainer.eval_steps` batches of `trainer.batch_size` blocks.
     """
     trainer = dict(frozen["trainer"])
     if "eval_blocks" in trainer:
@@ -25,7 +36,7 @@ def completed(frozen: Values) -> Values:
 
 
 def in_blocks(values: Values) -> Values:
-    """Return a composed config whose length of an evaluation is in `trainer.eval_blocks` alone."""
+    """Return a composed config with the length of an evaluation in `trainer.eval_blocks` alone."""
     trainer = values.get("trainer")
     if not isinstance(trainer, dict) or not trainer.get("eval_steps"):
         return values

@@ -12,6 +12,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, Vali
 
 from gpt2ckpt.config import schema
 from gpt2ckpt.config.aliases import TRAIN_WITH, key_for
+from gpt2ckpt.config.earlier import with_earlier_values
 from gpt2ckpt.errors import ConfigError
 
 KINDS: dict[str, dict[str, type]] = {
@@ -60,11 +61,18 @@ def register_schemas() -> None:
 
 
 def build_typed(root: str, plain: dict[str, Any]) -> Any:
-    """The typed config of the command `root` from plain values, say those in a checkpoint.
+    """Return the typed config of the command `root` from plain values, e.g. a frozen config.
 
-    Raises ConfigError for an unknown kind, a wrong type or a value that is missing.
+    A key that `plain` lacks has the value that it means in a frozen config without it: where
+    `EARLIER_VALUES` lists the key the value there, else the schema's default.
+
+    Raises:
+        ConfigError: for an unknown kind, a wrong type or a missing value.
     """
-    values = dict(plain)
+    values = {
+        key: with_earlier_values(key, value) if isinstance(value, dict) else value
+        for key, value in plain.items()
+    }
     groups = {group: values.pop(group) for group in KINDS if values.get(group) is not None}
     built = _build(ROOTS[root], values, "")
     for group, content in groups.items():
@@ -79,8 +87,23 @@ def build_model_config(values: dict[str, Any]) -> schema.ModelConfig:
 
 
 def build_data_config(values: dict[str, Any]) -> Any:
-    """A data config of the kind that `values` name. Raises ConfigError."""
-    return _build(_kind("data", values), values, "data.")
+    """Return a data config of the kind that the frozen `values` name. Raises ConfigError."""
+    return _build(_kind("data", values), with_earlier_values("data", values), "data.")
+
+
+def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Return composed values with the schema's defaults for the keys that a group lacks.
+
+    A config file of the user's may set `kind` without building on a schema.
+    """
+    completed = dict(values)
+    for group, kinds in KINDS.items():
+        content = values.get(group)
+        if isinstance(content, dict) and (cls := kinds.get(str(content.get("kind")))):
+            defaults = OmegaConf.to_container(OmegaConf.structured(cls))
+            assert isinstance(defaults, dict)
+            completed[group] = {**defaults, **content}
+    return completed
 
 
 def _kind(group: str, content: Any) -> type:

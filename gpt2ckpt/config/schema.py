@@ -16,10 +16,10 @@ class ModelConfig:
     `init_from` names pretrained weights to start from, which then set the shape.
     """
 
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768
-    block_size: int = 1024
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128
+    block_size: int = 128
     vocab_size: int = 50257
     dropout: float = 0.0
     bias: bool = True
@@ -37,7 +37,7 @@ class EmbeddedDataConfig:
 
     kind: str = "embedded"
     val_fraction: float = 0.1
-    split: str = "tail"
+    split: str = "sections"
 
 
 @dataclass
@@ -64,13 +64,13 @@ class TokensDataConfig:
     kind: str = "tokens"
     train: str | None = None
     val: str = MISSING
-    dtype: str = "uint16"
+    dtype: str = "auto"
 
 
 @dataclass
 class AdamWConfig:
     kind: str = "adamw"
-    lr: float = 3e-4
+    lr: float = 3e-3
     weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
@@ -89,7 +89,7 @@ class MuonConfig:
     momentum: float = 0.95
     nesterov: bool = True
     ns_steps: int = 5
-    adamw_lr: float = 3e-4
+    adamw_lr: float = 3e-3
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
 
@@ -99,7 +99,7 @@ class CosineConfig:
     """Linear warm-up, then half a cosine down to `min_lr_ratio`; `steps` null is the whole run."""
 
     kind: str = "cosine"
-    warmup_steps: int = 0
+    warmup_steps: int = 40
     steps: int | None = None
     min_lr_ratio: float = 0.1
 
@@ -109,8 +109,8 @@ class WsdConfig:
     """Warm-up, a stable plateau, then a linear decay over the last `decay_steps` of `steps`."""
 
     kind: str = "wsd"
-    warmup_steps: int = 0
-    decay_steps: int = 0
+    warmup_steps: int = 40
+    decay_steps: int = 100
     steps: int | None = None
     min_lr_ratio: float = 0.0
 
@@ -118,7 +118,7 @@ class WsdConfig:
 @dataclass
 class ConstantConfig:
     kind: str = "constant"
-    warmup_steps: int = 0
+    warmup_steps: int = 40
 
 
 @dataclass
@@ -135,12 +135,12 @@ class TrainerConfig:
     batch_size: int = 8
     grad_accum: int = 1
     grad_clip: float = 1.0
-    eval_every: int = 100
+    eval_every: int = 80
     eval_blocks: int = 160
     eval_steps: int | None = None
     log_every: int = 10
-    sample_every: int = 0
-    sample_tokens: int = 64
+    sample_every: int = 130
+    sample_tokens: int = 48
     sample_prompt: str = "The"
     device: str = "auto"
     precision: str = "auto"
@@ -169,6 +169,7 @@ class CheckpointConfig:
     save_every: int = 250
     keep_rolling: int = 10
     keep_emergency: int = 10
+    keep_epochs: int | None = 10
     save_epochs: bool = True
     save_best: bool = True
     async_save: bool = True
@@ -176,7 +177,6 @@ class CheckpointConfig:
     scrub_mb_per_s: float = 50.0
     hang_seconds: float = 300.0
     grace_seconds: float | None = None
-    keep_epochs: int | None = None
 
 
 @dataclass
@@ -231,7 +231,7 @@ class EvaluateConfig:
     data: Any = None
     batch_size: int = 8
     device: str = "auto"
-    precision: str = "auto"
+    precision: str = "float32"
 
 
 @dataclass

@@ -1,10 +1,12 @@
 """Every file in conf/ can be used, and becomes the typed config that it describes."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from gpt2ckpt.config import schema
 from gpt2ckpt.config.checks import check_config
@@ -77,14 +79,66 @@ def test_every_root_config_has_a_schema_and_a_file(name: str) -> None:
     assert (conf_directory() / f"{name}.yaml").is_file()
 
 
-def test_what_conf_leaves_out_comes_from_the_schema() -> None:
-    """The values of conf/ are the defaults: where a key is in both, they must not disagree."""
-    config = typed()
-    assert config.logger.wandb_project == schema.LoggerConfig().wandb_project
-    assert config.checkpoint == schema.CheckpointConfig(
-        *(True, 250, 10, 10, True, True),
-        keep_epochs=10,  # a config that leaves it out is older than the key, and keeps all
-    )
+def defaults_of(cls: type) -> dict[str, Any]:
+    """Every key of a schema class and its default."""
+    values = OmegaConf.to_container(OmegaConf.structured(cls))
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+@pytest.mark.parametrize("option", ["model", "trainer", "checkpoint", "logger"])
+def test_default_option_of_a_group_has_the_defaults_of_the_schema(option: str) -> None:
+    chosen = compose_config("train", []).hydra.runtime.choices[option]
+    written = yaml.safe_load((conf_directory() / option / f"{chosen}.yaml").read_text())
+    [cls] = [field.default_factory for field in fields(schema.TrainConfig) if field.name == option]
+    defaults = defaults_of(cls)
+    if option != "logger":  # its other keys are W&B's, which is off
+        assert written.keys() == defaults.keys()
+    assert written == {key: defaults[key] for key in written}
+
+
+@pytest.mark.parametrize(
+    ("group", "kind"), [(group, kind) for group, kinds in KINDS.items() for kind in kinds]
+)
+def test_option_of_each_kind_has_the_defaults_of_its_schema(group: str, kind: str) -> None:
+    written = yaml.safe_load((conf_directory() / group / f"{kind}.yaml").read_text())
+    defaults = defaults_of(KINDS[group][kind])
+    assert {"defaults", *written} - {"defaults"} == defaults.keys() - {"kind"}
+    for key, default in defaults.items():
+        if key != "kind":
+            value = written[key]
+            assert (float(value) if isinstance(default, float) else value) == default, key
+
+
+@pytest.mark.parametrize("name", sorted(ROOTS))
+def test_config_of_each_command_has_the_defaults_of_its_schema(name: str) -> None:
+    written = yaml.safe_load((conf_directory() / f"{name}.yaml").read_text())
+    defaults = defaults_of(ROOTS[name])
+    own = {key: value for key, value in written.items() if key not in ("defaults", "hydra")}
+    groups = [key for entry in written["defaults"] if isinstance(entry, dict) for key in entry]
+    assert own == {key: value for key, value in defaults.items() if key not in groups}
+
+
+PARTIAL = {  # config files of the user's with one key each, and for kinds that line
+    "model": "n_layer: 2",
+    "data": "kind: embedded\nval_fraction: 0.2",
+    "optimizer": "kind: muon\nmomentum: 0.9",
+    "schedule": "kind: wsd\nmin_lr_ratio: 0.5",
+    "trainer": "batch_size: 3",
+    "checkpoint": "keep_rolling: 2",
+    "logger": "wandb_project: mine",
+}
+
+
+def test_keys_left_out_of_a_partial_group_file_have_their_defaults(tmp_path: Path) -> None:
+    for group, text in PARTIAL.items():
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "mine.yaml").write_text(text)
+        same = [f"{group}.{line.replace(': ', '=')}" for line in text.splitlines()]
+        if same[0].startswith(f"{group}.kind"):
+            same[0] = same[0].replace(".kind", "")
+        own = compose_config("train", [f"{group}=mine"], extra_dir=tmp_path).values
+        assert freeze(own) == freeze(compose_config("train", same).values)
 
 
 def test_the_shapes_are_those_of_the_published_models() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.config.earlier import completed
-from gpt2ckpt.config.registry import build_data_config
+from gpt2ckpt.config.registry import build_data_config, build_typed
 from gpt2ckpt.config.replay import freeze, replay, still_meant
 from gpt2ckpt.errors import ConfigError
 
@@ -92,3 +92,12 @@ def test_embedded_text_of_an_earlier_run_keeps_its_split() -> None:
     assert build_data_config(old["data"]).split == "tail"
     assert build_data_config(freeze(compose([]))["data"]).split == "sections"
     assert resumed(old, [], ["data=embedded", "trainer.max_steps=9"])["data"] == old["data"]
+
+
+def test_earlier_run_keeps_the_end_of_every_epoch() -> None:
+    old = completed(earlier([], 20))
+    assert build_typed("train", old).checkpoint.keep_epochs == 10
+    del old["checkpoint"]["keep_epochs"], old["data"]["split"]
+    assert build_typed("train", old).checkpoint.keep_epochs is None
+    assert build_typed("train", old).data.split == "tail"
+    assert "keep_epochs" not in resumed(old, [], ["checkpoint=safe"])["checkpoint"]

@@ -34,7 +34,7 @@ def _tokens(path: Path, values: np.ndarray) -> Path:
 
 
 def test_embedded_is_pythons_own_reference() -> None:
-    corpus = open_corpus(EmbeddedDataConfig(), VOCAB_SIZE, 1024)
+    corpus = open_corpus(EmbeddedDataConfig(split="tail"), VOCAB_SIZE, 1024)
     total = len(corpus.train) + len(corpus.val)
     assert total > 100_000
     assert len(corpus.val) == int(total * 0.1)
@@ -43,14 +43,14 @@ def test_embedded_is_pythons_own_reference() -> None:
     (file,) = corpus.files
     assert (file.name, file.tokens) == ("pydoc_data.topics", total)
     assert f"{len(corpus.train):,} training" in corpus.description
-    assert corpus.digest == open_corpus(EmbeddedDataConfig(), VOCAB_SIZE, 64).digest
+    assert corpus.digest == open_corpus(EmbeddedDataConfig(split="tail"), VOCAB_SIZE, 64).digest
 
 
 @pytest.mark.skipif(
     sum(map(len, topics.values())) != 464_970, reason="another Python's text than the one counted"
 )
 def test_embedded_count() -> None:
-    corpus = open_corpus(EmbeddedDataConfig(), VOCAB_SIZE, 1024)
+    corpus = open_corpus(EmbeddedDataConfig(split="tail"), VOCAB_SIZE, 1024)
     assert len(corpus.train) + len(corpus.val) == 139_015
 
 
@@ -98,7 +98,7 @@ def test_validation_files_of_their_own_need_none_to_train_on(tmp_path: Path) -> 
 
 def test_a_held_out_part_is_the_one_that_training_validates_on(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one two three four\n" * 20)
-    for config in (_text(tmp_path / "a.txt", fraction=0.25), EmbeddedDataConfig()):
+    for config in (_text(tmp_path / "a.txt", fraction=0.25), EmbeddedDataConfig(split="tail")):
         corpus = open_corpus(config, VOCAB_SIZE, 4)
         val, description = open_validation(config, VOCAB_SIZE, 4)
         assert (_all(val), description) == (_all(corpus.val), corpus.description)
@@ -244,10 +244,10 @@ def test_a_fraction_outside_its_range_is_a_config_error(fraction: float, tmp_pat
 
 
 def test_a_vocabulary_too_small_for_text_is_a_config_error(tmp_path: Path) -> None:
-    for config in (EmbeddedDataConfig(), _text(tmp_path)):
+    for config in (EmbeddedDataConfig(split="tail"), _text(tmp_path)):
         with pytest.raises(ConfigError, match=r"model\.vocab_size=50256 .* at least 50257"):
             open_corpus(config, 50_256, 64)
-    assert open_corpus(EmbeddedDataConfig(), 50_304, 64).train.vocab_size == 50_304
+    assert open_corpus(EmbeddedDataConfig(split="tail"), 50_304, 64).train.vocab_size == 50_304
 
 
 def test_tokens_outside_a_smaller_vocabulary_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 from commands import Done, environment, latest, run, side_by_side, succeed
 
+from gpt2ckpt.config.compose import compose_config
+
 QUICK = ["trainer.max_steps=2", "trainer.eval_steps=1"]
+PARTIAL = {"trainer": "grad_accum: 2", "optimizer": "kind: adamw\nweight_decay: 0.2"}
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +22,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("sample", "evaluate", "prepare"):
         text = f"defaults: [{name}, _self_]\n" + ("ckpt: gone.pt\n" if name != "prepare" else "")
         (folder / "my conf" / f"my{name}.yaml").write_text(text)
+    for group, text in PARTIAL.items():
+        (folder / "my conf" / group).mkdir()
+        (folder / "my conf" / group / "mine.yaml").write_text(text)
     return folder
 
 
@@ -26,11 +32,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(folder: Path, token_data: Any) -> dict[str, Done]:
     words = [*token_data.overrides, *QUICK]
     own = ["--config-dir", "my conf", "--config-name", "mytrain"]
+    left_out = ("trainer.eval_every", "trainer.sample_every")
+    few = [word for word in words if not word.startswith(left_out)]
     awkward = "hydra.run.dir=it's lr=${optimizer.lr}, läuft"
     return side_by_side(
         folder,
         {
             "train": ("train", [*own, *words, awkward]),
+            "partial": (
+                "train",
+                [*own[:2], "trainer=mine", "optimizer=mine", *few, "hydra.run.dir=partial"],
+            ),
             "path": (
                 "train",
                 ["--config-path=my conf", "--config-name=mytrain.yaml", "dry_run=true"],
@@ -48,6 +60,21 @@ def done(folder: Path, token_data: Any) -> dict[str, Done]:
 def test_a_config_in_ones_own_folder_is_trained_with(folder: Path, done: dict[str, Done]) -> None:
     succeed(done["train"])
     assert latest(folder / "it's lr=0.003, läuft")["config"]["name"] == "own"
+
+
+def test_keys_left_out_of_partial_group_files_train_with_their_defaults(
+    folder: Path, done: dict[str, Done]
+) -> None:
+    succeed(done["partial"])
+    partial = latest(folder / "partial")["config"]
+    whole = latest(folder / "it's lr=0.003, läuft")["config"]
+    default = compose_config("train", []).values
+    assert partial["trainer"] == whole["trainer"] | {
+        "grad_accum": 2,
+        "eval_every": default["trainer"]["eval_every"],
+        "sample_every": default["trainer"]["sample_every"],
+    }
+    assert partial["optimizer"] == default["optimizer"] | {"weight_decay": 0.2}
 
 
 @pytest.mark.parametrize("way", ["path", "file", "relative"])

@@ -12,10 +12,10 @@ from gpt2ckpt.model.counts import count_flops_per_token, count_parameters
 from gpt2ckpt.model.gpt2 import GPT2
 
 PUBLISHED = {
-    124_439_808: ModelConfig(n_layer=12, n_head=12, n_embd=768),
-    354_823_168: ModelConfig(n_layer=24, n_head=16, n_embd=1024),
-    774_030_080: ModelConfig(n_layer=36, n_head=20, n_embd=1280),
-    1_557_611_200: ModelConfig(n_layer=48, n_head=25, n_embd=1600),
+    124_439_808: ModelConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024),
+    354_823_168: ModelConfig(n_layer=24, n_head=16, n_embd=1024, block_size=1024),
+    774_030_080: ModelConfig(n_layer=36, n_head=20, n_embd=1280, block_size=1024),
+    1_557_611_200: ModelConfig(n_layer=48, n_head=25, n_embd=1600, block_size=1024),
 }
 TINY = ModelConfig(n_layer=3, n_head=3, n_embd=21, block_size=11, vocab_size=97)
 
@@ -120,7 +120,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 def test_flops_per_token_of_the_small_model() -> None:
     # By hand: 6 * (124,439,808 - 1024 * 768) + 12 * 12 * 768 * 1024
-    assert count_flops_per_token(ModelConfig()) == 855_166_464
+    assert count_flops_per_token(PUBLISHED[124_439_808]) == 855_166_464
 
 
 def test_too_many_tokens_are_refused() -> None:
@@ -131,7 +131,7 @@ def test_too_many_tokens_are_refused() -> None:
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (ModelConfig(n_head=5), r"model.n_embd=768 is not divisible by model.n_head=5"),
+        (ModelConfig(n_head=5), r"model.n_embd=128 is not divisible by model.n_head=5"),
         (ModelConfig(n_layer=0), r"model.n_layer is 0; it must be at least 1"),
         (ModelConfig(dropout=1.0), r"model.dropout is .*; it must be at least 0 and below 1"),
     ],

@@ -45,12 +45,12 @@ def test_cosine_with_a_length_of_its_own_does_not_depend_on_the_run():
 def test_wsd_is_flat_and_then_falls_in_a_line():
     scale = build_schedule(WsdConfig(warmup_steps=2, decay_steps=4), 10)
     assert [scale(step) for step in range(2, 12)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
-    assert build_schedule(WsdConfig(), 10)(9) == 1.0
+    assert build_schedule(WsdConfig(warmup_steps=0, decay_steps=0), 10)(9) == 1.0
 
 
 def test_a_schedule_without_warm_up_starts_at_the_full_rate():
-    assert build_schedule(CosineConfig(), 10)(0) == 1.0
-    assert build_schedule(ConstantConfig(), 10)(10**9) == 1.0
+    assert build_schedule(CosineConfig(warmup_steps=0), 10)(0) == 1.0
+    assert build_schedule(ConstantConfig(warmup_steps=0), 10)(10**9) == 1.0
 
 
 @pytest.mark.parametrize(
