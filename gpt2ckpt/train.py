@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from gpt2ckpt import console
 from gpt2ckpt.application import CommandLine, ask_hydra, parse_command_line, run_hydra
-from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides, quoted, sets
+from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides, quoted, sets, spelled
 from gpt2ckpt.config.replay import composable, task_overrides
 from gpt2ckpt.config.schema import TrainConfig
 from gpt2ckpt.errors import ConfigError
@@ -24,15 +24,10 @@ from gpt2ckpt.exits import reported_errors
 from gpt2ckpt.parallel.process_group import DistributedGroup, ProcessGroup
 from gpt2ckpt.parallel.rank_exit import exit_without_teardown, open_process_group
 from gpt2ckpt.parallel.ranks import read_ranks
+from gpt2ckpt.runs.layout import CHECKPOINTS, hydra_record
 from gpt2ckpt.runs.resume import Scope
-from gpt2ckpt.runs.start import (
-    Start,
-    complete_interrupted_save,
-    find_start,
-    hydra_record,
-    restart_overrides,
-    take_directory,
-)
+from gpt2ckpt.runs.start import Start, find_start
+from gpt2ckpt.runs.take_directory import complete_interrupted_save, take_directory
 from gpt2ckpt.sweeps.launch import run_sweep
 from gpt2ckpt.training.disk_check import check_free_space
 from gpt2ckpt.training.validate_run import ValidatedRun, finished_notice, validate_run
@@ -64,11 +59,19 @@ def main() -> None:
 
 
 def _line_of_attempt(line: CommandLine, group: ProcessGroup) -> CommandLine:
-    """The line itself; where a launcher starts the group again, that which goes on with its run."""
+    """Return the command line; after a launcher restarted the group, one that resumes its run.
+
+    The restarted group resumes from the newest state in the directory of the first attempt. As long
+    as the directory holds none, the group starts as the first attempt did.
+    """
     directory = group.directory_of_first_attempt()
     if directory is None:
         return line
-    return replace(line, overrides=restart_overrides(line.overrides, Path(directory)))
+    has_state = any((Path(directory) / CHECKPOINTS).glob("**/*.pt"))
+    dropped = ("hydra.run.dir", *(("resume", "fork") if has_state else ()))
+    kept = [override for override in line.overrides if not sets(override, *dropped)]
+    resume = ["resume=auto"] if has_state else []
+    return replace(line, overrides=[*kept, *resume, f"hydra.run.dir={spelled(directory)}"])
 
 
 def _single(line: CommandLine, group: ProcessGroup) -> int:
@@ -80,9 +83,9 @@ def _single(line: CommandLine, group: ProcessGroup) -> int:
     is_given = any(sets(word, "hydra.run.dir") for word in line.overrides)
     scope = Scope(wanted.parent, wanted if is_given else None, _name_given(line, composed))
     start = find_start(
-        composed.values,
-        line.overrides,
-        scope,
+        values=composed.values,
+        overrides=line.overrides,
+        scope=scope,
         compose=lambda overrides: _compose(line, overrides).values,
         locks=not composed.values["dry_run"],
     )

@@ -9,7 +9,8 @@ from pathlib import Path
 from gpt2ckpt.config.replay import Values
 from gpt2ckpt.parallel.process_group import SingleProcess
 from gpt2ckpt.runs.resume import Scope
-from gpt2ckpt.runs.start import find_start, take_directory
+from gpt2ckpt.runs.start import find_start
+from gpt2ckpt.runs.take_directory import take_directory
 from gpt2ckpt.training.hardware import hardware_of
 from gpt2ckpt.training.session import Session
 from gpt2ckpt.training.validate_run import validate_run

@@ -19,6 +19,15 @@ JOBS = "jobs.jsonl"  # of a sweep: sweeps/journal.py
 LINEAGE = ".history.json"  # runs/wandb_lineage.py
 
 
+def hydra_record(directory: Path) -> str:
+    """Return where Hydra records the next launch in `directory`: .hydra, then .hydra/resume_N."""
+    first = directory / RECORD
+    if not first.exists():
+        return RECORD
+    numbers = [re.fullmatch(r"resume_(\d+)", path.name) for path in first.iterdir()]
+    return f"{RECORD}/resume_{1 + max((int(match[1]) for match in numbers if match), default=0)}"
+
+
 def run_title(directory: Path) -> str:
     """Return the name of a run for loggers: its directory's, of a sweep's job with the sweep's."""
     directory = directory.absolute()

@@ -252,6 +252,13 @@ def refuse_if_locked(directory: Path) -> None:
         raise LockedError(_refusal(directory))
 
 
+def unwritable(directory: Path, error: OSError) -> InputError:
+    """Return the error for a run directory that cannot be written."""
+    return InputError(
+        f"the run directory {directory} cannot be written ({error.strerror or error})"
+    )
+
+
 def refuse_links(directory: Path) -> None:
     """Raise InputError if a file that a run writes to is a symbolic link, wherever it leads, or if
     something else than a file has its name."""

@@ -25,15 +25,10 @@ from gpt2ckpt.errors import InputError, LockedError, UserError
 from gpt2ckpt.exits import own_process
 from gpt2ckpt.parallel.process_group import SingleProcess
 from gpt2ckpt.runs.claim import Claim
-from gpt2ckpt.runs.layout import JOBS, RECORD
+from gpt2ckpt.runs.layout import JOBS, RECORD, hydra_record
 from gpt2ckpt.runs.resume import AUTO, Scope
-from gpt2ckpt.runs.start import (
-    Start,
-    complete_interrupted_save,
-    find_start,
-    hydra_record,
-    take_directory,
-)
+from gpt2ckpt.runs.start import Start, find_start
+from gpt2ckpt.runs.take_directory import complete_interrupted_save, take_directory
 from gpt2ckpt.signals.early import Interrupted, exit_code
 from gpt2ckpt.signals.sweeps import WorkerSignals, worker_signals
 from gpt2ckpt.sweeps import folder, journal
@@ -267,9 +262,9 @@ def find_job_start(
         values["resume"] = None
     directory = own.directory if own else None
     start = find_start(
-        values,
-        overrides,
-        Scope(sweep.parent, directory),
+        values=values,
+        overrides=overrides,
+        scope=Scope(sweep.parent, directory),
         compose=lambda words: compose_config(line.config_name, words, line.config_dir).values,
         locks=locks,
     )

@@ -16,8 +16,7 @@ from gpt2ckpt.config.replay import Values
 from gpt2ckpt.exits import FULL_ERROR
 from gpt2ckpt.runs.claim import claim_sweep, protection_notice
 from gpt2ckpt.runs.command import command
-from gpt2ckpt.runs.layout import RECORD
-from gpt2ckpt.runs.start import hydra_record
+from gpt2ckpt.runs.layout import RECORD, hydra_record
 from gpt2ckpt.signals.early import exit_code, install
 from gpt2ckpt.signals.sweeps import RELAYED, LauncherSignals
 from gpt2ckpt.sweeps import folder, journal

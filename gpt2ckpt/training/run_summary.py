@@ -20,9 +20,10 @@ from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.model.attention import keeps_weights
 from gpt2ckpt.model.counts import count_flops_per_token, count_parameters
 from gpt2ckpt.parallel.process_group import ProcessGroup
+from gpt2ckpt.runs.claim import holds_run
 from gpt2ckpt.runs.command import command
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY
-from gpt2ckpt.runs.start import Start, preview_lines
+from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training import console_format
 from gpt2ckpt.training.disk_check import check_free_space, checkpoint_bytes, memory_needed
 from gpt2ckpt.training.hardware import (
@@ -72,7 +73,14 @@ def preview(
     prepare_process(hardware, deterministic=validated.config.trainer.deterministic)
     lines, warnings = plan(directory, start, validated, hardware, group.size, is_preview=True)
     inexact = not_exact(start, hardware, group.size)
-    return [*preview_lines(start, wanted, is_given=is_given), *inexact, *lines, *warnings]
+    if start.directory is not None:
+        first = "dry run: nothing is written. This command would resume:"
+    else:
+        where = str(wanted)
+        if is_given and not start.restarts_run and holds_run(wanted):
+            where = f"{wanted}_run_… ({wanted} already holds a run)"
+        first = f"dry run: nothing is written. This command would start a new run in {where}"
+    return [first, *start.notices(), *inexact, *lines, *warnings]
 
 
 def not_exact(start: Start, hardware: Hardware, ranks: int) -> list[str]:

@@ -55,7 +55,7 @@ def test_latest_is_the_run_that_was_trained_last(preview: Any) -> None:
 
 def test_a_name_selects_among_the_runs_that_share_a_folder(preview: Any) -> None:
     """A job that was started for the first time took over another job's run."""
-    assert "It would start anew in outputs/beta_run_" in preview("+resume=auto", "name=beta")[0]
+    assert "would start a new run in outputs/beta_run_" in preview("+resume=auto", "name=beta")[0]
     out, _ = preview("+resume=auto", "name=reference", "optimizer.lr=1e-2")
     assert "outputs/reference_run_20991231_235959 is finished: step 120" in out
     _, error = preview("+resume=latest", "name=beta")

@@ -13,9 +13,11 @@ from gpt2ckpt.errors import CheckpointError, ConfigError, InputError, LockedErro
 from gpt2ckpt.runs import claim, resume
 from gpt2ckpt.runs.claim import Claim
 from gpt2ckpt.runs.history import RunIdentity, identity_in, start_history
+from gpt2ckpt.runs.layout import hydra_record
 from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.runs.resume import Scope
-from gpt2ckpt.runs.start import Start, find_start, hydra_record, take_directory
+from gpt2ckpt.runs.start import Start, find_start
+from gpt2ckpt.runs.take_directory import take_directory
 
 
 def compose(overrides: list[str]) -> dict[str, Any]:
@@ -182,7 +184,7 @@ def test_a_config_of_another_project_is_said_to_be_one(tmp_path: Path) -> None:
     path = tmp_path / "odd.pt"
     state = {"format": format.FORMAT, "step": 1, "model": {}, "config": {}, "overrides": None}
     path.write_bytes(b"".join(format.encode(state).buffers))
-    with pytest.raises(CheckpointError, match=r"odd\.pt holds no config that can be replayed"):
+    with pytest.raises(CheckpointError, match=r"odd\.pt does not hold a config of a training"):
         start([f"+resume={path}", "seed=3"])
 
 
@@ -213,7 +215,7 @@ def test_a_resume_from_an_older_step_keeps_the_later_ones(run: Path) -> None:
     chosen = folder / "rolling_step_000004.pt"
     claimed = take([f"+resume={chosen}"], run)
     [aside] = folder.glob("abandoned_*")
-    assert f"set aside in {aside}" in claimed.notice
+    assert f"archived the checkpoints after step 4 in {aside}" in claimed.notice
     assert (aside / "rolling_step_000006.pt").read_bytes() == later
     assert not (folder / "rolling_step_000006.pt").exists()
     assert (folder / "latest.pt").read_bytes() == chosen.read_bytes()

@@ -38,7 +38,8 @@ from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import CheckpointError, UserError
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.runs.resume import Scope
-from gpt2ckpt.runs.start import complete_interrupted_save, find_start, take_directory
+from gpt2ckpt.runs.start import find_start
+from gpt2ckpt.runs.take_directory import complete_interrupted_save, take_directory
 from gpt2ckpt.signals.training import exit_code
 from gpt2ckpt.training.hardware import choose_hardware
 from gpt2ckpt.training.session import Session

@@ -22,7 +22,7 @@ from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.parallel.process_group import DistributedGroup
 from gpt2ckpt.parallel.ranks import Ranks
 from gpt2ckpt.runs.lock import RunLock
-from gpt2ckpt.runs.start import complete_interrupted_save
+from gpt2ckpt.runs.take_directory import complete_interrupted_save
 from gpt2ckpt.training import session
 from gpt2ckpt.training.anomalies import NonFiniteLoss, NonFiniteWeights
 from gpt2ckpt.training.hardware import choose_hardware
@@ -372,9 +372,9 @@ def test_a_finished_run_is_touched_only_if_its_last_save_was_cut_off(
     cut_off_at_step_3(run)
     with (start := start_of(["+resume=auto"], run, locks=True)).held():
         [line] = complete_interrupted_save(replace(start, unwritable=InputError("it is read-only")))
-        assert "cannot be finished (it is read-only)" in line and "the state is safe in" in line
+        assert "cannot be completed (it is read-only)" in line and "its state is safe in" in line
         [line] = complete_interrupted_save(start)
-    assert "best_model.pt, latest.pt" in line and "did not stand for step 6" in line
+    assert "completed the interrupted save of step 6: best_model.pt, latest.pt" in line
     with (start := start_of(["+resume=auto"], run, locks=True)).held():
         assert complete_interrupted_save(start) == []
     assert load(folder / "latest.pt")["config"]["optimizer"]["lr"] != 9

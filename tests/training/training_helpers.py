@@ -10,7 +10,8 @@ import torch
 
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.runs.resume import Scope
-from gpt2ckpt.runs.start import Start, find_start, take_directory
+from gpt2ckpt.runs.start import Start, find_start
+from gpt2ckpt.runs.take_directory import take_directory
 from gpt2ckpt.training.hardware import choose_hardware
 from gpt2ckpt.training.session import Outcome, Session
 from gpt2ckpt.training.validate_run import ValidatedRun, validate_run

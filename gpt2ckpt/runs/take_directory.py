@@ -1,0 +1,160 @@
+"""Take the directory that a process trains in: lock it and bring it to the step of its start.
+
+Everything that can refuse a start has been checked before (runs/start.py): here the first bytes are
+written.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gpt2ckpt.checkpoint import interrupted_save
+from gpt2ckpt.checkpoint.repair import quarantine
+from gpt2ckpt.checkpoint.store import Found, Store
+from gpt2ckpt.errors import CheckpointError, InputError
+from gpt2ckpt.files import durable
+from gpt2ckpt.runs import history
+from gpt2ckpt.runs.claim import Claim, claim, holds_checkpoints, holds_run, reclaim
+from gpt2ckpt.runs.history import Point
+from gpt2ckpt.runs.layout import CHECKPOINTS
+from gpt2ckpt.runs.lock import unwritable
+from gpt2ckpt.runs.newest import behind
+from gpt2ckpt.runs.start import Start
+
+
+def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
+    """Return the locked directory to train in: that of the resumed run, or a new one.
+
+    For a resume, damaged files are quarantined, an interrupted save is completed, checkpoints later
+    than the start are archived, and metrics.jsonl is cut at its step.
+
+    Args:
+        start: what `find_start` decided.
+        wanted: the directory of a new run.
+        is_given: whether the user named `wanted` (hydra.run.dir).
+
+    Raises:
+        InputError: if the directory cannot be written, or another process has changed it.
+    """
+    if start.unwritable is not None:
+        raise start.unwritable
+    if start.directory is not None or start.restarts_run or not holds_run(wanted):
+        _refuse_folders(start.directory or wanted)
+    if start.directory is None or start.found is None:
+        return _take_new(start, wanted, is_given=is_given)
+    assert start.lock is not None, "a dry run is not trained"
+    with _releasing_on_error(Claim(start.directory, start.lock)) as claimed:
+        start.lock.check_place()
+        past = history.Past.of(start.directory)  # raises before anything is moved
+        durable.clean_temporaries(start.directory)
+        found, store = start.found, Store(start.directory / CHECKPOINTS)
+        notices = [*_quarantine(start.directory, found), *_complete_save(start)]
+        point = Point(int(found.state["step"]), found.path)
+        archive = store.roll_back_to(found.path, point.shared_step, datetime.now())
+        if archive:
+            notices.append(f"archived the checkpoints after step {point.shared_step} in {archive}")
+        notices += _continue_history(past, start, point, archive)
+        return replace(claimed, notice="\n".join(notices))
+
+
+def complete_interrupted_save(start: Start) -> list[str]:
+    """Complete the last save of a finished run if a kill interrupted it.
+
+    Returns:
+        The lines to print. A failure is among them and not raised: the state is on disk.
+    """
+    if start.directory is None or start.found is None:
+        return []
+    if not interrupted_save.missing_operations(start.directory / CHECKPOINTS, start.found):
+        return []
+    if start.unwritable is not None:
+        return [_incomplete_save(start.found, start.unwritable)]
+    return _complete_save(start)
+
+
+def _take_new(start: Start, wanted: Path, *, is_given: bool) -> Claim:
+    """Return the directory of a run without a checkpoint of its own, with its first record."""
+    if start.lock is not None:
+        made = Claim(wanted, start.lock)
+    elif start.restarts_run:
+        made = reclaim(wanted)
+    else:
+        made = claim(wanted, datetime.now(), is_given=is_given)
+    with _releasing_on_error(made):
+        durable.clean_temporaries(made.directory)
+        if not start.restarts_run:
+            follows = behind(made.directory, datetime.now(UTC))
+            history.start_history(made.directory, start.identity, start.frozen, follows)
+            return made
+        made.lock.check_place()
+        if holds_checkpoints(made.directory):  # saved after this start looked for a checkpoint
+            raise InputError(
+                f"{wanted} got its first checkpoint from another process while this process was "
+                "starting: give the same command again to resume from that checkpoint"
+            )
+        past = history.Past.of(made.directory)
+        return replace(made, notice="\n".join(_continue_history(past, start, Point(), None)))
+
+
+def _refuse_folders(directory: Path) -> None:
+    """Raise InputError if a folder has the name of a checkpoint: no save could replace it."""
+    for path in Store(directory / CHECKPOINTS).files():
+        if path.is_dir() and not path.is_symlink():
+            raise InputError(f"{path} is a folder where checkpoints are saved: move it away")
+
+
+def _quarantine(directory: Path, found: Found) -> list[str]:
+    """Replace or move away the skipped files, before a save lets them replace a valid file.
+
+    Returns the lines to print. A failure is among them and not raised: the state is on disk.
+    """
+    folder, run = directory / CHECKPOINTS, history.run_id_in(directory)
+    try:
+        return quarantine(folder, dict(found.skipped), datetime.now(), run)
+    except (CheckpointError, OSError) as error:
+        return [f"damaged files in {folder} cannot be moved away: {error}"]
+
+
+def _complete_save(start: Start) -> list[str]:
+    """Complete an interrupted save in a locked directory; return the lines to print."""
+    assert start.directory is not None and start.found is not None
+    try:
+        made = interrupted_save.complete_save(start.directory / CHECKPOINTS, start.found)
+    except (CheckpointError, OSError) as error:
+        return [_incomplete_save(start.found, error)]
+    step = start.found.state["step"]
+    return [f"completed the interrupted save of step {step}: {', '.join(made)}"] if made else []
+
+
+def _incomplete_save(found: Found, error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    step, path = found.state["step"], found.path
+    return f"the save of step {step} cannot be completed ({reason}); its state is safe in {path}"
+
+
+def _continue_history(
+    past: history.Past, start: Start, point: Point, archive: Path | None
+) -> list[str]:
+    return history.continue_history(
+        past,
+        start.identity,
+        point,
+        saved=start.state["config"] if start.state else start.frozen,
+        frozen=start.frozen,
+        aside=archive,
+        follows=behind(past.directory, datetime.now(UTC)),
+    )
+
+
+@contextmanager
+def _releasing_on_error(claimed: Claim) -> Iterator[Claim]:
+    """Release the directory if the first writes to it fail."""
+    try:
+        yield claimed
+    except BaseException as error:
+        claimed.lock.release()
+        if isinstance(error, OSError):
+            raise unwritable(claimed.directory, error) from error
+        raise
