@@ -1,6 +1,6 @@
 """Frozen configs of earlier versions: the meaning of the keys that they have and lack.
 
-A frozen config is replayed as it was frozen. A key that it lacks is younger than the config, and may
+A frozen config is replayed as it was frozen. A key that it lacks is younger than it, and may
 mean another value than today's default: EARLIER_VALUES lists these keys.
 """
 
