@@ -1,1 +1,1 @@
-"""The file system: durable writes, kernel locks, links. No idea what the files hold."""
+"""The file system: durable writes, disk usage, kernel locks, links, permissions."""

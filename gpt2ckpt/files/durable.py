@@ -1,8 +1,8 @@
-"""The file system: publish, link, delete, so that each step survives a power loss.
+"""Durable file operations: write, link, move and delete files so that a power loss is survived.
 
-Knows nothing of checkpoints. The protocol of `publish` is the classic one: a temporary file in the
-same folder, every byte written and synced, read back and checked, renamed, the folder synced. So
-the name stands for the old bytes or for the new ones, never for a mixture.
+`publish` replaces a file atomically: it writes a temporary file in the same directory, syncs it,
+reads it back, checks it, renames it and syncs the directory. After a crash at any point the name
+refers either to the old content or to the new content, never to a mixture.
 Sources: rename(2), fsync(2); Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014.
 """
 
@@ -20,14 +20,14 @@ from typing import TypeAlias
 
 TEMPORARY_SUFFIX = ".tmp"
 CHUNK = 8 << 20  # bytes written or copied at a time
-BLOCK = 1 << 16  # bytes: a multiple of what any file system calls a block
-SYNC_EVERY = 256 << 20  # bytes: a long file reaches the device bit by bit, and is seen to
+BLOCK = 1 << 16  # bytes: a multiple of the block size of any file system
+SYNC_EVERY = 256 << 20  # bytes after which a long file is synced, so that progress is reported
 _WRITE = os.O_WRONLY | os.O_NOFOLLOW
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS}
 NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}  # SMB and some FUSE file systems
 
 Watch: TypeAlias = Callable[[int], None]
-"""Told of every piece of bytes that the device took or gave."""
+"""Called with the number of bytes after each write."""
 
 
 def no_progress(count: int) -> None:
@@ -41,21 +41,26 @@ def publish(
     watch: Watch = no_progress,
     spare: Path | None = None,
 ) -> None:
-    """Make `target` a durable file that holds exactly `buffers`.
+    """Make `target` a durable file that contains exactly `buffers`.
 
-    `check` gets the temporary file after it was synced and dropped from the page cache, and raises
-    if its content is not what was meant. On any error the old `target` stays as it was. A sync that
-    failed is never tried again on the same file: the kernel may have dropped what it could not
-    write, and would report success.
+    On any error the old `target` is unchanged. A failed fsync is never repeated on the same file:
+    the kernel may have dropped the pages that it could not write, and would then report success.
 
-    `spare` is a file that is not needed any more and has space: the bytes go into its blocks, so
-    that a full disk can be written to. (Were it deleted first, somebody else could take its space,
-    and XFS and btrfs give the space of a deleted file back some time later.) It keeps its name
-    until it is cut to its length, since a full XFS has no space for a longer name before that.
+    Args:
+        target: the file to create or replace.
+        buffers: its content, in order.
+        check: is called with the temporary file after it was synced and dropped from the page
+            cache. It raises if the content is wrong.
+        watch: is called with the number of bytes after each write.
+        spare: a file to overwrite instead of a new temporary file, so that a save succeeds on a
+            full disk. Deleting it first would not do: another process could take the space, and
+            XFS and btrfs release the space of a deleted file only later. `spare` keeps its name
+            until it is truncated, because a full XFS has no space for a longer name before that.
 
-    Raises OSError from the file system (a full disk, a failing sync) and whatever `check` raises.
+    Raises:
+        OSError: the file system failed (a full disk, a failing sync). `check` may raise others.
     """
-    if spare is not None and not _is_alone(spare):
+    if spare is not None and not _is_unshared_file(spare):
         spare.unlink(missing_ok=True)
         spare = None
     temporary = spare or temporary_name(target)
@@ -83,20 +88,21 @@ def publish(
 
 
 def write(target: Path, content: bytes) -> None:
-    """Make `target` a durable file that holds exactly `content`. Raises OSError; the old file, if
-    there is one, is kept then."""
+    """Make `target` a durable file that contains exactly `content`.
+
+    Raises:
+        OSError: the file system failed; the old file is unchanged.
+    """
 
     def check(written: Path) -> None:
         if written.read_bytes() != content:
-            raise OSError(errno.EIO, "a file reads back otherwise than it was written", str(target))
+            raise OSError(errno.EIO, "the content read back differs from the content written", str(target))
 
     publish(target, [content], check)
 
 
 def sync_file(path: Path) -> None:
-    """Wait until the bytes of a file that another piece of code wrote are on the device.
-
-    Raises OSError."""
+    """Wait until a file that another library wrote is on the device. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -105,9 +111,10 @@ def sync_file(path: Path) -> None:
 
 
 def link(source: Path, name: Path, watch: Watch = no_progress) -> None:
-    """Make `name` another durable name of `source`; a copy where there are no hard links.
+    """Make `name` a durable hard link to `source`, or a copy if the file system has no hard links.
 
-    Either has the bytes of `source`, whatever they are. Raises OSError; `name` is then as it was.
+    Raises:
+        OSError: the file system failed; `name` is unchanged.
     """
     temporary = temporary_name(name)
     try:
@@ -119,7 +126,7 @@ def link(source: Path, name: Path, watch: Watch = no_progress) -> None:
         return
     try:
         temporary.replace(name)
-        # rename(2) does nothing when both names are links of one file: the temporary one stays.
+        # rename(2) does nothing if both names already refer to the same file.
         temporary.unlink(missing_ok=True)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -129,17 +136,20 @@ def link(source: Path, name: Path, watch: Watch = no_progress) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Give a file another durable name, in another folder of its file system. Raises OSError."""
+    """Move a file durably to another directory of the same file system. Raises OSError."""
     source.replace(target)
     sync_directory(target.parent)
     sync_directory(source.parent)
 
 
 def shorten(path: Path, content: bytes) -> None:
-    """Replace what a file holds by a part of it. Raises OSError; the file is as it was then.
+    """Replace the content of a file by a part of it.
 
-    A beginning of the file is what is left when the rest is cut off, which a full disk can do, too.
-    Anything else is written beside it, as by `write`.
+    If `content` is the beginning of the file, the file is truncated, which succeeds on a full disk
+    too. Otherwise it is written as by `write`.
+
+    Raises:
+        OSError: the file system failed; the file is unchanged.
     """
     unshare(path)
     with path.open("rb+") as file:
@@ -151,9 +161,10 @@ def shorten(path: Path, content: bytes) -> None:
 
 
 def unshare(path: Path) -> None:
-    """Give a file blocks of its own if it has other names too, before it is written in place.
+    """Replace a file by a copy of itself if it has other hard links.
 
-    A snapshot by hard links (`cp -al`) keeps its bytes then. Raises OSError.
+    Call it before writing in place, so that a snapshot by hard links (`cp -al`) keeps its content.
+    Raises OSError.
     """
     with contextlib.suppress(FileNotFoundError):
         info = path.stat(follow_symlinks=False)
@@ -162,7 +173,7 @@ def unshare(path: Path) -> None:
 
 
 def delete(paths: Sequence[Path]) -> None:
-    """Delete `paths` durably; a path that is already gone is no error."""
+    """Delete files durably; files that do not exist are ignored."""
     for path in paths:
         path.unlink(missing_ok=True)
     for folder in {path.parent for path in paths}:
@@ -170,10 +181,14 @@ def delete(paths: Sequence[Path]) -> None:
 
 
 def sync_directory(folder: Path) -> bool:
-    """Make the names in `folder` durable: renames and deletions are only then.
+    """Make the names in `folder` durable; a rename or deletion is not durable before.
 
-    Returns False where the file system has no such call; its names may then not survive a power
-    loss. Raises OSError if the call fails.
+    Returns:
+        False if the file system does not support fsync of a directory (EINVAL, EOPNOTSUPP). Names
+        may then be lost in a power loss.
+
+    Raises:
+        OSError: the sync failed.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -188,7 +203,7 @@ def sync_directory(folder: Path) -> bool:
 
 
 def make_directory(folder: Path) -> None:
-    """Create `folder` and its missing parents, each durable in the one above it."""
+    """Create `folder` and its missing parents durably."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -196,26 +211,30 @@ def make_directory(folder: Path) -> None:
 
 
 def temporary_name(target: Path) -> Path:
-    """A fresh name beside `target` that tells which process on which host it belongs to."""
+    """Return an unused name beside `target` that contains this host and process id."""
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     return target.with_name(f".{target.name}.{owner}{TEMPORARY_SUFFIX}")
 
 
 def clean_temporaries(folder: Path, *, of_all_hosts: bool = False) -> list[Path]:
-    """Delete the temporary files that dead processes left in `folder`, on this host or on all.
+    """Delete temporary files of dead processes in `folder` and return their paths.
 
-    Call it before this process writes there: files with its own number are left by a dead process
-    that had the same one, as a container's first process always has. Who holds the run's lock
-    knows that the processes of other hosts are dead, too.
+    Call it before this process writes there: it treats files with its own process id as left by a
+    dead process that had the same id, which the first process of a container always has.
+
+    Args:
+        folder: the directory to clean.
+        of_all_hosts: whether to delete files of other hosts too. Only a process that holds the
+            run's lock knows that their processes are dead.
     """
-    removed = left_by_the_dead(folder, of_all_hosts=of_all_hosts)
+    removed = abandoned_temporaries(folder, of_all_hosts=of_all_hosts)
     for path in removed:
         path.unlink(missing_ok=True)
     return removed
 
 
-def left_by_the_dead(folder: Path, *, of_all_hosts: bool = False) -> list[Path]:
-    """The files that `clean_temporaries` deletes."""
+def abandoned_temporaries(folder: Path, *, of_all_hosts: bool = False) -> list[Path]:
+    """Return the files that `clean_temporaries` deletes."""
     owned = re.compile(r"\..+\.[^/]+-(?P<pid>[0-9]{1,9})-[0-9a-f]{8}\.tmp")
     found = []
     for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
@@ -231,7 +250,7 @@ def left_by_the_dead(folder: Path, *, of_all_hosts: bool = False) -> list[Path]:
 
 
 def process_is_alive(pid: int) -> bool:
-    """Whether a process with this number runs on this host."""
+    """Return whether a process with this id runs on this host."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -250,14 +269,13 @@ def _copy(source: Path, name: Path, watch: Watch) -> None:
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, some megabytes at a time."""
+    """Yield the content of a file in pieces of CHUNK bytes."""
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             yield chunk
 
 
-def _is_alone(path: Path) -> bool:
-    """Whether a path is a regular file without other names, so that it may be written to."""
+def _is_unshared_file(path: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         info = path.stat(follow_symlinks=False)
         return stat.S_ISREG(info.st_mode) and info.st_nlink == 1
@@ -265,7 +283,6 @@ def _is_alone(path: Path) -> bool:
 
 
 def _write_all(descriptor: int, buffers: Iterable[bytes | memoryview], watch: Watch) -> None:
-    """Write all bytes; those of a long file are synced on the way."""
     unsynced = 0
     for buffer in buffers:
         view = memoryview(buffer).cast("B")
@@ -280,9 +297,9 @@ def _write_all(descriptor: int, buffers: Iterable[bytes | memoryview], watch: Wa
 
 
 def _in_blocks(views: Iterable[memoryview]) -> Iterator[memoryview]:
-    """The same bytes in whole blocks, the last one filled up with zeros.
+    """Yield the same bytes in multiples of BLOCK, padded with zeros at the end.
 
-    On a full btrfs only whole blocks can be written into space that a file has.
+    On a full btrfs only whole blocks can be overwritten in place.
     """
     gathered, filled = memoryview(bytearray(CHUNK)), 0
     for view in views:

@@ -10,8 +10,8 @@ def refuse_link(path: Path) -> None:
     """Raise InputError if `path`, which is about to be written, is a symbolic link."""
     if path.is_symlink():
         raise InputError(
-            f"{path} is a symbolic link, and a run writes nothing to another place: put the file "
-            "or folder itself there, or remove the link"
+            f"{path} is a symbolic link, and a run writes only inside its own directory: replace "
+            "the link by the file or directory itself, or remove it"
         )
 
 

@@ -1,22 +1,24 @@
-"""Kernel locks on open files and directories (flock(2)); they end with the process."""
+"""Kernel locks on open files and directories (flock(2)); the kernel releases them with the process."""
 
 import fcntl
 from enum import Enum
 
 
 class Lock(Enum):
-    """What became of an attempt to lock."""
+    """Result of an attempt to lock."""
 
     TAKEN = "taken"
-    HELD = "another process holds it"
-    UNSUPPORTED = "the file system has no such locks"
+    HELD = "held by another process"
+    UNSUPPORTED = "not supported by the file system"
 
 
 def try_lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> Lock:
-    """Lock an open file or directory until `descriptor` is closed; never raises.
+    """Lock an open file or directory until `descriptor` is closed. Never raises.
 
-    Any number of processes can hold a `shared` lock at a time, if none holds another one. With
-    `wait`, a lock that another process holds is waited for.
+    Args:
+        descriptor: of the open file or directory.
+        shared: take a shared lock, which several processes can hold at the same time.
+        wait: wait until another process releases its lock, instead of returning HELD.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:

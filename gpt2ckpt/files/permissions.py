@@ -1,6 +1,6 @@
-"""Folders that are there, and that this user cannot look into.
+"""Directories that exist but that this user may not read.
 
-What such a folder holds is not known: to take it for empty would be wrong.
+Their content is unknown, so they must not be treated as empty.
 """
 
 import errno
@@ -11,7 +11,7 @@ from gpt2ckpt.errors import InputError
 
 
 def access_error(folder: Path) -> OSError | None:
-    """Return why this user cannot look into a folder; None if it can, or if there is none."""
+    """Return the error of reading a directory; None if it is readable or does not exist."""
     try:
         os.scandir(folder).close()
         os.stat(f"{folder}/.")  # noqa: PTH116 (Path drops the dot, which asks for the right to enter)
@@ -23,13 +23,13 @@ def access_error(folder: Path) -> OSError | None:
 
 
 def require_access(folder: Path) -> None:
-    """Raise InputError if a folder is there, and this user cannot look into it."""
+    """Raise InputError if a directory exists and this user may not read it."""
     if error := access_error(folder):
         raise unreadable_message(folder, error) from error
 
 
 def unreadable_message(path: Path | str, error: OSError) -> InputError:
-    """Return the error to raise where a path cannot be read."""
+    """Return the InputError for a path that cannot be read."""
     is_forbidden = error.errno in (errno.EACCES, errno.EPERM)
-    remedy = "ls -ld shows who may read it" if is_forbidden else "mount or mend it first"
+    remedy = "ls -ld shows who may read it" if is_forbidden else "mount or repair it first"
     return InputError(f"{path} cannot be read ({error.strerror or error}): {remedy}")

@@ -1,4 +1,4 @@
-"""Asking a file system that may not answer."""
+"""Calls into a file system that may hang."""
 
 import threading
 from collections.abc import Callable
@@ -8,9 +8,9 @@ T = TypeVar("T")
 
 
 def call_with_timeout(seconds: float, action: Callable[[], T]) -> T | None:
-    """Return what `action` returns; None if it raises OSError, or has not ended after `seconds`.
+    """Return the result of `action`; None if it raises OSError or takes longer than `seconds`.
 
-    It runs in a thread of its own, which is left behind if the file system hangs.
+    `action` runs in a daemon thread, which is abandoned if the file system hangs.
     """
     results: list[T] = []
     errors: list[BaseException] = []

@@ -30,7 +30,7 @@ def check_free_space(start: Start, config: TrainConfig, directory: Path) -> None
     size = checkpoint_bytes(start, config)
     needed = COPIES * size + with_margin(size)
     folder = directory / CHECKPOINTS
-    left = [*durable.left_by_the_dead(folder), folder / RESERVATION]
+    left = [*durable.abandoned_temporaries(folder), folder / RESERVATION]
     free = disk_usage.measure_free(folder) + disk_usage.disk_bytes(left)
     if free < needed:
         raise InputError(
