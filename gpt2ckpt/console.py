@@ -1,8 +1,8 @@
-"""Output to a console whose reader may have stopped: a pager, Ctrl+S, a log driver that hangs.
+"""Console output that never blocks, even if its reader has stopped (a pager, Ctrl+S).
 
-A command waits for its reader as every program does. A training must not: from `install` on, what
-is printed goes through a bounded queue to a thread, and lines that find it full are counted and
-left out. So as to be imported before signals are handled, this module imports next to nothing.
+After `install`, output goes through a bounded queue to a background thread. Lines that do not fit
+into the queue are dropped and counted. Commands that do not train print as usual. This module is
+imported before signals are handled, so it imports as little as possible.
 """
 
 import _thread
@@ -18,26 +18,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpt2ckpt.worker import Worker
 
-LIMIT = 2000  # writes that wait for the reader
-GLANCE = 0.1  # seconds that a full queue is waited for, before its lines are left out
-MOMENT = 1.0  # seconds without progress after which a reader counts as stopped
-PATIENCE = 5.0  # seconds that the end of a process waits for a slow reader, at most
+LIMIT = 2000  # queued writes
+FULL_QUEUE_SECONDS = 0.1  # to wait for space in a full queue before lines are dropped
+STOPPED_SECONDS = 1.0  # without progress, after which a reader counts as stopped
+DRAIN_SECONDS = 5.0  # that the end of a process waits for a slow reader, at most
 
 
 class Outlet(io.BufferedIOBase):
-    """The file descriptor of a standard stream, written to by `worker`."""
+    """A standard stream that is written by a worker thread."""
 
     def __init__(self, number: int, worker: "Worker") -> None:
         self._number, self.worker = number, worker
-        self.name = number  # as that of a file that is opened by its descriptor
-        self._left_out = 0  # lines
+        self.name = number  # like a file that is opened by its descriptor
+        self._dropped_lines = 0
         self._in_line = False
         self._is_gone = False
-        # Reentrant: a signal handler may print. It is held for a glance at most.
+        # Reentrant, because a signal handler may print. Held for FULL_QUEUE_SECONDS at most.
         self._lock = _thread.RLock()
 
     def writable(self) -> bool:
-        """Return True."""
+        """Return True: streams for writing only."""
         return True
 
     def fileno(self) -> int:
@@ -45,38 +45,36 @@ class Outlet(io.BufferedIOBase):
         return self._number
 
     def isatty(self) -> bool:
-        """Return whether a terminal shows what is written."""
+        """Return whether the stream is a terminal."""
         return os.isatty(self._number)
 
     def write(self, data: Any) -> int:
-        """Hand `data` over; if too much waits already, count its lines and leave it out."""
+        """Queue `data`, or drop it and count its lines if the queue is full."""
         taken = bytes(data)
         with self._lock:
-            if self.worker.backlog <= LIMIT // 2:  # so that each gap is one long one
-                self.report_left_out()
-            if self._left_out or not self._hand_over(taken):
-                self._left_out += taken.count(b"\n")
+            if self.worker.backlog <= LIMIT // 2:  # one long gap instead of many short ones
+                self.report_dropped_lines()
+            if self._dropped_lines or not self._submit(taken):
+                self._dropped_lines += taken.count(b"\n")
             else:
                 self._in_line = not taken.endswith(b"\n")
         return len(taken)
 
-    def report_left_out(self) -> None:
-        """Say how many lines were left out since the last time."""
+    def report_dropped_lines(self) -> None:
+        """Print how many lines were dropped since the last report."""
         with self._lock:
-            count = self._left_out
+            count = self._dropped_lines
             start = "\n" if self._in_line else ""
-            notice = (
-                f"{start}[{count} lines were not shown, since nobody read: train.log has them]\n"
-            )
-            if count and self.worker.hand_over(lambda: self._write(notice.encode())):
-                self._left_out, self._in_line = 0, False
+            notice = f"{start}[{count} lines not shown: the output was not read; see train.log]\n"
+            if count and self.worker.submit(lambda: self._write(notice.encode())):
+                self._dropped_lines, self._in_line = 0, False
 
-    def _hand_over(self, data: bytes) -> bool:
-        """Hand over, and wait a glance for a reader that reads, but not as fast as we print."""
-        if self.worker.hand_over(lambda: self._write(data)):
+    def _submit(self, data: bytes) -> bool:
+        """Queue `data`; wait briefly for a reader that is only slower than the output."""
+        if self.worker.submit(lambda: self._write(data)):
             return True
-        self.worker.wait(GLANCE)
-        return self.worker.hand_over(lambda: self._write(data))
+        self.worker.wait(FULL_QUEUE_SECONDS)
+        return self.worker.submit(lambda: self._write(data))
 
     def _write(self, data: bytes) -> None:
         try:
@@ -88,17 +86,17 @@ class Outlet(io.BufferedIOBase):
                 except BlockingIOError:  # another program made the shared terminal non-blocking
                     select.select([], [self._number], [])
         except OSError:
-            self._is_gone = True  # a closed terminal or pipe costs lines, never the training
+            self._is_gone = True  # a closed terminal or pipe must not end the training
 
 
 _outlets: list[Outlet] = []
 
 
 def install() -> None:
-    """Let a thread write stdout and stderr from now on, until the process ends.
+    """Write stdout and stderr in a background thread until the process ends.
 
-    Streams that are not the process's own (a notebook's, a test's) stay as they are. Two streams
-    that lead to the same place share a thread, so that their lines keep their order.
+    Streams that were replaced before (by a notebook or a test) are left alone. If both streams
+    refer to the same file, they share a thread, so that their lines keep their order.
     """
     from gpt2ckpt.worker import Worker
 
@@ -112,7 +110,7 @@ def install() -> None:
         number = stream.fileno()
         shared = [o.worker for o in _outlets if os.path.sameopenfile(o.fileno(), number)]
         worker = shared[0] if shared else Worker(name, LIMIT)
-        worker.hand_over(stream.flush)
+        worker.submit(stream.flush)
         outlet = Outlet(number, worker)
         _outlets.append(outlet)
         replaced[name] = stream
@@ -127,57 +125,54 @@ def install() -> None:
     os.register_at_fork(after_in_child=lambda: _restore(replaced))  # a child lacks the thread
 
 
-def drain(seconds: float = PATIENCE) -> None:
-    """Wait until all output is written, as long as somebody reads it; at most `seconds`."""
+def drain(seconds: float = DRAIN_SECONDS) -> None:
+    """Wait until all output is written, at most `seconds`; give up if its reader has stopped."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
     for outlet in _outlets:
-        if outlet.worker.wait(seconds, silence=MOMENT):
-            outlet.report_left_out()
-            outlet.worker.wait(seconds, silence=MOMENT)
+        if outlet.worker.wait(seconds, silence=STOPPED_SECONDS):
+            outlet.report_dropped_lines()
+            outlet.worker.wait(seconds, silence=STOPPED_SECONDS)
 
 
 def printable(text: str) -> str:
-    """Return `text` with escapes in place of what a terminal obeys, and shows nothing of.
-
-    A model may emit any byte: a carriage return, the code that changes colors, a NUL.
-    """
+    """Return `text` with control characters escaped, since a model may generate any character."""
     return "".join(
         c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode()
         for c in str(text)
     )
 
 
-def say(sentence: str) -> None:
-    """Print a line on stdout from a signal's thread; never waits for a reader."""
+def print_nowait(line: str) -> None:
+    """Print a line on stdout, in a signal handler, without waiting for a reader."""
     start = "\n" if sys.stdout.isatty() else ""  # below a progress bar, or below ^C
 
     def write() -> None:
         with contextlib.suppress(Exception):
-            sys.stdout.write(f"{start}{sentence}\n")
+            sys.stdout.write(f"{start}{line}\n")
             sys.stdout.flush()
 
     _in_thread(write)
 
 
-def final_message(sentence: str) -> None:
-    """Print `sentence` on stderr after all earlier output; wait for a reader a moment only."""
+def final_message(message: str) -> None:
+    """Print a message on stderr after all earlier output, in 2 * STOPPED_SECONDS at most."""
 
     def write() -> None:
-        drain(MOMENT)
-        if sentence:
+        drain(STOPPED_SECONDS)
+        if message:
             with contextlib.suppress(OSError):
-                os.write(2, f"{sentence}\n".encode(errors="backslashreplace"))
+                os.write(2, f"{message}\n".encode(errors="backslashreplace"))
 
-    _in_thread(write, 2 * MOMENT)
+    _in_thread(write, 2 * STOPPED_SECONDS)
 
 
 def _in_thread(action: Callable[[], None], seconds: float = 0.0) -> None:
-    """Run `action` in a thread, and wait for it so long at most.
+    """Run `action` in a thread and wait for it, at most `seconds`.
 
-    threading.Thread is not used: it takes a lock that the code which a signal has interrupted may
-    hold.
+    threading.Thread cannot be used in a signal handler: it takes a lock that the interrupted code
+    may hold.
     """
     running = _thread.allocate_lock()
     running.acquire()

@@ -1,4 +1,4 @@
-"""Numbers with their units, as all commands print them. Decimal prefixes, as disks count."""
+"""Numbers with units as text, for all messages. Prefixes are decimal (1 kB is 1000 bytes)."""
 
 import math
 
@@ -11,7 +11,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_count(count: float) -> str:
-    """Return a number and its decimal prefix, ready for a unit: "999 ", "1.0 k", "124.4 M"."""
+    """Return a number with a decimal prefix, to be followed by a unit: "999 ", "124.4 M"."""
     if count < 999.5:
         return f"{count:.0f} "
     count, at = count / 1000, 0
@@ -21,9 +21,9 @@ def human_count(count: float) -> str:
 
 
 def human_duration(seconds: float) -> str:
-    """Return the two largest units: <1s, 42s, 1m 34s, 2h 05m, 3d 04h, 6y 120d; "?" if not known.
+    """Return a duration in its two largest units: <1s, 42s, 1m 34s, 2h 05m, 3d 04h, 6y 120d.
 
-    A year has 365 days.
+    A year has 365 days. A duration that is not finite is "?".
     """
     if not math.isfinite(seconds):
         return "?"
@@ -48,7 +48,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def perplexity(loss: float) -> float:
-    """Return e to the power of a loss in nats; infinity where that is more than a float holds."""
+    """Return e to the power of a loss in nats; infinity if that overflows a float."""
     try:
         return math.exp(loss)
     except OverflowError:

@@ -1,7 +1,7 @@
-"""A daemon thread that runs actions one after another, so that nobody else waits for them.
+"""A background thread that runs actions in order, so that its callers never block.
 
-For whatever may hang and must not hold a training: a console whose reader has stopped, a service
-that takes nothing, a file on a disk that is gone.
+For operations that may hang and must not delay a training: output to a console whose reader has
+stopped, a service that does not respond, a file on a disk that has failed.
 """
 
 import queue
@@ -9,18 +9,18 @@ import threading
 import time
 from collections.abc import Callable
 
-POLL = 0.05  # seconds between two looks at a worker that is waited for
+POLL = 0.05  # seconds between two checks of a worker in `wait`
 
 
 class Worker:
-    """Runs actions in their order in a thread of its own.
+    """Runs submitted actions in order, in a daemon thread.
 
-    Safe for any thread and for signal handlers: no method takes a lock that another one holds while
-    it waits. An action must not raise. The thread does not keep the process alive.
+    All methods are safe in any thread and in signal handlers: none takes a lock that another
+    method holds while it waits. Actions must not raise.
 
     Args:
-        name: of the thread.
-        limit: how many actions may wait for their turn.
+        name: the name of the thread.
+        limit: how many actions may be queued.
     """
 
     def __init__(self, name: str, limit: int) -> None:
@@ -32,8 +32,8 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def hand_over(self, action: Callable[[], object]) -> bool:
-        """Run `action` after all earlier ones. Returns False if too many wait: it is left out."""
+    def submit(self, action: Callable[[], object]) -> bool:
+        """Queue `action` and return True; return False and drop it if the queue is full."""
         if self._actions.qsize() >= self._limit:
             return False
         self._actions.put(action)
@@ -41,38 +41,35 @@ class Worker:
 
     @property
     def backlog(self) -> int:
-        """How many actions wait for their turn."""
+        """Number of queued actions."""
         return self._actions.qsize()
 
     @property
     def silence(self) -> float:
-        """Seconds since the worker last began or ended an action; 0 while it has nothing to do."""
+        """Seconds since the thread last started or finished an action; 0 if it is idle."""
         is_busy = self._is_running or not self._actions.empty()
         return time.monotonic() - self._last_beat if is_busy else 0.0
 
     def beat(self) -> None:
-        """Note that the running action makes progress."""
+        """Record that the running action makes progress."""
         self._last_beat = time.monotonic()
 
-    def has_ended(self, seconds: float) -> bool:
-        """Wait so long at most for the thread to end after `close`; return whether it has."""
+    def join(self, seconds: float) -> bool:
+        """Wait for the thread to end after `close`, at most `seconds`; return whether it has."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
     @property
     def native_id(self) -> int | None:
-        """The kernel's number of the thread."""
+        """The kernel's id of the thread."""
         return self._thread.native_id
 
     def wait(self, seconds: float, silence: float | None = None) -> bool:
-        """Wait until everything that was handed over so far is done.
+        """Wait until all actions submitted so far are done, and return whether they are.
 
         Args:
-            seconds: how long at most.
-            silence: seconds without progress after which the rest is not worth waiting for.
-
-        Returns:
-            Whether all of it is done.
+            seconds: the longest time to wait.
+            silence: give up after this many seconds without progress.
         """
         done, end = threading.Event(), time.monotonic() + seconds
         self._actions.put(done.set)
@@ -82,7 +79,7 @@ class Worker:
         return True
 
     def close(self) -> None:
-        """End the thread after what was handed over; nothing may follow."""
+        """End the thread after the queued actions. Nothing may be submitted afterwards."""
         self._actions.put(None)
 
     def _run(self) -> None:
@@ -93,6 +90,6 @@ class Worker:
             self._is_running = True
             self.beat()
             action()
-            del action  # and what it holds, instead of keeping it until the next one comes
+            del action  # releases what it references before waiting for the next action
             self.beat()
             self._is_running = False

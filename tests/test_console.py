@@ -33,7 +33,7 @@ def command(script: str, *words: object) -> list[str]:
     return [sys.executable, "-c", script, *map(str, words)]
 
 
-def test_a_reader_that_reads_gets_everything_in_order() -> None:
+def test_active_reader_gets_all_lines_in_order() -> None:
     done = subprocess.run(
         command(MUCH, 5000),
         **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 60},
@@ -43,7 +43,7 @@ def test_a_reader_that_reads_gets_everything_in_order() -> None:
     assert done.returncode == 7
 
 
-def test_a_reader_that_has_stopped_is_not_waited_for() -> None:
+def test_stopped_reader_does_not_block_the_process() -> None:
     """Far more lines than the pipe and the queue hold; then the reader comes back to some."""
     read, write = os.pipe()
     process = subprocess.Popen(command(MUCH, 60_000), stdout=write, stderr=subprocess.DEVNULL)
@@ -71,7 +71,7 @@ console.drain()
 """
 
 
-def test_lines_that_were_not_shown_are_counted_in_their_place() -> None:
+def test_dropped_lines_are_counted_in_their_place() -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command(SLOW), **pipes, text=True)
     assert process.stdin and process.stderr
@@ -82,7 +82,7 @@ def test_lines_that_were_not_shown_are_counted_in_their_place() -> None:
     assert lines == [f"line {number}" for number in range(len(lines))]
     assert len(lines) > LIMIT
     left_out = 20_000 - len(lines)
-    assert notice == f"[{left_out} lines were not shown, since nobody read: train.log has them]"
+    assert notice == f"[{left_out} lines not shown: the output was not read; see train.log]"
 
 
 STUCK = """
@@ -100,7 +100,7 @@ while True:
 
 @pytest.mark.parametrize("phase", ["start", "training"])
 @pytest.mark.parametrize("errors", ["apart", "with the rest"])
-def test_a_signal_ends_a_process_whose_console_is_stuck(
+def test_signal_ends_a_process_with_a_blocked_console(
     tmp_path: Path, phase: str, errors: str
 ) -> None:
     """Its main thread waits in print, or its writing thread does; not one more byte fits."""
@@ -126,7 +126,7 @@ def test_a_signal_ends_a_process_whose_console_is_stuck(
     os.close(write)
 
 
-def test_a_terminal_stopped_by_ctrl_s_is_not_waited_for() -> None:
+def test_terminal_stopped_by_ctrl_s_does_not_block_the_process() -> None:
     main, side = pty.openpty()
     termios.tcflow(side, termios.TCOOFF)
     try:
@@ -137,7 +137,7 @@ def test_a_terminal_stopped_by_ctrl_s_is_not_waited_for() -> None:
         os.close(main)
 
 
-def test_a_closed_pipe_ends_nothing() -> None:
+def test_closed_pipe_does_not_end_the_process() -> None:
     read, write = os.pipe()
     os.close(read)
     process = subprocess.Popen(command(MUCH, 100), stdout=write, stderr=subprocess.PIPE)
@@ -147,27 +147,27 @@ def test_a_closed_pipe_ends_nothing() -> None:
     assert errors.decode().splitlines() == [f"error {number}" for number in range(100)]
 
 
-def test_a_worker_that_is_stuck_is_given_up_and_what_it_does_next_is_seen() -> None:
+def test_worker_wait_gives_up_on_a_stuck_action_and_recovers() -> None:
     read, write = os.pipe()
     worker = Worker("test", limit=2)
-    assert worker.hand_over(lambda: os.read(read, 1))
+    assert worker.submit(lambda: os.read(read, 1))
     assert not worker.wait(60, silence=0.05)
-    while worker.hand_over(lambda: None):  # until it is full
+    while worker.submit(lambda: None):  # until it is full
         pass
     os.write(write, b"x")
     assert worker.wait(60, silence=30)
     assert worker.silence == 0.0
-    assert worker.hand_over(lambda: None)
+    assert worker.submit(lambda: None)
     os.close(read)
     os.close(write)
 
 
-def test_importing_a_command_leaves_the_streams_alone() -> None:
+def test_importing_a_command_does_not_replace_the_streams() -> None:
     script = "import sys, gpt2ckpt.train; print(sys.stdout is sys.__stdout__)"
     done = subprocess.run(command(script), capture_output=True, text=True, cwd=Path.cwd())
     assert done.stdout == "True\n"
 
 
-def test_a_text_with_control_characters_is_shown_and_not_obeyed() -> None:
+def test_printable_escapes_control_characters() -> None:
     text = "a\tb\n\r\x1b[31mred\x00 \ud800 \u200b \xe9"
     assert printable(text) == "a\tb\n\\r\\x1b[31mred\\x00 \\ud800 \\u200b \xe9"

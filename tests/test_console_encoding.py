@@ -46,7 +46,7 @@ def test_output_never_fails_on_the_console_encoding(encoding: str, expected: byt
     assert b"loss -> 3" in done.stderr or "loss → 3".encode() in done.stderr
 
 
-def test_an_error_message_survives_an_ascii_console() -> None:
+def test_error_message_is_escaped_for_an_ascii_console() -> None:
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-c", PRINT, "fail"]
     done = subprocess.run(command, env=env, capture_output=True, timeout=60)
@@ -55,7 +55,7 @@ def test_an_error_message_survives_an_ascii_console() -> None:
 
 
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0"}])
-def test_a_command_works_in_a_plain_locale(tmp_path: Path, locale: dict[str, str]) -> None:
+def test_command_works_in_the_c_locale(tmp_path: Path, locale: dict[str, str]) -> None:
     env = {**os.environ, "PYTHONCOERCECLOCALE": "0", **locale}
     command = [sys.executable, "-m", "gpt2ckpt.checkpoints", "list", "Größe → null"]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, timeout=60)

@@ -17,7 +17,7 @@ COMMAND = re.compile(r"^(?:\$ )?python -m gpt2ckpt\.(\w+)(.*)$", re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page: Path) -> None:
+def test_links_refer_to_existing_files(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
@@ -34,7 +34,7 @@ def hydra_commands() -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(("module", "overrides"), hydra_commands(), ids=str)
-def test_commands_compose(module: str, overrides: list[str]) -> None:
+def test_documented_commands_compose(module: str, overrides: list[str]) -> None:
     single = [word if set("['") & set(word) else word.split(",")[0] for word in overrides]
     given = [override for override in single if "WHAT" not in override]
     words = as_meant(given, module, multirun=False)
@@ -44,7 +44,7 @@ def test_commands_compose(module: str, overrides: list[str]) -> None:
     compose_config("train" if module == "drill" else module, words)
 
 
-def test_every_file_stands_in_the_architecture_and_is_there() -> None:
+def test_architecture_page_lists_every_module() -> None:
     page = (ROOT / "docs/architecture.md").read_text()
     tree, _, rest = page.partition("## Where is")
     layers = page.partition("## checkpoint/")[2]
@@ -63,5 +63,5 @@ def test_every_file_stands_in_the_architecture_and_is_there() -> None:
         assert (package / name).exists(), name
 
 
-def test_there_are_commands_to_check() -> None:
+def test_documentation_contains_commands() -> None:
     assert len(hydra_commands()) > 10

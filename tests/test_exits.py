@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
         (errno.ENOTDIR, "some/file: Not a directory"),
     ],
 )
-def test_an_error_of_the_system_names_the_file(number: int, told: str) -> None:
+def test_operating_system_error_names_the_file(number: int, told: str) -> None:
     code = (
         "import os\n"
         "from gpt2ckpt.exits import reported_errors\n"

@@ -7,7 +7,7 @@ import pytest
 from gpt2ckpt.openmp import set_wait_policy
 
 
-def test_waits_briefly_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_spin_count_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "to be restored")
     monkeypatch.delenv("GOMP_SPINCOUNT")
@@ -16,7 +16,7 @@ def test_waits_briefly_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
-def test_what_the_user_has_set_stands(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_wait_policy_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for other in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, "as the user has it")

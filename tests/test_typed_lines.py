@@ -41,7 +41,7 @@ def parse(monkeypatch: pytest.MonkeyPatch, words: str) -> object:
 
 
 @pytest.mark.parametrize("words", FLAGS)
-def test_an_unknown_flag_is_answered_with_what_to_write(
+def test_unknown_flag_error_names_the_key_to_write(
     monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
@@ -49,7 +49,7 @@ def test_an_unknown_flag_is_answered_with_what_to_write(
     assert FLAGS[words] in str(raised.value)
 
 
-def test_right_flags_are_passed_on_to_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_valid_flags_are_passed_to_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["program", "seed=1", "--cfg", "job", "-m", "name=It's"])
     line = parse_command_line("train")
     assert (line.flags, line.multirun, line.asks_hydra) == (["--cfg=job", "--multirun"], True, True)
@@ -70,7 +70,7 @@ def test_right_flags_are_passed_on_to_hydra(monkeypatch: pytest.MonkeyPatch) -> 
         ("train --config-name=./sub/train", "sub/train.yaml has the name of a config of this"),
     ],
 )
-def test_a_config_that_cannot_be_meant_is_explained(
+def test_invalid_config_name_or_path_is_explained(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str, expected: str
 ) -> None:
     (tmp_path / "sub").mkdir()

@@ -129,7 +129,7 @@ class Guard:
             except BaseException as error:
                 errors.append(error)
 
-        if reader.silence < PATIENCE and reader.hand_over(ask):
+        if reader.silence < PATIENCE and reader.submit(ask):
             reader.wait(AT_MOST, silence=PATIENCE)
         if errors:
             raise errors[0]

@@ -94,7 +94,7 @@ class Scrub:
             raise _Wanted
         result: futures.Future[str | None] = futures.Future()
         self._reading = result
-        self._reader.hand_over(lambda: self._read(path, self._paced(is_wanted), result))
+        self._reader.submit(lambda: self._read(path, self._paced(is_wanted), result))
         while not futures.wait([result], NAP).done:
             if is_wanted():
                 raise _Wanted

@@ -51,7 +51,7 @@ def measure_free(directory: Path) -> int:
     """
     answers: list[int] = []
     worker = _worker()
-    if worker.silence < ANSWER_SECONDS and worker.hand_over(
+    if worker.silence < ANSWER_SECONDS and worker.submit(
         lambda: answers.append(_free_bytes(directory))
     ):
         worker.wait(ANSWER_SECONDS, silence=ANSWER_SECONDS)

@@ -96,7 +96,9 @@ def write(target: Path, content: bytes) -> None:
 
     def check(written: Path) -> None:
         if written.read_bytes() != content:
-            raise OSError(errno.EIO, "the content read back differs from the content written", str(target))
+            raise OSError(
+                errno.EIO, "the content read back differs from the content written", str(target)
+            )
 
     publish(target, [content], check)
 

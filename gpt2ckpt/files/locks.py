@@ -1,4 +1,4 @@
-"""Kernel locks on open files and directories (flock(2)); the kernel releases them with the process."""
+"""Kernel locks on open files and directories (flock(2)), released when the process ends."""
 
 import fcntl
 from enum import Enum

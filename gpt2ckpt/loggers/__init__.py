@@ -1,1 +1,1 @@
-"""Where logged events go: metrics.jsonl, TensorBoard, Weights & Biases."""
+"""Loggers: metrics.jsonl, train.log, TensorBoard, Weights & Biases."""

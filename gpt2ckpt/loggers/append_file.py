@@ -1,4 +1,4 @@
-"""A text file that lines are appended to, through times in which it cannot be written."""
+"""Appending lines to a file that may temporarily not be writable."""
 
 import contextlib
 import errno
@@ -10,23 +10,26 @@ from pathlib import Path
 from gpt2ckpt.files import durable
 from gpt2ckpt.worker import Worker
 
-PATIENCE = 2.0  # seconds that a caller waits for the file system to take its lines
+PATIENCE = 2.0  # seconds that a caller waits for the file system
 
 
 class AppendFile:
-    """Appends whole lines; each is with the operating system when `append` returns.
+    """Appends whole lines to a file; the operating system has them when `append` returns.
 
-    Lines that could not be written are kept and written before the next ones; nothing is left of a
-    half-written line. A thread writes them, so that a file system which hangs holds a caller for
-    some seconds, once, and no longer. A file that has other names (a snapshot by hard links) is
-    copied before it is written, and a link is not followed. Opening raises OSError.
+    Lines that could not be written are kept in memory and written before the next ones. A partly
+    written line is removed. A background thread writes, so a file system that hangs blocks a
+    caller once, for PATIENCE. If the file has other hard links (a snapshot), it is replaced by a
+    copy before it is written. Symbolic links are not followed.
+
+    Raises:
+        OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Unbuffered, so that what `write` did not take is known and can be cut off again.
+        # Unbuffered, so that a partial write is noticed and can be undone.
         self._file = os.fdopen(_open(path), "ab", buffering=0)
-        # Lines to write, and functions that change the file after the lines before them.
+        # Lines to write, and functions that replace the file after the lines before them.
         self._waiting: deque[bytes | Callable[[], None]] = deque()
         if not _ends_with_newline(path):
             self._waiting.append(b"\n")
@@ -35,54 +38,55 @@ class AppendFile:
 
     @property
     def pending_lines(self) -> int:
-        """How many lines are in memory alone."""
+        """Number of lines that are not written yet."""
         waiting = b"".join(item for item in list(self._waiting) if isinstance(item, bytes)).strip()
         return waiting.count(b"\n") + bool(waiting)
 
     def append(self, lines: str) -> None:
-        """Append `lines`, each with its newline. Raises OSError; the next call tries again."""
+        """Append lines, each with its newline. Raises OSError; the next call tries again."""
         self._take(lines.encode(errors="backslashreplace"))
 
     def rewrite(self, change: Callable[[], None]) -> None:
-        """Let `change` replace the file before anything else is written.
+        """Call `change`, which replaces the file, before any later line is written.
 
-        Raises OSError if that fails; the next call of this or of `append` tries again.
+        Raises:
+            OSError: `change` failed; the next call of `rewrite` or `append` tries again.
         """
         self._take(change)
 
     def _take(self, item: bytes | Callable[[], None]) -> None:
         if self._file.closed:
-            raise ValueError("it is closed")
+            raise ValueError("the file is closed")
         self._waiting.append(item)
-        self._worker.hand_over(self._write_pending)  # if that finds no place, another one waits
+        self._worker.submit(self._write_pending)  # a full queue contains this action already
         self._wait()
         if self._error is not None:
             raise self._error
 
     def sync(self) -> None:
-        """Wait until all that was written is on the device; another thread may append meanwhile.
+        """Wait until all written lines are on the device; safe in any thread.
 
-        Raises OSError, also if the file was deleted.
+        Raises:
+            OSError: the sync failed, or the file was deleted.
         """
         self._wait()
         os.fsync(self._file.fileno())
         if os.fstat(self._file.fileno()).st_nlink == 0:
-            raise OSError(errno.ENOENT, "it was deleted, and is not made again by itself")
+            raise OSError(errno.ENOENT, "the file was deleted and will not be created again")
 
     def close(self) -> None:
-        """Close the file; `pending_lines` are lost."""
-        self._worker.hand_over(self._file.close)
+        """Close the file; pending lines are lost."""
+        self._worker.submit(self._file.close)
         self._worker.close()
-        self._worker.has_ended(0.0 if self._worker.silence > PATIENCE else PATIENCE)
+        self._worker.join(0.0 if self._worker.silence > PATIENCE else PATIENCE)
 
     def _wait(self) -> None:
-        """Wait until the thread has nothing to do. Raises OSError if the file system hangs."""
+        """Wait until the thread is idle. Raises OSError if the file system hangs."""
         silence = self._worker.silence
         if silence > PATIENCE or not self._worker.wait(PATIENCE, silence=PATIENCE):
-            raise OSError(errno.ETIMEDOUT, f"its disk has taken nothing for {silence:.0f} s")
+            raise OSError(errno.ETIMEDOUT, f"the disk has not responded for {silence:.0f} s")
 
     def _write_pending(self) -> None:
-        """In the thread: write what waits, or keep it and note the error."""
         try:
             while self._waiting:
                 change = self._waiting[0]
@@ -98,7 +102,7 @@ class AppendFile:
             self._error = None
 
     def _write_lines(self) -> None:
-        """Write the lines that wait, up to the next change of the file, with one call."""
+        """Write all lines up to the next rewrite with one system call."""
         lines: list[bytes] = []
         for item in list(self._waiting):
             if not isinstance(item, bytes):
@@ -121,7 +125,7 @@ class AppendFile:
             raise
 
     def _reopen(self) -> None:
-        """Continue in the file that has the name now, under the same descriptor."""
+        """Open the file that now has this name, under the same descriptor."""
         descriptor = _open(self._path)
         try:
             os.dup2(descriptor, self._file.fileno(), inheritable=False)
@@ -136,7 +140,6 @@ def _open(path: Path) -> int:
 
 
 def _ends_with_newline(path: Path) -> bool:
-    """Whether a new line can follow; an empty file is fine."""
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
             return True

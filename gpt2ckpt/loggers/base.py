@@ -1,4 +1,4 @@
-"""What is logged, and to what: the two types that all loggers share."""
+"""The types that all loggers share: an event and the logger protocol."""
 
 from collections.abc import Mapping
 from typing import Protocol, TypeAlias
@@ -12,49 +12,27 @@ snake_case."""
 
 
 class Logger(Protocol):
-    """Something that takes events. Used by one thread of one process (rank 0)."""
+    """The interface of a logger, which one thread of rank 0 uses."""
 
     def log(self, event: MetricRecord) -> None:
-        """Take one event."""
+        """Log one event."""
 
     def text(self, step: int, text: str) -> None:
-        """Take a text sample generated after `step` steps."""
+        """Log a text sample generated after `step` steps."""
 
     def flush(self) -> None:
-        """Hand everything taken so far to the operating system."""
+        """Pass everything logged so far to the operating system."""
 
     def close(self) -> None:
-        """Flush and let go; nothing may follow."""
-
-
-class NullLogger:
-    """The logger of a rank whose losses another rank logs."""
-
-    def log(self, event: MetricRecord) -> None:
-        """Nothing."""
-
-    def text(self, step: int, text: str) -> None:
-        """Nothing."""
-
-    def flush(self) -> None:
-        """Nothing."""
-
-    def rewind(self, step: int) -> None:
-        """Nothing."""
-
-    def sync(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
+        """Flush and close; nothing may be logged afterwards."""
 
 
 def scalars(event: MetricRecord) -> dict[str, float]:
-    """Return the values of an event by the name of their curve.
+    """Return the values of an event by scalar name, as TensorBoard and W&B show them.
 
-    train_loss is train/loss, val_loss is val/loss, best_val_loss is val/best_loss, anything else
-    train/<key>. `step` and `time` are axes, not curves, and so are the tokens of an evaluation:
-    the training logs them. Of a validation loss there is also the perplexity.
+    Names are those of `scalar_name`. `step` and `time` are axes, so they are left out; so is
+    `tokens_seen` of an evaluation, because training steps log it. An evaluation also has
+    val/perplexity.
     """
     is_evaluation = "val_loss" in event
     axes = {"step", "time", *(["tokens_seen"] if is_evaluation else [])}
@@ -65,7 +43,7 @@ def scalars(event: MetricRecord) -> dict[str, float]:
 
 
 def scalar_name(key: str) -> str:
-    """Return the name of the curve of an event's key."""
+    """Return the scalar name of a key: train/loss, val/loss, val/best_loss or train/<key>."""
     if key == "best_val_loss":
         return "val/best_loss"
     for part in ("train", "val"):

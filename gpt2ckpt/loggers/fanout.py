@@ -1,28 +1,28 @@
-"""All loggers of a run as one. Logging never ends a training."""
+"""All loggers of a run as one object. A logging error never ends a training."""
 
 import logging
 import time
 from collections.abc import Callable
 
 from gpt2ckpt.loggers.background import BackgroundLogger, reason
-from gpt2ckpt.loggers.base import Logger, MetricRecord, NullLogger
+from gpt2ckpt.loggers.base import Logger, MetricRecord
 from gpt2ckpt.loggers.metrics_file import MetricsFile
 
 _log = logging.getLogger(__name__)
 
 
 class Loggers:
-    """Passes everything on to the metrics file and to the loggers that were added.
+    """Forwards events to the metrics file and to the loggers that were added.
 
-    An added logger has a thread of its own: if it fails or hangs, a warning names it, and the
-    training does without. The metrics file is never given up: it is the run's history, keeps what
-    it could not write, and warns once per episode of failures.
+    An added logger runs in a background thread: if it fails or hangs, a warning names it, and the
+    training continues without it. The metrics file is never disabled, because it is the history of
+    the run: it keeps lines that could not be written, and warns once until it can be written again.
 
     Args:
-        metrics: always written, but for a rank that logs nowhere.
+        metrics: the metrics file; None on ranks that do not log.
     """
 
-    def __init__(self, metrics: MetricsFile | NullLogger) -> None:
+    def __init__(self, metrics: MetricsFile | None) -> None:
         self._metrics = metrics
         self._metrics_failing = False
         self._closed = False
@@ -34,59 +34,61 @@ class Loggers:
         open_logger: Callable[[], Logger],
         progress: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """Open a logger, in its thread, and use it from now on; see BackgroundLogger."""
+        """Open a logger in a background thread; see BackgroundLogger for the arguments."""
         self._others.append(BackgroundLogger(name, open_logger, progress))
 
     def log(self, event: MetricRecord) -> None:
-        """Log one event everywhere."""
-        self._to_metrics(lambda: self._metrics.log(event))
+        """Log one event to all loggers."""
+        self._to_metrics(lambda metrics: metrics.log(event))
         for logger in self._others:
             logger.log(event)
 
     def text(self, step: int, text: str) -> None:
-        """Log a text sample wherever samples are shown."""
+        """Log a text sample to all loggers except the metrics file."""
         for logger in self._others:
             logger.text(step, text)
 
     def flush(self) -> None:
-        """Hand everything to the operating system; called at each save."""
-        self._to_metrics(self._metrics.flush)
+        """Pass everything logged so far to the operating system."""
+        self._to_metrics(MetricsFile.flush)
         for logger in self._others:
             logger.flush()
 
     def sync(self) -> None:
-        """Wait until the history is on the device: what led to a checkpoint is as safe as that.
+        """Wait until the metrics file is on the device, so that it is as durable as a checkpoint.
 
-        The other loggers get a short time to take it, too. For the thread that saves: a disk that
-        hangs must not hold the training.
+        The other loggers get a short time to process earlier events. Call it in the thread that
+        saves: a disk that hangs must not block the training.
         """
         try:
-            self._metrics.sync()
-        except (OSError, ValueError) as error:  # ValueError: it is closed
+            if self._metrics is not None:
+                self._metrics.sync()
+        except (OSError, ValueError) as error:  # ValueError: the file is closed
             self._warn(error)
         for logger in self._others:
             logger.sync()
 
     def reopen(self, step: int, seconds: float) -> "Loggers":
-        """Close all but the metrics file, as `close` does, and take its events after `step` back.
+        """Remove events after `step` from the metrics file and close the other loggers.
 
-        Nothing is raised. Returns loggers with the metrics file alone, for others to be added.
+        Returns:
+            Loggers with the metrics file only. Never raises.
         """
         self._closed = True
         self._close_others(seconds)
-        self._to_metrics(lambda: self._metrics.rewind(step))
+        self._to_metrics(lambda metrics: metrics.rewind(step))
         return Loggers(self._metrics)
 
     def close(self, seconds: float) -> None:
-        """Flush and close everything, and wait for slow loggers so long at most.
+        """Flush and close all loggers, waiting for slow ones at most `seconds` together.
 
-        Nothing is raised, and a second call does nothing.
+        Never raises. A second call does nothing.
         """
         if self._closed:
             return
         self._closed = True
-        self._to_metrics(self._metrics.flush)
-        self._to_metrics(self._metrics.close)
+        self._to_metrics(MetricsFile.flush)
+        self._to_metrics(MetricsFile.close)
         self._close_others(seconds)
 
     def _close_others(self, seconds: float) -> None:
@@ -94,9 +96,10 @@ class Loggers:
         for logger in self._others:
             logger.close(max(0.0, end - time.monotonic()))
 
-    def _to_metrics(self, action: Callable[[], None]) -> None:
+    def _to_metrics(self, action: Callable[[MetricsFile], None]) -> None:
         try:
-            action()
+            if self._metrics is not None:
+                action(self._metrics)
         except OSError as error:
             self._warn(error)
         else:
@@ -104,6 +107,6 @@ class Loggers:
 
     def _warn(self, error: Exception) -> None:
         if not self._metrics_failing:
-            message = "metrics.jsonl cannot be written for now, training goes on: %s"
+            message = "metrics.jsonl cannot be written for now: %s; training continues"
             _log.warning(message, reason(error))
         self._metrics_failing = True

@@ -1,4 +1,4 @@
-"""train.log: on a full disk its lines wait in memory, and none is lost without a word."""
+"""train.log. If the disk is full, its lines are kept in memory, and lost lines are reported."""
 
 import contextlib
 import logging
@@ -9,7 +9,7 @@ from gpt2ckpt.loggers.append_file import AppendFile
 
 
 class LogFile(logging.Handler):
-    """What conf/train.yaml makes Hydra log to. A failure is said on stderr, once per episode."""
+    """The logging handler that conf/train.yaml configures. It reports a failure on stderr once."""
 
     def __init__(self, filename: str) -> None:
         super().__init__()
@@ -23,7 +23,9 @@ class LogFile(logging.Handler):
             self._file.append(self.format(record) + "\n")
         except OSError as error:
             if not self._is_failing:
-                _say(f"{self._path} cannot be written for now, its lines wait in memory: {error}")
+                _report(
+                    f"{self._path} cannot be written for now, its lines are kept in memory: {error}"
+                )
             self._is_failing = True
         except Exception:
             self.handleError(record)
@@ -31,16 +33,16 @@ class LogFile(logging.Handler):
             self._is_failing = False
 
     def close(self) -> None:
-        """Write what waits, or say how much is lost."""
+        """Write pending lines, or report how many are lost."""
         super().close()
         with contextlib.suppress(OSError, ValueError):
             self._file.append("")
         if lost := self._file.pending_lines:
-            _say(f"{lost} lines of {self._path} could not be written and are lost")
+            _report(f"{lost} lines of {self._path} could not be written and are lost")
         with contextlib.suppress(OSError):
             self._file.close()
 
 
-def _say(sentence: str) -> None:
+def _report(message: str) -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(sentence, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)

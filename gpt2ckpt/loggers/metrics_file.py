@@ -1,7 +1,7 @@
-"""metrics.jsonl: one JSON object per line and event, one unbroken history across resumes.
+"""metrics.jsonl: the history of a run across all resumes, one JSON object per line and event.
 
-Numbers are written so that they read back bitwise. JSON has no NaN or infinity: they are the
-strings "NaN", "Infinity" and "-Infinity" (as in protobuf's JSON mapping), which `float()` reads.
+Numbers are read back bitwise as written. JSON has no NaN or infinity, so these are the strings
+"NaN", "Infinity" and "-Infinity", as in protobuf's JSON mapping; `float()` parses them.
 """
 
 import json
@@ -20,10 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class MetricsFile:
-    """Appends events to a file; each is with the operating system when `log` returns.
-
-    An event that could not be written is kept and written before the next one. Nothing is left of
-    a half-written line.
+    """Appends events to a file, with the guarantees of AppendFile.
 
     Raises:
         InputError: the file cannot be opened.
@@ -37,46 +34,39 @@ class MetricsFile:
             raise InputError(f"{path} cannot be opened for writing: {error.strerror}") from error
 
     def log(self, event: MetricRecord) -> None:
-        """Append one line.
-
-        Raises:
-            OSError: it could not be written now; the next call tries again.
-        """
+        """Append one event. Raises OSError if it cannot be written; the next call tries again."""
         self._lines.append(encode(event) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Take the events after `step` back, before anything else is written.
+        """Remove the events after `step` before any later event is written.
 
         Raises:
-            OSError: that could not be done now; the next call of `log` or `flush` tries again.
+            OSError: the file cannot be rewritten; the next call of `log` or `flush` tries again.
         """
         self._lines.rewrite(lambda: rewind(self._path, step))
 
-    def text(self, step: int, text: str) -> None:
-        """Samples are not metrics: they stand in the log."""
-
     def flush(self) -> None:
-        """Hand over what still waits. Raises OSError."""
+        """Write pending events. Raises OSError."""
         self._lines.append("")
 
     def sync(self) -> None:
-        """Wait until everything handed over is on the device. Raises OSError. For any thread."""
+        """Wait until all events are on the device; safe in any thread. Raises OSError."""
         self._lines.sync()
 
     def close(self) -> None:
-        """Close the file; what still could not be written is lost, and said."""
+        """Close the file; log how many pending events are lost."""
         if lost := self._lines.pending_lines:
             _log.warning("%d lines of %s could not be written and are lost", lost, self._path)
         self._lines.close()
 
 
 def encode(event: MetricRecord) -> str:
-    """An event as one line of JSON, without its newline."""
+    """Return an event as one line of JSON, without the newline."""
     return json.dumps({key: json_number(value) for key, value in event.items()}, allow_nan=False)
 
 
 def read_lines(path: Path) -> Lines:
-    """Return the lines of a file; none if it is missing. Raises OSError if it cannot be read."""
+    """Return the parsed lines of a file; none if the file does not exist. Raises OSError."""
     try:
         return parse(path.read_bytes())
     except FileNotFoundError:
@@ -84,14 +74,14 @@ def read_lines(path: Path) -> Lines:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a file in the order of their steps; damaged lines are left out."""
+    """Return the events of a file sorted by step, without damaged lines. Raises OSError."""
     return [line.event for line in read_lines(path).events]
 
 
 def rewind(path: Path, step: int) -> None:
-    """Take the events after `step` out of the file, at once or not at all.
+    """Remove the events after `step` from the file atomically.
 
-    Every other line stays as it is, damaged ones too. Raises OSError.
+    All other lines are unchanged, including damaged ones. Raises OSError.
     """
     lines = read_lines(path)
     kept: list[Line | DamagedLine] = [line for line in lines.events if line.step <= step]
@@ -101,7 +91,7 @@ def rewind(path: Path, step: int) -> None:
 
 
 def json_number(value: float) -> float | str:
-    """As JSON has it; see the module for numbers that are not finite."""
+    """Return a number as JSON can represent it: a string if it is not finite."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -1,7 +1,7 @@
-"""Reading metrics.jsonl line by line: which lines are events, and what is wrong with the others.
+"""Parses metrics.jsonl line by line into events and damaged lines.
 
-Users and their tools edit the file, editors add a byte-order mark or Windows line ends, and a power
-cut leaves half a line. No content of the file makes `parse` raise.
+Users and tools edit the file, editors add a byte-order mark or Windows line ends, and a power loss
+truncates a line. `parse` accepts any content without raising.
 """
 
 import json
@@ -11,14 +11,14 @@ from typing import Any
 
 LOSSES = ("train_loss", "val_loss")
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-SHOWN = 40  # characters of a wrong value in a message
+SHOWN = 40  # characters of an invalid value in a message
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line that holds an event: its bytes with the newline, and the event's numbers."""
+    """A line that contains an event: its bytes with the newline, and the numbers of the event."""
 
-    number: int  # of the line in its file, from 1
+    number: int  # line number in the file, from 1
     content: bytes
     event: dict[str, Any]
 
@@ -29,13 +29,13 @@ class Line:
 
     @property
     def kind(self) -> tuple[int, tuple[str, ...]]:
-        """Its step and the losses that it holds: a run logs one event of each kind."""
+        """The step and the losses of the event; a run logs each kind once."""
         return self.step, tuple(key for key in LOSSES if key in self.event) or tuple(self.event)
 
 
 @dataclass(frozen=True)
 class DamagedLine:
-    """A line that holds no event, or one that a later line replaces."""
+    """A line without a valid event, or with an event that a later line replaces."""
 
     number: int
     content: bytes
@@ -44,24 +44,24 @@ class DamagedLine:
 
 @dataclass(frozen=True)
 class Lines:
-    """The content of a file: its events in the order of their steps, and its damaged lines."""
+    """The content of a file: its events sorted by step, and its damaged lines."""
 
     events: list[Line] = field(default_factory=list)
     damaged: list[DamagedLine] = field(default_factory=list)
-    content: bytes = b""  # of the whole file, as it is
+    content: bytes = b""  # of the file, unchanged
     is_sorted: bool = True
 
 
 def join(lines: list[Line]) -> bytes:
-    """The content of a file that holds `lines`."""
+    """Return the content of a file that consists of `lines`."""
     return b"".join(line.content for line in lines)
 
 
 def parse(content: bytes) -> Lines:
-    """Sort the lines of a file into events and damaged lines.
+    """Return the events and the damaged lines of a file.
 
-    A null stands for no value, as pandas writes it. Of two events of one kind at one step the later
-    counts. Empty lines are passed over.
+    null means a missing value, as pandas writes it. If two events have the same kind, the later
+    one is used. Empty lines are ignored.
     """
     found: dict[tuple[int, tuple[str, ...]], Line] = {}
     damaged: list[DamagedLine] = []
@@ -74,7 +74,7 @@ def parse(content: bytes) -> Lines:
             continue
         new = Line(number, _ended(line.removeprefix(b"\xef\xbb\xbf")), event)
         if old := found.pop(new.kind, None):
-            reason = f"line {number} has step {new.step} as well"
+            reason = f"line {number} has step {new.step} too"
             damaged.append(DamagedLine(old.number, old.content, reason))
         found[new.kind] = new
     events = list(found.values())
@@ -84,13 +84,13 @@ def parse(content: bytes) -> Lines:
 
 
 def _event_of(line: bytes) -> dict[str, Any] | str:
-    """The numbers of an event, or what is wrong with the line."""
+    """Return the numbers of the event in a line, or the reason why the line is damaged."""
     try:
         values = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        return "it is not JSON" if line.endswith((b"\n", b"\r")) else "it is cut short"
+        return "not JSON" if line.endswith((b"\n", b"\r")) else "truncated"
     if not isinstance(values, dict):
-        return "it is not a JSON object"
+        return "not a JSON object"
     event = {key: number for key, value in values.items() if (number := _number(value)) is not None}
     step = event.get("step", -1)
     if not (0 <= step < 1 << 63 and step == int(step)):
@@ -104,12 +104,12 @@ def _event_of(line: bytes) -> dict[str, Any] | str:
 
 def _wrong(key: str, values: dict[str, Any]) -> str:
     if key not in values:
-        return f"it has no {key}"
-    return f"its {key} is {json.dumps(values[key])[:SHOWN]}"
+        return f"no {key}"
+    return f"{key} is {json.dumps(values[key])[:SHOWN]}"
 
 
 def _number(value: Any) -> float | None:
-    """A number, with the names that JSON lacks; None for anything else."""
+    """Return a JSON value as a number, also NaN and infinity; None for anything else."""
     if isinstance(value, str):
         return NOT_FINITE.get(value)
     if isinstance(value, bool) or not isinstance(value, int | float):

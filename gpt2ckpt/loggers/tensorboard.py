@@ -1,7 +1,7 @@
-"""TensorBoard event files, written with tensorboard's own record writer.
+"""TensorBoard event files, written with the record writer of the tensorboard package.
 
-torch.utils.tensorboard takes half a second to import and writes from a thread, whose errors end in
-a stack trace; scalars and text need neither.
+torch.utils.tensorboard takes half a second to import and writes in a thread whose errors print a
+stack trace.
 """
 
 import os
@@ -18,16 +18,16 @@ from gpt2ckpt.loggers.base import MetricRecord, scalar_name, scalars
 
 
 class TensorBoardLogger:
-    """Writes one event file of this process into a folder of a run.
+    """Writes one event file per process into a directory of the run.
 
     Args:
-        folder: made if it is missing. TensorBoard reads its files in the order of their names.
-        purge_step: events of earlier files at this step and later are hidden. A run that resumes
+        folder: the directory, created if missing. TensorBoard reads its files sorted by name.
+        purge_step: TensorBoard hides events of earlier files from this step on. A run that resumes
             from step T passes T + 1.
-        history: the events that the run has logged before `purge_step`. From the first one on that
-            earlier files lack, they are written again, and hidden where they are.
-        hyperparameters: the config, for the tab HParams. TensorBoard shows those of the first
-            process of a run, beside the last value of each curve.
+        history: the events that the run logged before `purge_step`. If earlier files lack some of
+            them, all events from the first missing one on are written again.
+        hyperparameters: the config, for the HParams tab. TensorBoard shows the config of the first
+            process of a run beside the last value of each scalar.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class TensorBoardLogger:
         history: Sequence[MetricRecord] = (),
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
-        # Here, not above: a run without TensorBoard does not pay for the import.
+        # Imported here because it is slow, and runs without TensorBoard do not need it.
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -52,7 +52,7 @@ class TensorBoardLogger:
         if again and purge_step is not None:
             purge_step = min(purge_step, int(again[0]["step"]))
         self._writer = RecordWriter(_new_file(folder).open("xb"))
-        # The version comes first in every file; it also makes readers heed the START below.
+        # The version must be the first record; without it, readers ignore the START below.
         self._write(wall_time=time.time(), file_version="brain.Event:2")
         if purge_step is not None:
             start = self._session(status=self._session.START)
@@ -64,7 +64,7 @@ class TensorBoardLogger:
         self.flush()
 
     def log(self, event: MetricRecord) -> None:
-        """Write every value of the event as a scalar (float32), named as `scalars` says."""
+        """Write the values of an event as float32 scalars, named as in `scalars`."""
         values = [
             self._summary.Value(tag=name, simple_value=value)
             for name, value in scalars(event).items()
@@ -77,7 +77,7 @@ class TensorBoardLogger:
         self.flush()
 
     def text(self, step: int, text: str) -> None:
-        """Write a sample for the text tab, verbatim (an indented block of Markdown)."""
+        """Write a text sample for the Text tab as a Markdown code block."""
         from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
 
         verbatim = "\n".join(f"    {line}" for line in text.splitlines())
@@ -95,7 +95,7 @@ class TensorBoardLogger:
         self.flush()
 
     def flush(self) -> None:
-        """Hand everything to the operating system: a killed process loses nothing."""
+        """Pass everything to the operating system, so that a killed process loses nothing."""
         self._writer.flush()
 
     def close(self) -> None:
@@ -103,10 +103,10 @@ class TensorBoardLogger:
         self._writer.close()
 
     def _write_hyperparameters(self, values: Mapping[str, Any]) -> None:
-        """As `add_hparams` of torch's SummaryWriter, in this run instead of one of its own.
+        """Write what SummaryWriter.add_hparams of torch writes, but into this run.
 
-        Without its list of names and metrics: TensorBoard takes those of one run for all, and makes
-        the list itself, of all runs, where there is none.
+        The list of names and metrics (the "experiment" record) is left out: TensorBoard would use
+        that of one run for all runs, and builds it from all runs if there is none.
         """
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
@@ -122,7 +122,7 @@ class TensorBoardLogger:
         summary = self._summary.Value(
             tag=metadata.SESSION_START_INFO_TAG, metadata=metadata.create_summary_metadata(content)
         )
-        # At step 0, which no resume hides.
+        # Step 0 is never hidden by `purge_step`.
         self._write(step=0, wall_time=time.time(), summary=self._summary(value=[summary]))
 
     def _write(self, **fields: Any) -> None:
@@ -130,10 +130,10 @@ class TensorBoardLogger:
 
 
 def recorded(folder: Path) -> set[tuple[int, str]]:
-    """Return the step and the name of each scalar that TensorBoard shows of the files in a folder.
+    """Return the step and name of each scalar that TensorBoard shows from the files in a folder.
 
-    A file is a sequence of records: the length (8 bytes), its checksum (4), an event in protobuf,
-    and the checksum of that (4). What a kill has cut off is left out.
+    A file is a sequence of records: the length (8 bytes), its checksum (4), a protobuf event and
+    its checksum (4). A truncated record at the end is ignored.
     """
     from tensorboard.compat.proto.event_pb2 import Event as Record
     from tensorboard.compat.proto.event_pb2 import SessionLog
@@ -162,7 +162,7 @@ def _records(content: bytes) -> Iterator[bytes]:
 def _from_first_missing(
     history: Sequence[MetricRecord], shown: set[tuple[int, str]]
 ) -> list[MetricRecord]:
-    """Return the events from the first step on whose loss is not shown."""
+    """Return the events from the first step on for which TensorBoard shows no loss."""
     missing = [
         int(event["step"])
         for event in history
@@ -173,10 +173,10 @@ def _from_first_missing(
 
 
 def _new_file(folder: Path) -> Path:
-    """A name that no file has, later in order than those of earlier processes of the run.
+    """Return an unused file name that sorts after those of earlier processes of the run.
 
-    TensorBoard takes every file with "tfevents" in its name. Two processes of one run may start
-    within the same second, and a clock may be set back.
+    The time alone is not enough: two processes may start within a second, and a clock may be set
+    back. TensorBoard reads every file with "tfevents" in its name.
     """
     stamps = [_stamp(path) for path in folder.glob("events.out.tfevents.*")]
     stamp = max([int(time.time()), *(found + 1 for found in stamps)])

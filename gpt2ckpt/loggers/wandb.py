@@ -1,4 +1,4 @@
-"""Weights & Biases: one run with one id, whatever the number of processes that trained it."""
+"""Weights & Biases. All processes of a run use the same W&B run id."""
 
 import contextlib
 import html
@@ -18,27 +18,27 @@ from gpt2ckpt.loggers.wandb_offline import recorded_steps
 
 _log = logging.getLogger(__name__)
 
-TOKENS = "tokens_seen"  # in events and in W&B: the horizontal axis of the curves
+TOKENS = "tokens_seen"  # in events and in W&B: the x-axis of the charts
 _KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 
 
 class WandbLogger:
-    """Sends events to W&B, or to its offline files where there is no account.
+    """Sends events to W&B, or writes offline files if there is no account.
 
-    No step is sent twice: W&B would drop it with a warning, or show two. What W&B lacks of
-    `history` is sent first, since a killed process may not have got rid of its last events.
+    No step is sent twice: W&B would drop the second one with a warning, or show both. Events of
+    `history` that W&B lacks are sent first, since a killed process may have lost its last events.
 
     Args:
-        run_dir: W&B's files go to its folder `wandb`.
-        project: W&B's project.
-        entity: W&B's user or team; None is the account's own.
-        tags: labels of the run.
-        run_id: the same for every process of a run.
-        name: what W&B shows as the run's name: its directory's.
-        config: the resolved config. It holds no key: W&B takes that from the environment or netrc.
-        resume: whether earlier processes of this run may have sent something.
-        history: the events that the run has logged up to the step that it goes on from.
-        origin: the W&B run that this one was split off from, and the last step that they share.
+        run_dir: the run directory; W&B writes to its subdirectory `wandb`.
+        project: the W&B project.
+        entity: the W&B user or team; None for the default of the account.
+        tags: W&B tags of the run.
+        run_id: the W&B run id, equal for all processes of a run.
+        name: the name of the run in W&B.
+        config: the resolved config. The API key comes from the environment or netrc, not from here.
+        resume: whether earlier processes of this run may have sent events.
+        history: the events logged up to the step from which the run resumes.
+        origin: the W&B run that this run was forked from, and the last step that both share.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class WandbLogger:
         origin: tuple[str, int] | None = None,
     ) -> None:
         refuse_link(run_dir / "wandb")
-        # Here, not above: the import takes most of a second.
+        # Imported here because it takes most of a second.
         import wandb
 
         self._html = wandb.Html
@@ -72,32 +72,32 @@ class WandbLogger:
             notes=_notes(origin),
             resume="allow" if resume else None,
             mode=_mode(wandb.setup().settings, os.environ),
-            # The console is in train.log; W&B's summary table would follow our own.
+            # train.log has the console output; W&B would print a summary after ours.
             settings=wandb.Settings(console="off", quiet=True),
         )
-        # Resumed online, W&B says which step it expects; a new or an offline run expects 0.
+        # W&B knows the next step of a run that is resumed online; offline it is always 0.
         self._first = self._run.step if resume else 0
-        # Both kinds of events have it, and runs with other batches can be compared over it.
+        # Tokens make runs with different batch sizes comparable.
         self._run.define_metric(TOKENS)
-        for curves_of in ("train/*", "val/*"):
-            self._run.define_metric(curves_of, step_metric=TOKENS)
+        for metrics in ("train/*", "val/*"):
+            self._run.define_metric(metrics, step_metric=TOKENS)
         for event in history:
             self.log(event)
 
     def log(self, event: MetricRecord) -> None:
-        """Send an event, unless W&B has its step from an earlier process. Does not wait."""
+        """Send an event without waiting, unless W&B has its step from an earlier process."""
         axis = {TOKENS: event[TOKENS]} if TOKENS in event else {}
         self._send(int(event["step"]), {**scalars(event), **axis})
 
     def text(self, step: int, text: str) -> None:
-        """Send a text sample, shown verbatim."""
+        """Send a text sample as preformatted text."""
         self._send(step, {"sample": self._html(f"<pre>{html.escape(text)}</pre>")})
 
     def flush(self) -> None:
-        """W&B's own process takes every event at once; there is nothing to wait for."""
+        """Do nothing: the process of W&B receives every event at once."""
 
     def close(self) -> None:
-        """End this process's part of the run; online, waits until everything is sent."""
+        """Finish the W&B run; online, wait until everything is sent."""
         self._run.finish()
 
     def _send(self, step: int, values: dict[str, Any]) -> None:
@@ -106,7 +106,7 @@ class WandbLogger:
 
 
 def service_progress() -> float:
-    """Return the CPU seconds that W&B's own processes have used: they move as long as it works."""
+    """Return the CPU seconds used by the processes of W&B, which grow while it works."""
     seconds = 0.0
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process().children(recursive=True):
@@ -123,18 +123,16 @@ def _link(origin: tuple[str, int] | None) -> dict[str, Any]:
 
 def _notes(origin: tuple[str, int] | None) -> str | None:
     return (
-        f"Goes on from step {origin[1]} of run {origin[0]}, with other settings."
-        if origin
-        else None
+        f"Continues run {origin[0]} from step {origin[1]} with other settings." if origin else None
     )
 
 
 def _mode(settings: Any, environ: Mapping[str, str]) -> Literal["offline"] | None:
-    """Offline where W&B would otherwise ask for an account; None leaves the choice to W&B.
+    """Return "offline" if W&B would ask for an account; None leaves the choice to W&B.
 
     Args:
-        settings: W&B's own, from its files and the environment.
-        environ: the environment's variables.
+        settings: the settings of W&B, from its files and the environment.
+        environ: the environment variables.
     """
     chosen = "WANDB_MODE" in environ or settings.mode != "online"
     if chosen or settings.api_key or any(environ.get(name) for name in _KEY_VARIABLES):
@@ -142,14 +140,14 @@ def _mode(settings: Any, environ: Mapping[str, str]) -> Literal["offline"] | Non
     if _in_netrc(urlsplit(settings.base_url).netloc, environ):
         return None
     _log.warning(
-        "no W&B account found, so W&B writes offline files: `wandb login` makes later runs "
-        "go online, `wandb sync` uploads this one"
+        "no W&B account found: writing offline files. Run `wandb login` before the next run to "
+        "send its events, and `wandb sync` to upload this one"
     )
     return "offline"
 
 
 def _in_netrc(host: str, environ: Mapping[str, str]) -> bool:
-    """Whether the user's netrc file, where `wandb login` leaves its key, knows the host."""
+    """Return whether netrc, where `wandb login` stores its key, has an entry for the host."""
     path = Path(environ.get("NETRC", "~/.netrc")).expanduser()
     try:
         return netrc.netrc(path).authenticators(host) is not None

@@ -1,9 +1,8 @@
-"""Which steps earlier processes of a run left in W&B's offline files.
+"""Reads the offline files of W&B to find the steps that earlier processes of a run logged.
 
-Offline, every process writes a file of its own and there is no server to ask. A killed process may
-have lost its last seconds, so the files themselves are read. They are logs of protobuf records in
-the format of LevelDB (https://github.com/google/leveldb/blob/main/doc/log_format.md) after a
-header of 7 bytes.
+Offline, each process writes a file, and no server knows the steps. A killed process may have lost
+its last events, so the files are read. A file is a header of 7 bytes and a log of protobuf records
+in the format of LevelDB (https://github.com/google/leveldb/blob/main/doc/log_format.md).
 """
 
 import struct
@@ -18,7 +17,7 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 def recorded_steps(wandb_dir: Path, run_id: str) -> set[int]:
-    """The steps of all history records in the offline files of one run; empty without files."""
+    """Return the steps of all history records in the offline files of a W&B run."""
     files = wandb_dir.glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")
     return {step for path in files for step in _steps(path)}
 
@@ -27,7 +26,7 @@ def _steps(path: Path) -> Iterator[int]:
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 
-    record_type: Any = vars(wandb_internal_pb2)["Record"]  # made at import: unknown to a checker
+    record_type: Any = vars(wandb_internal_pb2)["Record"]  # created at import
     for data in _records(path.read_bytes()):
         try:
             record = record_type.FromString(data)
@@ -38,7 +37,7 @@ def _steps(path: Path) -> Iterator[int]:
 
 
 def _records(content: bytes) -> Iterator[bytes]:
-    """The whole records of a log; a torn end is left out."""
+    """Yield the complete records of a log; a truncated record at the end is ignored."""
     position, parts = _FILE_HEADER, bytearray()
     while position + _CHUNK.size <= len(content):
         left_in_block = _BLOCK - position % _BLOCK

@@ -235,4 +235,4 @@ class Watchdog:
 
     def _acknowledge(self, received: signal.Signals) -> None:
         if self._acknowledgement is not None:
-            console.say(f"{received.name}: {self._acknowledgement(received)}")
+            console.print_nowait(f"{received.name}: {self._acknowledgement(received)}")

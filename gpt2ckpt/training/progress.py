@@ -64,7 +64,7 @@ class BarProgress:
     def __init__(self, total_steps: int, done_steps: int) -> None:
         self._bar: Any = None
         self._worker = Worker("progress-bar", limit=1000)
-        self._worker.hand_over(lambda: self._open(total_steps, done_steps))
+        self._worker.submit(lambda: self._open(total_steps, done_steps))
         self._step, self._activity = done_steps, ""
         self._drawn = self._since = time.monotonic()
         self._log_lines = contextlib.ExitStack()
@@ -89,7 +89,7 @@ class BarProgress:
 
     def close(self) -> None:
         """Remove the bar and give the log handlers their terminal back."""
-        self._worker.hand_over(self._remove)
+        self._worker.submit(self._remove)
         self._worker.wait(LONG, silence=LONG)
         self._worker.close()
         self._log_lines.close()
@@ -107,7 +107,7 @@ class BarProgress:
         now = time.monotonic()
         if at_once or now - self._drawn >= DRAW_EVERY:
             self._drawn = now
-            self._worker.hand_over(self._draw)
+            self._worker.submit(self._draw)
 
     def _open(self, total_steps: int, done_steps: int) -> None:
         with contextlib.suppress(Exception):
@@ -152,7 +152,7 @@ class _AboveBar(io.TextIOBase):
 
     def write(self, text: str) -> int:
         is_stuck = self._worker.silence > LONG
-        if is_stuck or not self._worker.hand_over(lambda: self._write_above(text)):
+        if is_stuck or not self._worker.submit(lambda: self._write_above(text)):
             self._write(text)
         return len(text)
 

@@ -107,7 +107,7 @@ class Sampler:
         """Begin to read the tokenizer's files, in a thread: a disk may hang that they are on."""
         self._loading, self._load_begun = futures.Future(), time.monotonic()
         worker = Worker("tokenizer", limit=1)
-        worker.hand_over(partial(_load, self._loading, self._sampling, self._model))
+        worker.submit(partial(_load, self._loading, self._sampling, self._model))
         worker.close()
 
     def __call__(self, stop: Stop) -> str | None:

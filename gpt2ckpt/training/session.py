@@ -16,7 +16,6 @@ from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.data.loader import BlockLoader, validation, validation_digest
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.loggers import metrics_file
-from gpt2ckpt.loggers.base import NullLogger
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.loggers.tensorboard import TensorBoardLogger
 from gpt2ckpt.loggers.wandb import WandbLogger, service_progress
@@ -313,7 +312,7 @@ class Session:
 
     def _open_loggers(self, provenance: Provenance, step: int, *, resumed: bool) -> Loggers:
         if not self.group.is_first:
-            return Loggers(NullLogger())
+            return Loggers(None)
         loggers = Loggers(metrics_file.MetricsFile(self.directory / HISTORY))
         self._add_loggers(loggers, provenance, step, resumed=resumed)
         return loggers

@@ -33,7 +33,7 @@ def _tokens(path: Path, values: np.ndarray) -> Path:
     return path
 
 
-def test_embedded_is_pythons_own_reference() -> None:
+def test_embedded_data_is_the_python_language_reference() -> None:
     corpus = open_corpus(EmbeddedDataConfig(split="tail"), VOCAB_SIZE, 1024)
     total = len(corpus.train) + len(corpus.val)
     assert total > 100_000
@@ -49,12 +49,12 @@ def test_embedded_is_pythons_own_reference() -> None:
 @pytest.mark.skipif(
     sum(map(len, topics.values())) != 464_970, reason="another Python's text than the one counted"
 )
-def test_embedded_count() -> None:
+def test_embedded_data_has_the_documented_size() -> None:
     corpus = open_corpus(EmbeddedDataConfig(split="tail"), VOCAB_SIZE, 1024)
     assert len(corpus.train) + len(corpus.val) == 139_015
 
 
-def test_text_holds_out_the_end_of_the_last_document(tmp_path: Path) -> None:
+def test_text_validates_on_the_end_of_the_last_document(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("one two three four\n" * 20)
     (tmp_path / "a.txt").write_text("first document")
     corpus = open_corpus(_text(tmp_path / "*.txt", fraction=0.25), VOCAB_SIZE, 4)
@@ -69,7 +69,7 @@ def test_text_holds_out_the_end_of_the_last_document(tmp_path: Path) -> None:
     ]
 
 
-def test_text_with_files_of_its_own_for_validation(tmp_path: Path) -> None:
+def test_text_validates_on_data_val_if_given(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("some training text " * 9)
     (tmp_path / "val.txt").write_text("validation text " * 3)
     corpus = open_corpus(_text(tmp_path / "train.txt", tmp_path / "val.txt"), VOCAB_SIZE, 4)
@@ -79,7 +79,7 @@ def test_text_with_files_of_its_own_for_validation(tmp_path: Path) -> None:
     assert len(corpus.files) == 2
 
 
-def test_validation_files_of_their_own_need_none_to_train_on(tmp_path: Path) -> None:
+def test_open_validation_needs_no_training_files(tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("validation text " * 3)
     tokens = [*gpt2_encoding().encode_ordinary("validation text " * 3), END_OF_TEXT]
     _tokens(tmp_path / "v.bin", np.array(tokens))
@@ -96,7 +96,7 @@ def test_validation_files_of_their_own_need_none_to_train_on(tmp_path: Path) -> 
         open_validation(TextDataConfig(), VOCAB_SIZE, 4)
 
 
-def test_a_held_out_part_is_the_one_that_training_validates_on(tmp_path: Path) -> None:
+def test_open_validation_returns_the_split_that_training_uses(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one two three four\n" * 20)
     for config in (_text(tmp_path / "a.txt", fraction=0.25), EmbeddedDataConfig(split="tail")):
         corpus = open_corpus(config, VOCAB_SIZE, 4)
@@ -104,7 +104,7 @@ def test_a_held_out_part_is_the_one_that_training_validates_on(tmp_path: Path) -
         assert (_all(val), description) == (_all(corpus.val), corpus.description)
 
 
-def test_tokens_are_joined_in_the_order_of_names(tmp_path: Path) -> None:
+def test_token_files_are_joined_in_name_order(tmp_path: Path) -> None:
     for name in ("t2", "t1", "v"):
         _tokens(tmp_path / f"{name}.bin", np.arange(50) + 1000 * int("21v".index(name[-1])))
     config = TokensDataConfig(train=str(tmp_path / "t*.bin"), val=str(tmp_path / "v.bin"))
@@ -119,7 +119,7 @@ def _open_tokens(folder: Path) -> Corpus:
     return open_corpus(config, VOCAB_SIZE, 16)
 
 
-def test_the_digest_notices_what_it_says(tmp_path: Path) -> None:
+def test_digest_changes_with_every_part_that_it_covers(tmp_path: Path) -> None:
     large = np.random.default_rng(0).integers(0, VOCAB_SIZE, 600_000)
     small = large[:1000]
     _tokens(tmp_path / "t1.bin", large)
@@ -150,7 +150,7 @@ def test_the_digest_notices_what_it_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1000, 600_000])
-def test_the_digests_cover_the_validation_split(tmp_path: Path, size: int) -> None:
+def test_digests_cover_the_validation_split(tmp_path: Path, size: int) -> None:
     values = np.random.default_rng(0).integers(0, VOCAB_SIZE, size)
     _tokens(tmp_path / "t1.bin", values)
     _tokens(tmp_path / "v.bin", values[::-1])
@@ -164,7 +164,7 @@ def test_the_digests_cover_the_validation_split(tmp_path: Path, size: int) -> No
     assert old[0] == new[0] and old[1] != new[1]
 
 
-def test_the_digest_covers_validation_text(tmp_path: Path) -> None:
+def test_digest_covers_validation_text(tmp_path: Path) -> None:
     train, val = tmp_path / "train.txt", tmp_path / "val.txt"
     train.write_text("some training text " * 9)
     val.write_text("validation text " * 3)
@@ -179,7 +179,7 @@ def test_the_digest_covers_validation_text(tmp_path: Path) -> None:
     assert _all(before.train) == _all(after.train) and before.digest != after.digest
 
 
-def test_a_split_of_other_sizes_has_another_digest(tmp_path: Path) -> None:
+def test_a_different_split_has_a_different_digest(tmp_path: Path) -> None:
     """The tokens are the same, and so are the contents of the file."""
     (tmp_path / "a.txt").write_text("one two three four\n" * 20)
     first, second = (
@@ -193,7 +193,7 @@ def _warnings(config: TextDataConfig | TokensDataConfig) -> tuple[str, ...]:
     return open_corpus(config, VOCAB_SIZE, 4).warnings
 
 
-def test_validation_files_among_the_training_files_are_named(tmp_path: Path) -> None:
+def test_validation_files_in_the_training_data_are_a_warning(tmp_path: Path) -> None:
     for name, start in (("a", 0), ("b", 500), ("v", 900)):
         _tokens(tmp_path / f"{name}.bin", np.arange(start, start + 50))
     (tmp_path / "hard.bin").hardlink_to(tmp_path / "v.bin")
@@ -208,7 +208,7 @@ def test_validation_files_among_the_training_files_are_named(tmp_path: Path) -> 
     assert "a.bin and 1 more of data.val" in _warnings(both)[0]
 
 
-def test_validation_files_are_known_by_their_inode_before_their_digest(
+def test_overlap_is_found_by_inode_before_digests_are_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(digest, "AT_ONCE", 10)
@@ -218,7 +218,7 @@ def test_validation_files_are_known_by_their_inode_before_their_digest(
     assert "v.bin of data.val is in data.train as well" in line
 
 
-def test_validation_text_among_the_training_text_is_named(tmp_path: Path) -> None:
+def test_validation_text_in_the_training_text_is_a_warning(tmp_path: Path) -> None:
     for name in ("a", "b", "v"):
         (tmp_path / f"{name}.txt").write_text(f"text of {name}: " * 9)
     [line] = _warnings(_text(f"{tmp_path}/*.txt", tmp_path / "v.txt"))
@@ -226,7 +226,7 @@ def test_validation_text_among_the_training_text_is_named(tmp_path: Path) -> Non
     assert _warnings(_text(f"{tmp_path}/[ab].txt", tmp_path / "v.txt")) == ()
 
 
-def test_the_digest_of_text_covers_all_of_it(tmp_path: Path) -> None:
+def test_digest_of_text_covers_all_tokens(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("word " * 600_000 + "end")
     first = open_corpus(_text(path), VOCAB_SIZE, 64)
@@ -237,20 +237,20 @@ def test_the_digest_of_text_covers_all_of_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
-def test_a_fraction_outside_its_range_is_a_config_error(fraction: float, tmp_path: Path) -> None:
+def test_val_fraction_out_of_range_is_a_config_error(fraction: float, tmp_path: Path) -> None:
     for config in (EmbeddedDataConfig(val_fraction=fraction), _text(tmp_path, None, fraction)):
         with pytest.raises(ConfigError, match=r"data\.val_fraction=.* between 0 and 1"):
             open_corpus(config, VOCAB_SIZE, 64)
 
 
-def test_a_vocabulary_too_small_for_text_is_a_config_error(tmp_path: Path) -> None:
+def test_vocabulary_too_small_for_text_is_a_config_error(tmp_path: Path) -> None:
     for config in (EmbeddedDataConfig(split="tail"), _text(tmp_path)):
         with pytest.raises(ConfigError, match=r"model\.vocab_size=50256 .* at least 50257"):
             open_corpus(config, 50_256, 64)
     assert open_corpus(EmbeddedDataConfig(split="tail"), 50_304, 64).train.vocab_size == 50_304
 
 
-def test_tokens_outside_a_smaller_vocabulary_are_refused(tmp_path: Path) -> None:
+def test_tokens_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
     path = _tokens(tmp_path / "a.bin", np.arange(100))
     config = TokensDataConfig(train=str(path), val=str(path))
     assert len(open_corpus(config, 100, 8).train) == 100
@@ -258,7 +258,7 @@ def test_tokens_outside_a_smaller_vocabulary_are_refused(tmp_path: Path) -> None
         open_corpus(config, 99, 8)
 
 
-def test_too_few_tokens_say_how_many_are_needed(tmp_path: Path) -> None:
+def test_too_few_tokens_error_names_the_number_needed(tmp_path: Path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("one two three")  # three tokens and an end-of-text
     with pytest.raises(
@@ -277,7 +277,7 @@ def test_too_few_tokens_say_how_many_are_needed(tmp_path: Path) -> None:
         open_corpus(_text(long, short), VOCAB_SIZE, 4)
 
 
-def test_bad_files_are_refused_by_name(tmp_path: Path) -> None:
+def test_error_names_an_unusable_file(tmp_path: Path) -> None:
     good = tmp_path / "good.txt"
     good.write_text("text " * 99)
     (tmp_path / "bad.txt").write_bytes(b"caf\xe9")
@@ -292,7 +292,7 @@ def test_bad_files_are_refused_by_name(tmp_path: Path) -> None:
         open_corpus(TokensDataConfig(), VOCAB_SIZE, 8)
 
 
-def test_opening_a_corpus_needs_no_torch() -> None:
+def test_opening_a_corpus_does_not_import_torch() -> None:
     code = (
         "import sys; import gpt2ckpt.data.corpus, gpt2ckpt.data.shards; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'tiktoken', 'hydra')))"

@@ -46,7 +46,7 @@ def read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[bool, list[
     return bool(calls), known
 
 
-def test_every_token_counts_in_memory_and_in_a_file(file: Path, cache: Path) -> None:
+def test_digest_covers_every_token_in_memory_and_in_files(file: Path, cache: Path) -> None:
     [expected] = Contents([VALUES]).known() or []
     assert len(expected) == 32
     assert Contents([opened(file)]).known() == [expected]
@@ -59,7 +59,7 @@ def test_every_token_counts_in_memory_and_in_a_file(file: Path, cache: Path) -> 
     assert len(seen) == 5
 
 
-def test_large_files_are_read_by_a_thread(
+def test_large_files_are_read_in_the_background(
     file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(digest, "AT_ONCE", 1000)
@@ -76,7 +76,7 @@ def test_large_files_are_read_by_a_thread(
     assert Contents([opened(file)]).known() == [real(VALUES)], "remembered: nothing is to be read"
 
 
-def test_an_error_of_the_thread_is_raised_where_the_digests_are_asked_for(
+def test_background_error_is_raised_to_the_caller_of_known(
     file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(digest, "AT_ONCE", 1000)
@@ -87,7 +87,7 @@ def test_an_error_of_the_thread_is_raised_where_the_digests_are_asked_for(
         contents.known(60)
 
 
-def test_a_file_is_read_once_until_it_changes(
+def test_digest_is_cached_until_the_file_changes(
     file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert read_again(file, monkeypatch)[0]
@@ -103,7 +103,7 @@ def test_a_file_is_read_once_until_it_changes(
     assert is_read and changed != known
 
 
-def test_a_file_that_has_just_been_written_is_not_remembered(
+def test_digest_of_a_just_written_file_is_not_cached(
     file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another change in the same tick of the file system's clock would not show."""
@@ -112,7 +112,7 @@ def test_a_file_that_has_just_been_written_is_not_remembered(
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b'{"a": 3', b"\xff", b"[" * 100_000])
-def test_a_corrupt_cache_is_ignored_and_replaced(
+def test_corrupt_cache_is_ignored_and_replaced(
     file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     cache.parent.mkdir(parents=True)
@@ -124,7 +124,7 @@ def test_a_corrupt_cache_is_ignored_and_replaced(
     assert read_again(file, monkeypatch)[0]
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(
+def test_unwritable_cache_is_ignored(
     file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.parent.parent.write_text("a file in the place of the folder")

@@ -30,7 +30,7 @@ def overlap(train: list[int], val: list[int], length: int = 13) -> float:
     return sum(sequence in known for sequence in asked) / len(asked)
 
 
-def test_what_is_held_out_is_like_the_rest_and_not_in_it() -> None:
+def test_held_out_sections_resemble_the_rest_without_repeating_it() -> None:
     train, val = tokens_of("sections")
     assert 0.08 < len(val) / (len(train) + len(val)) < 0.12
     assert len(train) > 90_000
@@ -42,12 +42,12 @@ def test_what_is_held_out_is_like_the_rest_and_not_in_it() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5])
-def test_the_fraction_is_kept_as_nearly_as_sections_allow(fraction: float) -> None:
+def test_held_out_sections_approximate_val_fraction(fraction: float) -> None:
     train, val = tokens_of("sections", fraction)
     assert len(val) / (len(train) + len(val)) == pytest.approx(fraction, abs=0.03)
 
 
-def test_no_paragraph_is_trained_on_twice_or_held_out_as_well() -> None:
+def test_each_paragraph_occurs_once_in_both_splits_together() -> None:
     train, val = split_sections(topics(), 0.1)
     paragraphs = [
         " ".join(part.split())
@@ -60,7 +60,7 @@ def test_no_paragraph_is_trained_on_twice_or_held_out_as_well() -> None:
     assert (train, val) == split_sections(topics(), 0.1)
 
 
-def test_a_section_is_held_out_only_if_no_other_says_the_same() -> None:
+def test_sections_that_repeat_others_are_not_held_out() -> None:
     def section(name: str, said: str) -> str:
         return f"{name}\n{'=' * len(name)}\n\n" + f"{said}\n\n"
 
@@ -79,7 +79,7 @@ def test_a_section_is_held_out_only_if_no_other_says_the_same() -> None:
     assert split_sections(["", "no heading at all"], 0.1) == (["no heading at all\n"], [])
 
 
-def test_validation_alone_is_the_same_and_an_unknown_split_is_refused() -> None:
+def test_open_validation_is_the_same_split_and_unknown_split_is_refused() -> None:
     config = EmbeddedDataConfig(split="sections")
     val, _ = open_validation(config, VOCAB_SIZE, 128)
     assert val.read(0, len(val)).tolist() == tokens_of("sections")[1]

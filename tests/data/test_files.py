@@ -33,11 +33,11 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 @pytest.mark.usefixtures("tree")
-def test_patterns(patterns: str, names: list[str]) -> None:
+def test_patterns_expand_to_sorted_files(patterns: str, names: list[str]) -> None:
     assert [str(path) for path in expand_files("data.train", patterns)] == names
 
 
-def test_home_and_absolute_patterns(tree: Path) -> None:
+def test_home_and_absolute_patterns_expand(tree: Path) -> None:
     expected = [tree / "deep/er/c.txt"]
     assert expand_files("data.train", "~/er/*.txt") == expected
     assert expand_files("data.train", "~/er/c.txt") == expected
@@ -45,7 +45,7 @@ def test_home_and_absolute_patterns(tree: Path) -> None:
 
 
 @pytest.mark.usefixtures("tree")
-def test_what_matches_nothing_is_refused_by_name() -> None:
+def test_pattern_without_a_match_is_an_error_that_names_it() -> None:
     with pytest.raises(InputError, match=r"data\.val='z\*\.txt': no file matches"):
         expand_files("data.val", "a.txt,z*.txt")
     with pytest.raises(
@@ -59,6 +59,6 @@ def test_what_matches_nothing_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("nothing", ["", "  ", "???"])
-def test_nothing_given_is_a_config_error(nothing: str) -> None:
+def test_missing_pattern_is_a_config_error(nothing: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.train is not set"):
         expand_files("data.train", nothing)

@@ -17,7 +17,7 @@ def _stream(tokens: int, cut: int = 0) -> TokenStream:
     return TokenStream([Piece("a", whole[:cut]), Piece("b", whole[cut:])], 50257)
 
 
-def test_a_batch_is_its_positions_blocks() -> None:
+def test_batch_contains_the_blocks_of_its_positions() -> None:
     loader = BlockLoader(_stream(100, cut=37), block_size=8, seed=1)
     assert loader.n_blocks == 12
     inputs, targets = loader.batch(20, 8)  # straddles the first and second epoch's end
@@ -30,7 +30,7 @@ def test_a_batch_is_its_positions_blocks() -> None:
     assert torch.equal(targets, expected + 1)
 
 
-def test_an_epoch_sees_every_block_once_and_wastes_less_than_a_block() -> None:
+def test_epoch_visits_every_block_once_and_drops_less_than_one_block() -> None:
     loader = BlockLoader(_stream(100), block_size=8, seed=3)
     for epoch in range(3):
         inputs, targets = loader.batch(epoch * 12, 12)
@@ -40,7 +40,7 @@ def test_an_epoch_sees_every_block_once_and_wastes_less_than_a_block() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(start=st.integers(0, 1000), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5))
-def test_the_order_does_not_depend_on_the_batch_size(start: int, sizes: list[int]) -> None:
+def test_data_order_does_not_depend_on_the_batch_size(start: int, sizes: list[int]) -> None:
     loader = BlockLoader(_stream(200), block_size=5, seed=9)
     whole = loader.batch(start, sum(sizes))
     position = start
@@ -52,12 +52,12 @@ def test_the_order_does_not_depend_on_the_batch_size(start: int, sizes: list[int
     assert torch.equal(torch.cat([part[1] for part in parts]), whole[1])
 
 
-def test_seeds_give_other_orders() -> None:
+def test_seeds_give_different_orders() -> None:
     one, two = (BlockLoader(_stream(1000), 4, seed).batch(0, 50)[0] for seed in (1, 2))
     assert not torch.equal(one, two)
 
 
-def test_too_short_a_stream_is_refused() -> None:
+def test_stream_shorter_than_a_block_is_refused() -> None:
     assert BlockLoader(_stream(9), 8, 0).n_blocks == 1
     with pytest.raises(ValueError, match="8 tokens hold no block"):
         BlockLoader(_stream(8), 8, 0)
@@ -66,7 +66,7 @@ def test_too_short_a_stream_is_refused() -> None:
 @pytest.mark.parametrize(
     ("limit", "sizes"), [(None, [5, 5, 2]), (7, [5, 2]), (100, [5, 5, 2]), (5, [5]), (0, [])]
 )
-def test_validation_is_every_block_in_order(limit: int | None, sizes: list[int]) -> None:
+def test_validation_yields_every_block_in_order(limit: int | None, sizes: list[int]) -> None:
     batches = list(validation(_stream(100, cut=50), block_size=8, batch_size=5, limit=limit))
     assert [len(inputs) for inputs, _ in batches] == sizes
     seen = [token for inputs, _ in batches for token in inputs.flatten().tolist()]

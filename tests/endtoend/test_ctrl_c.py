@@ -12,7 +12,9 @@ COUNT = int(os.environ.get("CTRL_C_COUNT", "4"))  # each takes some three second
 SEED = int(os.environ.get("CTRL_C_SEED", random.randrange(1 << 30)))
 
 
-def test_whatever_a_signal_meets(token_data: Any, tmp_path: Path) -> None:
+def test_signal_at_any_moment_gives_the_right_exit_code_and_valid_files(
+    token_data: Any, tmp_path: Path
+) -> None:
     words = [*token_data.overrides, f"trainer.max_steps={STEPS}", "checkpoint.save_every=10"]
     words += ["trainer.eval_every=25", "trainer.eval_steps=3"]
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -17,7 +17,7 @@ def own_data(token_data: Any, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["train.bin", "val.bin"])
-def test_a_file_that_is_cut_during_the_training_is_an_error_like_any_other(
+def test_data_file_truncated_during_training_saves_an_emergency_checkpoint(
     token_data: Any, tmp_path: Path, name: str
 ) -> None:
     """Mapped, it would end the process by SIGBUS: no emergency checkpoint, not a word."""
@@ -35,7 +35,7 @@ def test_a_file_that_is_cut_during_the_training_is_an_error_like_any_other(
     assert opened(saved)["step"] == steps_done(tmp_path / "run") >= 10
 
 
-def test_data_that_deserves_a_warning_is_named_at_the_start(
+def test_start_warns_about_32_bit_tokens_and_overlapping_validation_data(
     token_data: Any, tmp_path: Path
 ) -> None:
     """32-bit tokens are read as such, and a validation file that is trained on is a warning."""
@@ -50,7 +50,7 @@ def test_data_that_deserves_a_warning_is_named_at_the_start(
     assert f"train.bin: {len(wide):,} tokens" in said
 
 
-def test_prepare_names_validation_text_that_is_training_text(tmp_path: Path) -> None:
+def test_prepare_warns_about_overlapping_validation_text(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(f"This is text {name}. " * 20)
     words = ["data.train='*.txt'", "data.val=b.txt", "out=shards"]

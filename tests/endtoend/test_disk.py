@@ -30,7 +30,9 @@ def fill(folder: Path, spare: int) -> Path:
     return path
 
 
-def test_a_disk_that_is_full_and_one_that_fills_up(token_data: Any, disk: Path) -> None:
+def test_run_is_refused_on_a_full_disk_and_survives_one_that_fills_up(
+    token_data: Any, disk: Path
+) -> None:
     words = [*token_data.overrides, "trainer.max_steps=60", "checkpoint.save_every=20"]
     others = fill(disk, spare=NEEDED // 4)
     refused = run("train", [*words, "hydra.run.dir=run"], disk)
@@ -60,7 +62,9 @@ def test_a_disk_that_is_full_and_one_that_fills_up(token_data: Any, disk: Path) 
     assert [step for step, _ in events(disk / "run")] == list(range(1, 61))
 
 
-def test_a_run_whose_directory_was_removed(token_data: Any, tmp_path: Path) -> None:
+def test_removed_run_directory_fails_saves_but_not_the_training(
+    token_data: Any, tmp_path: Path
+) -> None:
     """It is not made again by itself, every save says so, and nothing is raised."""
     words = [*token_data.overrides, "trainer.max_steps=100000", "checkpoint.save_every=5"]
     process = start("train", [*words, "hydra.run.dir=run"], tmp_path)
@@ -77,7 +81,7 @@ def test_a_run_whose_directory_was_removed(token_data: Any, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
-def test_a_disk_that_hangs_holds_neither_the_training_nor_its_end(
+def test_hanging_disk_blocks_neither_the_training_nor_its_end(
     token_data: Any, tmp_path: Path
 ) -> None:
     """Nothing comes back from fsync any more, of checkpoints and history alike."""
@@ -99,7 +103,7 @@ def test_a_disk_that_hangs_holds_neither_the_training_nor_its_end(
     assert latest(run_directory)["step"] < there
 
 
-def test_a_file_system_without_links(token_data: Any, tmp_path: Path) -> None:
+def test_training_and_resume_work_without_hard_links(token_data: Any, tmp_path: Path) -> None:
     """exFAT, by FUSE: no hard links, names of one state are copies."""
     for disk in formatted("exfat", tmp_path / "disk"):
         words = [*token_data.overrides, "trainer.max_steps=20", "checkpoint.save_every=10"]

@@ -41,7 +41,7 @@ def announced(out: str) -> list[str]:
     return [line for line in lines if not line.startswith(("disk", "run "))]
 
 
-def test_a_dry_run_shows_what_the_start_shows_and_of_a_resume_the_time(
+def test_dry_run_prints_the_start_summary_and_the_time_of_a_resume(
     token_data: Any, tmp_path: Path, dry_run: Callable[..., tuple[int, str]]
 ) -> None:
     words = [*token_data.overrides, "trainer.max_steps=6", "schedule.steps=9"]
@@ -59,7 +59,7 @@ def test_a_dry_run_shows_what_the_start_shows_and_of_a_resume_the_time(
     assert re.search(speed, out, re.MULTILINE)
 
 
-def test_a_dry_run_of_a_resume_shows_why_it_cannot_be_exact(
+def test_dry_run_of_a_resume_prints_why_it_is_not_exact(
     token_data: Any,
     tmp_path: Path,
     dry_run: Callable[..., tuple[int, str]],
@@ -81,7 +81,7 @@ def test_a_dry_run_of_a_resume_shows_why_it_cannot_be_exact(
     assert "not bitwise" not in out
 
 
-def test_an_absurd_number_of_epochs_is_reported_with_separators(
+def test_absurd_number_of_epochs_is_a_warning(
     dry_run: Callable[..., tuple[int, str]],
 ) -> None:
     code, out = dry_run("experiment=gpt2_small")
@@ -92,7 +92,7 @@ def test_an_absurd_number_of_epochs_is_reported_with_separators(
     assert "time         not known before the first steps" in out
 
 
-def test_a_dry_run_of_a_sweep_warns_once_for_the_jobs_that_it_concerns(
+def test_dry_run_of_a_sweep_prints_a_shared_warning_once(
     token_data: Any, dry_run: Callable[..., tuple[int, str]]
 ) -> None:
     swept = ["seed=1,2", "trainer.max_steps=6,9000", "schedule.steps=9000"]
@@ -103,7 +103,7 @@ def test_a_dry_run_of_a_sweep_warns_once_for_the_jobs_that_it_concerns(
     assert text.count("1, 3: warning: the run reads its training data") == 1
 
 
-def test_a_dry_run_reports_what_a_start_is_refused_with(
+def test_dry_run_is_refused_with_the_error_of_the_start(
     dry_run: Callable[..., tuple[int, str]],
 ) -> None:
     code, out = dry_run("trainer.precision=float16", "trainer.device=cpu")

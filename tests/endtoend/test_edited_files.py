@@ -11,7 +11,7 @@ from commands import ROOT, events, finish, latest, run, same_bits, start, succee
 from gpt2ckpt.checkpoint.reading import load
 
 
-def test_an_edited_history_is_reported_and_the_run_resumes_exactly(
+def test_edited_metrics_file_is_reported_and_the_resume_is_exact(
     reference: Any, tmp_path: Path
 ) -> None:
     copy = tmp_path / "run"
@@ -28,7 +28,7 @@ def test_an_edited_history_is_reported_and_the_run_resumes_exactly(
     done = succeed(run("train", [f"+resume={source}"], tmp_path))
     [kept] = (copy / "checkpoints").glob("corrupt_*/metrics.jsonl")
     assert "metrics.jsonl lacks the train_loss of 2 steps: 7, 9\n" in done.out
-    reasons = "2 damaged lines taken out (line 8: its train_loss is null; line 33: it is not JSON)"
+    reasons = "2 damaged lines taken out (line 8: train_loss is null; line 33: not JSON)"
     assert f"metrics.jsonl: {reasons}; kept in " in done.out
     assert len(kept.read_text().splitlines()) == 2
     assert "replay: 99 steps identical" in done.out  # 21 to 120, without the one that was cut short
@@ -38,9 +38,7 @@ def test_an_edited_history_is_reported_and_the_run_resumes_exactly(
     assert all(same_bits(whole[key], resumed[key]) for key in ("model", "optimizer", "rng"))
 
 
-def test_code_that_was_edited_between_two_starts_is_reported(
-    reference: Any, tmp_path: Path
-) -> None:
+def test_resume_reports_edited_source_code(reference: Any, tmp_path: Path) -> None:
     """The user's own copy of the project, with the gradients clipped a hundred times harder."""
     shutil.copytree(reference.directory, tmp_path / "run", copy_function=shutil.copy2)
     for name in ("gpt2ckpt", "conf"):
@@ -59,7 +57,7 @@ def test_code_that_was_edited_between_two_starts_is_reported(
     assert f": code {old[:8]} (" in line and f" → {new[:8]} (no commit)" in line
 
 
-def test_a_damaged_file_is_repaired_before_a_save_lets_it_replace_its_copy(
+def test_resume_repairs_a_damaged_file_before_the_first_save(
     reference: Any, tmp_path: Path
 ) -> None:
     """One flipped bit, two more steps: nothing that was valid is lost, and nothing is damaged."""

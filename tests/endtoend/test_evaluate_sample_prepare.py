@@ -96,7 +96,7 @@ def test_evaluate_equals_transformers_for_a_trained_checkpoint(
     assert (answer["step"], answer["precision"]) == (120, "float32")
 
 
-def test_weights_of_others_are_evaluated_and_sampled(
+def test_evaluate_and_sample_read_huggingface_and_nanogpt_weights(
     reference: Any, token_data: Any, tmp_path: Path
 ) -> None:
     """A Hugging Face folder as transformers writes it, and a file like nanoGPT's (exact GELU)."""
@@ -125,7 +125,7 @@ def test_weights_of_others_are_evaluated_and_sampled(
     assert "add data=text data.val=FILES" in done["no data"].sentence
 
 
-def test_evaluate_needs_no_file_to_train_on(done: dict[str, Done]) -> None:
+def test_evaluate_needs_no_training_files(done: dict[str, Done]) -> None:
     own, given = (
         json.loads(succeed(done[key]).out.splitlines()[-1]) for key in ("evaluate", "on_val")
     )
@@ -133,7 +133,7 @@ def test_evaluate_needs_no_file_to_train_on(done: dict[str, Done]) -> None:
     assert given["tokens"] == own["tokens"]
 
 
-def test_prepare_makes_shards_that_training_reads(folder: Path, done: dict[str, Done]) -> None:
+def test_training_reads_prepared_shards(folder: Path, done: dict[str, Done]) -> None:
     out = succeed(done["prepare"]).out
     shards = sorted(path.name for path in (folder / "shards").iterdir())
     assert shards[0] == "train_000000.bin" and shards[-1].startswith("val_")
@@ -158,7 +158,7 @@ def test_prepare_never_overwrites_shards(folder: Path, done: dict[str, Done]) ->
     assert done["again"].sentence.startswith("shards already holds shards (train_000000.bin)")
 
 
-def test_a_run_begins_from_the_weights_of_another(
+def test_run_starts_from_the_weights_of_a_checkpoint(
     reference: Any, folder: Path, done: dict[str, Done]
 ) -> None:
     """The checkpoint sets the shape; the losses go on where the trained model was."""
@@ -173,7 +173,7 @@ def test_a_run_begins_from_the_weights_of_another(
     assert state["run"]["parent"] is None
 
 
-def test_sample_writes_as_many_texts_as_asked_for(folder: Path, done: dict[str, Done]) -> None:
+def test_sample_writes_the_requested_number_of_texts(folder: Path, done: dict[str, Done]) -> None:
     succeed(done["train"])
     words = ["ckpt=on_shards", "prompt='The quick, brown'", "max_tokens=8"]
     done = run("sample", [*words, "num_samples=2", "seed=5"], folder)
@@ -182,7 +182,9 @@ def test_sample_writes_as_many_texts_as_asked_for(folder: Path, done: dict[str, 
     assert second.startswith("The quick, brown") and second != first
 
 
-def test_a_model_with_its_own_tokens_is_sampled_as_ids(reference: Any, folder: Path) -> None:
+def test_model_with_another_vocabulary_is_sampled_as_token_ids(
+    reference: Any, folder: Path
+) -> None:
     """The command that a run prints at its end has no prompt; one that has is replaced, or ids."""
     ckpt = [f"ckpt={reference.directory}", "max_tokens=4"]
     done = side_by_side(

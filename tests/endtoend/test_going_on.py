@@ -53,7 +53,7 @@ def done(reference: Any, folder: Path, before: dict[str, Any]) -> dict[str, Done
     )
 
 
-def test_a_finished_run_says_what_to_raise_and_changes_nothing(
+def test_resume_of_a_finished_run_names_the_key_to_raise(
     done: dict[str, Done], folder: Path, before: dict[str, Any]
 ) -> None:
     result = succeed(done["finished"])
@@ -62,7 +62,7 @@ def test_a_finished_run_says_what_to_raise_and_changes_nothing(
     assert tree(folder / "finished") == before["finished"]
 
 
-def test_a_new_run_in_an_old_directory_trains_elsewhere(
+def test_new_run_in_an_existing_run_directory_gets_another_directory(
     done: dict[str, Done], folder: Path, before: dict[str, Any]
 ) -> None:
     result = succeed(done["protected"])
@@ -76,7 +76,7 @@ def test_a_new_run_in_an_old_directory_trains_elsewhere(
     }
 
 
-def test_a_fork_is_a_run_of_its_own_with_its_parent_recorded(
+def test_fork_is_a_new_run_that_records_its_parent(
     done: dict[str, Done], folder: Path, before: dict[str, Any]
 ) -> None:
     result = succeed(done["fork"])
@@ -92,9 +92,7 @@ def test_a_fork_is_a_run_of_its_own_with_its_parent_recorded(
     assert [step for step, _ in events(made)] == [101, 102]
 
 
-def test_a_resume_applies_and_prints_what_changes_and_nothing_else(
-    done: dict[str, Done], folder: Path
-) -> None:
+def test_resume_applies_and_prints_only_changed_keys(done: dict[str, Done], folder: Path) -> None:
     """The command repeats data.val=FILE: a key of data=tokens, which it does not repeat."""
     result = succeed(done["extended"])
     assert "resuming from extended/checkpoints/latest.pt, step 120" in result.out
@@ -108,7 +106,7 @@ def test_a_resume_applies_and_prints_what_changes_and_nothing_else(
     )
 
 
-def test_every_launch_has_a_record_of_its_own_with_all_that_it_trains_with(
+def test_every_launch_writes_its_hydra_record(
     done: dict[str, Done], folder: Path, before: dict[str, Any]
 ) -> None:
     hydra = folder / "extended" / ".hydra"
@@ -124,7 +122,7 @@ def test_every_launch_has_a_record_of_its_own_with_all_that_it_trains_with(
     )
 
 
-def test_a_damaged_latest_is_passed_over_by_name(done: dict[str, Done], folder: Path) -> None:
+def test_resume_skips_corrupt_latest_and_names_it(done: dict[str, Done], folder: Path) -> None:
     """A flipped bit in every other region of the file: tests/runs/test_resume.py."""
     result = succeed(done["flipped"])
     assert "skipped flipped/checkpoints/latest.pt: " in result.out
@@ -135,7 +133,7 @@ def test_a_damaged_latest_is_passed_over_by_name(done: dict[str, Done], folder: 
     assert same_bits(whole["optimizer"], mended["optimizer"])
 
 
-def test_all_files_of_the_finished_run_open_as_anybody_opens_them(reference: Any) -> None:
+def test_files_of_a_run_open_with_standard_tools(reference: Any) -> None:
     promised = {
         *("format", "step", "epoch", "tokens_seen", "model", "optimizer", "schedule", "rng"),
         *("data", "config", "overrides", "train_loss", "val_loss", "best_val_loss", "run"),
@@ -149,7 +147,7 @@ def test_all_files_of_the_finished_run_open_as_anybody_opens_them(reference: Any
         assert "transformer.h.0.attn.c_attn.weight" in state["model"]
 
 
-def test_the_output_tells_the_start_each_step_and_the_end(reference: Any) -> None:
+def test_output_reports_start_steps_and_end(reference: Any) -> None:
     lines = reference.output.splitlines()
     for expected in (
         "device ",

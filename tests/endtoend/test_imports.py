@@ -36,14 +36,16 @@ print(code, *slow, file=sys.stderr)
         ("checkpoints show gone.pt", 1),
     ],
 )
-def test_nothing_slow_is_imported(tmp_path: Path, command: str, code: int) -> None:
+def test_commands_do_not_import_slow_packages_early(
+    tmp_path: Path, command: str, code: int
+) -> None:
     words = [sys.executable, "-c", RUN, *command.split()]
     done = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == str(code)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_names_the_groups_and_how_to_go_on(tmp_path: Path) -> None:
+def test_help_lists_config_groups_and_resume(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "gpt2ckpt.train", "--help"]
     out = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True)
     for expected in ("+resume=latest", "optimizer: adamw, muon", "checkpoint: light, off, safe"):

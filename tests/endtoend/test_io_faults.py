@@ -37,7 +37,7 @@ def faulty(faults: preload.Faults, name: str, words: list[str], cwd: Path) -> Do
     return finish(start(name, words, cwd, faults.environment))
 
 
-def test_a_training_that_cannot_measure_the_disk_ends_as_any_other(
+def test_training_succeeds_if_disk_space_cannot_be_measured(
     token_data: Any, tmp_path: Path, faults: preload.Faults
 ) -> None:
     """The report of every tenth save, the check before each save, and the summary at the end."""
@@ -61,7 +61,7 @@ def start_spoiled(words: list[str], cwd: Path, faults: preload.Faults) -> "subpr
     )
 
 
-def test_a_disk_without_directory_sync_takes_kills_rollbacks_and_shards(
+def test_kill_resume_rollback_and_prepare_work_without_directory_fsync(
     token_data: Any, tmp_path: Path, faults: preload.Faults
 ) -> None:
     run_dir = tmp_path / "run"
@@ -85,7 +85,7 @@ def test_a_disk_without_directory_sync_takes_kills_rollbacks_and_shards(
     assert " shards in shards" in succeed(faulty(faults, "prepare", shards, tmp_path)).out
 
 
-def test_a_rollback_that_can_write_neither_history_nor_folders_goes_on(
+def test_rollback_succeeds_on_a_full_disk_and_completes_later(
     token_data: Any, tmp_path: Path, faults: preload.Faults
 ) -> None:
     """Until the disk works again. What was logged meanwhile is not lost then."""
@@ -114,7 +114,7 @@ CALLS = "write pwrite fsync fdatasync read rename link open unlink fallocate ftr
 CALLS += " opendir stat statvfs flock"
 
 
-def test_no_failing_call_ends_a_training(
+def test_no_failing_system_call_ends_a_training(
     token_data: Any, tmp_path: Path, faults: preload.Faults
 ) -> None:
     """One call after another fails for a while, on every path of the run."""
@@ -139,9 +139,7 @@ def test_no_failing_call_ends_a_training(
     assert steps == list(range(1, latest(run_dir)["step"] + 1)), "an event was lost"
 
 
-def test_every_file_has_the_permissions_that_the_umask_gives(
-    token_data: Any, tmp_path: Path
-) -> None:
+def test_files_have_the_permissions_of_the_umask(token_data: Any, tmp_path: Path) -> None:
     """As a group needs it that shares a directory."""
     words = [*token_data.overrides, "trainer.max_steps=4", "checkpoint.save_every=2"]
     words += ["logger=tensorboard", "hydra.run.dir=run", "trainer.eval_every=2"]

@@ -133,7 +133,7 @@ def killed(folder: Path) -> tuple[Path, str]:
     return run, finish(start(folder, *words))
 
 
-def test_a_run_killed_again_and_again_ends_bitwise_as_one_never_killed(
+def test_run_killed_repeatedly_equals_an_undisturbed_run_bitwise(
     killed: tuple[Path, str], undisturbed: Path
 ) -> None:
     run, output = killed
@@ -148,7 +148,7 @@ def test_a_run_killed_again_and_again_ends_bitwise_as_one_never_killed(
     assert not list((run / "checkpoints").glob("abandoned_*"))
 
 
-def test_a_killed_run_is_one_curve_in_tensorboard(killed: tuple[Path, str]) -> None:
+def test_killed_run_has_each_step_once_in_tensorboard(killed: tuple[Path, str]) -> None:
     run, _ = killed
     events = EventAccumulator(str(run / "tensorboard"), {"scalars": 0})
     events.Reload()
@@ -160,7 +160,7 @@ def test_a_killed_run_is_one_curve_in_tensorboard(killed: tuple[Path, str]) -> N
     assert evaluations == [*range(25, STEPS, 25), STEPS], f"seed {SEED}"
 
 
-def test_a_killed_run_is_one_run_in_wandb(killed: tuple[Path, str]) -> None:
+def test_killed_run_is_one_run_in_wandb(killed: tuple[Path, str]) -> None:
     run, _ = killed
     files = list((run / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) > 1
@@ -169,7 +169,7 @@ def test_a_killed_run_is_one_run_in_wandb(killed: tuple[Path, str]) -> None:
     assert sent == list(range(1, STEPS + 1)), f"seed {SEED}"
 
 
-def test_ctrl_c_saves_and_the_printed_command_goes_on_bitwise(
+def test_ctrl_c_saves_and_the_printed_command_resumes_bitwise(
     folder: Path, undisturbed: Path
 ) -> None:
     run = folder / "stopped"
@@ -192,7 +192,7 @@ def test_ctrl_c_saves_and_the_printed_command_goes_on_bitwise(
     assert train_losses(run) == train_losses(undisturbed)
 
 
-def test_going_on_from_any_kind_of_checkpoint_is_exact(folder: Path, undisturbed: Path) -> None:
+def test_resume_from_every_kind_of_checkpoint_is_exact(folder: Path, undisturbed: Path) -> None:
     """Each in a fork, so that the undisturbed run stays as it is."""
     for name in ("best_model_previous.pt", "epoch_00000.pt", "rolling_step_000225.pt"):
         source = undisturbed / "checkpoints" / name

@@ -53,7 +53,7 @@ def test_latest_is_the_run_that_was_trained_last(preview: Any) -> None:
         assert "resuming from outputs/mine/checkpoints/latest.pt, step 2" in preview(word)[0]
 
 
-def test_a_name_selects_among_the_runs_that_share_a_folder(preview: Any) -> None:
+def test_name_selects_among_runs_in_one_folder(preview: Any) -> None:
     """A job that was started for the first time took over another job's run."""
     assert "would start a new run in outputs/beta_run_" in preview("+resume=auto", "name=beta")[0]
     out, _ = preview("+resume=auto", "name=reference", "optimizer.lr=1e-2")
@@ -67,7 +67,7 @@ def test_a_name_selects_among_the_runs_that_share_a_folder(preview: Any) -> None
     assert "forking from outputs/mine/" in out
 
 
-def test_the_tools_mean_the_same_run(
+def test_tools_select_the_same_newest_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)

@@ -57,7 +57,7 @@ def done(folder: Path, token_data: Any) -> dict[str, Done]:
     )
 
 
-def test_a_config_in_ones_own_folder_is_trained_with(folder: Path, done: dict[str, Done]) -> None:
+def test_training_uses_a_config_in_another_folder(folder: Path, done: dict[str, Done]) -> None:
     succeed(done["train"])
     assert latest(folder / "it's lr=0.003, läuft")["config"]["name"] == "own"
 
@@ -78,24 +78,24 @@ def test_keys_left_out_of_partial_group_files_train_with_their_defaults(
 
 
 @pytest.mark.parametrize("way", ["path", "file", "relative"])
-def test_a_config_is_found_by_any_spelling_of_its_place(done: dict[str, Done], way: str) -> None:
+def test_config_is_found_by_every_spelling_of_its_path(done: dict[str, Done], way: str) -> None:
     assert "outputs/own_run_" in succeed(done[way]).out
 
 
 @pytest.mark.parametrize("name", ["sample", "evaluate", "prepare"])
-def test_the_other_commands_read_a_config_of_ones_own(done: dict[str, Done], name: str) -> None:
+def test_other_commands_read_user_configs(done: dict[str, Done], name: str) -> None:
     expected = "out is missing" if name == "prepare" else "ckpt=gone.pt: there is no such file"
     assert expected in done[name].sentence or "data.train" in done[name].sentence
 
 
-def test_a_misspelt_config_is_answered_with_the_nearest(done: dict[str, Done]) -> None:
+def test_misspelt_config_name_suggests_the_nearest(done: dict[str, Done]) -> None:
     assert done["misspelt"].sentence == (
         "there is no config mytrian in my conf. Did you mean mytrain?"
     )
     assert done["misspelt"].code == 2
 
 
-def test_the_command_that_a_run_prints_works_in_a_shell_whatever_its_directory(
+def test_printed_resume_command_works_in_a_shell_for_any_directory_name(
     folder: Path, done: dict[str, Done]
 ) -> None:
     [line] = [line for line in done["train"].out.splitlines() if line.startswith("sample ")]
@@ -107,7 +107,7 @@ def test_the_command_that_a_run_prints_works_in_a_shell_whatever_its_directory(
     assert sampled.returncode == 0, sampled.stderr + command
 
 
-def test_a_sweep_over_all_options_of_a_group_is_resumed(token_data: Any, tmp_path: Path) -> None:
+def test_sweep_over_all_options_of_a_group_is_resumed(token_data: Any, tmp_path: Path) -> None:
     words = [*token_data.overrides, *QUICK, "seed=shuffle(range(1,3))", "hydra.sweep.dir=s"]
     dry = ["-m", *words, "schedule=glob(*,exclude=w*)", "dry_run=true"]
     first = succeed(run("train", ["-m", *words, "schedule=glob(co*)"], tmp_path))

@@ -48,9 +48,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_a_wrong_command_is_refused_and_writes_nothing(
-    refused: dict[str, Done], words: str
-) -> None:
+def test_wrong_command_is_refused_and_writes_nothing(refused: dict[str, Done], words: str) -> None:
     code, expected = WRONG[words]
     done = refused[words]
     assert expected in done.sentence
@@ -72,7 +70,7 @@ def test_a_wrong_command_is_refused_and_writes_nothing(
         ("prepare", "-m data.train=a.txt out=b,c", 2, "prepare has no multirun"),
     ],
 )
-def test_the_other_commands_refuse_in_the_same_way(
+def test_other_commands_refuse_in_the_same_way(
     tmp_path: Path, name: str, words: str, code: int, expected: str
 ) -> None:
     done = run(name, words.split(), tmp_path)
@@ -80,7 +78,7 @@ def test_the_other_commands_refuse_in_the_same_way(
     assert (done.code, done.out, tree(tmp_path)) == (code, "", {})
 
 
-def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path, token_data: Any) -> None:
+def test_error_names_an_unwritable_directory(tmp_path: Path, token_data: Any) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
     if os.access(closed, os.W_OK):
@@ -92,7 +90,7 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path, token_data:
     assert "hydra.run.dir=DIR" in done.sentence
 
 
-def test_a_run_that_is_being_trained_is_not_resumed(reference: Any, tmp_path: Path) -> None:
+def test_running_run_is_not_resumed(reference: Any, tmp_path: Path) -> None:
     before = tree(reference.directory)
     with RunLock(reference.directory):
         words = ["+resume=latest", f"hydra.run.dir={reference.directory}"]
@@ -102,7 +100,7 @@ def test_a_run_that_is_being_trained_is_not_resumed(reference: Any, tmp_path: Pa
     assert tree(reference.directory) == before
 
 
-def test_the_whole_trace_is_there_for_those_who_ask(tmp_path: Path) -> None:
+def test_hydra_full_error_prints_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gpt2ckpt.train", "seed=-1"]
     env = {**environment(), "HYDRA_FULL_ERROR": "1"}
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)

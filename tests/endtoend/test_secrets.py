@@ -13,7 +13,9 @@ SECRETS = {
 }
 
 
-def test_a_run_directory_holds_no_secret(token_data: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_run_directory_contains_no_secret(
+    token_data: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
     for name, value in {**SECRETS, "WANDB_MODE": "offline"}.items():
         monkeypatch.setenv(name, value)
     assert environment()["MY_PASSWORD"] in SECRETS.values()

@@ -24,7 +24,7 @@ from commands import (
 AWKWARD = 'lr=1e-2, it\'s "mine" $HOME'
 
 
-def test_a_save_on_request_then_sigterm_then_the_printed_command(
+def test_sigusr1_saves_sigterm_stops_and_the_printed_command_resumes(
     reference: Any, tmp_path: Path
 ) -> None:
     run = tmp_path / AWKWARD

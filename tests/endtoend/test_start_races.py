@@ -16,7 +16,7 @@ def files(directory: Path) -> dict[str, tuple[str, int]]:
     return {name: fact for name, fact in tree(directory).items() if name != "run.lock"}
 
 
-def test_a_resume_holds_the_lock_while_it_still_reads_its_data(
+def test_resume_holds_the_lock_while_reading_data(
     reference: Any, token_data: Any, tmp_path: Path
 ) -> None:
     """It decided by the state that it had read, however long the text took to be tokenized.

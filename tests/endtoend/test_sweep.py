@@ -30,7 +30,7 @@ def swept(token_data: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return cwd, run("train", words(token_data, "data.train=late.bin,a.bin,b.bin"), cwd)
 
 
-def test_every_job_is_a_full_run_directory(swept: tuple[Path, Done]) -> None:
+def test_every_sweep_job_is_a_complete_run_directory(swept: tuple[Path, Done]) -> None:
     [sweep] = (swept[0] / "outputs").iterdir()
     assert sweep.name.startswith("gpt2_sweep_")
     assert {path.name for path in sweep.iterdir()} == {"1", "2", *SWEEP_FILES}
@@ -50,7 +50,9 @@ def test_every_job_is_a_full_run_directory(swept: tuple[Path, Done]) -> None:
     assert latest(sweep / "1")["run"]["id"] != latest(sweep / "2")["run"]["id"]
 
 
-def test_a_failed_job_stops_no_other_and_the_table_says_why(swept: tuple[Path, Done]) -> None:
+def test_failed_job_stops_no_other_job_and_the_table_shows_the_error(
+    swept: tuple[Path, Done],
+) -> None:
     done = swept[1]
     assert done.code == 1
     [sweep] = (swept[0] / "outputs").iterdir()
@@ -69,9 +71,7 @@ def test_a_failed_job_stops_no_other_and_the_table_says_why(swept: tuple[Path, D
     assert "+resume=auto" in done.out.splitlines()[-1]
 
 
-def test_the_printed_command_trains_the_best_job_further(
-    swept: tuple[Path, Done], tmp_path: Path
-) -> None:
+def test_printed_command_resumes_the_best_job(swept: tuple[Path, Done], tmp_path: Path) -> None:
     """In a copy of everything, through a shell, as a user pastes it."""
     shutil.copytree(swept[0], tmp_path / "copy")
     [typed] = [line for line in swept[1].out.splitlines() if line.startswith("to train it furt")]
@@ -83,7 +83,7 @@ def test_the_printed_command_trains_the_best_job_further(
     assert latest(tmp_path / "copy" / place.removeprefix("best: "))["step"] == 8
 
 
-def test_a_sweep_that_is_given_again_finds_each_job_by_what_it_trains(
+def test_repeated_sweep_finds_its_jobs_by_their_settings(
     token_data: Any, swept: tuple[Path, Done]
 ) -> None:
     """In another order, in two processes, while another process has one of them.
@@ -112,7 +112,7 @@ def test_a_sweep_that_is_given_again_finds_each_job_by_what_it_trains(
     assert f"{sweep / '1'} is being trained by process " in done.err
 
 
-def test_a_dry_run_says_what_each_job_would_do_and_writes_nothing(
+def test_dry_run_of_a_sweep_previews_each_job_and_writes_nothing(
     token_data: Any,
     swept: tuple[Path, Done],
     monkeypatch: pytest.MonkeyPatch,

@@ -27,7 +27,9 @@ def done_in(sweep: Path) -> int:
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_killed_sweep_ends_complete(token_data: Any, tmp_path: Path, launcher: str) -> None:
+def test_killed_sweep_is_completed_by_its_command(
+    token_data: Any, tmp_path: Path, launcher: str
+) -> None:
     dice, sweep = random.Random(SEED), tmp_path / "sweep"
     words = [
         *("-m", *token_data.overrides, f"seed=range({JOBS})", f"trainer.max_steps={STEPS}"),

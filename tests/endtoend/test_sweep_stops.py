@@ -16,7 +16,7 @@ PARALLEL = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     [(signal.SIGINT, [], 1), (signal.SIGTERM, PARALLEL, 2)],
     ids=["basic", "joblib"],
 )
-def test_the_running_jobs_save_and_no_other_begins(
+def test_signal_to_a_sweep_saves_running_jobs_and_starts_no_other(
     token_data: Any, tmp_path: Path, number: signal.Signals, launcher: list[str], training: int
 ) -> None:
     """To the main process alone, as by `kill`: its workers are told by it."""

@@ -8,7 +8,7 @@ from commands import events, finish, latest, start, succeed, wait_until
 STARTS = 10
 
 
-def test_ten_starts_at_once_get_ten_directories(token_data: Any, tmp_path: Path) -> None:
+def test_ten_simultaneous_starts_get_ten_directories(token_data: Any, tmp_path: Path) -> None:
     words = [*token_data.overrides, "trainer.max_steps=2"]
     processes = [start("train", [*words, f"seed={seed}"], tmp_path) for seed in range(STARTS)]
     said = [succeed(finish(process)).out for process in processes]
@@ -20,7 +20,7 @@ def test_ten_starts_at_once_get_ten_directories(token_data: Any, tmp_path: Path)
         assert sum(f"outputs/{run.name}\n" in out for out in said) == 1
 
 
-def test_sweeps_at_once_in_one_folder_get_a_folder_each(token_data: Any, tmp_path: Path) -> None:
+def test_simultaneous_sweeps_get_separate_folders(token_data: Any, tmp_path: Path) -> None:
     words = ["-m", *token_data.overrides, "trainer.max_steps=2", "seed=1,2"]
     words.append("hydra.sweep.dir=outputs/mine")
     processes = [start("train", words, tmp_path) for _ in range(3)]
@@ -31,9 +31,7 @@ def test_sweeps_at_once_in_one_folder_get_a_folder_each(token_data: Any, tmp_pat
     assert sum("CHECKPOINT DIRECTORY PROTECTION" in out for out in said) == 2
 
 
-def test_a_new_sweep_keeps_out_of_a_folder_in_which_another_goes_on(
-    token_data: Any, tmp_path: Path
-) -> None:
+def test_new_sweep_avoids_the_folder_of_a_running_sweep(token_data: Any, tmp_path: Path) -> None:
     words = ["-m", *token_data.overrides, "trainer.max_steps=2", "seed=1,2"]
     words.append("hydra.sweep.dir=outputs/mine")
     first = start("train", [*words, "+resume=auto"], tmp_path)

@@ -114,7 +114,7 @@ def alone(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "alone"
 
 
-def test_one_directory_one_log_one_history(whole: tuple[Path, Done]) -> None:
+def test_ranks_share_one_directory_log_and_history(whole: tuple[Path, Done]) -> None:
     directory, done = whole
     last = f"step {STEPS}/{STEPS} | loss"
     assert [path.name for path in directory.parent.iterdir()] == ["whole"]
@@ -129,9 +129,7 @@ def test_one_directory_one_log_one_history(whole: tuple[Path, Done]) -> None:
     assert all(name.startswith(("transformer.", "lm_head.")) for name in names)
 
 
-def test_what_cannot_be_trained_is_said_once_and_nothing_is_written(
-    words: list[str], tmp_path: Path
-) -> None:
+def test_ranks_print_an_error_once_and_write_nothing(words: list[str], tmp_path: Path) -> None:
     done = run([*words, "trainer.batch_size=3", "trainer.grad_accum=1"], tmp_path)
     assert done.code != 0
     [line] = [line for line in done.err.splitlines() if line.startswith("error: ")]
@@ -140,7 +138,7 @@ def test_what_cannot_be_trained_is_said_once_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_group_that_torchrun_starts_again_goes_on_bitwise_in_its_directory(
+def test_group_restarted_by_torchrun_resumes_bitwise_in_its_directory(
     words: list[str], whole: tuple[Path, Done], tmp_path: Path
 ) -> None:
     """First another rank is killed, then the first; no directory and no resume is given."""
@@ -160,7 +158,7 @@ def test_a_group_that_torchrun_starts_again_goes_on_bitwise_in_its_directory(
     assert_same_run(directory, whole[0])
 
 
-def test_a_group_killed_at_random_ends_bitwise_as_one_never_killed(
+def test_group_killed_at_random_equals_an_undisturbed_run_bitwise(
     words: list[str], whole: tuple[Path, Done], tmp_path: Path
 ) -> None:
     """GPT2CKPT_RANK_KILLS sets how often: once in the suite, since each costs a start."""
@@ -178,7 +176,7 @@ def test_a_group_killed_at_random_ends_bitwise_as_one_never_killed(
     assert_same_run(directory, whole[0], f"seed {SEED}")
 
 
-def test_a_signal_to_one_rank_stops_all_and_other_numbers_of_ranks_go_on(
+def test_signal_to_one_rank_stops_all_and_another_number_of_ranks_resumes(
     words: list[str], alone: Path, tmp_path: Path
 ) -> None:
     """2 ranks, then 1, then 2: the losses of one rank that was never stopped, but for rounding."""
@@ -206,7 +204,7 @@ def test_a_signal_to_one_rank_stops_all_and_other_numbers_of_ranks_go_on(
         assert losses == pytest.approx(expected, rel=1e-4), key
 
 
-def test_a_sharded_model_is_saved_whole_and_goes_on_in_one_process(
+def test_sharded_model_is_saved_unsharded_and_resumes_in_one_process(
     words: list[str], alone: Path, tmp_path: Path
 ) -> None:
     short = [*words, f"trainer.max_steps={MIDDLE}", "trainer.parallel=fsdp", "hydra.run.dir=run"]
@@ -226,7 +224,7 @@ def test_a_sharded_model_is_saved_whole_and_goes_on_in_one_process(
         assert losses == pytest.approx([loss for _, loss in events(alone, key)], rel=1e-4), key
 
 
-def test_weights_that_go_bad_on_one_rank_send_all_back_to_a_checkpoint(
+def test_non_finite_weights_on_one_rank_roll_back_all_ranks(
     words: list[str], tmp_path: Path
 ) -> None:
     """As one process does: the same steps and blocks, and the same losses but for rounding."""
@@ -247,7 +245,7 @@ def test_weights_that_go_bad_on_one_rank_send_all_back_to_a_checkpoint(
     assert [step for step, _ in events(tmp_path / "two")] == list(range(1, 26))
 
 
-def test_ranks_whose_launcher_is_killed_save_and_end(words: list[str], tmp_path: Path) -> None:
+def test_ranks_save_and_end_if_their_launcher_is_killed(words: list[str], tmp_path: Path) -> None:
     group = start([*words, "trainer.max_steps=100000", "hydra.run.dir=run"], tmp_path)
     wait_for_step(group, tmp_path / "run", 10)
     ranks = psutil.Process(group.pid).children()

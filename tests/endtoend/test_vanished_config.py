@@ -32,7 +32,7 @@ def folder(token_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_resume_with_new_settings_needs_no_file_of_the_first_start(folder: Path) -> None:
+def test_resume_with_new_settings_needs_no_config_file_of_the_first_start(folder: Path) -> None:
     done = succeed(run("train", ["+resume=latest", RUN, "trainer.max_steps=3"], folder))
     assert "trainer.max_steps: 2 → 3" in done.out
     directory = folder / "outputs" / "2024_11_28"
@@ -58,7 +58,7 @@ def test_a_resume_with_new_settings_needs_no_file_of_the_first_start(folder: Pat
     ],
     ids=str,
 )
-def test_what_is_typed_now_is_a_change_of_the_frozen_config(
+def test_new_overrides_change_the_frozen_config(
     folder: Path,
     words: list[str],
     expected: str,
@@ -72,7 +72,7 @@ def test_what_is_typed_now_is_a_change_of_the_frozen_config(
     assert "trainer.grad_accum" not in out and "model." not in out
 
 
-def test_the_command_of_resume_command_works_as_it_is(
+def test_output_of_resume_command_works_unchanged(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)

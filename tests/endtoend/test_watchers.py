@@ -55,7 +55,7 @@ def ended(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return {each.name: one for each, one in zip(everything, runs, strict=True)}
 
 
-def test_undisturbed_everything_is_watched(ended: dict[str, Ended]) -> None:
+def test_undisturbed_training_uses_every_watcher(ended: dict[str, Ended]) -> None:
     """Else a disturbance would disturb nothing."""
     undisturbed = ended[NONE.name]
     assert undisturbed.code == 0
@@ -64,7 +64,7 @@ def test_undisturbed_everything_is_watched(ended: dict[str, Ended]) -> None:
 
 
 @pytest.mark.parametrize("disturbance", CHOSEN, ids=lambda each: each.name)
-def test_a_disturbed_training_ends_as_an_undisturbed_one(
+def test_failing_watcher_does_not_change_the_result(
     ended: dict[str, Ended], disturbance: Disturbance
 ) -> None:
     found, undisturbed = ended[disturbance.name], ended[NONE.name]
@@ -73,7 +73,7 @@ def test_a_disturbed_training_ends_as_an_undisturbed_one(
 
 
 @pytest.mark.parametrize("disturbance", STOPPED, ids=lambda each: each.name)
-def test_a_disturbed_training_saves_at_a_signal(
+def test_failing_watcher_does_not_delay_a_save_on_sigterm(
     disturbance: Disturbance, words: list[str], tmp_path: Path
 ) -> None:
     """It would not end in an hour, and has thirty seconds, as schedulers give them."""

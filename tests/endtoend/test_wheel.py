@@ -28,7 +28,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_it_carries_every_module_and_every_config(unpacked: Path) -> None:
+def test_wheel_contains_every_module_and_config(unpacked: Path) -> None:
     modules = {path.relative_to(ROOT) for path in (ROOT / "gpt2ckpt").rglob("*.py")}
     modules = {path for path in modules if "conf" not in path.parts[1:-1]}
     configs = {
@@ -40,7 +40,7 @@ def test_it_carries_every_module_and_every_config(unpacked: Path) -> None:
     assert Path("gpt2ckpt/py.typed") in there
 
 
-def test_wheel_carries_the_license_that_its_metadata_names(unpacked: Path) -> None:
+def test_wheel_contains_the_license_named_in_its_metadata(unpacked: Path) -> None:
     [folder] = unpacked.glob("*.dist-info")
     metadata = (folder / "METADATA").read_text().splitlines()
     assert "License-Expression: MIT" in metadata
@@ -48,13 +48,13 @@ def test_wheel_carries_the_license_that_its_metadata_names(unpacked: Path) -> No
     assert (folder / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
-def test_it_names_the_console_scripts(unpacked: Path) -> None:
+def test_wheel_declares_the_console_scripts(unpacked: Path) -> None:
     [points] = unpacked.glob("*.dist-info/entry_points.txt")
     for name in ("train", "evaluate", "sample", "prepare", "drill"):
         assert f"gpt2ckpt-{name} = gpt2ckpt.scripts:{name}" in points.read_text()
 
 
-def test_it_composes_its_own_configs_from_another_directory(unpacked: Path, tmp_path: Path) -> None:
+def test_wheel_composes_its_configs_in_another_directory(unpacked: Path, tmp_path: Path) -> None:
     env = {**environment(), "PYTHONPATH": str(unpacked), "PYTHONSAFEPATH": "1"}
     where = "import gpt2ckpt.config.compose as c; print(c.__file__, c.conf_directory())"
     for command in (["-c", where], ["-m", "gpt2ckpt.train", "--cfg", "job", "experiment=quick"]):

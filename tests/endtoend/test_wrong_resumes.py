@@ -130,7 +130,7 @@ def fix(directory: Path, fixed: bool) -> bool:
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_a_wrong_resume_is_one_sentence_and_changes_nothing(
+def test_wrong_resume_is_refused_and_changes_nothing(
     refused: "dict[str, Done]", words: str
 ) -> None:
     if words not in refused:
@@ -141,7 +141,7 @@ def test_a_wrong_resume_is_one_sentence_and_changes_nothing(
     assert (done.code, done.out) == (code, "")
 
 
-def test_a_state_that_cannot_be_restored_is_refused_before_later_checkpoints_are_archived(
+def test_unrestorable_state_is_refused_before_later_checkpoints_are_archived(
     reference: Any, tmp_path: Path
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "out"

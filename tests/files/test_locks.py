@@ -11,7 +11,7 @@ import pytest
 from gpt2ckpt.files.locks import Lock, try_lock
 
 
-def test_one_process_at_a_time_unless_all_share(tmp_path: Path) -> None:
+def test_exclusive_lock_excludes_others_and_shared_locks_coexist(tmp_path: Path) -> None:
     first, second = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
     try:
         assert try_lock(first, shared=True) is Lock.TAKEN
@@ -24,7 +24,7 @@ def test_one_process_at_a_time_unless_all_share(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
-def test_a_file_system_without_locks_is_no_error(
+def test_file_system_without_locks_is_unsupported(
     monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def fail(descriptor: int, operation: int) -> None:
@@ -34,7 +34,7 @@ def test_a_file_system_without_locks_is_no_error(
     assert try_lock(0) is Lock.UNSUPPORTED
 
 
-def test_a_lock_can_be_waited_for(tmp_path: Path) -> None:
+def test_try_lock_waits_if_asked_to(tmp_path: Path) -> None:
     first, second = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
     try_lock(first)
     timer = threading.Timer(0.1, os.close, [first])

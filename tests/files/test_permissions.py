@@ -84,7 +84,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["outputs", RUN])
 @pytest.mark.parametrize("mode", [0o000, 0o600])
-def test_a_closed_directory_is_named(folder: Path, name: str, mode: int) -> None:
+def test_error_names_an_unreadable_directory(folder: Path, name: str, mode: int) -> None:
     with closed(folder / name, mode):
         answers, printed = looked(folder)
     locked = answers.pop("locked")
@@ -95,7 +95,7 @@ def test_a_closed_directory_is_named(folder: Path, name: str, mode: int) -> None
     assert locked == "True", "what cannot be looked into may live"
 
 
-def test_a_closed_checkpoints_folder_is_named(folder: Path) -> None:
+def test_error_names_an_unreadable_checkpoints_folder(folder: Path) -> None:
     with closed(folder / RUN / "checkpoints"):
         answers, printed = looked(folder)
     for way in ("latest", "auto", "given", "file", "claim", "list run", "verify"):
@@ -104,12 +104,12 @@ def test_a_closed_checkpoints_folder_is_named(folder: Path) -> None:
     assert f"skipped {RUN}/checkpoints cannot be read (Permission denied)" in printed
 
 
-def test_what_is_open_or_not_there_is_not_closed(folder: Path) -> None:
+def test_readable_and_missing_paths_have_no_access_error(folder: Path) -> None:
     for path in (folder, folder / "gone", folder / RUN / "a.txt"):
         assert access_error(path) is None
 
 
-def test_a_closed_folder_of_abandoned_checkpoints_is_not_verified_silently(folder: Path) -> None:
+def test_verify_reports_an_unreadable_archive_folder(folder: Path) -> None:
     inner = folder / RUN / "checkpoints" / "abandoned_20260101_000000"
     inner.mkdir()
     with closed(inner):

@@ -8,7 +8,7 @@ import pytest
 from gpt2ckpt.files.timeouts import call_with_timeout
 
 
-def test_an_answer_an_error_and_silence() -> None:
+def test_call_with_timeout_returns_none_on_error_and_timeout() -> None:
     def fail() -> int:
         raise OSError(errno.EIO, "no answer")
 
@@ -19,6 +19,6 @@ def test_an_answer_an_error_and_silence() -> None:
     never.set()
 
 
-def test_a_mistake_in_the_code_is_not_hidden() -> None:
+def test_call_with_timeout_raises_programming_errors() -> None:
     with pytest.raises(ZeroDivisionError):
         call_with_timeout(60, lambda: 1 // 0)

@@ -54,7 +54,7 @@ def warnings(caplog):
     return [record.getMessage() for record in caplog.records]
 
 
-def test_everything_goes_everywhere_in_order(metrics, tmp_path):
+def test_all_loggers_get_all_events_in_order(metrics, tmp_path):
     loggers, one, two = Loggers(metrics), Recorder(), Recorder()
     loggers.add("one", lambda: one)
     loggers.add("two", lambda: two)
@@ -69,7 +69,7 @@ def test_everything_goes_everywhere_in_order(metrics, tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit])
-def test_a_failing_logger_is_named_once_and_dropped(metrics, tmp_path, caplog, error):
+def test_failing_logger_is_disabled_with_one_warning(metrics, tmp_path, caplog, error):
     loggers, bad, good = Loggers(metrics), Recorder(fails_at=1, error=error), Recorder()
     loggers.add("bad", lambda: bad)
     loggers.add("good", lambda: good)
@@ -79,20 +79,22 @@ def test_a_failing_logger_is_named_once_and_dropped(metrics, tmp_path, caplog, e
     assert bad.calls == [("log", 1), ("log", 2)]
     assert [call for call in good.calls if call[0] == "log"] == [("log", 1), ("log", 2), ("log", 3)]
     assert len(read(tmp_path / "metrics.jsonl")) == 3
-    assert warnings(caplog) == ["bad failed and is off from here on: no connection"]
+    assert warnings(caplog) == ["bad failed and is disabled from now on: no connection"]
 
 
-def test_a_logger_that_cannot_be_opened_is_named_and_done_without(metrics, tmp_path, caplog):
+def test_logger_that_cannot_be_opened_is_a_warning(metrics, tmp_path, caplog):
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
     loggers = Loggers(metrics)
     loggers.add("TensorBoard", lambda: TensorBoardLogger(tmp_path / "tensorboard"))
     loggers.log({"step": 1})
     loggers.close(PATIENCE)
     (message,) = warnings(caplog)
-    assert message.startswith("TensorBoard is off in this run: ") and "tensorboard" in message
+    assert message.startswith("TensorBoard is disabled in this run: ") and "tensorboard" in message
 
 
-def test_the_metrics_file_warns_once_per_episode_and_is_never_dropped(metrics, tmp_path, caplog):
+def test_metrics_file_warns_once_per_failure_period_and_is_never_disabled(
+    metrics, tmp_path, caplog
+):
     loggers = Loggers(metrics)
     for step, full in enumerate([False, True, True, False, True, False]):
         metrics.full = full
@@ -103,7 +105,7 @@ def test_the_metrics_file_warns_once_per_episode_and_is_never_dropped(metrics, t
     assert [event["step"] for event in read(tmp_path / "metrics.jsonl")] == [0, 3, 5]
 
 
-def test_warnings_are_warnings(metrics, caplog):
+def test_failures_are_logged_at_warning_level(metrics, caplog):
     loggers = Loggers(metrics)
     loggers.add("bad", lambda: Recorder(fails_at=0))
     loggers.text(1, "x")

@@ -34,7 +34,7 @@ def fill(folder: Path) -> Path:
     return path
 
 
-def test_log_lines_wait_for_room_and_are_all_there_then(
+def test_log_lines_are_kept_until_the_disk_has_space(
     disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handler = LogFile(str(disk / "train.log"))
@@ -52,7 +52,7 @@ def test_log_lines_wait_for_room_and_are_all_there_then(
     assert capsys.readouterr().err == ""
 
 
-def test_lines_that_are_lost_at_the_end_are_counted(
+def test_lines_lost_at_close_are_counted(
     disk: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     handler, metrics = LogFile(str(disk / "train.log")), MetricsFile(disk / "metrics.jsonl")
@@ -99,7 +99,7 @@ loggers.close(60)
 
 
 @pytest.mark.parametrize(("seconds", "steps"), [(1, range(1, 9)), (600, range(1, 3))])
-def test_a_file_system_that_hangs_holds_nobody_and_its_lines_wait(
+def test_hanging_file_system_blocks_no_caller_and_lines_are_kept(
     tmp_path: Path, seconds: int, steps: range
 ) -> None:
     faults = preload.build(tmp_path)
@@ -121,9 +121,7 @@ def test_a_file_system_that_hangs_holds_nobody_and_its_lines_wait(
         assert lost == 1 and "lines of" in done.stderr
 
 
-def test_a_history_that_was_deleted_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_deleted_metrics_file_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
     loggers = Loggers(MetricsFile(path))
     path.unlink()
@@ -135,7 +133,7 @@ def test_a_history_that_was_deleted_is_said(
     assert not path.exists()
 
 
-def test_lines_waiting_are_counted(tmp_path: Path) -> None:
+def test_pending_lines_are_counted_and_a_torn_line_is_ended(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("torn")
     file = AppendFile(tmp_path / "log")
     assert file.pending_lines == 0
@@ -143,7 +141,7 @@ def test_lines_waiting_are_counted(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "torn\na\nb\n"
 
 
-def test_a_snapshot_by_hard_links_keeps_its_bytes(tmp_path: Path) -> None:
+def test_snapshot_by_hard_links_is_unchanged(tmp_path: Path) -> None:
     """One that was made before the file was opened, and one of a run that is alive."""
     path, first, second = (tmp_path / name for name in ("log", "first", "second"))
     path.write_text("before\n")
@@ -161,7 +159,7 @@ def test_a_snapshot_by_hard_links_keeps_its_bytes(tmp_path: Path) -> None:
     ]
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
+def test_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "log").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic links"):
         AppendFile(tmp_path / "log")

@@ -33,7 +33,7 @@ def path(tmp_path):
     return tmp_path / "metrics.jsonl"
 
 
-def test_numbers_come_back_bitwise(path):
+def test_numbers_are_read_back_bitwise(path):
     values = [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 2.0**53 + 2, 123456789]
     file = MetricsFile(path)
     for step, value in enumerate(values):
@@ -42,7 +42,7 @@ def test_numbers_come_back_bitwise(path):
     assert [repr(found["train_loss"]) for found in read(path)] == [repr(v) for v in values]
 
 
-def test_what_is_not_finite_is_valid_json_and_comes_back(path):
+def test_non_finite_numbers_are_valid_json_and_read_back(path):
     logged = event(1, train_loss=math.nan, grad_norm=math.inf, lr=-math.inf)
     MetricsFile(path).log(logged)
 
@@ -56,7 +56,7 @@ def test_what_is_not_finite_is_valid_json_and_comes_back(path):
     assert (found["grad_norm"], found["lr"]) == (math.inf, -math.inf)
 
 
-def test_each_event_is_a_line_that_can_be_read_at_once(path):
+def test_each_event_is_readable_after_log_returns(path):
     file = MetricsFile(path)
     for step in (1, 2, 3):
         file.log(event(step))
@@ -64,13 +64,13 @@ def test_each_event_is_a_line_that_can_be_read_at_once(path):
     file.close()
 
 
-def test_appends_to_what_is_there(path):
+def test_metrics_file_appends_to_an_existing_file(path):
     write(path, [1, 2])
     write(path, [3])
     assert steps(path) == [1, 2, 3]
 
 
-def test_a_line_torn_by_a_kill_does_not_spoil_the_next(path):
+def test_torn_line_does_not_damage_the_next_line(path):
     write(path, [1])
     with path.open("ab") as file:
         file.write(encode(event(2)).encode()[:-5])
@@ -86,25 +86,25 @@ def test_rewind_keeps_earlier_lines_byte_for_byte(path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_rewind_takes_later_events_of_any_place(path):
+def test_rewind_removes_later_events_wherever_they_are(path):
     write(path, [10, 30, 20])
     rewind(path, 20)
     assert steps(path) == [10, 20]
 
 
-def test_rewind_to_the_end_changes_nothing(path):
+def test_rewind_to_the_last_step_changes_nothing(path):
     write(path, [10, 20])
     before = path.stat()
     rewind(path, 20)
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_rewind_without_a_file(path):
+def test_rewind_without_a_file_does_nothing(path):
     rewind(path, 5)
     assert not path.exists()
 
 
-def test_rewind_never_deletes_a_damaged_line(path):
+def test_rewind_keeps_damaged_lines(path):
     write(path, [10, 20])
     with path.open("ab") as file:
         file.write(b'{"step": 30, "train_loss": 2.\n')
@@ -114,7 +114,7 @@ def test_rewind_never_deletes_a_damaged_line(path):
     assert steps(path) == [10]
 
 
-def test_a_full_disk_loses_no_event_and_leaves_no_torn_line(path):
+def test_full_disk_loses_no_event_and_leaves_no_torn_line(path):
     """A limit on the file size makes the kernel take a part of a line, then nothing."""
     script = """
         import pathlib, resource, signal, sys
@@ -140,12 +140,12 @@ def test_a_full_disk_loses_no_event_and_leaves_no_torn_line(path):
     assert path.read_text() == "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4))
 
 
-def test_a_file_that_cannot_be_opened_is_the_users_to_mend(tmp_path):
+def test_unwritable_metrics_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="nowhere"):
         MetricsFile(tmp_path / "nowhere" / "metrics.jsonl")
 
 
-def test_rewind_cuts_the_end_off_in_place_but_not_that_of_a_snapshot(path):
+def test_rewind_truncates_in_place_but_not_a_snapshot(path):
     write(path, [10, 20, 30])
     inode = path.stat().st_ino
     rewind(path, 20)
@@ -156,7 +156,7 @@ def test_rewind_cuts_the_end_off_in_place_but_not_that_of_a_snapshot(path):
     assert (steps(snapshot), steps(path)) == ([10, 20], [10])
 
 
-def test_a_rewind_that_fails_is_made_before_anything_else_is_written(path, monkeypatch):
+def test_failed_rewind_is_repeated_before_the_next_write(path, monkeypatch):
     file = MetricsFile(path)
     for step in (1, 2, 3):
         file.log(event(step))
@@ -184,7 +184,7 @@ def test_a_rewind_that_fails_is_made_before_anything_else_is_written(path, monke
     file.close()
 
 
-def test_a_rewind_that_replaces_the_file_is_followed(path):
+def test_events_after_a_rewind_go_to_the_new_file(path):
     write(path, [10, 30, 20])
     file = MetricsFile(path)
     file.rewind(20)

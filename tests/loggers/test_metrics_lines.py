@@ -25,32 +25,32 @@ def spoiled(line, replaced, by):
 
 
 DAMAGED = {
-    "cut short": (TEXT[1][:-9] + b"\n", "it is not JSON"),
-    "binary": (b"\x00\xff\xfe\x80\n", "it is not JSON"),
-    "zeros of a power cut": (b"\0" * 300 + b"\n", "it is not JSON"),
-    "UTF-16": (TEXT[1].decode().strip().encode("utf-16-le") + b"\n", "it is not JSON"),
-    "too deep": (b"[" * 100_000 + b"\n", "it is not JSON"),
-    "number of too many digits": (spoiled(TEXT[1], b"0.5", b"1" * 5000), "it is not JSON"),
-    "a list": (b"[1]\n", "it is not a JSON object"),
-    "null": (b"null\n", "it is not a JSON object"),
-    "no step": (b'{"train_loss": 0.5}\n', "it has no step"),
-    "step as text": (spoiled(TEXT[1], b": 2,", b': "2",'), 'its step is "2"'),
-    "step true": (spoiled(TEXT[1], b": 2,", b": true,"), "its step is true"),
-    "step null": (spoiled(TEXT[1], b": 2,", b": null,"), "its step is null"),
-    "step of a fraction": (spoiled(TEXT[1], b": 2,", b": 2.5,"), "its step is 2.5"),
-    "negative step": (spoiled(TEXT[1], b": 2,", b": -2,"), "its step is -2"),
-    "endless step": (spoiled(TEXT[1], b": 2,", b": 1e999,"), "its step is Infinity"),
-    "step not a number": (spoiled(TEXT[1], b": 2,", b": NaN,"), "its step is NaN"),
-    "loss null": (spoiled(TEXT[1], b"0.5", b"null"), "its train_loss is null"),
-    "loss as text": (spoiled(TEXT[1], b"0.5", b'"low"'), 'its train_loss is "low"'),
-    "loss a list": (spoiled(TEXT[1], b"0.5", b"[0.5]"), "its train_loss is [0.5]"),
-    "loss true": (spoiled(TEXT[1], b"0.5", b"true"), "its train_loss is true"),
-    "loss too large": (spoiled(TEXT[1], b"0.5", b"1" * 400), "its train_loss is " + "1" * 40),
+    "cut short": (TEXT[1][:-9] + b"\n", "not JSON"),
+    "binary": (b"\x00\xff\xfe\x80\n", "not JSON"),
+    "zeros of a power cut": (b"\0" * 300 + b"\n", "not JSON"),
+    "UTF-16": (TEXT[1].decode().strip().encode("utf-16-le") + b"\n", "not JSON"),
+    "too deep": (b"[" * 100_000 + b"\n", "not JSON"),
+    "number of too many digits": (spoiled(TEXT[1], b"0.5", b"1" * 5000), "not JSON"),
+    "a list": (b"[1]\n", "not a JSON object"),
+    "null": (b"null\n", "not a JSON object"),
+    "no step": (b'{"train_loss": 0.5}\n', "no step"),
+    "step as text": (spoiled(TEXT[1], b": 2,", b': "2",'), 'step is "2"'),
+    "step true": (spoiled(TEXT[1], b": 2,", b": true,"), "step is true"),
+    "step null": (spoiled(TEXT[1], b": 2,", b": null,"), "step is null"),
+    "step of a fraction": (spoiled(TEXT[1], b": 2,", b": 2.5,"), "step is 2.5"),
+    "negative step": (spoiled(TEXT[1], b": 2,", b": -2,"), "step is -2"),
+    "endless step": (spoiled(TEXT[1], b": 2,", b": 1e999,"), "step is Infinity"),
+    "step not a number": (spoiled(TEXT[1], b": 2,", b": NaN,"), "step is NaN"),
+    "loss null": (spoiled(TEXT[1], b"0.5", b"null"), "train_loss is null"),
+    "loss as text": (spoiled(TEXT[1], b"0.5", b'"low"'), 'train_loss is "low"'),
+    "loss a list": (spoiled(TEXT[1], b"0.5", b"[0.5]"), "train_loss is [0.5]"),
+    "loss true": (spoiled(TEXT[1], b"0.5", b"true"), "train_loss is true"),
+    "loss too large": (spoiled(TEXT[1], b"0.5", b"1" * 400), "train_loss is " + "1" * 40),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_line_is_named_and_the_others_are_read(name):
+def test_damaged_line_is_reported_and_others_are_read(name):
     line, reason = DAMAGED[name]
     found = parse(b"".join([TEXT[0], line, *TEXT[2:]]))
     assert [line.event for line in found.events] == [GOOD[0], *GOOD[2:]]
@@ -69,7 +69,7 @@ READABLE = {
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_what_editors_and_tools_do_to_a_file_is_no_damage(name):
+def test_harmless_edits_are_not_damage(name):
     found = parse(READABLE[name])
     assert not found.damaged and found.is_sorted
     assert [line.event for line in found.events] == GOOD
@@ -78,41 +78,41 @@ def test_what_editors_and_tools_do_to_a_file_is_no_damage(name):
     assert not any(line.content.startswith(b"\xef") for line in found.events)
 
 
-def test_a_null_stands_for_no_value_as_pandas_writes_it():
+def test_null_is_a_missing_value_as_written_by_pandas():
     line = b'{"step":5,"time":1,"train_loss":null,"val_loss":2.5,"grad_norm":null}\n'
     [found] = parse(line).events
     assert found.event == {"step": 5, "time": 1, "val_loss": 2.5}
     assert found.content == line
 
 
-def test_not_a_number_is_read_in_both_spellings():
+def test_nan_is_read_in_both_spellings():
     for spelling in (b"NaN", b'"NaN"'):
         [found] = parse(spoiled(TEXT[1], b"0.5", spelling)).events
         assert math.isnan(found.event["train_loss"])
 
 
-def test_lines_in_another_order_are_sorted_and_that_is_known():
+def test_unsorted_lines_are_sorted_and_reported_as_unsorted():
     found = parse(b"".join([TEXT[2], TEXT[0], LAST, TEXT[1]]))
     assert [line.step for line in found.events] == [1, 2, 3, 5]
     assert not found.is_sorted and not found.damaged
 
 
-def test_of_two_events_of_a_kind_at_a_step_the_later_counts():
+def test_later_of_two_events_of_one_kind_is_used():
     other = spoiled(TEXT[1], b"0.5", b"0.25")
     found = parse(b"".join([*TEXT[:2], other, TEXT[2]]))
     assert [line.event["train_loss"] for line in found.events] == [1.0, 0.25, 1 / 3]
     [damaged] = found.damaged
     assert (damaged.number, damaged.content) == (2, TEXT[1])
-    assert damaged.reason == "line 3 has step 2 as well"
+    assert damaged.reason == "line 3 has step 2 too"
 
 
-def test_a_training_and_a_validation_loss_of_one_step_both_count():
+def test_step_can_have_a_training_and_a_validation_event():
     val = encode({"step": 2, "val_loss": 0.5}).encode() + b"\n"
     assert steps(b"".join([*TEXT[:2], val])) == [1, 2, 2]
 
 
 @given(st.lists(st.one_of(st.sampled_from([*TEXT, LAST]), st.binary(max_size=40)), max_size=8))
-def test_no_content_makes_reading_fail_and_no_byte_is_lost(pieces):
+def test_parse_never_raises_and_loses_no_byte(pieces):
     content = b"".join(pieces)
     found = parse(content)
     kept = sorted([*found.events, *found.damaged], key=lambda line: line.number)

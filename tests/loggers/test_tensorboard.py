@@ -40,7 +40,7 @@ def log_steps(folder, steps, purge_step=None, history=()):
     logger.close()
 
 
-def test_scalars_by_name_with_their_steps_and_times(tmp_path):
+def test_scalars_have_names_steps_and_times(tmp_path):
     logger = TensorBoardLogger(tmp_path / "tensorboard")
     logger.log(event(10, train_loss=4.5, lr=1e-3, grad_norm=0.5, tokens_per_s=3840))
     logger.log(event(10, val_loss=4.25))
@@ -65,20 +65,20 @@ def test_text_is_shown_verbatim(tmp_path):
     assert found.SummaryMetadata("sample/text_summary").plugin_data.plugin_name == "text"
 
 
-def test_a_resumed_run_is_one_curve(tmp_path):
+def test_resumed_run_shows_each_step_once(tmp_path):
     log_steps(tmp_path, [10, 20, 30, 40])
     log_steps(tmp_path, [30, 50], purge_step=21)
     log_steps(tmp_path, [40], purge_step=31)
     assert steps(tmp_path) == [10, 20, 30, 40]
 
 
-def test_purging_hides_the_step_itself_and_nothing_before_it(tmp_path):
+def test_purge_step_hides_that_step_and_later_ones_only(tmp_path):
     log_steps(tmp_path, [10, 20, 21])
     log_steps(tmp_path, [], purge_step=21)
     assert steps(tmp_path) == [10, 20]
 
 
-def test_what_earlier_files_lack_of_the_history_is_written_again(tmp_path):
+def test_events_missing_in_earlier_files_are_written_again(tmp_path):
     """The first process lost 30 and 50 to a queue; the second one resumes from 60."""
     log_steps(tmp_path, [10, 20, 40, 60, 70])
     history = [event(step, train_loss=float(step)) for step in range(10, 70, 10)]
@@ -92,7 +92,7 @@ def test_what_earlier_files_lack_of_the_history_is_written_again(tmp_path):
     assert sizes[2][1] < 200 < sizes[1][1]
 
 
-def test_a_torn_file_and_a_pipe_in_its_folder_are_no_obstacle(tmp_path):
+def test_truncated_file_and_pipe_in_the_folder_are_ignored(tmp_path):
     log_steps(tmp_path, [10, 20, 30])
     [path] = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-5])
@@ -103,13 +103,13 @@ def test_a_torn_file_and_a_pipe_in_its_folder_are_no_obstacle(tmp_path):
     assert steps(tmp_path) == [10, 20, 30]
 
 
-def test_files_of_one_second_are_read_in_the_order_they_were_made(tmp_path):
+def test_files_created_in_one_second_sort_by_creation(tmp_path):
     for start in range(0, 24, 2):
         log_steps(tmp_path, [start, start + 1, start + 2], purge_step=start)
     assert steps(tmp_path) == list(range(25))
 
 
-def test_a_killed_process_loses_nothing_that_it_logged(tmp_path):
+def test_killed_process_loses_no_logged_event(tmp_path):
     script = (
         "import os, pathlib, sys\n"
         "from gpt2ckpt.loggers.tensorboard import TensorBoardLogger\n"
@@ -121,13 +121,13 @@ def test_a_killed_process_loses_nothing_that_it_logged(tmp_path):
     assert steps(tmp_path) == list(range(5))
 
 
-def test_importing_the_module_imports_no_tensorboard():
+def test_importing_the_module_does_not_import_tensorboard():
     script = "import sys, gpt2ckpt.loggers.tensorboard; print('tensorboard' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "False\n"
 
 
-def test_an_evaluation_gives_the_loss_the_best_and_the_perplexity(tmp_path):
+def test_evaluation_logs_loss_best_loss_and_perplexity(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     logger.log(event(10, train_loss=4.5, train_loss_mean=4.6, tokens_seen=640, mfu=0.4))
     logger.log(event(10, val_loss=2.0, best_val_loss=1.5, tokens_seen=640))
@@ -195,7 +195,7 @@ def hparams_tab(outputs):
     return {info.name for info in names.hparam_infos}, runs
 
 
-def test_hyperparameters_and_final_losses_in_the_tab_of_each_run(tmp_path):
+def test_hparams_tab_shows_config_and_last_losses_of_each_run(tmp_path):
     """Two runs, the first resumed; each stays one run, called as its directory is."""
     muon = {**CONFIG, "optimizer": {"kind": "muon", "momentum": 0.9}}
     for name, config in (("first", CONFIG), ("second", muon)):

@@ -70,7 +70,7 @@ def steps(tmp_path):
     return [[row["_step"] for row in rows] for rows in history(tmp_path)]
 
 
-def test_offline_run_holds_every_event_and_sample(tmp_path, environ):
+def test_offline_run_contains_every_event_and_sample(tmp_path, environ):
     body = """
         logger = open_logger(resume=False)
         logger.log(event(10, train_loss=4.5, lr=1e-3))
@@ -90,7 +90,7 @@ def test_offline_run_holds_every_event_and_sample(tmp_path, environ):
     assert "WARNING" not in done.stderr
 
 
-def test_curves_are_drawn_over_the_tokens_seen(tmp_path, environ):
+def test_tokens_seen_is_the_x_axis(tmp_path, environ):
     body = """
         logger = open_logger(resume=False)
         logger.log(event(10, train_loss=4.5, train_loss_mean=4.6, tokens_seen=640, mfu=0.4))
@@ -110,7 +110,7 @@ def test_curves_are_drawn_over_the_tokens_seen(tmp_path, environ):
     }
 
 
-def test_a_resumed_run_has_every_step_once(tmp_path, environ):
+def test_resumed_wandb_run_has_every_step_once(tmp_path, environ):
     """The first process logs to 40 and resumes from 20; the second is killed, its end lost."""
     offline = {**environ, "WANDB_MODE": "offline"}
     first = """
@@ -137,9 +137,7 @@ def test_a_resumed_run_has_every_step_once(tmp_path, environ):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_without_an_account_it_goes_offline_with_one_sentence_and_no_prompt(
-    tmp_path, environ, terminal
-):
+def test_without_an_account_wandb_is_offline_with_one_warning(tmp_path, environ, terminal):
     body = """
         logger = open_logger(resume=False)
         logger.log(event(10))
@@ -177,7 +175,7 @@ def test_without_an_account_it_goes_offline_with_one_sentence_and_no_prompt(
         ),
     ],
 )
-def test_the_choice_of_the_mode(tmp_path, environ, variables, netrc, expected):
+def test_wandb_mode_follows_environment_and_netrc(tmp_path, environ, variables, netrc, expected):
     from types import SimpleNamespace
 
     from gpt2ckpt.loggers.wandb import _mode
@@ -192,7 +190,7 @@ def test_the_choice_of_the_mode(tmp_path, environ, variables, netrc, expected):
     assert str(_mode(settings, given)) == expected
 
 
-def test_no_key_gets_into_the_files_of_a_run(tmp_path, environ):
+def test_api_key_is_not_written_to_the_run_directory(tmp_path, environ):
     secret = "0123456789abcdef" * 2 + "01234567"
     body = """
         logger = open_logger(resume=False)
@@ -206,7 +204,7 @@ def test_no_key_gets_into_the_files_of_a_run(tmp_path, environ):
     assert files and not any(secret.encode() in path.read_bytes() for path in files)
 
 
-def test_an_offline_file_torn_anywhere_gives_the_steps_before(tmp_path, environ):
+def test_truncated_offline_file_gives_the_steps_before(tmp_path, environ):
     body = """
         logger = open_logger(resume=False)
         for step in range(1, 400): logger.log(event(step))
@@ -223,11 +221,11 @@ def test_an_offline_file_torn_anywhere_gives_the_steps_before(tmp_path, environ)
         assert found == set(range(1, len(found) + 1))
 
 
-def test_other_runs_are_not_counted(tmp_path):
+def test_offline_files_of_other_runs_are_ignored(tmp_path):
     assert recorded_steps(tmp_path / "wandb", "run1") == set()
 
 
-def test_importing_the_module_imports_no_wandb():
+def test_importing_the_module_does_not_import_wandb():
     script = "import sys, gpt2ckpt.loggers.wandb; print('wandb' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "False\n"
@@ -251,7 +249,7 @@ def leveldb_log(records):
 
 
 @pytest.mark.parametrize("gap", range(10))
-def test_records_around_the_end_of_a_block(gap):
+def test_records_across_block_boundaries_are_read(gap):
     """A record that leaves `gap` bytes of a block, then one over three blocks, then a small one."""
     records = [b"a" * (32 * 1024 - 14 - gap), b"b" * 70_000, b"c"]
     content = leveldb_log(records)

@@ -244,8 +244,8 @@ def test_damaged_lines_are_reported_and_quarantined(run: Path) -> None:
     [folder] = (run / "checkpoints").glob("corrupt_*")
     assert said.splitlines() == [
         f"{run}/metrics.jsonl lacks the train_loss of a step: 12",
-        f"{run}/metrics.jsonl: 2 damaged lines taken out (line 12: its train_loss is null; line "
-        f"25: it is not JSON); kept in {folder}/metrics.jsonl",
+        f"{run}/metrics.jsonl: 2 damaged lines taken out (line 12: train_loss is null; line "
+        f"25: not JSON); kept in {folder}/metrics.jsonl",
     ]
     assert (folder / "metrics.jsonl").read_bytes() == null + b'{"step": 25, "tra\n'
     assert steps(run / "metrics.jsonl") == [*range(1, 12), *range(13, 21)]
@@ -261,7 +261,7 @@ def test_damage_of_the_waiting_lines_and_of_the_record_is_quarantined(run: Path)
     (run / ".history.json").write_bytes(b'{"run_id": 1e999')
     said = back(run, 20)
     [folder] = (run / "checkpoints").glob("corrupt_*")
-    assert f"{run}/.replay.jsonl: 1 damaged line taken out (line 3: it is not JSON)" in said
+    assert f"{run}/.replay.jsonl: 1 damaged line taken out (line 3: not JSON)" in said
     assert f"{run}/.history.json: it is damaged" in said
     assert (folder / ".replay.jsonl").read_bytes() == b"\xff\x00\n" and was
     assert (folder / ".history.json").read_bytes() == b'{"run_id": 1e999'

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 COUNTS = {"--kills": 3, "--damages": 60, "--fuzz": 600, "--disk-full": 2, "--crash-states": 100}
 
 
-def test_nothing_is_lost_nothing_silent_no_code_run() -> None:
+def test_torture_loses_no_state_and_runs_no_code() -> None:
     """A process of its own, since only one that has computed nothing can fork trainings."""
     words = [word for part, count in COUNTS.items() for word in (part, str(count))]
     done = subprocess.run(
@@ -27,7 +27,7 @@ def test_nothing_is_lost_nothing_silent_no_code_run() -> None:
         assert row[3] == "0"
 
 
-def test_a_failure_is_told_with_its_seed() -> None:
+def test_failure_is_reported_with_its_seed() -> None:
     tally = Tally("part", done=3)
     tally.counts["fine"] += 2
     tally.fail(17, "a reason")

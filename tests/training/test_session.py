@@ -231,7 +231,7 @@ def test_a_full_disk_under_tensorboard_ends_tensorboard_alone(
         [log] = disk.glob("events.*")
         assert log.stat().st_size > 0, "it was not there from the start"
     [said] = [record.message for record in caplog.records if "TensorBoard" in record.message]
-    assert "TensorBoard failed and is off from here on" in said and "No space left" in said
+    assert "TensorBoard failed and is disabled from now on" in said and "No space left" in said
     assert [event["step"] for event in events(run)] == list(range(1, 81))
     assert load(run / "checkpoints" / "latest.pt")["step"] == 80
 
