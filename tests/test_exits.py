@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "expected"),
     [
         (errno.EACCES, "some/file: Permission denied. ls -ld shows who may use it"),
         (errno.ENOSPC, "some/file: No space left on device. Free space on that disk"),
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
         (errno.ENOTDIR, "some/file: Not a directory"),
     ],
 )
-def test_operating_system_error_names_the_file(number: int, told: str) -> None:
+def test_operating_system_error_names_the_file(number: int, expected: str) -> None:
     code = (
         "import os\n"
         "from gpt2ckpt.exits import reported_errors\n"
@@ -28,4 +28,4 @@ def test_operating_system_error_names_the_file(number: int, told: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == f"error: {told} (HYDRA_FULL_ERROR=1 shows where it is used)\n"
+    assert done.stderr == f"error: {expected} (HYDRA_FULL_ERROR=1 shows where it is used)\n"

@@ -28,7 +28,7 @@ def record(text: str) -> logging.LogRecord:
 
 
 def fill(folder: Path) -> Path:
-    path = folder / "somebody_elses.bin"
+    path = folder / "other.bin"
     with path.open("wb", buffering=0) as file:
         file.write(bytes(1 << 20))
     return path
@@ -43,8 +43,8 @@ def test_log_lines_are_kept_until_the_disk_has_space(
     lines = [f"line {number} {'.' * 90}" for number in range(100)]
     for line in lines:
         handler.emit(record(line))
-    said = capsys.readouterr().err
-    assert said.count("cannot be written for now") == 1 and "No space left" in said
+    printed = capsys.readouterr().err
+    assert printed.count("cannot be written for now") == 1 and "No space left" in printed
     others.unlink()
     handler.emit(record("last"))
     handler.close()
@@ -128,8 +128,8 @@ def test_deleted_metrics_file_is_reported(tmp_path: Path, caplog: pytest.LogCapt
     for step in (1, 2):
         loggers.log({"step": step, "train_loss": 1.0})
         loggers.sync()
-    said = [entry.message for entry in caplog.records if "it was deleted" in entry.message]
-    assert len(said) >= 1
+    printed = [entry.message for entry in caplog.records if "was deleted" in entry.message]
+    assert len(printed) >= 1
     assert not path.exists()
 
 

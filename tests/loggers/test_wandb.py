@@ -149,13 +149,13 @@ def test_without_an_account_wandb_is_offline_with_one_warning(tmp_path, environ,
             done = run_script(
                 body, tmp_path, environ, capture_output=False, stdin=tty, stdout=tty, stderr=tty
             )
-        said = os.read(main, 100_000).decode()
+        printed = os.read(main, 100_000).decode()
         os.close(main)
     else:
         done = run_script(body, tmp_path, environ, stdin=subprocess.DEVNULL)
-        said = done.stderr
-    assert done.returncode == 0, said
-    assert said.count("WARNING no W&B account found") == 1
+        printed = done.stderr
+    assert done.returncode == 0, printed
+    assert printed.count("WARNING no W&B account found") == 1
     assert steps(tmp_path) == [[10]]
 
 
