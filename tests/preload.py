@@ -1,9 +1,12 @@
 """Making real system calls of another process fail or hang: see faultfs.c and more_calls.c."""
 
+import atexit
 import errno
+import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,18 +35,26 @@ class Faults:
 
 
 def build(folder: Path) -> Faults:
-    """Compile the library. Skips where that cannot be done."""
+    """Return no faults yet, with their list in `folder`. Skips where that cannot be done."""
+    faults = Faults(_library(), folder / "faults.txt")
+    faults.set()
+    return faults
+
+
+@functools.cache
+def _library() -> Path:
+    """Compile the library, once in a process."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None or os.uname().sysname != "Linux":
         pytest.skip("injecting faults needs Linux and a C compiler (gcc)")
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
     library = folder / "faultfs.so"
     command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE), "-ldl"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"the fault library cannot be compiled: {done.stderr.strip()}")
-    faults = Faults(library, folder / "faults.txt")
-    faults.set()
-    return faults
+    return library
 
 
 EIO, EROFS, EPERM, EINVAL = errno.EIO, errno.EROFS, errno.EPERM, errno.EINVAL

@@ -15,9 +15,12 @@ from typing import Any
 import torch
 
 import gpt2ckpt
+from tests import forkserver
+from tests.forkserver import Forked
 
 ROOT = Path(gpt2ckpt.__file__).resolve().parents[1]
 PATIENCE = 300  # seconds that a command may take on a busy machine
+Process = Forked | subprocess.Popen[str]
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,18 @@ def environment() -> dict[str, str]:
 
 def start(
     name: str, words: Sequence[str], cwd: Path, more: Mapping[str, str] | None = None
+) -> Forked:
+    """`python -m gpt2ckpt.NAME WORDS` in the background, with `more` in its environment.
+
+    A fork of a process that has imported torch: see forkserver.py.
+    """
+    return forkserver.start(f"gpt2ckpt.{name}", words, cwd, {**environment(), **(more or {})})
+
+
+def start_interpreter(
+    name: str, words: Sequence[str], cwd: Path, more: Mapping[str, str] | None = None
 ) -> "subprocess.Popen[str]":
-    """`python -m gpt2ckpt.NAME WORDS` in the background, with `more` in its environment."""
+    """The same in a new interpreter, for tests of its start, its code or its environment."""
     return subprocess.Popen(
         [sys.executable, "-m", f"gpt2ckpt.{name}", *words],
         **{"cwd": cwd, "env": {**environment(), **(more or {})}, "text": True},
@@ -55,7 +68,7 @@ def start(
     )
 
 
-def finish(process: "subprocess.Popen[str]") -> Done:
+def finish(process: Process) -> Done:
     out, err = process.communicate(timeout=PATIENCE)
     return Done(process.returncode, out, err)
 
@@ -65,7 +78,7 @@ def run(name: str, words: Sequence[str], cwd: Path) -> Done:
 
 
 def side_by_side(cwd: Path, commands: dict[str, tuple[str, Sequence[str]]]) -> dict[str, Done]:
-    """Independent commands, two at a time: most of each is a single thread that imports torch."""
+    """Independent commands, two at a time."""
     with ThreadPoolExecutor(2) as pool:
         jobs = {key: pool.submit(run, *command, cwd) for key, command in commands.items()}
         return {key: job.result() for key, job in jobs.items()}
@@ -76,7 +89,7 @@ def succeed(done: Done) -> Done:
     return done
 
 
-def wait_until(process: "subprocess.Popen[str]", holds: Callable[[], bool]) -> None:
+def wait_until(process: Process, holds: Callable[[], bool]) -> None:
     """Until something has been done by a process that must not end before."""
     end = time.monotonic() + PATIENCE
     while not holds():

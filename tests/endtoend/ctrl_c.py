@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands import Done, finish, start, steps_done
+from commands import Done, finish, start_interpreter, steps_done
 
 from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.errors import CheckpointError
@@ -56,7 +56,7 @@ def stop_at(
 
     The moment is `seconds` after `step` steps were done; after the first instant for step 0.
     """
-    process = start("train", [*words, "hydra.run.dir=run"], folder)
+    process = start_interpreter("train", [*words, "hydra.run.dir=run"], folder)
     run_directory = folder / "run"
     while process.poll() is None and not (
         steps_done(run_directory) >= step if step else catches_signals(process)

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from commands import ROOT, events, finish, latest, run, same_bits, start, succeed
+from commands import ROOT, events, finish, latest, run, same_bits, start_interpreter, succeed
 
 from gpt2ckpt.checkpoint.reading import load
 
@@ -49,7 +49,8 @@ def test_resume_reports_edited_source_code(reference: Any, tmp_path: Path) -> No
     assert edited != step.read_text()
     step.write_text(edited)
     words = ["+resume=latest", "hydra.run.dir=run", "trainer.max_steps=121"]
-    done = succeed(finish(start("train", words, tmp_path, {"PYTHONPATH": str(tmp_path)})))
+    copy = {"PYTHONPATH": str(tmp_path)}
+    done = succeed(finish(start_interpreter("train", words, tmp_path, copy)))
     old = latest(reference.directory)["versions"]["code"]
     new = latest(tmp_path / "run")["versions"]["code"]
     assert old != new

@@ -12,6 +12,7 @@ import preload
 import pytest
 from commands import (
     Done,
+    Process,
     environment,
     events,
     finish,
@@ -22,6 +23,8 @@ from commands import (
     wait_until,
 )
 from preload import EINVAL, EIO
+
+from tests import forkserver
 
 ENOSPC, EACCES = errno.ENOSPC, errno.EACCES
 
@@ -50,15 +53,11 @@ def test_training_succeeds_if_disk_space_cannot_be_measured(
     assert latest(tmp_path / "run")["step"] == 12
 
 
-def start_spoiled(words: list[str], cwd: Path, faults: preload.Faults) -> "subprocess.Popen[str]":
+def start_spoiled(words: list[str], cwd: Path, faults: preload.Faults) -> Process:
     """A training in which a weight turns infinite after step 9, so that it goes back."""
-    more = {**environment(), **faults.environment}
     program = str(Path(__file__).with_name("spoiled.py"))
-    return subprocess.Popen(
-        [sys.executable, program, *words, "trainer.on_bad_loss=rollback"],
-        **{"cwd": cwd, "env": {**more, "PYTHONPATH": environment()["PYTHONPATH"]}, "text": True},
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
-    )
+    everything = {**faults.environment, **environment()}
+    return forkserver.start(program, [*words, "trainer.on_bad_loss=rollback"], cwd, everything)
 
 
 def test_kill_resume_rollback_and_prepare_work_without_directory_fsync(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from commands import environment, finish, start, succeed
+from commands import environment, finish, start_interpreter, succeed
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
@@ -21,7 +21,7 @@ def test_run_directory_contains_no_secret(
     assert environment()["MY_PASSWORD"] in SECRETS.values()
     words = [word for word in token_data.overrides if not word.startswith("logger=")]
     words += ["logger=all", "trainer.max_steps=4", "checkpoint.save_every=2", "hydra.run.dir=run"]
-    succeed(finish(start("train", words, tmp_path)))
+    succeed(finish(start_interpreter("train", words, tmp_path)))
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     kinds = {path.relative_to(tmp_path / "run").parts[0] for path in files}
     assert {"checkpoints", ".hydra", "wandb", "tensorboard", "train.log"} <= kinds

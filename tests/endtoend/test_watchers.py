@@ -42,12 +42,12 @@ def words(token_data: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ended(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
-    """All trainings, two at a time: most of each is a single thread that imports torch."""
+    """All trainings, two at a time."""
     folder = tmp_path_factory.mktemp("watchers")
     library = preload.build(folder).library
 
     def run(number: int, disturbance: Disturbance) -> Ended:
-        return train(disturbance, words, folder / str(number), library)
+        return train(disturbance, words, folder / str(number), library, forks=True)
 
     everything = [NONE, *CHOSEN]
     with ThreadPoolExecutor(2) as pool:
@@ -79,6 +79,7 @@ def test_failing_watcher_does_not_delay_a_save_on_sigterm(
     """It would not end in an hour, and has thirty seconds, as schedulers give them."""
     more = ["trainer.max_steps=1000000", "checkpoint.grace_seconds=30"]
     library = preload.build(tmp_path).library
-    found = train(disturbance, [*words, *more], tmp_path / "run", library, stop_after=30)
+    folder = tmp_path / "run"
+    found = train(disturbance, [*words, *more], folder, library, stop_after=30, forks=True)
     assert found.code == 143
     assert len(list((found.run / "checkpoints").glob("emergency_step_*.pt"))) == 1

@@ -1,14 +1,12 @@
 """Twenty wrong ways to resume: each one sentence, the right exit code, and nothing changed."""
 
-import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Done, environment, tree
+from commands import Done, run, tree
 
 from gpt2ckpt.checkpoint.format import encode
 from gpt2ckpt.checkpoint.reading import load
@@ -44,22 +42,6 @@ WRONG = {
     "+resume=latest hydra.run.dir=fixed trainer.max_steps=130": (1, "fixed cannot be written"),
 }
 
-# One process imports the command, and each command line runs in a child of it.
-COMMANDS = """
-import json, os, sys
-from gpt2ckpt import train
-
-for number, line in enumerate(json.load(sys.stdin)):
-    child = os.fork()
-    if child == 0:
-        for stream, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{sys.argv[1]}/{number}.{name}", os.O_WRONLY | os.O_CREAT), stream)
-        sys.argv = ["train.py", *line]
-        train.main()
-        sys.exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
 
 def shorten_rng(state: dict[str, Any]) -> None:
     state["rng"]["torch"] = state["rng"]["torch"][:8].clone()
@@ -83,7 +65,7 @@ SPOILED = {
 
 @pytest.fixture(scope="module")
 def refused(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> "dict[str, Done]":
-    cwd, out = tmp_path_factory.mktemp("wrong"), tmp_path_factory.mktemp("said")
+    cwd = tmp_path_factory.mktemp("wrong")
     for name in ("run", "corrupt", "fixed"):
         shutil.copytree(reference.directory, cwd / name, copy_function=shutil.copy2)
     for path in (cwd / "corrupt" / "checkpoints").iterdir():
@@ -99,7 +81,7 @@ def refused(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> "dict[s
     before = tree(cwd)
     words = [words for words in WRONG if fixed or "=fixed" not in words]
     try:
-        done = run_lines(words, cwd, out)
+        done = run_lines(words, cwd)
     finally:
         if fixed:
             fix(cwd / "fixed", False)
@@ -107,20 +89,10 @@ def refused(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> "dict[s
     return done
 
 
-def run_lines(words: list[str], cwd: Path, out: Path) -> dict[str, Done]:
-    """Run the train command once with each line of `words`; its output goes to files in `out`."""
-    lines = [[word.replace("\t", " ") for word in line.split(" ")] for line in words]
-    process = subprocess.run(
-        [sys.executable, "-c", COMMANDS, str(out)],
-        **{"cwd": cwd, "env": environment(), "input": json.dumps(lines), "text": True},
-        **{"capture_output": True, "timeout": 900},
-    )
-    assert process.returncode == 0, process.stderr
-    said = [
-        [(out / f"{i}.{name}").read_text() for name in ("out", "err")] for i in range(len(words))
-    ]
-    codes = [int(line) for line in process.stdout.split()]
-    return {line: Done(code, *text) for line, code, text in zip(words, codes, said, strict=True)}
+def run_lines(lines: list[str], cwd: Path) -> dict[str, Done]:
+    """Run the train command once with each line of overrides."""
+    words = {line: [word.replace("\t", " ") for word in line.split(" ")] for line in lines}
+    return {line: run("train", words[line], cwd) for line in lines}
 
 
 def fix(directory: Path, fixed: bool) -> bool:
@@ -144,10 +116,9 @@ def test_wrong_resume_is_refused_and_changes_nothing(
 def test_unrestorable_state_is_refused_before_later_checkpoints_are_archived(
     reference: Any, tmp_path: Path
 ) -> None:
-    run, out = tmp_path / "run", tmp_path / "out"
-    shutil.copytree(reference.directory, run, copy_function=shutil.copy2)
-    out.mkdir()
-    older = run / "checkpoints" / "rolling_step_000020.pt"
+    copy = tmp_path / "run"
+    shutil.copytree(reference.directory, copy, copy_function=shutil.copy2)
+    older = copy / "checkpoints" / "rolling_step_000020.pt"
     lines = {}
     for change in SPOILED:
         state = load(older)
@@ -155,9 +126,9 @@ def test_unrestorable_state_is_refused_before_later_checkpoints_are_archived(
         path = older.with_name(f"{change.__name__}.pt")
         path.write_bytes(b"".join(map(bytes, encode(state).buffers)))
         lines[f"+resume={path} trainer.max_steps=30"] = change
-    before = tree(run)
-    ended = run_lines(list(lines), tmp_path, out)
-    assert tree(run) == before
+    before = tree(copy)
+    ended = run_lines(list(lines), tmp_path)
+    assert tree(copy) == before
     for line, done in ended.items():
         change = lines[line]
         assert SPOILED[change] in done.sentence and f"{change.__name__}.pt" in done.sentence

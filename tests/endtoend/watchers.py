@@ -25,8 +25,9 @@ import psutil
 import torch
 
 import gpt2ckpt
-from tests import preload
+from tests import forkserver, preload
 
+Process = forkserver.Forked | subprocess.Popen[bytes]
 HOUR = 3600  # seconds
 PATIENCE = 300  # seconds that a training may take on a busy machine
 EXACT = ("model", "optimizer", "rng", "data", "step", "epoch", "tokens_seen", "train_loss")
@@ -157,23 +158,25 @@ def train(
     words: list[str],
     folder: Path,
     library: Path,
+    *,
     stop_after: int | None = None,
+    forks: bool = False,
 ) -> Ended:
-    """Train in a new folder with `words`; SIGTERM after `stop_after` steps, if that is given."""
+    """Train in a new folder with `words`; SIGTERM after `stop_after` steps, if that is given.
+
+    With `forks` the time of the imports is saved, where nothing is injected into them.
+    """
     folder.mkdir(parents=True)
     (folder / "wandb").mkdir()  # the counting of the disk enters it
     (folder / "sitecustomize.py").write_text(INJECTED)
     own = preload.Faults(library, folder / "faults.txt")
     own.set(*disturbance.faults)
-    command = [sys.executable, "-m", "gpt2ckpt.train", *words, f"logger={disturbance.logger}"]
+    words = [*words, f"logger={disturbance.logger}", "hydra.run.dir=run"]
     log, run = folder / "output.txt", folder / "run"
     begun = time.monotonic()
     with _console(disturbance.console, log) as output:
         environment = _environment(disturbance, own, folder)
-        process = subprocess.Popen(
-            [*command, "hydra.run.dir=run"],
-            **{"cwd": folder, "env": environment, "stdout": output, "stderr": output},
-        )
+        process = _start(words, folder, environment, output, forks=forks)
         os.close(output)
         try:
             with _stopped_service(process, disturbance.is_service_stopped):
@@ -185,6 +188,17 @@ def train(
             process.kill()
     seconds = time.monotonic() - begun
     return Ended(code, seconds, run, log.read_text() if log.exists() else "")
+
+
+def _start(
+    words: list[str], folder: Path, environment: dict[str, str], output: int, *, forks: bool
+) -> Process:
+    if forks and "INJECTED" not in environment:
+        return forkserver.start("gpt2ckpt.train", words, folder, environment, output=output)
+    return subprocess.Popen(
+        [sys.executable, "-m", "gpt2ckpt.train", *words],
+        **{"cwd": folder, "env": environment, "stdout": output, "stderr": output},
+    )
 
 
 def _environment(disturbance: Disturbance, faults: preload.Faults, folder: Path) -> dict[str, str]:
@@ -239,7 +253,7 @@ def _read_all(terminal: int, log: Path) -> None:
 
 
 @contextlib.contextmanager
-def _stopped_service(process: "subprocess.Popen[bytes]", is_wanted: bool) -> Iterator[None]:
+def _stopped_service(process: Process, is_wanted: bool) -> Iterator[None]:
     """Stop W&B's service process as soon as there is one; end it at the end."""
     stopped: list[psutil.Process] = []
 
@@ -264,7 +278,7 @@ def _stopped_service(process: "subprocess.Popen[bytes]", is_wanted: bool) -> Ite
                 child.kill()
 
 
-def _wait_for_step(process: "subprocess.Popen[bytes]", run: Path, step: int) -> None:
+def _wait_for_step(process: Process, run: Path, step: int) -> None:
     end = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < end:
         if len(_history(run)) >= step:

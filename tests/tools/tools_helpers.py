@@ -17,6 +17,7 @@ from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.config.replay import freeze
+from tests import forkserver
 
 NOON = datetime(2025, 11, 6, 12, 0, 0)
 REPOSITORY = Path(__file__).parents[2]
@@ -100,9 +101,9 @@ class Done:
 def command(module: str, *words: str | Path, cwd: Path) -> Done:
     """The real command in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    line = [sys.executable, "-m", f"gpt2ckpt.{module}", *map(str, words)]
-    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True)
-    return Done(done.returncode, done.stdout, done.stderr)
+    process = forkserver.start(f"gpt2ckpt.{module}", [*map(str, words)], cwd, environment)
+    out, err = process.communicate()
+    return Done(process.wait(), out, err)
 
 
 def shell(line: str, cwd: Path) -> Done:
