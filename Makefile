@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help train test torture check format bench bench-checkpoints docs clean
+.PHONY: help train test test-full torture check format bench bench-checkpoints docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -14,6 +14,14 @@ train: $(READY) ## train a small GPT-2 on the embedded text (about two minutes o
 
 test: $(READY) ## run all tests, files side by side
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-full: export GPT2CKPT_WATCHERS = all
+test-full: export GPT2CKPT_KILLS = 20
+test-full: export GPT2CKPT_RANK_KILLS = 5
+test-full: export CTRL_C_COUNT = 50
+test-full: export SWEEP_JOBS = 6
+test-full: export SWEEP_KILLS = 3
+test-full: test ## run all tests with more kills, signals and failing watchers
 
 torture: $(READY) ## kill, damage, fuzz and fill up for MINUTES=10, or by ARGS='--kills 500 --seed 7'
 	$(BIN)/python -m tests.torture.run $(or $(ARGS),--minutes $(or $(MINUTES),10))
