@@ -10,17 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import gpt2ckpt
-from tests import forkserver
-from tests.forkserver import Forked
+
+if TYPE_CHECKING:
+    from tests.forkserver import Forked
+
+    Process = Forked | subprocess.Popen[str]
 
 ROOT = Path(gpt2ckpt.__file__).resolve().parents[1]
 PATIENCE = 300  # seconds that a command may take on a busy machine
-Process = Forked | subprocess.Popen[str]
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,13 @@ def environment() -> dict[str, str]:
 
 def start(
     name: str, words: Sequence[str], cwd: Path, more: Mapping[str, str] | None = None
-) -> Forked:
+) -> "Forked":
     """`python -m gpt2ckpt.NAME WORDS` in the background, with `more` in its environment.
 
     A fork of a process that has imported torch: see forkserver.py.
     """
+    from tests import forkserver  # found by pytest, not by ctrl_c.py as a script
+
     return forkserver.start(f"gpt2ckpt.{name}", words, cwd, {**environment(), **(more or {})})
 
 
@@ -68,7 +72,7 @@ def start_interpreter(
     )
 
 
-def finish(process: Process) -> Done:
+def finish(process: "Process") -> Done:
     out, err = process.communicate(timeout=PATIENCE)
     return Done(process.returncode, out, err)
 
@@ -89,7 +93,7 @@ def succeed(done: Done) -> Done:
     return done
 
 
-def wait_until(process: Process, holds: Callable[[], bool]) -> None:
+def wait_until(process: "Process", holds: Callable[[], bool]) -> None:
     """Until something has been done by a process that must not end before."""
     end = time.monotonic() + PATIENCE
     while not holds():

@@ -12,7 +12,6 @@ import preload
 import pytest
 from commands import (
     Done,
-    Process,
     environment,
     events,
     finish,
@@ -53,7 +52,7 @@ def test_training_succeeds_if_disk_space_cannot_be_measured(
     assert latest(tmp_path / "run")["step"] == 12
 
 
-def start_spoiled(words: list[str], cwd: Path, faults: preload.Faults) -> Process:
+def start_spoiled(words: list[str], cwd: Path, faults: preload.Faults) -> forkserver.Forked:
     """A training in which a weight turns infinite after step 9, so that it goes back."""
     program = str(Path(__file__).with_name("spoiled.py"))
     everything = {**faults.environment, **environment()}
