@@ -7,6 +7,7 @@ imported before signals are handled, so it imports as little as possible.
 
 import _thread
 import atexit
+import codecs
 import contextlib
 import io
 import os
@@ -22,6 +23,9 @@ LIMIT = 2000  # queued writes
 FULL_QUEUE_SECONDS = 0.1  # to wait for space in a full queue before lines are dropped
 STOPPED_SECONDS = 1.0  # without progress, after which a reader counts as stopped
 DRAIN_SECONDS = 5.0  # that the end of a process waits for a slow reader, at most
+
+READABLE = "gpt2ckpt.readable"  # the error handler of print_in_any_encoding
+ASCII_FORMS = {"→": "->", "…": "...", "─": "-", "│": "|", "├": "|", "└": "`"}
 
 
 class Outlet(io.BufferedIOBase):
@@ -123,6 +127,42 @@ def install() -> None:
         setattr(sys, name, new)
     atexit.register(drain)
     os.register_at_fork(after_in_child=lambda: _restore(replaced))  # a child lacks the thread
+
+
+def open_closed_streams() -> None:
+    """Open /dev/null for each standard stream that the parent closed (`>&-`, as daemons do).
+
+    Python sets such a stream to None, and the next opened file gets its number: what a library
+    writes to number 2 would be written into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest free number: the closed one's
+        os.set_inheritable(nowhere, True)
+        mode = "w" if number else "r"
+        setattr(sys, name, os.fdopen(nowhere, mode, encoding="utf-8", closefd=False))
+
+
+def print_in_any_encoding() -> None:
+    """Make stdout and stderr print every character, whatever the console's encoding.
+
+    A character that the encoding lacks is printed as its ASCII form (`->` for an arrow) or as an
+    escape (`\\xf6`), and so is a file name that is not UTF-8. Otherwise print would raise
+    UnicodeEncodeError, and logging would drop the line.
+    """
+    codecs.register_error(READABLE, _readable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != READABLE:
+            stream.reconfigure(errors=READABLE)
+
+
+def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    shown = (ASCII_FORMS.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text)
+    return "".join(shown), error.end
 
 
 def drain(seconds: float = DRAIN_SECONDS) -> None:

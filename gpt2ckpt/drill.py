@@ -6,7 +6,6 @@ if __name__ == "__main__":
     handle_signals_early()  # before the imports: they take seconds
 
 import contextlib
-import difflib
 import os
 import shlex
 import shutil
@@ -23,7 +22,7 @@ from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides, s
 from gpt2ckpt.config.registry import all_keys, build_typed
 from gpt2ckpt.config.replay import freeze, task_overrides
 from gpt2ckpt.config.schema import DrillConfig
-from gpt2ckpt.errors import ConfigError, InputError, UserError
+from gpt2ckpt.errors import ConfigError, InputError, UserError, nearest
 from gpt2ckpt.exits import reported_errors
 from gpt2ckpt.recovery_drill.drill_run import DrillRun
 from gpt2ckpt.recovery_drill.filesystem_checks import FileSystem, examine
@@ -108,7 +107,7 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     own = []
     for word, override in zip(words, parse_overrides(words), strict=True):
         key = override.key_or_group
-        is_slip = key not in theirs and difflib.get_close_matches(key, ours, cutoff=0.75)
+        is_slip = key not in theirs and nearest(key, ours, cutoff=0.75)
         if key in ours or (is_slip and not key_for(key, TRAIN)):
             own.append(word)
     return own, [word for word in words if word not in own]

@@ -1,21 +1,21 @@
-"""The errors that a user sees as one sentence; each carries the exit code of the command."""
+"""Errors that are printed as one message; each has the exit code of the command."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something that the user can put right: the message says what, where, and how."""
+    """A problem that the user can solve: the message says what is wrong, where, and what to do."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        """The message. What a file may hold to move the cursor or break the line is escaped."""
+        """Return the message, with control characters (of a file name, say) escaped."""
         return "".join(map(_visible, super().__str__()))
 
 
 class ConfigError(UserError):
-    """A configuration, override or command-line word that cannot be used."""
+    """A configuration, override or command-line argument that cannot be used."""
 
     exit_code = 2
 
@@ -25,17 +25,27 @@ class InputError(UserError):
 
 
 class LockedError(InputError):
-    """A run directory in which another process trains."""
+    """A run directory that another process trains in."""
 
 
 class CheckpointError(InputError):
     """A checkpoint that is missing, incomplete, damaged or of another shape."""
 
 
-def did_you_mean(word: str, choices: Iterable[str], *, cutoff: float = 0.6, start: str = "") -> str:
-    """A sentence that names the choice most like `word`, after `start`; empty if none is."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)
-    return f" Did you mean {start}{close[0]}?" if close else ""
+def nearest(typed: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return the choice most similar to `typed`; empty if none is similar.
+
+    `cutoff` is the least similarity, from 0 to 1 (difflib's ratio).
+    """
+    return next(iter(difflib.get_close_matches(typed, list(choices), n=1, cutoff=cutoff)), "")
+
+
+def did_you_mean(
+    typed: str, choices: Iterable[str], *, cutoff: float = 0.6, start: str = ""
+) -> str:
+    """Return " Did you mean …?" with the choice nearest to `typed`, after `start`; else ""."""
+    found = nearest(typed, choices, cutoff=cutoff)
+    return f" Did you mean {start}{found}?" if found else ""
 
 
 def _visible(character: str) -> str:

@@ -1,7 +1,6 @@
 """Which classes a config may build: by the name in `kind`, never by an import path."""
 
 import dataclasses
-import difflib
 import re
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -13,7 +12,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, Vali
 from gpt2ckpt.config import schema
 from gpt2ckpt.config.aliases import TRAIN_WITH, key_for
 from gpt2ckpt.config.earlier import with_earlier_values
-from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.errors import ConfigError, nearest
 
 KINDS: dict[str, dict[str, type]] = {
     "data": {
@@ -187,13 +186,13 @@ def key_meant(name: str, root: str, value: str = "") -> str:
     if root in ("train", "drill") and leaf in TRAIN_WITH:
         return TRAIN_WITH[leaf]
     leaves = {key.rpartition(".")[2]: key for key in reversed(keys)}
-    near = [] if "." in leaf else difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)
+    near = "" if "." in leaf else nearest(leaf, leaves, cutoff=0.75)
     candidates = [
         leaf if leaf in keys else "",
         key_for(leaf, root),
         leaves.get(leaf, ""),
-        *(leaves[word] for word in near),
-        *difflib.get_close_matches(leaf, keys, n=1, cutoff=0.6),
+        leaves.get(near, ""),
+        nearest(leaf, keys),
     ]
     found = next(filter(None, candidates), "")
     return f"{found}={value}" if found and value else found

@@ -9,6 +9,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
+VOCAB_SIZE = 50257
+END_OF_TEXT = 50256  # the token <|endoftext|>, GPT-2's last one
+
 
 @dataclass
 class ModelConfig:
@@ -20,7 +23,7 @@ class ModelConfig:
     n_head: int = 4
     n_embd: int = 128
     block_size: int = 128
-    vocab_size: int = 50257
+    vocab_size: int = VOCAB_SIZE
     dropout: float = 0.0
     bias: bool = True
     gelu: str = "tanh"

@@ -26,6 +26,7 @@ from gpt2ckpt.data.token_files import TokenFile, Tokens, open_token_file, width_
 from gpt2ckpt.data.tokens import Piece, TokenStream, count_blocks
 from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.files.links import inode_of
+from gpt2ckpt.units import plural
 
 _WHOLE_TOKENS = 1 << 19  # files up to 1 MiB are hashed whole
 _SAMPLES = 16
@@ -197,7 +198,7 @@ def _known(pieces: Sequence[Piece], digests: list[str] | None) -> list[Known]:
 
 def _described(kind: str, files: list[CorpusFile], *splits: TokenStream) -> str:
     megabytes = sum(file.size_bytes for file in files) / 1e6
-    of = f"{kind}: {len(files)} {'file' if len(files) == 1 else 'files'}, {megabytes:,.1f} MB"
+    of = f"{kind}: {plural(len(files), 'file')}, {megabytes:,.1f} MB"
     if not splits:
         return of
     train, val = splits

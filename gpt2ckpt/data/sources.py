@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 
 from gpt2ckpt.config.checks import one_of
-from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig
+from gpt2ckpt.config.schema import VOCAB_SIZE, EmbeddedDataConfig, TextDataConfig
 from gpt2ckpt.data.embedded import split_sections, topics
 from gpt2ckpt.data.files import expand_files
 from gpt2ckpt.data.token_files import Tokens
 from gpt2ckpt.data.tokenization import encode_text, end_of_text, tokenize_file
-from gpt2ckpt.data.tokenizer import VOCAB_SIZE, gpt2_encoding
+from gpt2ckpt.data.tokenizer import gpt2_encoding
 from gpt2ckpt.errors import ConfigError, InputError
 
 EMBEDDED_NAME = "pydoc_data.topics"

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpt2ckpt.config.schema import END_OF_TEXT
 from gpt2ckpt.data.token_files import Tokens
-from gpt2ckpt.data.tokenizer import END_OF_TEXT
 from gpt2ckpt.errors import InputError
 
 if TYPE_CHECKING:

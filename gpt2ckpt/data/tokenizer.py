@@ -11,15 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt2ckpt.config.schema import END_OF_TEXT, VOCAB_SIZE
 from gpt2ckpt.errors import InputError
 
 if TYPE_CHECKING:
     import tiktoken
 
-END_OF_TEXT = 50256
-VOCAB_SIZE = 50257
-
-_END_OF_TEXT_NAME = "<|endoftext|>"
+END_OF_TEXT_NAME = "<|endoftext|>"
 _SHA256 = {  # as tiktoken_ext/openai_public.py expects them
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -42,7 +40,7 @@ def gpt2_encoding() -> "tiktoken.Encoding":
         explicit_n_vocab=VOCAB_SIZE,
         pat_str=_PATTERN,
         mergeable_ranks=_ranks(),
-        special_tokens={_END_OF_TEXT_NAME: END_OF_TEXT},
+        special_tokens={END_OF_TEXT_NAME: END_OF_TEXT},
     )
 
 
@@ -53,7 +51,7 @@ def _ranks() -> dict[bytes, int]:
     return {
         bytes(to_byte[character] for character in name): number
         for name, number in json.loads(content).items()
-        if name != _END_OF_TEXT_NAME
+        if name != END_OF_TEXT_NAME
     }
 
 

@@ -6,12 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from gpt2ckpt.config.schema import END_OF_TEXT, VOCAB_SIZE
 from gpt2ckpt.model.cache import KeyValueCache
 from gpt2ckpt.model.gpt2 import GPT2
-
-END_OF_TEXT = 50256
-# More than that in a model is padding of its vocabulary, and no word.
-WORDS = 50257
 
 
 @torch.no_grad()
@@ -50,7 +47,8 @@ def generate(
                 cache.clear()
                 fresh = text[:, -max(block // 2, 1) :]
             logits = model.lm_head(model.hidden(fresh, cache)[:, -1])
-            fresh = choose(logits[:, :WORDS], temperature, top_k, generator)
+            # What a model has beyond GPT-2's vocabulary is padding, and not a token.
+            fresh = choose(logits[:, :VOCAB_SIZE], temperature, top_k, generator)
             text = torch.cat((text, fresh), dim=1)
             if stop_token is not None and _all_stopped(text[:, tokens.shape[1] :], stop_token):
                 break

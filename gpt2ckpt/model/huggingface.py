@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2ckpt.config.schema import ModelConfig
+from gpt2ckpt.config.schema import END_OF_TEXT, ModelConfig
 from gpt2ckpt.errors import InputError
-from gpt2ckpt.model.generate import END_OF_TEXT
 from gpt2ckpt.model.gpt2 import INIT_STD, LAYER_NORM_EPS
 from gpt2ckpt.model.tensor_files import read_json, read_tensors
 

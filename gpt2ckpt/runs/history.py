@@ -21,6 +21,7 @@ from gpt2ckpt.loggers.metrics_lines import DamagedLine, Line, Lines, join
 from gpt2ckpt.runs.cadence import cadence_of, continued, due, listed
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, LINEAGE, REPLAY
 from gpt2ckpt.runs.wandb_lineage import WandbLineage, WandbRun, decode, encode, settings_digest
+from gpt2ckpt.units import plural
 
 Events = list[Line]
 SHOWN = 5  # damaged lines that are named one by one
@@ -88,7 +89,7 @@ class Past:
         for key, steps in zip(("train_loss", "val_loss"), expected, strict=True):
             missing = steps - {event["step"] for event in logged if key in event}
             if missing:
-                many = f"{len(missing):,} steps" if len(missing) > 1 else "a step"
+                many = plural(len(missing), "step")
                 found.append(f"{path} lacks the {key} of {many}: {listed(missing)}")
         return found
 
@@ -213,8 +214,7 @@ def _reasons(damaged: list[DamagedLine]) -> str:
     """What is wrong with which lines; of many the first few."""
     shown = "; ".join(f"line {line.number}: {line.reason}" for line in damaged[:SHOWN])
     more = f"; and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else ""
-    count = "1 damaged line" if len(damaged) == 1 else f"{len(damaged)} damaged lines"
-    return f"{count} taken out ({shown}{more})"
+    return f"{plural(len(damaged), 'damaged line')} taken out ({shown}{more})"
 
 
 def _notice(curves: WandbLineage) -> str:

@@ -1,4 +1,4 @@
-"""Finding the state that `resume=WHAT` means."""
+"""Find the state that `resume=WHAT` names."""
 
 import os
 from dataclasses import dataclass, replace
@@ -27,10 +27,12 @@ SELECTORS = {
 
 @dataclass(frozen=True)
 class Scope:
-    """Where a word such as latest is looked for.
+    """Where a name such as `latest` is searched.
 
-    In the directory `given` (hydra.run.dir) if the user gave it; else in the run below `outputs`
-    that was trained last, if the user gave a `name`, of those that are called so.
+    Attributes:
+        outputs: the folder of runs: the one that was trained last is taken.
+        given: the run directory that the user gave (hydra.run.dir); `outputs` does not count then.
+        name: the name that the user gave; runs of other names do not count then.
     """
 
     outputs: Path
@@ -40,11 +42,15 @@ class Scope:
 
 @dataclass(frozen=True)
 class Place:
-    """Where to look: a run directory, and the role or the one file that is asked for.
+    """The checkpoint to read: a role or a file of a run directory.
 
-    A file that lies in no run (`in_run` false), copied somewhere by hand, can only start a new one;
-    so can a copy of a checkpoints folder, which is its own `directory`. `skipped` are newer
-    runs that hold no checkpoint.
+    Attributes:
+        directory: the run directory, or the folder of a file that is in no run.
+        role: the role to take, if no file was named.
+        file: the file to take, if one was named.
+        in_run: false for a file or a checkpoints folder that was copied out of its run: such a
+            state can only start a new run.
+        skipped: newer runs without a checkpoint, with the reason for each.
     """
 
     directory: Path
@@ -55,17 +61,25 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        """The folder that holds the checkpoints."""
+        """The folder of the checkpoints."""
         inner = self.directory / CHECKPOINTS
         return inner if self.in_run else self.directory
 
 
 def locate(what: str, scope: Scope, key: str = "resume") -> Place | None:
-    """What `what` names, without reading a checkpoint; None if `auto` finds nothing to resume.
+    """Return the checkpoint that `what` names, without reading it.
 
-    `key` is what the user typed `what` for; empty for a word that stands alone.
+    Args:
+        what: a selector, a run directory or a checkpoint file.
+        scope: where a selector is searched.
+        key: the key that the user gave `what` for, for messages; empty for a plain argument.
 
-    Raises CheckpointError if there is no such thing, ConfigError for a word that means nothing.
+    Returns:
+        The place; None if `auto` finds no run to resume.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint.
+        ConfigError: if `what` is neither a selector nor a path.
     """
     if what in SELECTORS:
         return _selected(what, scope, key)
@@ -76,7 +90,7 @@ def locate(what: str, scope: Scope, key: str = "resume") -> Place | None:
     if path.is_dir():
         return _in_directory(path)
     if path.exists():
-        return _place_of(path)
+        return _of_file(path)
     typed = f"{key}={what}" if key else what
     if "/" not in what and "." not in what:
         hint = did_you_mean(what, SELECTORS)
@@ -90,65 +104,30 @@ def locate(what: str, scope: Scope, key: str = "resume") -> Place | None:
     )
 
 
+def locate_run(path: Path) -> Place | None:
+    """Return the latest checkpoint of the run whose directory or checkpoints folder `path` is.
+
+    None for a directory that is neither.
+    """
+    if path.name == CHECKPOINTS:
+        return Place(path.parent, Role.LATEST)
+    if os.path.lexists(path / CHECKPOINTS):
+        return Place(path, Role.LATEST)
+    if Store(path).files():  # a checkpoints folder that was copied under another name
+        return Place(path, Role.LATEST, in_run=False)
+    return None
+
+
 def skipped_runs(scope: Scope) -> list[tuple[Path, str]]:
-    """Runs without a checkpoint, each with the reason, where `auto` finds nothing to resume."""
+    """Return the runs without a checkpoint that `auto` skips, with the reason for each."""
     if scope.given is not None:
         return []
     return newest_run(scope.outputs, scope.name, with_jobs=False).skipped
 
 
-def _selected(what: str, scope: Scope, key: str) -> Place | None:
-    """The place of a selector."""
-    role, instead = SELECTORS[what], "name a run directory or a checkpoint file"
-    instead += f" with {key}=PATH" if key else ""
-    instead += ", or leave resume out to start a new run" if key == "resume" else ""
-    if scope.given is not None:
-        if holds_checkpoints(scope.given):
-            return Place(scope.given, role)
-        if what == AUTO:
-            return None
-        full = "" if scope.given.is_absolute() else f" ({scope.given.absolute()})"
-        raise CheckpointError(f"there is no checkpoint in {scope.given}{full}: {instead}")
-    # A job script that asks for `auto` goes on with what it started; a sweep is no part of that.
-    newest = newest_run(scope.outputs, scope.name, with_jobs=what != AUTO)
-    if newest.directory is not None:
-        holds_checkpoints(newest.directory)  # raises if that cannot be known
-        return Place(newest.directory, role, skipped=tuple(newest.skipped))
-    if what == AUTO:
-        return None
-    other = newest_run(scope.outputs) if scope.name is not None else newest
-    if other.directory is not None:
-        called = read_record(other.directory).name
-        raise CheckpointError(
-            f"there is no checkpoint of a run with name={scope.name} in {scope.outputs}, and the "
-            f"newest run there, {other.directory}, has name={called}: {instead}"
-        )
-    reasons = "".join(f" ({path}: {reason})" for path, reason in newest.skipped)
-    raise no_run(scope.outputs, instead, reasons)
-
-
-def _in_directory(path: Path) -> Place:
-    """The newest state of a run directory, or of the only run in a folder.
-
-    Raises CheckpointError for a folder with several runs, or of abandoned or damaged files.
-    """
-    if path.name == CHECKPOINTS:
-        return Place(path.parent, Role.LATEST)
-    if path.name.startswith((ABANDONED, CORRUPT)):
-        raise CheckpointError(f"{path} holds files that a run left behind: name one of them")
-    if os.path.lexists(path / CHECKPOINTS):
-        return Place(path, Role.LATEST)
-    if Store(path).files():  # a checkpoints folder that was copied under another name
-        return Place(path, Role.LATEST, in_run=False)
-    runs = [run for run, _ in run_directories(path) if holds_checkpoints(run)]
-    if len(runs) > 1:
-        raise CheckpointError(f"{path} holds {len(runs)} runs: name one of them")
-    return Place(runs[0] if runs else path, Role.LATEST)
-
-
 def read(place: Place) -> Found:
-    """The valid state nearest to what was asked for. Raises CheckpointError if there is none."""
-    from gpt2ckpt.runs import history  # imports Hydra, which those who list runs do without
+    """Return the valid state nearest to the requested one. Raises CheckpointError if none is."""
+    from gpt2ckpt.runs import history  # imports Hydra, which a listing does without
 
     store = Store(place.folder)
     run = history.run_id_in(place.directory) if place.in_run else None
@@ -165,7 +144,7 @@ def read(place: Place) -> Found:
 
 
 def no_run(outputs: Path, instead: str, reasons: str = "") -> CheckpointError:
-    """The error where a name such as latest can mean nothing; `instead` is what else to do."""
+    """Return the error for a selector where `outputs` holds no run; `instead` is what to do."""
     what = "holds no run" if outputs.is_dir() else "does not exist"
     what = f"holds no run with a checkpoint{reasons}" if reasons else what
     return CheckpointError(
@@ -174,8 +153,54 @@ def no_run(outputs: Path, instead: str, reasons: str = "") -> CheckpointError:
     )
 
 
-def _place_of(file: Path) -> Place:
-    folder = file.absolute().parent  # links are kept: checkpoints/ may be one
+def _selected(what: str, scope: Scope, key: str) -> Place | None:
+    role, instead = SELECTORS[what], "name a run directory or a checkpoint file"
+    instead += f" with {key}=PATH" if key else ""
+    instead += ", or leave resume out to start a new run" if key == "resume" else ""
+    if scope.given is not None:
+        if holds_checkpoints(scope.given):
+            return Place(scope.given, role)
+        if what == AUTO:
+            return None
+        full = "" if scope.given.is_absolute() else f" ({scope.given.absolute()})"
+        raise CheckpointError(f"there is no checkpoint in {scope.given}{full}: {instead}")
+    # A job script that asks for `auto` resumes what it started: never a job of a sweep.
+    newest = newest_run(scope.outputs, scope.name, with_jobs=what != AUTO)
+    if newest.directory is not None:
+        holds_checkpoints(newest.directory)  # raises if the folder cannot be read
+        return Place(newest.directory, role, skipped=tuple(newest.skipped))
+    if what == AUTO:
+        return None
+    other = newest_run(scope.outputs) if scope.name is not None else newest
+    if other.directory is not None:
+        name = read_record(other.directory).name
+        raise CheckpointError(
+            f"there is no checkpoint of a run with name={scope.name} in {scope.outputs}, and the "
+            f"newest run there, {other.directory}, has name={name}: {instead}"
+        )
+    reasons = "".join(f" ({path}: {reason})" for path, reason in newest.skipped)
+    raise no_run(scope.outputs, instead, reasons)
+
+
+def _in_directory(path: Path) -> Place:
+    """Return the latest checkpoint of the run in `path`, or of the only run below it.
+
+    Raises CheckpointError for a folder with several runs, or with archived or quarantined files.
+    """
+    if path.name.startswith((ABANDONED, CORRUPT)):
+        raise CheckpointError(
+            f"{path} holds archived or quarantined files of a run: name one of them"
+        )
+    if place := locate_run(path):
+        return place
+    runs = [run for run, _ in run_directories(path) if holds_checkpoints(run)]
+    if len(runs) > 1:
+        raise CheckpointError(f"{path} holds {len(runs)} runs: name one of them")
+    return Place(runs[0] if runs else path, Role.LATEST)
+
+
+def _of_file(file: Path) -> Place:
+    folder = file.absolute().parent  # not resolved: checkpoints/ may be a link
     while folder.name.startswith(ABANDONED):
         folder = folder.parent
     if folder.name != CHECKPOINTS:

@@ -1,11 +1,11 @@
-"""Signals to a sweep whose jobs train in workers: those save and stop, and no other begins.
+"""Signals in a sweep whose jobs train in worker processes: the jobs save and stop, no other starts.
 
-During a training its own handlers stand (signals/training.py), before and after it these.
-Workers get SIGINT and SIGTERM from a terminal, as members of its process group, but not from a
-`kill` of the sweep's main process: that one passes on what it receives as SIGUSR2, which a worker
-that has been told already ignores. (The same signal twice would end it without a save.)
+During a training the handlers of signals/training.py are installed; before and after it, these.
+A terminal sends SIGINT and SIGTERM to the workers, too, as members of its process group. A `kill`
+reaches the main process only. So the main process relays each stop as SIGUSR2, which a worker that
+has already received the stop ignores: the same signal twice would end the worker without a save.
 
-Jobs in the main process need none of this: gpt2ckpt/signals/early.py stands there.
+A sweep with jobs in the main process needs signals/early.py only.
 """
 
 import functools
@@ -15,21 +15,20 @@ from types import FrameType
 
 import psutil
 
-from gpt2ckpt.signals.early import (
-    EarlySignals,
-    Interrupted,
-    exit_code,
-    exit_now,
-    install,
-    print_in_any_encoding,
-)
+from gpt2ckpt.console import print_in_any_encoding
+from gpt2ckpt.signals.early import EarlySignals, Interrupted, exit_code, exit_now, install
 from gpt2ckpt.signals.training import TrainingSignals
 
 RELAYED = signal.SIGUSR2
 
 
 class WorkerSignals(EarlySignals):
-    """A worker's handler: a stop ends the job that is being prepared, and keeps others from it."""
+    """Handler of a worker: a stop ends the job that is about to train, and later ones do not start.
+
+    Attributes:
+        received: the stopping signal, if one was received.
+        in_job: whether the worker runs a job.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,17 +44,17 @@ class WorkerSignals(EarlySignals):
             raise Interrupted(exit_code(number))
 
     def relay(self, number: int, frame: FrameType | None) -> None:
-        """The handler of what the main process has received."""
+        """Handle SIGUSR2: stop, unless the worker has received the stop itself."""
         training = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        told = self.received is not None
+        is_known = self.received is not None
         if isinstance(training, TrainingSignals):
-            told = training.stop_requested
-        if not told:
+            is_known = training.stop_requested
+        if not is_known:
             signal.raise_signal(signal.SIGTERM)
 
 
 class LauncherSignals(EarlySignals):
-    """The main process's handler: it waits for its workers; the second signal ends them all."""
+    """Handler of the main process, which waits for its workers; a second signal kills them all."""
 
     def __init__(self, relay_to_workers: Callable[[], None]) -> None:
         super().__init__()
@@ -75,7 +74,7 @@ class LauncherSignals(EarlySignals):
 
 @functools.cache
 def worker_signals() -> WorkerSignals:
-    """This worker's handler, installed by the first call."""
+    """Install this worker's handler at the first call, and return it."""
     print_in_any_encoding()
     handler = WorkerSignals()
     install(handler, handler.before)

@@ -1,11 +1,12 @@
-"""The one place that talks to signals while a training runs.
+"""Signals during a training: the handlers set flags, which the training loop reads.
 
-A handler only sets a flag: saving inside one could meet a half-applied step or a held lock. The
-loop asks between steps. The same signal a second time stops at once; a save in progress has then
-written only a temporary file. Before and after a training: gpt2ckpt/signals/early.py.
+A handler saves nothing itself: it may interrupt a half-applied step, or code that holds a lock. The
+loop saves and stops between two steps. The same signal a second time ends the process at once; a
+save in progress has then written only a temporary file.
 
-Python runs a handler between two lines of the main thread, and one line may take minutes. So a
-thread, which the C library's side of a signal wakes, answers the user at once and keeps time.
+Python runs a handler between two bytecodes of the main thread, and a kernel may run for minutes in
+one of them. `Watchdog` is a thread that the C-level handler wakes up: it acknowledges a signal at
+once and enforces the grace period.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType, TracebackType
+from types import FrameType
 
 from gpt2ckpt import console
 from gpt2ckpt.signals.early import (
@@ -29,22 +30,23 @@ from gpt2ckpt.signals.early import (
     install,
 )
 
-COPIES_WITHIN = 1.0  # seconds in which a launcher may pass on to a rank what the rank was sent, too
+COPIES_WITHIN = 1.0  # seconds in which a launcher may pass on a signal that a rank received, too
 
 
 @dataclass
 class StopRequests:
-    """Tells the first signal that asks for a stop from one that asks again.
+    """Tells the first stopping signal from the same signal repeated.
 
     Args:
-        copies_within: seconds in which the same signal counts as a launcher's copy of it.
+        copies_within: seconds in which the same signal counts as a launcher's copy.
+        asked: the first signal, and when it was received by time.monotonic().
     """
 
     copies_within: float
-    asked: tuple[signal.Signals, float] | None = None  # and when, by time.monotonic()
+    asked: tuple[signal.Signals, float] | None = None
 
     def take(self, received: signal.Signals) -> bool | None:
-        """Take a signal. Returns whether it asks again; None for a copy."""
+        """Take a signal. Return whether it repeats the last one; None for a launcher's copy."""
         now = time.monotonic()
         if self.asked is None or self.asked[0] is not received:
             self.asked = (received, now)
@@ -53,11 +55,17 @@ class StopRequests:
 
 
 class TrainingSignals:
-    """While it is entered, SIGINT, SIGTERM and SIGHUP ask for a stop and SIGUSR1 for a save.
+    """Context in which SIGINT, SIGTERM and SIGHUP request a stop, and SIGUSR1 a save.
 
-    With several ranks, `all_reduce_max` returns the element-wise maximum over all ranks, so that a
-    request to one rank holds for all ranks once they have agreed. A rank for which `is_orphan`
-    returns true counts as one that received SIGTERM.
+    Args:
+        all_reduce_max: with several ranks, returns the element-wise maximum over all ranks. A
+            request to one rank is then one to all, once `agree` was called.
+        is_orphan: whether the launcher of this rank has died, which counts as SIGTERM.
+
+    Attributes:
+        stop: the signal that requested a stop; with several ranks, the one that all agreed on.
+        exits_immediately: whether a stop ends the process at once: no step was trained yet.
+        newest_checkpoint_message: returns what to print about the newest checkpoint.
     """
 
     def __init__(
@@ -66,11 +74,9 @@ class TrainingSignals:
         is_orphan: Callable[[], bool] = lambda: False,
     ) -> None:
         self.stop: signal.Signals | None = None
-        self.exits_immediately = False  # nothing has been trained that a stop could lose
-        self.newest_checkpoint_message: Callable[[], str] | None = (
-            None  # what there is to resume from
-        )
-        self._largest = all_reduce_max
+        self.exits_immediately = False
+        self.newest_checkpoint_message: Callable[[], str] | None = None
+        self._all_reduce_max = all_reduce_max
         self._is_orphan = is_orphan
         self._stop_requests = self.new_stop_requests()
         self._save = False
@@ -78,39 +84,39 @@ class TrainingSignals:
         self._received: list[tuple[int, FrameType | None]] = []
 
     def new_stop_requests(self) -> StopRequests:
-        """Return the rule for repeated signals, nothing received yet."""
-        return StopRequests(COPIES_WITHIN if self._largest is not None else 0.0)
+        """Return the rule for repeated signals, with no signal received."""
+        return StopRequests(COPIES_WITHIN if self._all_reduce_max is not None else 0.0)
 
     @property
     def stop_requested(self) -> bool:
-        """Whether this process was sent a signal that asks for a stop."""
+        """Whether this process received a stopping signal."""
         return self._stop_requests.asked is not None
 
     @property
     def stop_requested_at(self) -> float | None:
-        """When this process was asked to stop, by time.monotonic()."""
+        """The time.monotonic() of the stopping signal that this process received, if any."""
         return self._stop_requests.asked[1] if self._stop_requests.asked else None
 
     def agree(self) -> signal.Signals | None:
-        """The signal that asked for a stop. A meeting of all ranks: call it on each alike."""
-        if self._largest is not None:
+        """Return the signal that requested a stop on any rank. Collective: each rank calls it."""
+        if self._all_reduce_max is not None:
             if self._stop_requests.asked is None and self._is_orphan():
                 self._stop_requests.take(signal.SIGTERM)
             asked = self._stop_requests.asked
-            stop, save = self._largest([int(asked[0]) if asked else 0, int(self._save)])
+            stop, save = self._all_reduce_max([int(asked[0]) if asked else 0, int(self._save)])
             self.stop = signal.Signals(stop) if stop else None
             self._save = bool(save)
         return self.stop
 
     def take_save_request(self) -> bool:
-        """Whether a save was asked for since the last call."""
-        asked, self._save = self._save, False
-        return asked
+        """Return whether a save was requested since the last call."""
+        requested, self._save = self._save, False
+        return requested
 
     def call_previous_handlers(self) -> None:
-        """Tell the handlers that were there before: call it when what they end is saved.
+        """Call the replaced handlers for each signal received; to be called after the save.
 
-        A launcher's own may put the job back into its queue and end the process.
+        The handler of a launcher may requeue the job and end the process.
         """
         received, self._received = self._received, []
         for number, frame in received:
@@ -120,27 +126,22 @@ class TrainingSignals:
             call_previous(before, number, frame)
 
     def leave(self, received: signal.Signals, why: str) -> None:
-        """End the process now, and name what there is to resume from; other ranks are silent."""
-        words = ""
+        """End the process now; the first rank prints why, and the newest checkpoint."""
+        message = ""
         if self.newest_checkpoint_message is not None:
-            with contextlib.suppress(Exception):  # the end must not depend on what there is to say
-                words = f"{received.name}{why}. {self.newest_checkpoint_message()}"
-        exit_now(exit_code(received), words)
+            with contextlib.suppress(Exception):  # the process must end whatever this raises
+                message = f"{received.name}{why}. {self.newest_checkpoint_message()}"
+        exit_now(exit_code(received), message)
 
     def __enter__(self) -> "TrainingSignals":
-        with contextlib.suppress(ValueError):  # in a thread: signals are not ours to handle
+        with contextlib.suppress(ValueError):  # only the main thread can install handlers
             install(self._handle, self._before)
         early = self._before.get(signal.SIGUSR1)
         if isinstance(early, EarlySignals):
             self._save = early.take_save_request()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self.call_previous_handlers()
@@ -157,21 +158,21 @@ class TrainingSignals:
                 exit_now(exit_code(received), "interrupted: there was nothing to save")
         elif self._stop_requests.take(received):
             self.leave(received, " again: stopped without saving")
-        elif self._largest is None:
+        elif self._all_reduce_max is None:
             self.stop = received
         self._received.append((number, frame))
 
 
 class Watchdog:
-    """While it is entered, answers the stopping signals that `signals` handles, in a thread.
+    """Context in which a thread answers the stopping signals that `signals` handles.
 
-    It acknowledges the first one, ends the process at the same signal again, and `grace` seconds
-    after the first. Outside the main thread it does nothing.
+    The thread acknowledges the first signal, and ends the process when the same signal is repeated
+    or the grace period is over. Outside the main thread, the context does nothing.
 
     Args:
         signals: the handlers.
-        grace: seconds that a stop may take; None is no limit.
-        acknowledgement: gives what to print at a first signal; None prints nothing.
+        grace: seconds that a stop may take; None for no limit.
+        acknowledgement: returns what to print at the first signal; None to print nothing.
     """
 
     def __init__(
@@ -194,12 +195,7 @@ class Watchdog:
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._write < 0:
             return
         signal.set_wakeup_fd(self._before)
@@ -212,7 +208,7 @@ class Watchdog:
         self._write = -1
 
     def _watch(self) -> None:
-        presses, end, poll = self._signals.new_stop_requests(), None, select.poll()
+        requests, end, poll = self._signals.new_stop_requests(), None, select.poll()
         poll.register(self._read, select.POLLIN)
         while True:
             left = None if end is None else max(0.0, end - time.monotonic()) * 1000
@@ -220,12 +216,12 @@ class Watchdog:
             number = 0 if is_over else os.read(self._read, 1)[0]
             if self._has_ended.is_set():
                 return
-            if is_over and presses.asked:
-                self._signals.leave(presses.asked[0], f": the {self._grace:g} s are over")
+            if is_over and requests.asked:
+                self._signals.leave(requests.asked[0], f": the {self._grace:g} s are over")
             if number not in STOPPING or self._signals.exits_immediately:
                 continue
             received = signal.Signals(number)
-            is_repeated = presses.take(received)
+            is_repeated = requests.take(received)
             if is_repeated:
                 self._signals.leave(received, " again: stopped without saving")
             elif is_repeated is False:

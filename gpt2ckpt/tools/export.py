@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.config.registry import build_model_config
-from gpt2ckpt.config.schema import ModelConfig
+from gpt2ckpt.config.schema import VOCAB_SIZE, ModelConfig
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
 from gpt2ckpt.files import durable
 from gpt2ckpt.tools import formatting
@@ -24,7 +24,6 @@ SAFETENSORS = ".safetensors"
 WEIGHTS_FILE = "model.safetensors"
 # Hugging Face's names of OpenAI's two files.
 TOKENIZER_FILES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
-END_OF_TEXT = "<|endoftext|>"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +79,7 @@ def _model_of(path: Path, state: dict[str, Any]) -> "tuple[ModelConfig, dict[str
 
 def _write_huggingface(folder: Path, weights: "dict[str, Tensor]", config: ModelConfig) -> None:
     """config.json and weights, and the tokenizer unless the vocabulary is another one."""
-    from gpt2ckpt.data.tokenizer import VOCAB_SIZE, vocabulary_files
+    from gpt2ckpt.data.tokenizer import END_OF_TEXT_NAME, vocabulary_files
     from gpt2ckpt.model.huggingface import save_huggingface
 
     save_huggingface(folder, weights, config)
@@ -93,7 +92,7 @@ def _write_huggingface(folder: Path, weights: "dict[str, Tensor]", config: Model
         "tokenizer_class": "GPT2Tokenizer",
         "model_max_length": config.block_size,
         "add_prefix_space": False,
-        **{f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "unk")},
+        **{f"{kind}_token": END_OF_TEXT_NAME for kind in ("bos", "eos", "unk")},
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
 

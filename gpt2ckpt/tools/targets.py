@@ -13,7 +13,7 @@ from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files.permissions import access_error, require_access, unreadable_message
 from gpt2ckpt.runs.layout import CHECKPOINTS, OUTPUTS
 from gpt2ckpt.runs.newest import run_directories
-from gpt2ckpt.runs.resume import SELECTORS, Scope, locate, no_run
+from gpt2ckpt.runs.resume import SELECTORS, Scope, locate, locate_run, no_run
 
 DIR_HELP = "a run, its checkpoints folder, or a folder with runs in it (default: outputs)"
 PATH_HELP = (
@@ -42,13 +42,9 @@ def find_runs(where: Path | None) -> list[Run]:
         raise InputError(f"{where} {problem}: give {DIR_HELP}")
     if where.name.startswith((ABANDONED, CORRUPT)) and where.parent.name == CHECKPOINTS:
         where = where.parent
-    if where.name == CHECKPOINTS:
-        return [Run(where.parent, where)]
-    if (where / CHECKPOINTS).is_dir():
-        require_access(where / CHECKPOINTS)
-        return [Run(where, where / CHECKPOINTS)]
-    if Store(where).files():  # a checkpoints folder that was copied under another name
-        return [Run(where, where)]
+    if (place := locate_run(where)) and place.folder.is_dir():
+        require_access(place.folder)
+        return [Run(place.directory, place.folder)]
     return _below(where)
 
 

@@ -16,7 +16,8 @@ from typing import TypeVar
 
 import torch
 
-from gpt2ckpt.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_encoding
+from gpt2ckpt.config.schema import END_OF_TEXT, VOCAB_SIZE
+from gpt2ckpt.data.tokenizer import gpt2_encoding
 from gpt2ckpt.model.generate import generate
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.parallel.process_group import ProcessGroup

@@ -8,10 +8,16 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDataConfig
+from gpt2ckpt.config.schema import (
+    END_OF_TEXT,
+    VOCAB_SIZE,
+    EmbeddedDataConfig,
+    TextDataConfig,
+    TokensDataConfig,
+)
 from gpt2ckpt.data import digest
 from gpt2ckpt.data.corpus import Corpus, open_corpus, open_validation
-from gpt2ckpt.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_encoding
+from gpt2ckpt.data.tokenizer import gpt2_encoding
 from gpt2ckpt.data.tokens import TokenStream
 from gpt2ckpt.errors import ConfigError, InputError
 

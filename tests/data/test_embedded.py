@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from gpt2ckpt.config.schema import EmbeddedDataConfig
+from gpt2ckpt.config.schema import END_OF_TEXT, VOCAB_SIZE, EmbeddedDataConfig
 from gpt2ckpt.data.corpus import open_corpus, open_validation
 from gpt2ckpt.data.embedded import split_sections, topics
-from gpt2ckpt.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_encoding
+from gpt2ckpt.data.tokenizer import gpt2_encoding
 from gpt2ckpt.errors import ConfigError
 
 

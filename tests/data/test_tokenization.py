@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gpt2ckpt.config.schema import END_OF_TEXT
 from gpt2ckpt.data.tokenization import encode_pieces, encode_text, read_pieces, tokenize_file
-from gpt2ckpt.data.tokenizer import END_OF_TEXT, gpt2_encoding
+from gpt2ckpt.data.tokenizer import gpt2_encoding
 from gpt2ckpt.errors import InputError
 
 # Characters at which the encoding's expression might tie two sides together: letters, digits,

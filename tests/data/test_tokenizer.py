@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import tiktoken
 
-from gpt2ckpt.data.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_encoding
+from gpt2ckpt.config.schema import END_OF_TEXT, VOCAB_SIZE
+from gpt2ckpt.data.tokenizer import gpt2_encoding
 
 ROOT = Path(__file__).parents[2]
 HELLO = (

@@ -243,7 +243,7 @@ def test_damaged_lines_are_reported_and_quarantined(run: Path) -> None:
     said = back(run, 20)
     [folder] = (run / "checkpoints").glob("corrupt_*")
     assert said.splitlines() == [
-        f"{run}/metrics.jsonl lacks the train_loss of a step: 12",
+        f"{run}/metrics.jsonl lacks the train_loss of 1 step: 12",
         f"{run}/metrics.jsonl: 2 damaged lines taken out (line 12: train_loss is null; line "
         f"25: not JSON); kept in {folder}/metrics.jsonl",
     ]
@@ -289,7 +289,7 @@ def test_nothing_is_reported_of_an_unharmed_history(run: Path) -> None:
 @pytest.mark.parametrize("line", [1, 7, 20])
 def test_a_missing_line_is_reported(run: Path, line: int) -> None:
     spoil(run / "metrics.jsonl", line, b"")
-    assert back(run, 20) == f"{run}/metrics.jsonl lacks the train_loss of a step: {line}"
+    assert back(run, 20) == f"{run}/metrics.jsonl lacks the train_loss of 1 step: {line}"
 
 
 def test_of_a_run_without_a_record_of_its_cadence_no_line_is_missed(run: Path) -> None:

@@ -212,7 +212,9 @@ def test_a_word_for_a_folder_means_the_one_run_in_it(tmp_path: Path) -> None:
     assert place is not None and not place.in_run
     assert read(place).path == kept / "latest.pt"
     (run / "checkpoints" / "abandoned_20251106_120000").mkdir()
-    with pytest.raises(CheckpointError, match="a run left behind: name one of them"):
+    with pytest.raises(
+        CheckpointError, match="holds archived or quarantined files of a run: name one of them"
+    ):
         locate(str(run / "checkpoints" / "abandoned_20251106_120000"), Scope(tmp_path))
     make(tmp_path / "outputs" / "other", NOON)
     with pytest.raises(CheckpointError, match="holds 2 runs: name one of them"):
