@@ -1,1 +1,1 @@
-"""Corpora, the tokenizer, token shards, and the loader with its global sample position."""
+"""Corpora, the tokenizer, token shards, the data order and the loader."""

@@ -1,7 +1,7 @@
-"""From a data config to a training and a validation stream of tokens.
+"""Opens the corpus of a data config as a training and a validation stream of tokens.
 
-Text is encoded at every start (some 10 MB/s) and held in memory at 2 bytes per token; for more than
-about a gigabyte, make shards of it once and train on those (data=tokens).
+Text is tokenized at every start (about 10 MB/s) and kept in memory (2 bytes per token). Text of
+more than about 1 GB should be sharded once with the `prepare` command and read with data=tokens.
 """
 
 from collections.abc import Sequence
@@ -28,14 +28,14 @@ from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.files.links import inode_of
 from gpt2ckpt.units import plural
 
-_WHOLE_TOKENS = 1 << 19  # files up to 1 MiB are hashed whole
+_UNSAMPLED_TOKENS = 1 << 19  # files up to 1 MiB are hashed completely
 _SAMPLES = 16
 _SAMPLE_TOKENS = 1 << 13  # 16 KiB each
 
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """One file of a corpus: its size in bytes, and its tokens (with end-of-text)."""
+    """One file of a corpus: its size in bytes, and its number of tokens with end-of-text."""
 
     name: str
     size_bytes: int
@@ -44,12 +44,18 @@ class CorpusFile:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is trained and validated on.
+    """The training and validation data of a run.
 
-    `digest` is known at once: 32 hex digits (xxh3_128) over both splits' tokens, in order, whatever
-    the files are called. It covers every token of text and of token files up to 1 MiB; of a larger
-    token file the length and 16 evenly spaced samples of 16 KiB, the first and the last included.
-    `contents` has a digest of everything in each of `files`. `warnings` are for the user.
+    Attributes:
+        train: the training stream.
+        val: the validation stream.
+        digest: 32 hex digits (xxh3_128) over the tokens of both splits, independent of file names.
+            It is computed at once, so for token files above 1 MiB it covers only the length and 16
+            evenly spaced samples of 16 KiB.
+        contents: the digest of the complete content of each file.
+        files: the files, training files first.
+        description: one line for messages.
+        warnings: messages for the user.
     """
 
     train: TokenStream
@@ -66,15 +72,15 @@ def open_corpus(
     vocab_size: int,
     block_size: int,
 ) -> Corpus:
-    """Opens the corpus that `config` names, and checks that it can be trained on.
+    """Open the corpus of a config and check that a model can be trained on it.
 
     Args:
-        config: the data group of the configuration.
-        vocab_size: the model's vocabulary; no token may reach it.
-        block_size: inputs per block; each split must hold at least one block and its last target.
+        config: the data group of the config.
+        vocab_size: vocabulary size of the model; tokens must be smaller.
+        block_size: inputs per block; each split needs at least one block and its last target.
 
     Raises:
-        ConfigError: val_fraction out of range, no file given, or a vocabulary too small for text.
+        ConfigError: val_fraction is out of range, no file is given, or the vocabulary is too small.
         InputError: a file is missing, empty or unusable, or there are too few tokens.
     """
     if isinstance(config, TokensDataConfig):
@@ -93,7 +99,7 @@ def open_validation(
     vocab_size: int,
     block_size: int,
 ) -> tuple[TokenStream, str]:
-    """The validation split alone, and a description: files of its own need none to train on.
+    """Return the validation split and its description, without needing training files.
 
     Arguments and errors are those of `open_corpus`.
     """
@@ -114,7 +120,7 @@ def open_validation(
 
 @dataclass(frozen=True)
 class _Opened:
-    """Files and what is in them, side by side."""
+    """Files and their tokens, in the same order."""
 
     files: list[CorpusFile]
     pieces: list[Piece]
@@ -165,7 +171,6 @@ def _open_files(paths: Sequence[Path], vocab_size: int, dtype: str) -> _Opened:
 
 
 def _corpus(kind: str, train: _Opened, val: _Opened, vocab_size: int) -> Corpus:
-    """A corpus of two splits with files of their own."""
     splits = TokenStream(train.pieces, vocab_size), TokenStream(val.pieces, vocab_size)
     contents = Contents([*train.contents, *val.contents])
     files = [*train.files, *val.files]
@@ -185,7 +190,7 @@ def _corpus(kind: str, train: _Opened, val: _Opened, vocab_size: int) -> Corpus:
 
 
 def _known(pieces: Sequence[Piece], digests: list[str] | None) -> list[Known]:
-    """Name each piece by its inode, if it is a file, and by the digest of its content."""
+    """Return the identities of each piece: the inode of a file, and the digest if it is known."""
     marks: list[set[object]] = [set() for _ in pieces]
     for piece, mark in zip(pieces, marks, strict=True):
         if isinstance(piece.tokens, TokenFile):
@@ -198,11 +203,11 @@ def _known(pieces: Sequence[Piece], digests: list[str] | None) -> list[Known]:
 
 def _described(kind: str, files: list[CorpusFile], *splits: TokenStream) -> str:
     megabytes = sum(file.size_bytes for file in files) / 1e6
-    of = f"{kind}: {plural(len(files), 'file')}, {megabytes:,.1f} MB"
+    source = f"{kind}: {plural(len(files), 'file')}, {megabytes:,.1f} MB"
     if not splits:
-        return of
+        return source
     train, val = splits
-    return f"{of}, {len(train):,} training and {len(val):,} validation tokens"
+    return f"{source}, {len(train):,} training and {len(val):,} validation tokens"
 
 
 def _digest(streams: Sequence[TokenStream], *, whole: bool) -> str:
@@ -217,8 +222,7 @@ def _digest(streams: Sequence[TokenStream], *, whole: bool) -> str:
 
 
 def _parts(tokens: Content, *, whole: bool) -> list[Tokens]:
-    """What the digest covers: everything, or evenly spaced samples of a large file."""
-    if whole or len(tokens) <= _WHOLE_TOKENS:
+    if whole or len(tokens) <= _UNSAMPLED_TOKENS:
         return [tokens[: len(tokens)]]
     last = len(tokens) - _SAMPLE_TOKENS
     starts = [last * number // (_SAMPLES - 1) for number in range(_SAMPLES)]

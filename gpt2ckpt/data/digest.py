@@ -1,9 +1,9 @@
-"""Digests of all that a corpus holds, remembered from one process to the next.
+"""Digests of the complete content of a corpus, cached between processes.
 
-XXH3 reads memory faster than any disk delivers it, so what a first start costs is reading the data
-once. Files of more than a gigabyte together are read by a thread while the training goes on. The
-digest of a large file is remembered in the user's cache folder, under its path, size, times of
-change and inode: the next start does not read the file again.
+XXH3 is faster than any disk, so a first start costs about one read of the data. If more than 1 GiB
+must be read, a background thread reads it while the training runs. Digests of large files are
+cached in the user's cache directory with the path, size, modification times and inode of the file,
+so that the next start does not read the file again.
 """
 
 import contextlib
@@ -19,11 +19,12 @@ from typing import Any, TypeAlias
 import xxhash
 
 from gpt2ckpt.data.token_files import TokenFile, Tokens
+from gpt2ckpt.files import durable
 
-AT_ONCE = 1 << 30  # bytes of files that are read before the start: seconds on a slow disk
-_REMEMBERED = 16 << 20  # bytes of a file above which its digest is remembered
+AT_ONCE = 1 << 30  # bytes to read above which a background thread reads them
+_CACHED = 16 << 20  # bytes of a file from which its digest is cached
 _CHUNK_TOKENS = 1 << 19
-_SETTLED = 2.0  # seconds after which another change gives a file another time of change
+_SETTLED = 2.0  # seconds after a change; a later change has another modification time
 _MOST_ENTRIES = 20_000
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
@@ -33,9 +34,9 @@ Content: TypeAlias = Tokens | TokenFile
 class Contents:
     """The digest of every file of a corpus, in the order of the files.
 
-    Digests are 32 hex digits (xxh3_128) over the bytes of all tokens. Those of text, of remembered
-    files and of files that are quickly read are there from the start; the others when the thread
-    that `start` begins has read them.
+    A digest is 32 hex digits (xxh3_128) over the bytes of all tokens. The digests are known after
+    construction if at most AT_ONCE bytes must be read. Otherwise `start` reads the files in a
+    background thread.
     """
 
     def __init__(self, files: Sequence[Content]) -> None:
@@ -46,21 +47,21 @@ class Contents:
         self._stamps = self._read_stamps()
         known = _read_cache()
         unread = [file for file in self.files if isinstance(file, TokenFile)]
-        unread = [file for file in unread if _remembered(file, known) is None]
+        unread = [file for file in unread if _cached(file, known) is None]
         if sum(file.nbytes for file in unread) <= AT_ONCE:
             self._digests = self._compute()
 
     def start(self) -> None:
-        """Begin to read what has not been read, in the background."""
+        """Start to read the remaining files in a background thread."""
         if self._digests is None and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="data digest", daemon=True)
             self._thread.start()
 
     def forget_changed(self) -> bool:
-        """Forget digests of files that were written since; return whether there are any.
+        """Forget all digests if a file was changed since, and return whether one was.
 
         Raises:
-            InputError: a file is out of reach.
+            InputError: a file cannot be read.
         """
         stamps = self._read_stamps()
         if stamps == self._stamps:
@@ -72,7 +73,7 @@ class Contents:
         return [_stamp(file) for file in self.files if isinstance(file, TokenFile)]
 
     def known(self, seconds: float = 0.0) -> list[str] | None:
-        """Return the digests, or None where they are not known after waiting so many `seconds`.
+        """Return the digests, or None if they are not known after `seconds`.
 
         Raises:
             InputError: a file could not be read.
@@ -86,7 +87,7 @@ class Contents:
     def _run(self) -> None:
         try:
             self._digests = self._compute()
-        except Exception as error:  # raised where the digests are asked for
+        except Exception as error:  # raised again in `known`
             self._error = error
 
     def _compute(self) -> list[str]:
@@ -96,11 +97,11 @@ class Contents:
             if not isinstance(file, TokenFile):
                 digests.append(_digest(file))
                 continue
-            digest = _remembered(file, known)
+            digest = _cached(file, known)
             if digest is None:
                 stamp = _stamp(file)
                 digest = _digest(file)
-                if file.nbytes >= _REMEMBERED and _stamp(file) == stamp and _is_settled(file):
+                if file.nbytes >= _CACHED and _stamp(file) == stamp and _is_settled(file):
                     read[_key(file)] = [*stamp, digest]
             digests.append(digest)
         if read:
@@ -116,11 +117,8 @@ def _digest(tokens: Content) -> str:
     return hasher.hexdigest()
 
 
-# ------------------------------------------------ the cache, without which all is the same but slow
-
-
 def _cache_file() -> Path | None:
-    """The file in the user's cache folder; None for a user without a home."""
+    """Return the cache file; None for a user without a home directory."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     try:
         folder = Path(given) if given.startswith("/") else Path.home() / ".cache"
@@ -134,17 +132,17 @@ def _key(file: TokenFile) -> str:
 
 
 def _stamp(file: TokenFile) -> list[int]:
-    """What changes when the content does: the time of the inode, too, which nobody can set."""
+    """Return values that change with the content, including ctime, which users cannot set."""
     status = file.status()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _is_settled(file: TokenFile) -> bool:
-    """Whether a change from now on would show: clocks of file systems are coarse."""
+    """Return whether a later change would change the stamp, despite coarse file system clocks."""
     return time.time() - file.status().st_ctime > _SETTLED
 
 
-def _remembered(file: TokenFile, known: dict[str, Any]) -> str | None:
+def _cached(file: TokenFile, known: dict[str, Any]) -> str | None:
     entry = known.get(_key(file))
     if not isinstance(entry, list) or entry[:-1] != _stamp(file):
         return None
@@ -162,17 +160,11 @@ def _read_cache() -> dict[str, Any]:
 
 
 def _write_cache(read: dict[str, Any]) -> None:
-    """Add entries. Of two processes that do so at once one may win: the other's are read again."""
+    """Add entries. If two processes do so at once, one may lose its entries and reads again."""
     path = _cache_file()
     if path is None:
         return
     entries = [*{**_read_cache(), **read}.items()][-_MOST_ENTRIES:]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    # A cache that cannot be written costs time at the next start, and nothing else.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # without a cache the next start is only slower
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(dict(entries)))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        durable.write(path, json.dumps(dict(entries)).encode())

@@ -1,10 +1,10 @@
-"""The embedded corpus, Python's own language reference, and which of its sections are held out.
+"""The embedded corpus: Python's language reference, split into training and validation sections.
 
-Its topics repeat one another: `for` stands in `compound`, `customization` in `specialnames`, and
-methods are described in the same words again and again. Its tail is mostly tables, and a third of
-that is in the rest: a bad choice for validation, though it is what is held out of a user's text.
-Here every paragraph counts once, and whole sections are held out, of all sizes, that share nearly
-nothing with any other.
+Its topics repeat one another: `for` is part of `compound`, `customization` is part of
+`specialnames`, and methods are described in nearly the same text. The end of the text, which is the
+validation split of a user's text, consists mostly of tables, and a third of them also occurs
+earlier. So duplicate paragraphs are removed here, and complete sections of all sizes are held out
+that share almost no text with other sections.
 """
 
 import re
@@ -17,10 +17,9 @@ from gpt2ckpt.errors import InputError
 
 _HEADING = re.compile(r"^(?=[^\n]+\n([*=\-^\"~])\1{3,}\n)", re.MULTILINE)  # a line, underlined
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n")
-_SEQUENCE = (
-    13  # words and spaces, as in GPT-3's search for overlaps (Brown et al., 2020, appendix C)
-)
-_MOST_SHARED = 0.02  # of a section's sequences may stand in another section if it is held out
+# In words and spaces, as in GPT-3's search for overlaps (Brown et al., 2020, appendix C).
+_SEQUENCE = 13
+_MOST_SHARED = 0.02  # the share of sequences that a held-out section may have in common with others
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,12 @@ class _Section:
 
 
 def topics() -> list[str]:
-    """Return the topics of the language reference, in the order of their names.
+    """Return the topics of the language reference, sorted by name.
 
     About 465,000 characters, which differ between versions of Python.
 
     Raises:
-        InputError: this Python has none.
+        InputError: this Python does not include them.
     """
     try:
         from pydoc_data.topics import topics as found
@@ -48,11 +47,11 @@ def topics() -> list[str]:
 
 
 def split_sections(documents: Sequence[str], val_fraction: float) -> tuple[list[str], list[str]]:
-    """Return the documents to train on and those that are held out; no text is in two of them.
+    """Return the training and the held-out documents; no paragraph occurs twice.
 
     Args:
-        documents: texts with underlined headings, which may repeat one another.
-        val_fraction: how many of the words are held out, as nearly as whole sections allow.
+        documents: texts with underlined headings. They may repeat one another.
+        val_fraction: the share of words to hold out, as closely as complete sections allow.
     """
     sections = [
         _Section(number, text)
@@ -69,9 +68,9 @@ def split_sections(documents: Sequence[str], val_fraction: float) -> tuple[list[
 
 
 def _without_repetitions(documents: Sequence[str]) -> list[str]:
-    """The documents with each paragraph once, in the largest that has it.
+    """Return the documents with each paragraph kept only in the largest document that has it.
 
-    A document of which less than half is left goes as a whole.
+    A document that loses more than half of its text is removed completely.
     """
     seen: set[str] = set()
     kept = dict.fromkeys(range(len(documents)), "")
@@ -88,7 +87,7 @@ def _without_repetitions(documents: Sequence[str]) -> list[str]:
 
 
 def _held_out(sections: Sequence[_Section], val_fraction: float) -> set[int]:
-    """The sections to hold out, by number: of all sizes, each nearly alone with what it says."""
+    """Return the numbers of the sections to hold out: of all sizes, with little shared text."""
     shared = _shares(sections)
     held: set[int] = set()
     so_far = held_so_far = 0
@@ -105,12 +104,12 @@ def _held_out(sections: Sequence[_Section], val_fraction: float) -> set[int]:
 
 
 def _shares(sections: Sequence[_Section]) -> list[float]:
-    """How many of the sequences of each section stand in another one, too."""
+    """Return for each section the share of its sequences that also occur in another section."""
     sequences = [_sequences(section.text) for section in sections]
     owners = Counter(sequence for own in sequences for sequence in own)
     return [sum(owners[s] > 1 for s in own) / len(own) if own else 1.0 for own in sequences]
 
 
 def _sequences(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\S+|\s", text)  # with spaces: tables resemble one another by them
+    words = re.findall(r"\S+|\s", text)  # with spaces, by which tables resemble one another
     return {tuple(words[i : i + _SEQUENCE]) for i in range(len(words) - _SEQUENCE + 1)}

@@ -1,4 +1,4 @@
-"""From what a user writes in `data.train` or `data.val` to a list of files."""
+"""Expands the paths and globs of `data.train` and `data.val` to files."""
 
 import glob
 from pathlib import Path
@@ -8,18 +8,17 @@ from gpt2ckpt.files.permissions import require_access
 
 
 def expand_files(setting: str, patterns: str | None) -> list[Path]:
-    """The regular files that `patterns` names, each once, sorted by path.
+    """Return the regular files that `patterns` matches, each once, sorted by path.
 
     Args:
         setting: the key that the user set ("data.train"), for messages.
-        patterns: a path, a glob (`**` descends into folders), or several separated by commas;
-            `~` is the home folder, relative paths start at the working directory. A path that
-            exists is taken literally, whatever brackets or commas it contains, and a glob that
-            matches files is not divided at its commas.
+        patterns: a path, a glob (`**` descends into folders), or several separated by commas; `~`
+            is the home directory. An existing path is used literally, even if it contains
+            brackets or commas, and a glob that matches files is not split at its commas.
 
     Raises:
-        ConfigError: nothing is given.
-        InputError: a pattern matches no file, or names a folder.
+        ConfigError: `patterns` is empty.
+        InputError: a pattern matches no file, or is a folder.
     """
     if patterns is None or patterns.strip() in ("", "???"):
         raise ConfigError(f"{setting} is not set: give a file or a glob, {setting}=PATH")
@@ -34,7 +33,7 @@ def expand_files(setting: str, patterns: str | None) -> list[Path]:
 def _exists(name: str) -> bool:
     try:
         return Path(name).expanduser().exists()
-    except (OSError, RuntimeError):  # a name too long for the file system; a home that is unknown
+    except (OSError, RuntimeError):  # the name is too long, or the home directory is unknown
         return False
 
 
@@ -71,7 +70,7 @@ def _expand(setting: str, part: str) -> list[Path]:
 
 
 def _require_access(pattern: str) -> None:
-    """Raise InputError if a folder in which a file could match cannot be looked into."""
+    """Raise InputError if a folder that could contain matching files cannot be read."""
     for parent in reversed(Path(pattern).parents):
         for folder in glob.glob(str(parent), recursive=True):  # noqa: PTH207
             require_access(Path(folder))

@@ -1,7 +1,8 @@
 """Batches of blocks, addressed by a global sample position.
 
-Block i of a stream is the tokens i*T .. i*T+T: the first T are the inputs, and the same shifted by
-one are the targets. Blocks share one token and no input.
+Block i of a stream consists of the tokens i*T .. i*T+T, where T is the block size. The first T
+tokens are the inputs; the last T tokens are the targets. So two neighbouring blocks have one token
+in common, but no input.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,10 +21,10 @@ Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 class BlockLoader:
-    """Training batches. It has no state: a position is all that a resume needs to record.
+    """Training batches by sample position, without state: a resume needs only the position.
 
-    Sample positions count from 0 over all epochs, so batches of another size, or shared among
-    another number of ranks, visit the same blocks in the same order.
+    Sample positions count from 0 over all epochs, so the order of the blocks does not depend on the
+    batch size or the number of ranks.
     """
 
     def __init__(self, stream: TokenStream, block_size: int, seed: int) -> None:
@@ -35,13 +36,13 @@ class BlockLoader:
         self._seed = seed
 
     def batch(self, position: int, count: int) -> Batch:
-        """Samples position .. position+count-1; they may straddle an epoch.
+        """Return the samples position .. position+count-1, which may span two epochs.
 
         Returns:
             Inputs and targets, int64 tensors on the CPU, each of shape [count, block_size].
 
         Raises:
-            InputError: a token outside the vocabulary.
+            InputError: a token is outside the vocabulary.
         """
         positions = np.arange(position, position + count, dtype=np.int64)
         blocks = block_of(positions, self.n_blocks, self._seed)
@@ -51,13 +52,13 @@ class BlockLoader:
 def validation(
     stream: TokenStream, block_size: int, batch_size: int, limit: int | None = None
 ) -> Iterator[Batch]:
-    """Every block once, in order, without overlap; the last batch may be smaller.
+    """Yield every block once, in order; the last batch may be smaller.
 
     Args:
         stream: the validation tokens.
         block_size: inputs per block.
         batch_size: blocks per batch.
-        limit: at most this many blocks, the first ones; None for all.
+        limit: the number of blocks, from the first; None for all.
 
     Yields:
         Inputs and targets, int64 tensors on the CPU, each of shape [up to batch_size, block_size].
@@ -70,10 +71,10 @@ def validation(
 
 
 def validation_digest(stream: TokenStream, block_size: int, limit: int) -> str:
-    """Return a digest of the blocks that `validation` yields: equal for equal blocks.
+    """Return a digest of the blocks that `validation` yields.
 
     Raises:
-        InputError: a token outside the vocabulary.
+        InputError: a token is outside the vocabulary.
     """
     tokens = min(count_blocks(len(stream), block_size), limit) * block_size + 1
     hasher = xxhash.xxh3_128(block_size.to_bytes(8, "little"))

@@ -1,9 +1,9 @@
-"""Text to token shards in llm.c's format, train_000000.bin and val_000000.bin onwards.
+"""Writes text as token shards in llm.c's format: train_000000.bin, …, val_000000.bin, ….
 
-Everything is written in a hidden folder inside the output folder, and renamed into place at the
-end, when each shard is on the device. A run that fails takes its shards back; one that was killed
-leaves that folder, and in it the names that it was about to give: the next run removes both. A lock
-on the output folder, which the system drops when its holder dies, keeps a second run out.
+Shards are written to a hidden staging folder inside the output folder and renamed when all of them
+are on the device. A process that fails deletes its shards. A killed process leaves the staging
+folder with a list of the shards that it was publishing; the next process deletes both. A lock on
+the output folder, which the kernel releases if its holder dies, excludes a second process.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from gpt2ckpt.files import durable
 from gpt2ckpt.files.locks import Lock, try_lock
 
 _STAGING = ".shards.partial"
-_PUBLISHING = "publishing"  # in that folder: the names of the shards that are being published
+_PUBLISHING = "publishing"  # a file in the staging folder: the names of the shards to publish
 _SHARD = re.compile(r"(train|val)_\d+\.bin")
 _MAX_SHARD_TOKENS = 2**31 - 1  # the header counts in int32
 _CHUNK_TOKENS = 1 << 20
@@ -35,7 +35,7 @@ _CHUNK_TOKENS = 1 << 20
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What `shard_corpus` wrote. Counts are tokens, end-of-text included."""
+    """Result of `shard_corpus`. Token counts include end-of-text."""
 
     train_tokens: int
     val_tokens: int
@@ -46,14 +46,14 @@ class ShardSummary:
 def shard_corpus(
     data: EmbeddedDataConfig | TextDataConfig, out: str, shard_tokens: int
 ) -> ShardSummary:
-    """Encodes the text of `data` into shards under the folder `out`, in constant memory.
+    """Write the text of `data` as shards into the folder `out`, in constant memory.
 
-    The streams are those that `open_corpus` makes of the same config. While it works, the tokens
-    take their size on disk twice.
+    The tokens are those of `open_corpus` for the same config. Until it returns, they are on disk
+    twice.
 
     Raises:
-        ConfigError: a setting out of range.
-        InputError: unusable text, an output folder that holds shards or cannot be written.
+        ConfigError: a setting is out of range.
+        InputError: the text is unusable, or `out` contains shards or cannot be written.
     """
     if out.strip() in ("", "???"):
         raise ConfigError("out is not set: give the folder for the shards, out=FOLDER")
@@ -73,8 +73,8 @@ def shard_corpus(
         train_tokens, val_tokens = (stop - start for _, start, stop in parts.values())
         if not (train_tokens and val_tokens):
             raise InputError(
-                f"{train_tokens} training and {val_tokens} validation tokens: there is too little "
-                "text to hold any out; give more, or set data.val"
+                f"{train_tokens} training and {val_tokens} validation tokens: the text is too "
+                "short to hold out a part. Give more text, or set data.val"
             )
         splits = {split: _chunks(*part) for split, part in parts.items()}
         shards = _write_and_publish(splits, staging, shard_tokens)
@@ -84,19 +84,19 @@ def shard_corpus(
 def write_shards(
     splits: Mapping[str, Iterable[Tokens]], out: Path, shard_tokens: int
 ) -> list[Path]:
-    """Writes each split's tokens as shards of `shard_tokens` tokens; a last one may be smaller.
+    """Write the tokens of each split as shards of `shard_tokens` tokens; the last may be smaller.
 
     Args:
-        splits: "train" and "val" to uint16 arrays of any lengths.
-        out: the folder, made if missing; it must not hold shards.
+        splits: uint16 arrays of any length for "train" and "val".
+        out: the folder, created if missing; it must not contain shards.
         shard_tokens: tokens per shard, 1 to 2**31-1.
 
     Returns:
-        The shards, complete and on the device.
+        The paths of the shards, which are on the device.
 
     Raises:
-        ConfigError: shard_tokens out of range.
-        InputError: the folder holds shards, is being written, or cannot be written.
+        ConfigError: `shard_tokens` is out of range.
+        InputError: the folder contains shards, is in use by another process, or is not writable.
     """
     _check_shard_tokens(shard_tokens)
     with _staging(out) as staging:
@@ -110,28 +110,28 @@ def _check_shard_tokens(shard_tokens: int) -> None:
 
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """A hidden folder inside `out`, removed at the end; so is `out`, if it was made in vain."""
-    made = not out.exists()
+    """Yield the staging folder; at the end delete it, and `out` if it is new and empty."""
+    is_new = not out.exists()
     lock = -1
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: shards go into a folder, give another with out=FOLDER")
+        raise InputError(f"{out} is a file: give a folder for the shards with out=FOLDER")
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = os.open(out, os.O_RDONLY)
-        if try_lock(lock) is Lock.HELD:  # without locks two runs at once are the user's to avoid
+        if try_lock(lock) is Lock.HELD:
             raise InputError(
-                f"{out}: another process is writing shards there: wait for it, or give another "
+                f"{out}: another process is writing shards to it: wait for it, or give another "
                 "folder with out=FOLDER"
             )
         staging = out / _STAGING
-        _remove_leftovers(staging)  # of a run that died: no live one has the lock
+        _remove_leftovers(staging)  # its process is dead, since this one has the lock
         _refuse_existing(out)
         staging.mkdir()
         try:
             yield staging
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-            if made and not any(out.iterdir()):
+            if is_new and not any(out.iterdir()):
                 out.rmdir()
     except OSError as error:
         raise InputError(
@@ -144,7 +144,7 @@ def _staging(out: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(staging: Path) -> None:
-    """Delete the folder of a run that died, and the shards that it had published by then."""
+    """Delete the staging folder of a dead process and the shards that it had published."""
     with contextlib.suppress(FileNotFoundError):
         names = (staging / _PUBLISHING).read_text().split()
         durable.delete([staging.parent / name for name in names if _SHARD.fullmatch(name)])
@@ -155,13 +155,13 @@ def _refuse_existing(out: Path) -> None:
     for pattern in ("train_*.bin", "val_*.bin"):
         for path in sorted(out.glob(pattern)):
             raise InputError(
-                f"{out} already holds shards ({path.name}): give another folder with out=FOLDER, "
+                f"{out} already contains shards ({path.name}): give another folder with out=FOLDER "
                 "or delete them"
             )
 
 
 def _spool(sources: list[Source], path: Path) -> tuple[TokenFile, list[Known]]:
-    """Write all tokens of the sources to one file: where to cut is known only at the end."""
+    """Write all tokens of the sources to one file, since the split needs their number."""
     count, known = 0, []
     with path.open("wb") as file:
         for source in sources:
@@ -190,7 +190,7 @@ def _write_and_publish(
             _write_shard(path, parts)
             written.append(path)
     out = staging.parent
-    _refuse_existing(out)  # that came meanwhile: a rename would replace it
+    _refuse_existing(out)  # created meanwhile: a rename would replace them
     durable.write(staging / _PUBLISHING, "\n".join(path.name for path in written).encode())
     published: list[Path] = []
     try:
@@ -206,16 +206,16 @@ def _write_and_publish(
 
 
 def _cut(tokens: Iterable[Tokens], shard_tokens: int) -> Iterator[Iterator[Tokens]]:
-    """Groups of arrays, each of `shard_tokens` but the last; use up each before the next."""
+    """Yield the arrays of each shard; consume the arrays of one shard before the next."""
     arrays = (array for array in tokens if len(array))
     rest = next(arrays, None)
 
     def one_shard() -> Iterator[Tokens]:
         nonlocal rest
-        room = shard_tokens
-        while room and rest is not None:
-            part, rest = rest[:room], rest[room:]
-            room -= len(part)
+        missing = shard_tokens
+        while missing and rest is not None:
+            part, rest = rest[:missing], rest[missing:]
+            missing -= len(part)
             yield part
             if not len(rest):
                 rest = next(arrays, None)
@@ -225,7 +225,7 @@ def _cut(tokens: Iterable[Tokens], shard_tokens: int) -> Iterator[Iterator[Token
 
 
 def _write_shard(path: Path, parts: Iterable[Tokens]) -> None:
-    """One shard, on the device when this returns; its header is filled in at the end."""
+    """Write one shard durably; its header, which has the token count, is completed at the end."""
     header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
     count = 0
     with path.open("wb") as file:

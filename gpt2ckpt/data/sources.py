@@ -1,4 +1,4 @@
-"""Where text comes from: the user's files, or the reference that every Python carries."""
+"""Text sources: the files of the user, or the embedded language reference of Python."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ SECTIONS, TAIL = "sections", "tail"
 
 @dataclass(frozen=True)
 class Source:
-    """One text: its name, its size in bytes of UTF-8, and its tokens, computed when asked for."""
+    """A text: its name, its size in bytes of UTF-8, and a function that tokenizes it."""
 
     name: str
     size_bytes: int
@@ -30,11 +30,11 @@ class Source:
 def text_sources(
     config: EmbeddedDataConfig | TextDataConfig,
 ) -> tuple[list[Source], list[Source] | None]:
-    """Training and validation sources; None where validation is held out of the training text.
+    """Return training and validation sources; None if validation is held out of the former.
 
     Raises:
-        ConfigError: no file is named, val_fraction is not between 0 and 1, or an unknown split.
-        InputError: a file or pattern that does not exist.
+        ConfigError: no file is given, val_fraction is not between 0 and 1, or an unknown split.
+        InputError: a file or pattern does not exist.
     """
     if not 0 < config.val_fraction < 1:
         raise ConfigError(
@@ -49,25 +49,25 @@ def text_sources(
 
 
 def held_out(tokens: int, val_fraction: float) -> int:
-    """How many of `tokens` tokens, from the end, are for validation (rounded down)."""
+    """Return how many tokens at the end of a text are for validation (rounded down)."""
     return int(tokens * val_fraction)
 
 
 def check_tokenizer_fits(vocab_size: int) -> None:
-    """Raises ConfigError if text, encoded by GPT-2's tokenizer, needs a larger vocabulary."""
+    """Raise ConfigError if the vocabulary is smaller than that of GPT-2's tokenizer."""
     if vocab_size < VOCAB_SIZE:
         raise ConfigError(
-            f"model.vocab_size={vocab_size} is smaller than GPT-2's tokenizer, which text is "
-            f"encoded with: give at least {VOCAB_SIZE}, or data=tokens with tokens of your own"
+            f"model.vocab_size={vocab_size} is smaller than the vocabulary of GPT-2's tokenizer: "
+            f"give at least {VOCAB_SIZE}, or data=tokens with the tokens of another tokenizer"
         )
 
 
 def file_sources(setting: str, patterns: str | None) -> list[Source]:
-    """A source per file that `patterns` names; `setting` is the key, for messages.
+    """Return a source per file that `patterns` matches; `setting` is the key, for messages.
 
     Raises:
-        ConfigError: nothing is given.
-        InputError: a file or pattern that does not exist.
+        ConfigError: `patterns` is empty.
+        InputError: a file or pattern does not exist.
     """
     return [
         Source(str(path), _size(path), partial(_tokens_of_file, path))

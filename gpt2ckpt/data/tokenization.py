@@ -1,13 +1,13 @@
-"""Text to tokens, a piece at a time, with exactly the tokens of the whole text.
+"""Tokenizes text in pieces, with exactly the tokens of the complete text.
 
-GPT-2's encoding first splits text by a regular expression, and merges bytes only within the parts.
-Whitespace occurs only at the start of a part, or in a part that is nothing else. So there is always
-a cut between a non-whitespace character and the whitespace after it, and one before the last
-character of a whitespace run that is followed by something else. Nothing in the expression looks
-further than that: encoding the two sides of such a cut gives the tokens of the whole.
+GPT-2's encoding first splits text by a regular expression and merges bytes only within the parts.
+Whitespace occurs only at the start of a part, or in a part that consists of whitespace. So the
+expression always splits between a non-whitespace character and the whitespace after it, and before
+the last character of a whitespace run that other text follows. It looks no further ahead, so
+encoding the two sides of such a cut separately gives the same tokens.
 
-Files are taken as they are (line ends too), but for a byte order mark at the start, which says
-"UTF-8" and is no text. What looks like a special token is ordinary text.
+Files are read unchanged, including line ends, except for a byte order mark at the start. Text that
+looks like a special token is encoded as ordinary text.
 """
 
 import codecs
@@ -29,40 +29,40 @@ PIECE_BYTES = 1 << 20
 # Unicode's White_Space, which is what `\s` means to tiktoken; Python's own `\s` has four more.
 _WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B)))
 _WHITESPACE += "\u2028\u2029\u202f\u205f\u3000"
-# tiktoken's expression overflows its stack in a whitespace run of some 100,000 characters.
+# The stack of tiktoken overflows in a whitespace run of about 100,000 characters.
 _LONG_RUN = re.compile(f"[{_WHITESPACE}]{{1000,}}")
 
 
 def end_of_text() -> Tokens:
-    """The token after each document, shape [1]."""
+    """Return the token after each document, shape [1]."""
     return np.array([END_OF_TEXT], dtype=np.uint16)
 
 
 def tokenize_file(
     path: Path, encoding: "tiktoken.Encoding", piece_bytes: int = PIECE_BYTES
 ) -> Iterator[Tokens]:
-    """The tokens of one UTF-8 file and an end-of-text, in order, as uint16 arrays.
+    """Yield the tokens of a UTF-8 file and an end-of-text, in order, as uint16 arrays.
 
-    Memory is that of a few pieces, unless the file has no whitespace to cut at.
+    It keeps a few pieces in memory, or more if the file has no whitespace to cut at.
 
     Raises:
-        InputError: unreadable, empty, or not UTF-8 (with the offset of the first bad byte).
+        InputError: the file is unreadable, empty or not UTF-8 (with the offset of the error).
     """
     yield from encode_pieces(read_pieces(path, piece_bytes), encoding)
     yield end_of_text()
 
 
 def read_pieces(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
-    """The text of one UTF-8 file, without its byte order mark, in pieces of about `piece_bytes`."""
+    """Yield the text of a UTF-8 file without its byte order mark, in pieces of `piece_bytes`."""
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     offset, characters = 0, 0
     try:
         with path.open("rb") as file:
             while True:
                 data = file.read(piece_bytes)
-                pending = len(decoder.getstate()[0])  # a character's bytes begun before `data`
+                pending = len(decoder.getstate()[0])  # bytes of an incomplete character
                 text = decoder.decode(data, final=not data)
-                if offset == pending:  # nothing was decoded before
+                if offset == pending:  # nothing was decoded before `data`
                     text = text.removeprefix("\ufeff")
                 offset += len(data)
                 characters += len(text)
@@ -84,7 +84,7 @@ def read_pieces(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
 
 
 def encode_pieces(pieces: Iterable[str], encoding: "tiktoken.Encoding") -> Iterator[Tokens]:
-    """The tokens of the joined pieces; they are joined only as far as there is no safe cut."""
+    """Yield the tokens of the joined pieces, joining only pieces without a safe cut."""
     waiting: list[str] = []
     for piece in pieces:
         cut = _last_cut(piece)
@@ -97,7 +97,7 @@ def encode_pieces(pieces: Iterable[str], encoding: "tiktoken.Encoding") -> Itera
 
 
 def _last_cut(text: str) -> int:
-    """The last index at which whitespace follows something else; 0 if there is none."""
+    """Return the last index at which whitespace follows other text; 0 if there is none."""
     for index in range(len(text) - 1, 0, -1):
         if text[index] in _WHITESPACE and text[index - 1] not in _WHITESPACE:
             return index
@@ -105,7 +105,7 @@ def _last_cut(text: str) -> int:
 
 
 def encode_text(text: str, encoding: "tiktoken.Encoding") -> Iterator[Tokens]:
-    """The tokens of `text` as uint16 arrays, cut before the last character of long whitespace."""
+    """Yield the tokens of a text as uint16 arrays, cutting it inside long whitespace runs."""
     start = 0
     for run in _LONG_RUN.finditer(text):
         if run.end() < len(text):

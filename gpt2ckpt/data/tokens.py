@@ -1,4 +1,4 @@
-"""A stream of tokens: pieces of files or of memory, read as one sequence."""
+"""A stream of tokens: pieces in files or in memory, read as one sequence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,7 @@ from gpt2ckpt.data.token_files import TokenFile, Tokens, check_vocabulary
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of a stream: the tokens of one file or document, in memory or read when needed.
-
-    `name` is for messages.
-    """
+    """A part of a stream: the tokens of one file or document. `name` is for messages."""
 
     name: str
     tokens: Tokens | TokenFile
@@ -23,8 +20,8 @@ class Piece:
 class TokenStream:
     """Pieces read as one sequence of tokens.
 
-    Every read is checked against the vocabulary: checking a whole corpus at the start would read
-    all of it, and a token outside the vocabulary must never index an embedding.
+    Every read checks that its tokens are in the vocabulary, since they index the embedding.
+    Checking the corpus once at the start would read all of it.
     """
 
     def __init__(self, pieces: Sequence[Piece], vocab_size: int) -> None:
@@ -37,11 +34,11 @@ class TokenStream:
         return int(self._ends[-1]) if self.pieces else 0
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """Tokens start .. start+count-1, int64, shape [count].
+        """Return tokens start .. start+count-1, int64, shape [count].
 
         Raises:
-            IndexError: the range is not inside the stream.
-            InputError: a token is outside the vocabulary; the file is named.
+            IndexError: the range exceeds the stream.
+            InputError: a token is outside the vocabulary. The message names the file.
         """
         if start < 0 or count < 0 or start + count > len(self):
             raise IndexError(f"tokens {start}..{start + count} of a stream of {len(self)}")
@@ -59,7 +56,7 @@ class TokenStream:
         return out
 
     def split(self, at: int) -> tuple["TokenStream", "TokenStream"]:
-        """The first `at` tokens and the rest, as two streams over the same memory."""
+        """Return the first `at` tokens and the rest as two streams that share memory."""
         first: list[Piece] = []
         rest: list[Piece] = []
         begin = 0
@@ -72,5 +69,5 @@ class TokenStream:
 
 
 def count_blocks(tokens: int, block_size: int) -> int:
-    """How many blocks of `block_size` inputs, each with its target, `tokens` tokens hold."""
+    """Return the number of blocks of `block_size` inputs with targets in `tokens` tokens."""
     return max(tokens - 1, 0) // block_size

@@ -209,7 +209,7 @@ def test_validation_files_in_the_training_data_are_a_warning(tmp_path: Path) -> 
     for train in ("*.bin", "v.bin", "hard.bin", "soft.bin", "copy.bin", "[ab].bin"):
         found = _warnings(TokensDataConfig(train=str(tmp_path / train), val=val))
         assert len(found) == (train != "[ab].bin")
-        assert all("v.bin of data.val is in data.train as well" in line for line in found)
+        assert all("v.bin of data.val is also in data.train" in line for line in found)
     both = TokensDataConfig(train=str(tmp_path / "*.bin"), val=str(tmp_path / "[ab].bin"))
     assert "a.bin and 1 more of data.val" in _warnings(both)[0]
 
@@ -221,14 +221,14 @@ def test_overlap_is_found_by_inode_before_digests_are_known(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = str(_tokens(tmp_path / "v.bin", np.arange(50)))
     [line] = _warnings(TokensDataConfig(train=path, val=path))
-    assert "v.bin of data.val is in data.train as well" in line
+    assert "v.bin of data.val is also in data.train" in line
 
 
 def test_validation_text_in_the_training_text_is_a_warning(tmp_path: Path) -> None:
     for name in ("a", "b", "v"):
         (tmp_path / f"{name}.txt").write_text(f"text of {name}: " * 9)
     [line] = _warnings(_text(f"{tmp_path}/*.txt", tmp_path / "v.txt"))
-    assert "v.txt of data.val is in data.train as well" in line
+    assert "v.txt of data.val is also in data.train" in line
     assert _warnings(_text(f"{tmp_path}/[ab].txt", tmp_path / "v.txt")) == ()
 
 

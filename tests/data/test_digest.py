@@ -20,7 +20,7 @@ VALUES = np.random.default_rng(0).integers(0, 50257, 1_500_000).astype("<u2")
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a cache of this test's own, which remembers files of any size and age."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(digest, "_REMEMBERED", 0)
+    monkeypatch.setattr(digest, "_CACHED", 0)
     monkeypatch.setattr(digest, "_SETTLED", -1.0)
     return tmp_path / "cache" / "gpt2ckpt" / "data_digests.json"
 
@@ -83,7 +83,7 @@ def test_background_error_is_raised_to_the_caller_of_known(
     contents = Contents([opened(file)])
     os.truncate(file, 2_000_000)
     contents.start()
-    with pytest.raises(InputError, match=r"a\.bin: the file was cut short"):
+    with pytest.raises(InputError, match=r"a\.bin: the file was truncated"):
         contents.known(60)
 
 

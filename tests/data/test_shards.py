@@ -65,7 +65,7 @@ def test_output_folder_with_shards_is_refused_unchanged(tmp_path: Path) -> None:
         folder = tmp_path / name.partition(".")[0]
         folder.mkdir()
         (folder / name).write_bytes(b"mine")
-        with pytest.raises(InputError, match=rf"{folder} already holds shards \({name}\)"):
+        with pytest.raises(InputError, match=rf"{folder} already contains shards \({name}\)"):
             write_shards({"train": [_u16(1)]}, folder, 10)
         assert [path.read_bytes() for path in folder.iterdir()] == [b"mine"]
 
@@ -75,7 +75,7 @@ def test_shard_created_meanwhile_is_not_replaced(tmp_path: Path) -> None:
         yield _u16(1)
         (tmp_path / "train_000000.bin").write_bytes(b"mine")
 
-    with pytest.raises(InputError, match=r"already holds shards \(train_000000\.bin\)"):
+    with pytest.raises(InputError, match=r"already contains shards \(train_000000\.bin\)"):
         write_shards({"train": tokens()}, tmp_path, 10)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
 
@@ -116,7 +116,7 @@ def test_second_writer_is_refused(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another process is writing shards there"):
+        with pytest.raises(InputError, match="another process is writing shards to it"):
             write_shards({"train": [_u16(1)]}, tmp_path, 10)
     finally:
         os.close(descriptor)

@@ -29,8 +29,8 @@ def test_data_file_truncated_during_training_saves_an_emergency_checkpoint(
         file.truncate(100)
     done = finish(process)
     assert done.code == 1
-    assert f"{name}: the file was cut short or rewritten while it was in use" in done.sentence
-    assert "has 100 now. Put the whole file back" in done.sentence
+    assert f"{name}: the file was truncated or rewritten while in use" in done.sentence
+    assert "has 100 now. Restore the file" in done.sentence
     [saved] = (tmp_path / "run" / "checkpoints").glob("emergency_step_*.pt")
     assert opened(saved)["step"] == steps_done(tmp_path / "run") >= 10
 
@@ -45,8 +45,8 @@ def test_start_warns_about_32_bit_tokens_and_overlapping_validation_data(
     more = ["data.val=train.bin", "trainer.max_steps=2", "checkpoint=off", "dry_run=true"]
     done = succeed(run("train", [*words, *more], tmp_path))
     said = " ".join(done.out.split())
-    assert "train.bin of data.val is in data.train as well" in said
-    assert "train.bin and 1 more looks like 32-bit tokens" in said and "read as uint32" in said
+    assert "train.bin of data.val is also in data.train" in said
+    assert "train.bin and 1 more has no header and looks like 32-bit tokens" in said and "reading it as uint32" in said
     assert f"train.bin: {len(wide):,} tokens" in said
 
 
@@ -55,4 +55,4 @@ def test_prepare_warns_about_overlapping_validation_text(tmp_path: Path) -> None
         (tmp_path / f"{name}.txt").write_text(f"This is text {name}. " * 20)
     words = ["data.train='*.txt'", "data.val=b.txt", "out=shards"]
     done = succeed(run("prepare", words, tmp_path))
-    assert "warning: b.txt of data.val is in data.train as well" in done.err
+    assert "warning: b.txt of data.val is also in data.train" in done.err

@@ -155,7 +155,7 @@ def test_samples_appear_while_training(done: dict[str, Done]) -> None:
 
 def test_prepare_never_overwrites_shards(folder: Path, done: dict[str, Done]) -> None:
     assert done["again"].code == 1
-    assert done["again"].sentence.startswith("shards already holds shards (train_000000.bin)")
+    assert done["again"].sentence.startswith("shards already contains shards (train_000000.bin)")
 
 
 def test_run_starts_from_the_weights_of_a_checkpoint(
