@@ -44,10 +44,11 @@ def test_start_warns_about_32_bit_tokens_and_overlapping_validation_data(
     wide.tofile(tmp_path / "train.bin")
     more = ["data.val=train.bin", "trainer.max_steps=2", "checkpoint=off", "dry_run=true"]
     done = succeed(run("train", [*words, *more], tmp_path))
-    said = " ".join(done.out.split())
-    assert "train.bin of data.val is also in data.train" in said
-    assert "train.bin and 1 more has no header and looks like 32-bit tokens" in said and "reading it as uint32" in said
-    assert f"train.bin: {len(wide):,} tokens" in said
+    printed = " ".join(done.out.split())
+    assert "train.bin of data.val is also in data.train" in printed
+    assert "train.bin and 1 more has no header and looks like 32-bit tokens" in printed
+    assert "reading it as uint32" in printed
+    assert f"train.bin: {len(wide):,} tokens" in printed
 
 
 def test_prepare_warns_about_overlapping_validation_text(tmp_path: Path) -> None:
