@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.exactness.matrix import MOMENTS, STEPS, Case
 from gpt2ckpt.checkpoint.comparison import compare_tensors
-from gpt2ckpt.checkpoint.reading import check, read_meta
+from gpt2ckpt.checkpoint.reading import check, read_head
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.recovery_drill.results import differing_losses, differing_state
 
@@ -22,7 +22,7 @@ def compare(variant: str, moment: str, kind: str, directory: Path, steady: Path)
     ours, theirs = (run / "checkpoints" / "latest.pt" for run in (directory, steady))
     check(ours)
     differing, tensors = compare_tensors(ours, theirs)
-    state = differing_state(read_meta(ours), read_meta(theirs))
+    state = differing_state(read_head(ours), read_head(theirs))
     losses = differing_losses(_events(directory), _events(steady), STEPS)
     log = directory.with_suffix(".log").read_text()
     lines = [line for line in log.splitlines() if line.startswith(("resuming", "replay"))]

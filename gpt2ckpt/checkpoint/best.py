@@ -1,16 +1,15 @@
 """The best model of a run: what best_model.pt holds, and nothing that is remembered elsewhere."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.policy import Link, Publish
 from gpt2ckpt.checkpoint.reading import check, read_meta
 from gpt2ckpt.checkpoint.repair import INDEPENDENT
-from gpt2ckpt.checkpoint.store import Store, owner_of
+from gpt2ckpt.checkpoint.state import CheckpointMeta
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 
@@ -33,24 +32,21 @@ class Best:
         return evaluated_on == self.evaluated_on if self.evaluated_on else data == self.data
 
 
-def best_of(meta: Mapping[str, Any]) -> Best | None:
-    """Return what a state says of itself as the best model; None if it has no loss."""
-    loss, step, data = meta.get("val_loss"), meta.get("step"), meta.get("data")
-    data = data if isinstance(data, dict) else {}
-    if type(loss) is not float or not math.isfinite(loss) or type(step) is not int:
+def best_of(meta: CheckpointMeta) -> Best | None:
+    """Return a state as the best model; None if it has no finite validation loss."""
+    loss = meta.val_loss
+    if type(loss) is not float or not math.isfinite(loss) or not meta.has("step"):
         return None
-    digests = (data.get(key) for key in ("evaluated_on", "digest"))
-    return Best(loss, step, *(text if isinstance(text, str) else None for text in digests))
+    return Best(loss, meta.step, meta.data.evaluated_on, meta.data.digest or None)
 
 
-def find_best_file(folder: Path, state: Mapping[str, Any]) -> Path | None:
-    """Return a valid file of the step that is the best one by `state`; None if none is left.
+def find_best_file(folder: Path, step: int, run: str) -> Path | None:
+    """Return a valid file of `step`, the best one of the run with the id `run`; None without one.
 
-    best_model.pt is gone after the run has gone back to an older state, or by somebody's hand.
+    best_model.pt is missing after a run went back to an older state, or after a user deleted it.
     """
-    step = state.get("best_step")
     files = Store(folder).files()
-    return next((path for path in files if _holds_best(path, step, owner_of(state))), None)
+    return next((path for path in files if _holds_best(path, step, run)), None)
 
 
 def restore_best_file(folder: Path, holder: Path) -> str:
@@ -76,12 +72,12 @@ def apply_operations(folder: Path, source: Path, operations: list[Publish | Link
                 durable.link(folder / linked, folder / name)
 
 
-def _holds_best(path: Path, step: Any, run: str) -> bool:
+def _holds_best(path: Path, step: int, run: str) -> bool:
     try:
         meta = read_meta(path)
-        if (meta["step"], meta["best_step"], owner_of(meta)) != (step, step, run):
+        if (meta.step, meta.best_step, meta.run.id) != (step, step, run):
             return False
         check(path)
-    except (CheckpointError, KeyError):
+    except CheckpointError:
         return False
     return True

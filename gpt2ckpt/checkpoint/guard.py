@@ -5,10 +5,10 @@ for: neither a save nor an evaluation may hang because an old file cannot be rea
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.archive_folders import CORRUPT, unused_folder
@@ -76,12 +76,12 @@ class Guard:
         except CheckpointError:
             return None
 
-    def restore_best(self, state: Mapping[str, Any]) -> None:
-        """Make best_model.pt again where it is gone and a file with the best of `state` is left."""
-        if state.get("best_step") is None or (self._folder / names.BEST).exists():
+    def restore_best(self, step: int, run: str) -> None:
+        """Make best_model.pt again where it is missing and a file of `step`, the best, is left."""
+        if (self._folder / names.BEST).exists():
             return
         try:
-            holder = self._ask(lambda watch: find_best_file(self._folder, state))
+            holder = self._ask(lambda watch: find_best_file(self._folder, step, run))
             if holder is not None:
                 log.info("%s", restore_best_file(self._folder, holder))
         except (OSError, CheckpointError) as error:

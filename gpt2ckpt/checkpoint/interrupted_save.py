@@ -5,13 +5,13 @@ were trained with.
 """
 
 from pathlib import Path
-from typing import Any
 
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.best import apply_operations
 from gpt2ckpt.checkpoint.policy import Link, Publish
 from gpt2ckpt.checkpoint.reading import read_meta
-from gpt2ckpt.checkpoint.store import Found, owner_of
+from gpt2ckpt.checkpoint.state import CheckpointMeta
+from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.errors import CheckpointError
 
 
@@ -24,7 +24,7 @@ def missing_operations(folder: Path, found: Found) -> list[Publish | Link]:
     if found.path.parent.resolve() != folder.resolve():
         return []  # abandoned
     state, source = found.state, found.path.name
-    is_best = bool(_setting(state, "save_best")) and state.get("best_step") == state["step"]
+    is_best = bool(state.setting("checkpoint", "save_best")) and state.best_step == state.step
     undone: list[Publish | Link] = []
     if _is_behind(folder / names.LATEST, state):
         if is_best and _is_behind(folder / names.BEST, state):
@@ -33,15 +33,16 @@ def missing_operations(folder: Path, found: Found) -> list[Publish | Link]:
             undone.append(Publish(names.BEST) if is_second_copy else Link(source, names.BEST))
         if source == names.BEST_BACKUP:
             source = names.BEST
-        epoch = int(state.get("epoch", 0)) - 1
-        is_end = epoch >= 0 and _setting(state, "save_epochs") and names.ends_epoch(state, epoch)
+        epoch = state.epoch - 1
+        saves_epochs = bool(state.setting("checkpoint", "save_epochs"))
+        is_end = epoch >= 0 and saves_epochs and names.ends_epoch(state, epoch)
         if is_end and not (folder / names.epoch(epoch)).exists():
             undone.append(Link(source, names.epoch(epoch)))
         undone += _moved(folder, names.LATEST, names.LATEST_BACKUP)
         undone.append(Link(source, names.LATEST))
     if is_best and _is_behind(folder / names.BEST_BACKUP, state):
         undone.append(Publish(names.BEST_BACKUP))
-    is_regular = (folder / names.rolling(int(state["step"]))).exists()
+    is_regular = (folder / names.rolling(state.step)).exists()
     if is_regular and _is_behind(folder / names.ROLLING_BACKUP, state):
         undone.append(Publish(names.ROLLING_BACKUP))
     return undone
@@ -64,20 +65,12 @@ def _moved(folder: Path, name: str, kept: str) -> list[Publish | Link]:
     return [Link(name, kept)] if (folder / name).exists() else []
 
 
-def _is_behind(path: Path, state: dict[str, Any]) -> bool:
-    """Whether a file is missing, or holds an earlier step of the same run."""
+def _is_behind(path: Path, state: CheckpointMeta) -> bool:
+    """Return whether a file is missing, or holds an earlier step of the same run."""
     if not path.exists():
         return True
     try:
         meta = read_meta(path)
-        return owner_of(meta) == owner_of(state) and int(meta["step"]) < int(state["step"])
-    except (CheckpointError, KeyError, TypeError, ValueError):
+    except CheckpointError:
         return False
-
-
-def _setting(state: dict[str, Any], key: str) -> Any:
-    """A checkpoint setting that the state was trained with; None if it does not say."""
-    try:
-        return state["config"]["checkpoint"][key]
-    except (KeyError, TypeError):
-        return None
+    return meta.has("step") and meta.run.id == state.run.id and meta.step < state.step

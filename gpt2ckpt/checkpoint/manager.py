@@ -4,7 +4,7 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from gpt2ckpt.checkpoint.repair import quarantine
 from gpt2ckpt.checkpoint.reservation import Reservation
 from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.snapshot import Staging, on_host
+from gpt2ckpt.checkpoint.state import CheckpointMeta
 from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.checkpoint.writer import HANG_SECONDS, Writer
 from gpt2ckpt.errors import CheckpointError
@@ -67,7 +68,7 @@ class CheckpointManager:
         check_owner: Callable[[], None] = lambda: None,
         saves_best: bool = True,
         run: str | None = None,
-        known: Mapping[str, Any] | None = None,
+        known: CheckpointMeta | None = None,
     ) -> None:
         self._check_owner = check_owner
         self._scrub = Scrub(folder, scrub_mb_per_s)
@@ -92,7 +93,7 @@ class CheckpointManager:
         self.failed_step: int | None = None  # of the newest save, if it failed
         self._guard = Guard(folder, run, resumed_from, self._writer.beat)
         self._run, self._saves_best = run, saves_best
-        self._known = _best_identity(known or {})
+        self._known_best = _known_best(known)
         self._best: Best | None = None  # what best_model.pt holds
         self._coming_best: Best | None = None  # of the save that is being written
         self._has_looked = False
@@ -127,7 +128,7 @@ class CheckpointManager:
         start = time.perf_counter()
         if not self._writer.wait():
             return self._fail(request, _hang(self._writer.silence))
-        self._coming_best = best_of(state) if request.best else None
+        self._coming_best = best_of(CheckpointMeta.from_dict(state)) if request.best else None
         snapshot = None
         if self._staging is not None and not request.emergency:
             try:
@@ -169,8 +170,8 @@ class CheckpointManager:
         folder is another run's by now.
         """
         self._check_owner()
-        self._back_to = found.path, int(found.state["step"])
-        self._known = _best_identity(found.state)
+        self._back_to = found.path, found.state.step
+        self._known_best = _known_best(found.state)
         if self._writer.wait():
             self._writer.start(lambda: self._roll_back(dict(found.skipped)))
             self._writer.wait()
@@ -320,8 +321,8 @@ class CheckpointManager:
         with contextlib.suppress(OSError):
             self._check_owner()
             self._guard.ensure_valid(self._store.folder / names.BEST)
-            if self._saves_best:
-                self._guard.restore_best(self._known)
+            if self._saves_best and self._known_best is not None:
+                self._guard.restore_best(*self._known_best)
         self._best, self._has_looked = self._guard.best(), True
 
     def _hold(self, size: int) -> None:
@@ -357,9 +358,9 @@ class CheckpointManager:
             )
 
 
-def _best_identity(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What is needed to find the best model of a state again, without its tensors."""
-    return {key: state[key] for key in ("best_step", "run") if key in state}
+def _known_best(meta: CheckpointMeta | None) -> tuple[int, str] | None:
+    """Return the step and the run of the best model that a state records; None without one."""
+    return None if meta is None or meta.best_step is None else (meta.best_step, meta.run.id)
 
 
 def _hang(seconds: float) -> OSError:

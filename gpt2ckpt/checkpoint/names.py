@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+
+from gpt2ckpt.checkpoint.state import CheckpointMeta
 
 
 class Role(StrEnum):
@@ -68,35 +69,35 @@ def number_in(name: str) -> int | None:
     return next((int(match[1]) for match in matches if match), None)
 
 
-def content_mismatch(name: str, meta: Mapping[str, Any]) -> str | None:
-    """Why a file with this metadata cannot be the one that was saved as `name`; None if it can.
+def content_mismatch(name: str, meta: CheckpointMeta) -> str | None:
+    """Return why a file with this metadata was not saved as `name`; None if it may have been.
 
-    A whole, valid file in the place of another is found by this: the digests do not cover its name.
+    This finds a valid file in the place of another: the digests do not cover the name of a file.
     """
-    step, number = meta.get("step"), number_in(name)
+    step, number = meta.step, number_in(name)
     match role_of(name):
         case Role.ROLLING | Role.EMERGENCY if step != number:
-            return f"it holds step {step!r}: another file in its place"
+            return f"it holds step {step}: another file in its place"
         case Role.EPOCH if number is not None and not ends_epoch(meta, number):
-            return f"it holds step {step!r}, no end of epoch {number}: another file in its place"
+            return f"it holds step {step}, not the end of epoch {number}: another file in its place"
         case Role.BEST | Role.BEST_BACKUP | Role.BEST_PREVIOUS:
-            if meta.get("best_step", step) != step:
-                return f"it holds step {step!r}, not a best one: another file in its place"
+            if meta.has("best_step") and meta.best_step != step:
+                return f"it holds step {step}, not a best one: another file in its place"
     return None
 
 
-def ends_epoch(meta: Mapping[str, Any], number: int) -> bool:
-    """Whether a state was reached by the step that ended epoch `number`; true if it does not say.
+def ends_epoch(meta: CheckpointMeta, number: int) -> bool:
+    """Return whether a state was reached by the step that ended epoch `number`.
 
-    By its position in blocks: less than a step's blocks beyond the end.
+    Its position then lies less than the blocks of one step beyond that end. True where the state
+    does not record its position.
     """
-    try:
-        trainer, data = meta["config"]["trainer"], meta["data"]
-        beyond = data["position"] - (number + 1) * data["blocks_per_epoch"]
-        ends = 0 <= beyond < trainer["batch_size"] * trainer["grad_accum"]
-    except (KeyError, TypeError):
-        ends = True
-    return bool(ends) and meta.get("epoch", number + 1) == number + 1
+    if meta.has("epoch") and meta.epoch != number + 1:
+        return False
+    data, blocks = meta.data, meta.blocks_per_step
+    if blocks is None or not (meta.has("data.position") and meta.has("data.blocks_per_epoch")):
+        return True
+    return 0 <= data.position - (number + 1) * data.blocks_per_epoch < blocks
 
 
 def inconsistencies(steps: Mapping[str, int]) -> dict[str, str]:

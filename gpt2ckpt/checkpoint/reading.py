@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gpt2ckpt.checkpoint import format
+from gpt2ckpt.checkpoint.state import CheckpointMeta, CheckpointState
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 from gpt2ckpt.files.links import inode_of
@@ -43,15 +44,31 @@ def blameless(error: CheckpointError) -> OSError | None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The verified state in a file. Raises CheckpointError naming the file."""
+    """Return the stored form of the state in a file, with every byte verified.
+
+    Raises CheckpointError naming the file.
+    """
     with _opened(path) as file:
         return format.load(file)
 
 
-def read_meta(path: Path) -> dict[str, Any]:
-    """What a file says of itself without its tensors. Raises CheckpointError naming the file."""
+def load_state(path: Path) -> CheckpointState:
+    """Return the state in a file, with every byte verified. Raises what `load` does."""
+    return CheckpointState.from_dict(load(path))
+
+
+def read_head(path: Path) -> dict[str, Any]:
+    """Return the stored form of a state without its tensors, from the head of the file.
+
+    No digest is checked. Raises CheckpointError naming the file.
+    """
     with _opened(path) as file:
         return format.read_meta(file)
+
+
+def read_meta(path: Path) -> CheckpointMeta:
+    """Return the state in a file without its tensors. Raises what `read_head` does."""
+    return CheckpointMeta.from_dict(read_head(path))
 
 
 def key_of(path: Path) -> Key | None:

@@ -246,9 +246,10 @@ def _identities(path: Path) -> set[Identity]:
         seal = file.read(format.SEAL_SIZE)
         if seal.startswith(format.SEAL_PREFIX):
             found.add(("seal", seal.hex()))
-    with contextlib.suppress(CheckpointError, KeyError, TypeError):
+    with contextlib.suppress(CheckpointError):
         meta = read_meta(path)
-        found.add(("saved", str(meta["run"]["id"]), str(meta["step"]), str(meta["saved_at"])))
+        if meta.has("run.id") and meta.has("step") and meta.has("saved_at"):
+            found.add(("saved", meta.run.id, str(meta.step), meta.saved_at))
     return found
 
 
@@ -266,7 +267,7 @@ def _twin(damaged: Path, valid: list[list[Path]]) -> Path | None:
             return by_role.get(Role.ROLLING)
         case Role.ROLLING:
             backup = by_role.get(Role.ROLLING_BACKUP)
-            step = read_meta(backup)["step"] if backup else None
+            step = read_meta(backup).step if backup else None
             return backup if step == names.number_in(damaged.name) else None
     return None
 

@@ -1,15 +1,16 @@
 """One checkpoints/ folder: puts states in under their roles, and finds valid ones again."""
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from gpt2ckpt.checkpoint import format, names, policy
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, unused_folder
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.reading import check, load, read_meta
+from gpt2ckpt.checkpoint.reading import check, load_state, read_meta
+from gpt2ckpt.checkpoint.state import CheckpointMeta, CheckpointState
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 
@@ -24,7 +25,7 @@ class Found:
     """A valid state, where it was read from, and the files that were passed over before it."""
 
     path: Path
-    state: dict[str, Any]
+    state: CheckpointState
     skipped: list[tuple[Path, str]] = field(default_factory=list)
 
 
@@ -166,21 +167,24 @@ class Store:
         latest = self.folder / names.LATEST
         if latest not in files:
             return []
-        known = {path: meta for path in files if (meta := _meta_or_none(path)) is not None}
-        if latest not in known:
+        ages = {}
+        for path in files:
+            with contextlib.suppress(CheckpointError):
+                ages[path] = _run_and_age(read_meta(path))
+        if latest not in ages:
             return []
-        ages = {path: _run_and_age(meta) for path, meta in known.items()}
         run, *age = ages[latest]
         newer = [path for path, (owner, *its) in ages.items() if owner == run and its > age]
         return sorted(newer, key=lambda path: ages[path], reverse=True)
 
     def _step_of(self, path: Path) -> int:
-        """The step of a file by its own word, else by its name; -1 if neither says one."""
-        try:
-            return int(read_meta(path)["step"])
-        except (CheckpointError, KeyError, OverflowError, TypeError, ValueError):
-            named = names.role_of(path.name) in (Role.ROLLING, Role.EMERGENCY)
-            return names.number_in(path.name) or -1 if named else -1
+        """Return the step that a file holds, else the one in its name; -1 if there is neither."""
+        with contextlib.suppress(CheckpointError):
+            meta = read_meta(path)
+            if meta.has("step"):
+                return meta.step
+        named = names.role_of(path.name) in (Role.ROLLING, Role.EMERGENCY)
+        return names.number_in(path.name) or -1 if named else -1
 
 
 def misplacement(path: Path, run: str | None) -> str | None:
@@ -190,8 +194,8 @@ def misplacement(path: Path, run: str | None) -> str | None:
     """
     meta = read_meta(path)
     reason = names.content_mismatch(path.name, meta)
-    if not reason and run and owner_of(meta) not in ("", run):
-        reason = f"it is a state of another run, {owner_of(meta)}"
+    if not reason and run and meta.run.id not in ("", run):
+        reason = f"it is a state of another run, {meta.run.id}"
     return f"{path} cannot be used as {path.name}: {reason}" if reason else None
 
 
@@ -199,7 +203,7 @@ def _first_valid(paths: list[Path], skipped: list[tuple[Path, str]]) -> Found | 
     """The first state that can be loaded; the files before it go to `skipped`."""
     for path in paths:
         try:
-            return Found(path, load(path), skipped)
+            return Found(path, load_state(path), skipped)
         except CheckpointError as error:
             skipped.append((path, str(error)))
     return None
@@ -213,20 +217,6 @@ def _reasons(skipped: list[tuple[Path, str]]) -> str:
     return "; ".join(f"{', '.join(called)} {reason}" for reason, called in files.items())
 
 
-def _meta_or_none(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_meta(path)
-    except CheckpointError:
-        return None
-
-
-def owner_of(meta: Mapping[str, Any]) -> str:
-    """The id of the run that saved a state; empty if it does not say."""
-    run = meta.get("run")
-    return str(run.get("id", "")) if isinstance(run, dict) else ""
-
-
-def _run_and_age(meta: dict[str, Any]) -> tuple[str, int, str]:
+def _run_and_age(meta: CheckpointMeta) -> tuple[str, int, str]:
     """The run of a state, its step, and when it was saved: two states of a step can differ."""
-    step = meta.get("step")
-    return owner_of(meta), step if type(step) is int else -1, str(meta.get("saved_at", ""))
+    return meta.run.id, meta.step if meta.has("step") else -1, meta.saved_at

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from gpt2ckpt.checkpoint.reading import load, read_meta, seal_of
+from gpt2ckpt.checkpoint.reading import load_state, read_meta, seal_of
 from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
@@ -15,7 +15,8 @@ def identify(found: Found) -> tuple[str, str]:
     Raises InputError if the file was replaced since, as latest.pt is by each save of a live run.
     """
     seal, meta = seal_of(found.path), read_meta(found.path)
-    if any(meta.get(key) != found.state.get(key) for key in ("run", "step", "saved_at")):
+    state = found.state
+    if (meta.run, meta.step, meta.saved_at) != (state.run, state.step, state.saved_at):
         raise InputError(
             f"{found.path} was replaced while it was being read: give the command again, or name a "
             "file that stays, such as a rolling checkpoint"
@@ -25,7 +26,7 @@ def identify(found: Found) -> tuple[str, str]:
 
 def load_identified(path: Path, seal: str) -> Found:
     """The checkpoint at `path`. Raises InputError if it is not the one with that `seal`."""
-    found = Found(path, load(path))
+    found = Found(path, load_state(path))
     if seal_of(path) != seal:
         raise InputError(
             f"{path} is another file here than for the first rank: all ranks need the same "

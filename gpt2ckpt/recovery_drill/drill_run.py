@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt2ckpt.checkpoint.comparison import compare_tensors
 from gpt2ckpt.checkpoint.names import LATEST
-from gpt2ckpt.checkpoint.reading import check, read_meta
+from gpt2ckpt.checkpoint.reading import check, read_head
 from gpt2ckpt.config.earlier import in_blocks
 from gpt2ckpt.config.replay import Values
 from gpt2ckpt.errors import InputError
@@ -122,7 +122,7 @@ def _compare(killed: Training, other: Training, kill: Kill, steps: int) -> Recov
     for path in (ours, theirs):
         check(path)
     differing, tensors = compare_tensors(ours, theirs)
-    differing += differing_state(read_meta(ours), read_meta(theirs))
+    differing += differing_state(read_head(ours), read_head(theirs))
     differing += differing_losses(killed.events(), other.events(), steps)
     said = killed.lines("replay: ", "not bitwise the same")
     differing += [line for line in said if not line.endswith("identical")]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT, unused_folder
+from gpt2ckpt.checkpoint.state import RunIdentity
 from gpt2ckpt.files import durable
 from gpt2ckpt.files.permissions import unreadable_message
 from gpt2ckpt.loggers import metrics_file
@@ -25,19 +26,6 @@ from gpt2ckpt.units import plural
 
 Events = list[Line]
 SHOWN = 5  # damaged lines that are named one by one
-
-
-@dataclass(frozen=True)
-class RunIdentity:
-    """Which run a state belongs to; `parent` says what it was forked from.
-
-    `wandb_id` is what W&B knows it by, if that is not `id`.
-    """
-
-    id: str
-    name: str
-    parent: dict[str, Any] | None = None
-    wandb_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +120,7 @@ def start_history(
     `follows` is a time that it counts as trained after, where the clock cannot be trusted.
     """
     first = {identity.id: WandbRun([(0, settings_digest(frozen))])}
-    origin = str(Path(identity.parent["file"]).absolute()) if identity.parent else None
+    origin = str(Path(identity.parent.file).absolute()) if identity.parent else None
     logged = (cadence_of(0, frozen),)
     curves = WandbLineage(identity.id, identity.id, first, origin, logged, follows)
     _write_lineage(directory, curves)

@@ -8,16 +8,16 @@ the last line of metrics.jsonl when the last step was logged, both in UTC. No te
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import read_meta
+from gpt2ckpt.checkpoint.state import CheckpointMeta
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files.permissions import access_error, require_access
@@ -139,8 +139,7 @@ def read_record(directory: Path, *, is_job: bool = False) -> RunRecord:
         with suppress(InputError):  # where the folder itself cannot be read
             if not holds_checkpoints(directory):
                 problem = NONE_YET
-    names_in_metas = (meta["run"].get("name") for meta in metas if isinstance(meta["run"], dict))
-    name = next((str(name) for name in names_in_metas if name), None) or _launched_as(directory)
+    name = next((meta.run.name for meta in metas if meta.run.name), None) or _launched_as(directory)
     return RunRecord(directory, is_job, name, _trained(directory, metas), problem)
 
 
@@ -149,10 +148,10 @@ def last_trained(directory: Path, folder: Path) -> datetime | None:
     return _trained(directory, list(_newest_metas(folder)))
 
 
-def moment_of(meta: Mapping[str, Any]) -> datetime | None:
-    """When a checkpoint was saved, with its time zone; None if it does not say."""
-    with suppress(KeyError, OverflowError, TypeError, ValueError):
-        moment = datetime.fromisoformat(meta["saved_at"])
+def parse_moment(text: str) -> datetime | None:
+    """Return a time out of a file, with its time zone; None for any other text."""
+    with suppress(OverflowError, ValueError):
+        moment = datetime.fromisoformat(text)
         # The first and the last year have moments that another time zone cannot tell.
         return moment.astimezone() if 1 < moment.year < 9999 else None
     return None
@@ -171,7 +170,7 @@ def behind(directory: Path, now: datetime) -> datetime | None:
     return None
 
 
-def _newest_metas(folder: Path) -> Iterator[dict[str, Any]]:
+def _newest_metas(folder: Path) -> Iterator[CheckpointMeta]:
     """The heads of the files that the newest state of a run can be in; else of any one."""
     files = {path: names.role_of(path.name) for path in _files(folder)}
 
@@ -185,7 +184,7 @@ def _newest_metas(folder: Path) -> Iterator[dict[str, Any]]:
         if found and path not in newest:
             return
         with suppress(CheckpointError):
-            yield {"run": None, **read_meta(path)}
+            yield read_meta(path)
             found = True
 
 
@@ -195,9 +194,13 @@ def _files(folder: Path) -> list[Path]:
     return []
 
 
-def _trained(directory: Path, metas: list[dict[str, Any]]) -> datetime | None:
+def _trained(directory: Path, metas: list[CheckpointMeta]) -> datetime | None:
     """The latest of what the checkpoints, the history and the start record; else by the name."""
-    moments = [*map(moment_of, metas), _last_logged(directory), _started_after(directory)]
+    moments = [
+        *(parse_moment(meta.saved_at) for meta in metas),
+        _last_logged(directory),
+        _started_after(directory),
+    ]
     known = [moment for moment in moments if moment]
     if known:
         return max(known)
@@ -219,7 +222,8 @@ def _last_logged(directory: Path) -> datetime | None:
 
 def _started_after(directory: Path) -> datetime | None:
     with suppress(AttributeError, OSError, RecursionError, ValueError):
-        return moment_of({"saved_at": json.loads((directory / LINEAGE).read_text()).get("follows")})
+        follows = json.loads((directory / LINEAGE).read_text()).get("follows")
+        return parse_moment(follows) if isinstance(follows, str) else None
     return None
 
 

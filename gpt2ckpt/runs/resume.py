@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.reading import load
+from gpt2ckpt.checkpoint.reading import load_state
 from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.errors import CheckpointError, ConfigError, did_you_mean
 from gpt2ckpt.files.permissions import require_access
@@ -135,7 +135,7 @@ def read(place: Place) -> Found:
         found = store.find(place.role or Role.LATEST, run)
         return replace(found, skipped=[*place.skipped, *found.skipped])
     try:
-        return Found(place.file, load(place.file))
+        return Found(place.file, load_state(place.file))
     except CheckpointError as error:
         if not place.in_run:
             raise

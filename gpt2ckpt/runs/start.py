@@ -6,14 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from gpt2ckpt.checkpoint.store import Found, owner_of
+from gpt2ckpt.checkpoint.state import CheckpointState, ParentRun, RunIdentity
+from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.earlier import completed
 from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, task_overrides
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError, LockedError
 from gpt2ckpt.runs import history, resume
-from gpt2ckpt.runs.history import RunIdentity
 from gpt2ckpt.runs.lock import RunLock, refuse_if_locked, unwritable
 from gpt2ckpt.runs.resume import Place, Scope
 
@@ -63,7 +62,7 @@ class Start:
                 self.lock.undo()
 
     @property
-    def state(self) -> dict[str, Any] | None:
+    def state(self) -> CheckpointState | None:
         """The saved state to start from; None for a new run."""
         return self.found.state if self.found else None
 
@@ -73,10 +72,10 @@ class Start:
         name = str(self.frozen["name"])
         if self.found is None:
             return RunIdentity(secrets.token_hex(4), name)
-        run = self.found.state["run"]
+        run = self.found.state.run
         if self.directory is not None:
-            return RunIdentity(run["id"], name, run["parent"], run.get("wandb_id"))
-        parent = {"id": run["id"], "step": self.found.state["step"], "file": str(self.found.path)}
+            return replace(run, name=name)
+        parent = ParentRun(run.id, self.found.state.step, str(self.found.path))
         return RunIdentity(secrets.token_hex(4), name, parent)
 
     def skipped(self) -> list[str]:
@@ -90,7 +89,7 @@ class Start:
         if self.found is None:
             return lines
         verb = "resuming" if self.directory else "forking"
-        lines.append(f"{verb} from {self.found.path}, step {self.found.state['step']}")
+        lines.append(f"{verb} from {self.found.path}, step {self.found.state.step}")
         return lines + [f"{change}  ({change.effect})" for change in self.changes]
 
 
@@ -163,9 +162,11 @@ def _decide(
     found = resume.read(place)
     if not fork:
         _refuse_foreign(found, place.directory)
+    if not (found.state.has("config") and found.state.has("overrides")):
+        raise CheckpointError(f"{found.path} does not hold a config of a training")
     try:
-        saved = completed(found.state["config"])
-        recorded = still_meant(saved, list(found.state["overrides"]), new, compose)
+        saved = completed(found.state.config)
+        recorded = still_meant(saved, found.state.overrides, new, compose)
         frozen, changes = replay(saved, recorded, new, compose)
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{found.path} does not hold a config of a training") from error
@@ -215,7 +216,7 @@ def _origin(directory: Path) -> Place | None:
 
 def _refuse_foreign(found: Found, directory: Path) -> None:
     """Raise CheckpointError if `found` is a state of another run than the one in `directory`."""
-    own, owner = history.run_id_in(directory), owner_of(found.state)
+    own, owner = history.run_id_in(directory), found.state.run.id
     if own and owner not in ("", own):
         raise CheckpointError(
             f"{found.path} is a state of another run, {owner}, and {directory} belongs to run "

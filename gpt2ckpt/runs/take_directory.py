@@ -51,7 +51,7 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
         durable.clean_temporaries(start.directory)
         found, store = start.found, Store(start.directory / CHECKPOINTS)
         notices = [*_quarantine(start.directory, found), *_complete_save(start)]
-        point = Point(int(found.state["step"]), found.path)
+        point = Point(found.state.step, found.path)
         archive = store.roll_back_to(found.path, point.shared_step, datetime.now())
         if archive:
             notices.append(f"archived the checkpoints after step {point.shared_step} in {archive}")
@@ -124,13 +124,13 @@ def _complete_save(start: Start) -> list[str]:
         made = interrupted_save.complete_save(start.directory / CHECKPOINTS, start.found)
     except (CheckpointError, OSError) as error:
         return [_incomplete_save(start.found, error)]
-    step = start.found.state["step"]
+    step = start.found.state.step
     return [f"completed the interrupted save of step {step}: {', '.join(made)}"] if made else []
 
 
 def _incomplete_save(found: Found, error: Exception) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    step, path = found.state["step"], found.path
+    step, path = found.state.step, found.path
     return f"the save of step {step} cannot be completed ({reason}); its state is safe in {path}"
 
 
@@ -141,7 +141,7 @@ def _continue_history(
         past,
         start.identity,
         point,
-        saved=start.state["config"] if start.state else start.frozen,
+        saved=start.state.config if start.state else start.frozen,
         frozen=start.frozen,
         aside=archive,
         follows=behind(past.directory, datetime.now(UTC)),

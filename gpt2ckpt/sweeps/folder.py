@@ -103,16 +103,16 @@ def read_job(directory: Path) -> RecordedJob | None:
     for file in Store(directory / CHECKPOINTS).candidates(Role.LATEST):
         try:
             meta = read_meta(file)
-            overrides = task_overrides(list(meta["overrides"]))
-            return RecordedJob(
-                directory, flatten(freeze(completed(meta["config"]))), overrides, int(meta["step"])
-            )
+            if not (meta.has("overrides") and meta.has("config") and meta.has("step")):
+                continue
+            values = flatten(freeze(completed(meta.config)))
+            return RecordedJob(directory, values, task_overrides(meta.overrides), meta.step)
         except (CheckpointError, ConfigError, KeyError, TypeError, ValueError, AttributeError):
             continue  # damaged: the next one says the same
     try:
         config: Any = OmegaConf.load(directory / RECORD / "config.yaml")
-        values: Any = OmegaConf.to_container(config, resolve=True)
+        composed: Any = OmegaConf.to_container(config, resolve=True)
         words: Any = OmegaConf.to_container(OmegaConf.load(directory / RECORD / "overrides.yaml"))
-        return RecordedJob(directory, flatten(freeze(values)), task_overrides(words))
+        return RecordedJob(directory, flatten(freeze(composed)), task_overrides(words))
     except (OSError, YAMLError, OmegaConfBaseException, ConfigError, AttributeError, TypeError):
         return None

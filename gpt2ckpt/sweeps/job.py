@@ -125,7 +125,7 @@ class SweepJob:
             if finished_notice(start, validated):
                 for line in complete_interrupted_save(start):
                     log.info("%s", line)
-                best = start.state["best_val_loss"] if start.state else None
+                best = start.state.best_val_loss if start.state else None
                 return replace(entry, status=Status.WAS_FINISHED, best_val_loss=best), None
             outcome = self._train(start, validated, job, config, places)
         status = Status.INTERRUPTED if outcome.stopped else Status.FINISHED

@@ -45,13 +45,13 @@ def _row(plan: SweepPlan, job: PlannedJob, free_name: str | None) -> Row:
     except UserError as error:
         return Row(name, job.job.label, "refused", None, str(error))
     state = start.state
-    best = state["best_val_loss"] if state else None
+    best = state.best_val_loss if state else None
     if finished_notice(start, validated):
         return Row(name, job.job.label, "finished", best)
     if state is None:
         status, changes = "new" if job.own is None else "start again", ""
     else:
         verb = "resume" if start.directory else "fork"
-        status = f"{verb} from step {state['step']:,}"
+        status = f"{verb} from step {state.step:,}"
         changes = "; ".join(map(str, start.changes))
     return Row(name, job.job.label, status, best, changes, tuple(plan_warnings(validated)))

@@ -5,9 +5,10 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gpt2ckpt.checkpoint.reading import load
+from gpt2ckpt.checkpoint.reading import load_state
+from gpt2ckpt.checkpoint.state import CheckpointState
 from gpt2ckpt.config.registry import build_model_config
 from gpt2ckpt.config.schema import VOCAB_SIZE, ModelConfig
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
@@ -49,26 +50,26 @@ def run(args: argparse.Namespace) -> int:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} exists already: give a new name, nothing is overwritten")
     path = checkpoint_named(args.path)
-    state = load(path)
+    state = load_state(path)
     config, weights = _model_of(path, state)
     if args.to == "hf":
         _publish(out, lambda folder: _write_huggingface(folder, weights, config))
     else:
-        metadata = {"step": str(state["step"]), "config": json.dumps(state["config"]["model"])}
+        metadata = {"step": str(state.step), "config": json.dumps(state.config["model"])}
         inner = WEIGHTS_FILE if out.suffix == SAFETENSORS else ""
         _publish(out, lambda folder: _write_weights(folder, weights, metadata), inner)
-    print(f"exported step {state['step']} of {path}")
+    print(f"exported step {state.step} of {path}")
     for file in sorted(out.iterdir()) if out.is_dir() else [out]:
         print(f"  {file} ({formatting.long_bytes(file.stat().st_size)})")
     return 0
 
 
-def _model_of(path: Path, state: dict[str, Any]) -> "tuple[ModelConfig, dict[str, Tensor]]":
+def _model_of(path: Path, state: CheckpointState) -> "tuple[ModelConfig, dict[str, Tensor]]":
     """Shape and weights, checked against each other. Raises CheckpointError."""
     from gpt2ckpt.model.convert import check_shapes
 
     try:
-        config, weights = build_model_config(state["config"]["model"]), state["model"]
+        config, weights = build_model_config(state.config["model"]), state.model
         problem = check_shapes(config, weights)
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} holds no model that can be exported: {error}") from error

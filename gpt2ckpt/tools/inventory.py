@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT, archive_folders
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import read_meta
+from gpt2ckpt.checkpoint.state import CheckpointMeta
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files.disk_usage import BLOCK
 from gpt2ckpt.files.links import inode_of
-from gpt2ckpt.runs.newest import moment_of
+from gpt2ckpt.runs.newest import parse_moment
 from gpt2ckpt.tools.targets import Run
 
 
@@ -56,36 +56,33 @@ class Inode:
 
 @dataclass(frozen=True)
 class ListedCheckpoint:
-    """One name of a checkpoint. `meta` is empty where the head is damaged, and `error` says how."""
+    """One name of a checkpoint. Where its head is damaged, `error` is the reason."""
 
     path: Path
     run: Run
     group: ListGroup
     role: str
     inode: Inode
-    meta: dict[str, Any]
+    meta: CheckpointMeta
     error: str | None = None
 
     @property
     def step(self) -> int | None:
-        value = self.meta.get("step")
-        return value if type(value) is int else None
+        return self.meta.step if self.meta.has("step") else None
 
     @property
     def epoch(self) -> int | None:
-        value = self.meta.get("epoch")
-        return value if type(value) is int else None
+        return self.meta.epoch if self.meta.has("epoch") else None
 
     @property
     def val_loss(self) -> float | None:
         """May be not finite."""
-        value = self.meta.get("val_loss")
-        return value if isinstance(value, float) else None
+        return self.meta.val_loss
 
     @property
     def saved_at(self) -> datetime | None:
         """With its time zone."""
-        return moment_of(self.meta)
+        return parse_moment(self.meta.saved_at)
 
 
 def scan(run: Run) -> list[ListedCheckpoint]:
@@ -119,7 +116,7 @@ def _entry(path: Path, run: Run, aside: ListGroup | None) -> ListedCheckpoint | 
     except CheckpointError as reason:
         if not path.exists():
             return None
-        meta, error = {}, str(reason)
+        meta, error = CheckpointMeta.from_dict({}), str(reason)
     inode = Inode(inode_of(info), info.st_nlink, info.st_size, info.st_blocks * BLOCK)
     return ListedCheckpoint(
         path, run, aside or GROUPS[role], str(aside or role), inode, meta, error

@@ -49,8 +49,8 @@ def _as_json(entry: ListedCheckpoint, entries: list[ListedCheckpoint]) -> dict[s
         "epoch": entry.epoch,
         "val_loss": entry.val_loss,
         "size_bytes": entry.inode.size,
-        "saved_at": entry.meta.get("saved_at"),
-        "reason": entry.meta.get("reason"),
+        "saved_at": entry.meta.saved_at or None,
+        "reason": entry.meta.reason or None,
         "run_dir": str(entry.run.directory),
         "error": entry.error,
     }

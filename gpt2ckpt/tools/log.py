@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
+from gpt2ckpt.checkpoint.state import ParentRun
 from gpt2ckpt.runs.layout import LOG
 from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb
@@ -24,7 +24,7 @@ class Lineage:
 
     run: Run
     id: str
-    parent: dict[str, Any]
+    parent: ParentRun | None
     title: str
     events: list[str]
     forks: list["Lineage"] = field(default_factory=list)
@@ -51,7 +51,7 @@ def family(lineages: list[Lineage]) -> list[Lineage]:
     for child in lineages:
         parents = [other for other in lineages if _is_parent(other, child)]
         # Of a run and its copy it is the one that the fork names.
-        named = str(child.parent.get("file"))
+        named = child.parent.file if child.parent else ""
         parents.sort(key=lambda other: other.run.directory.name not in Path(named).parts)
         (parents[0].forks if parents else roots).append(child)
     return roots
@@ -70,7 +70,7 @@ def tree(node: Lineage) -> list[str]:
 
 def _is_parent(other: Lineage, child: Lineage) -> bool:
     """Whether `child` says so; a file that says that a run is its own ancestor is not believed."""
-    return other.id == child.parent.get("id") and not _descends(other, child)
+    return child.parent is not None and other.id == child.parent.id and not _descends(other, child)
 
 
 def _descends(node: Lineage, ancestor: Lineage) -> bool:
@@ -81,20 +81,19 @@ def _lineage(run: Run, entries: list[ListedCheckpoint]) -> Lineage:
     readable = [entry for entry in entries if not entry.error]
     current = [entry for entry in readable if entry.group is not ListGroup.ABANDONED]
     newest = max(current or readable, key=lambda entry: entry.step or 0, default=None)
-    facts = newest.meta.get("run") if newest else None
-    facts = facts if isinstance(facts, dict) else {}
-    parent = facts.get("parent")
-    parent = parent if isinstance(parent, dict) else {}
+    identity = newest.meta.run if newest else None
+    parent = identity.parent if identity else None
     title = str(run.directory)
     if newest is None:
         title += ": no readable checkpoint"
     else:
-        best = newest.meta.get("best_val_loss")
-        title += f" ({_plain(facts.get('id', '?'))}): step {newest.step}"
-        title += f", best val {formatting.loss(best)}" if isinstance(best, float) else ""
-    fork = [f"forked from run {_plain(parent.get('id'))} at step {_plain(parent.get('step'))}"]
-    events = (fork if parent else []) + _events(run, entries)
-    return Lineage(run, str(facts.get("id")), parent, title, events)
+        best = newest.meta.best_val_loss
+        title += f" ({newest.meta.run.id or '?'}): step {newest.step}"
+        title += f", best val {formatting.loss(best)}" if best is not None else ""
+    fork = [f"forked from run {_plain(parent.id)} at step {parent.step}"] if parent else []
+    return Lineage(
+        run, identity.id if identity else "", parent, title, fork + _events(run, entries)
+    )
 
 
 def _plain(value: object) -> str:

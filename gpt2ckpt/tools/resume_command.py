@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the command."""
     path = checkpoint_named(args.path)
-    config = read_meta(path).get("config")
-    if not isinstance(config, dict):
+    meta = read_meta(path)
+    if not meta.has("config"):
         raise CheckpointError(f"{path} holds no config")
-    print(resume_command(path, completed(config)))
+    print(resume_command(path, completed(meta.config)))
     return 0
 
 

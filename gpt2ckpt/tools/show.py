@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from gpt2ckpt.checkpoint.reading import read_meta
+from gpt2ckpt.checkpoint.reading import read_head
 from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb, add_json
 from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print metadata and frozen config, as one document of YAML or one object of JSON."""
     path = checkpoint_named(args.path)
-    meta = read_meta(path)
+    meta = read_head(path)
     if args.json:
         print(formatting.to_json({"path": str(path), **meta}))
         return 0

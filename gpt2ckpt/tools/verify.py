@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.archive_folders import CORRUPT
 from gpt2ckpt.checkpoint.reading import check, is_checkpoint, read_meta
 from gpt2ckpt.checkpoint.repair import INDEPENDENT
+from gpt2ckpt.checkpoint.state import CheckpointMeta
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files import durable
@@ -50,7 +51,7 @@ class Checker:
     """Checks files; one that was found valid under another name is not read again."""
 
     def __init__(self) -> None:
-        self._valid: dict[tuple[int, ...], dict[str, Any]] = {}
+        self._valid: dict[tuple[int, ...], CheckpointMeta] = {}
         self._inconsistencies: dict[Path, dict[str, str]] = {}
 
     def __call__(self, path: Path, *, is_given: bool = False) -> Checked:
@@ -183,9 +184,8 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _step(meta: dict[str, Any]) -> int | None:
-    step = meta.get("step")
-    return step if type(step) is int else None
+def _step(meta: CheckpointMeta) -> int | None:
+    return meta.step if meta.has("step") else None
 
 
 VERB = Verb(

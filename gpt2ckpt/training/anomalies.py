@@ -8,10 +8,10 @@ alone count, since an emergency one stands at a step that no other run of the sa
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from statistics import fmean, pstdev
 
+from gpt2ckpt.checkpoint.state import AnomalyCounts
 from gpt2ckpt.errors import UserError
 
 IN_A_ROW = 3  # bad batches one after the other that cast doubt on the weights
@@ -40,43 +40,13 @@ class Reaction(Enum):
     GO_BACK = auto()
 
 
-@dataclass
-class AnomalyCounts:
-    """What bad numbers have cost a run so far; part of every checkpoint.
-
-    `recent` are the last good losses, kept only where spikes are looked for.
-    """
-
-    rollbacks: int = 0
-    skipped_blocks: int = 0
-    in_a_row: int = 0
-    recent: list[float] = field(default_factory=list)
-
-    def event(self) -> dict[str, int]:
-        """What a logged step says of it, as long as there is something to say."""
-        if not self.rollbacks:
-            return {}
-        return {"rollbacks": self.rollbacks, "skipped_blocks": self.skipped_blocks}
-
-    def skip(self, blocks: int) -> None:
-        """A batch of so many blocks was left out."""
-        self.rollbacks += 1
-        self.in_a_row += 1
-        self.skipped_blocks += blocks
-
-    def accept(self, loss: float, window: int) -> None:
-        """A step was made; the last `window` losses are remembered."""
-        self.in_a_row = 0
-        self.recent = [*self.recent, loss][-window:] if window else []
-
-
 def choose_reaction(
-    tally: AnomalyCounts, policy: str, max_rollbacks: int, *, weights_are_bad: bool = False
+    counts: AnomalyCounts, policy: str, max_rollbacks: int, *, weights_are_bad: bool = False
 ) -> Reaction:
     """What to do about a bad number that has just come."""
-    if policy == "stop" or tally.rollbacks >= max_rollbacks:
+    if policy == "stop" or counts.handled >= max_rollbacks:
         return Reaction.STOP
-    if weights_are_bad or tally.in_a_row + 1 >= IN_A_ROW:
+    if weights_are_bad or counts.in_a_row + 1 >= IN_A_ROW:
         return Reaction.GO_BACK
     return Reaction.SKIP
 

@@ -9,8 +9,8 @@ import logging
 import platform
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
+from gpt2ckpt.checkpoint.state import CheckpointState, DataIdentity
 from gpt2ckpt.config.compose import as_typed
 from gpt2ckpt.config.replay import Change
 from gpt2ckpt.data.corpus import Corpus
@@ -28,15 +28,14 @@ class DataChanged(InputError):
     """The data is not that of the checkpoint; the steps since then must not be saved."""
 
 
-def data_identity(corpus: Corpus, blocks_per_epoch: int) -> dict[str, Any]:
+def data_identity(corpus: Corpus, blocks_per_epoch: int) -> DataIdentity:
     """Return what a checkpoint records of its data."""
-    facts = {
-        "digest": corpus.digest,
-        "blocks_per_epoch": blocks_per_epoch,
-        "description": corpus.description,
-    }
-    files = corpus.contents.known()
-    return facts if files is None else {**facts, "files": files}
+    return DataIdentity(
+        digest=corpus.digest,
+        blocks_per_epoch=blocks_per_epoch,
+        description=corpus.description,
+        files=corpus.contents.known(),
+    )
 
 
 def expected_files(start: Start, corpus: Corpus) -> list[str] | None:
@@ -51,39 +50,33 @@ def expected_files(start: Start, corpus: Corpus) -> list[str] | None:
     """
     if start.state is None:
         return None
-    saved, data = start.state["data"], start.frozen["data"]
+    saved, data = start.state.data, start.frozen["data"]
     changed = {change.key for change in start.changes if change.key.startswith("data.")}
     if changed & OTHER_FILES or (changed and data["kind"] == "embedded"):
         return None
-    files, known = _files_in(saved), corpus.contents.known()
-    is_same = bool(changed) or saved["digest"] == corpus.digest  # another split has another one
+    files, known = saved.files, corpus.contents.known()
+    is_same = bool(changed) or saved.digest == corpus.digest  # another split has another one
     if is_same and (files is None or known is None or files == known):
         return files
     grown = files is not None and known is not None and not Counter(files) - Counter(known)
     is_named = any(word.startswith(("data.", "data=")) for word in start.given)
     if not (start.fork_requested or (grown and is_named)):
         raise InputError(_refusal(start, corpus, saved, grown=grown))
-    old = saved.get("description", f"digest {saved['digest'][:8]}")
+    old = saved.description or f"digest {saved.digest[:8]}"
     start.changes.append(Change("data", old, corpus.description))
     return None
 
 
-def _files_in(saved: dict[str, Any]) -> list[str] | None:
-    files = saved.get("files")
-    is_usable = isinstance(files, list) and all(isinstance(digest, str) for digest in files)
-    return files if is_usable else None
-
-
-def _refusal(start: Start, corpus: Corpus, saved: dict[str, Any], *, grown: bool) -> str:
+def _refusal(start: Start, corpus: Corpus, saved: DataIdentity, *, grown: bool) -> str:
     data = start.frozen["data"]
-    python = str((start.state or {}).get("versions", {}).get("python", ""))
+    python = start.state.versions.python if start.state else ""
     if data["kind"] == "embedded" and python.isprintable() and python != platform.python_version():
         return (
             "the text of data=embedded belongs to Python and differs between its versions: the "
             f"checkpoint was trained on that of Python {python}, and this is Python "
             f"{platform.python_version()}. Resume with Python {python}, or {NEW_RUN}"
         )
-    what = _difference(corpus, _files_in(saved))
+    what = _difference(corpus, saved.files)
     if grown:
         named = as_typed("data.train", data["train"])
         return (
@@ -127,25 +120,26 @@ class DataCheck:
     def __init__(
         self,
         corpus: Corpus,
-        facts: dict[str, Any],
+        facts: DataIdentity,
         expected: list[str] | None,
-        state: dict[str, Any] | None,
+        state: CheckpointState | None,
     ) -> None:
         """Begin to read files whose digests are not known.
 
         Args:
             corpus: the data.
-            facts: from `data_identity`; this dict is completed.
+            facts: from `data_identity`; completed here.
             expected: from `expected_files`.
             state: the saved state that the training begins with, if any.
         """
-        since = state["data"].get("unverified_since", state["step"]) if state else 0
+        since = 0
+        if state is not None:
+            unverified = state.data.unverified_since
+            since = state.step if unverified is None else unverified
         self._corpus, self._facts, self._expected, self._since = corpus, facts, expected, since
-        self._is_settled = "files" in facts
+        self._is_settled = facts.files is not None
         if not self._is_settled:
-            if expected is not None:
-                facts["files"] = expected
-            facts["unverified_since"] = since
+            facts.files, facts.unverified_since = expected, since
             corpus.contents.start()
 
     def poll(self, seconds: float = 0.0) -> bool:
@@ -167,8 +161,7 @@ class DataCheck:
                 "trained on other data, and are not saved. Put the old data back and resume from "
                 f"a checkpoint of step {self._since} or before, or {NEW_RUN}"
             )
-        self._facts["files"] = files
-        self._facts.pop("unverified_since", None)
+        self._facts.files, self._facts.unverified_since = files, None
         self._is_settled = True
         return True
 
@@ -180,7 +173,7 @@ class DataCheck:
         """
         if self._is_settled and self._corpus.contents.forget_changed():
             log.warning("a file of the data was written while it is trained on: it is read again")
-            self._expected, self._is_settled = self._facts["files"], False
+            self._expected, self._is_settled = self._facts.files, False
             self._corpus.contents.start()
         if not self.poll():
             log.info("this save waits until the data is read whole, for its digest")

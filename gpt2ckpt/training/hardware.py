@@ -5,16 +5,17 @@ import ctypes
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 import torch
 
+from gpt2ckpt.checkpoint.state import Environment
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.parallel.process_group import DistributedGroup, ProcessGroup
 from gpt2ckpt.runs.start import Start
-from gpt2ckpt.training.numerics import VARIABLES, changed_variables, numerics
+from gpt2ckpt.training.numerics import changed_variables, numerics
 from gpt2ckpt.training.validate_run import ValidatedRun
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,23 +53,23 @@ class Hardware:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
 
-    def recorded(self, ranks: int) -> dict[str, Any]:
-        """What a checkpoint keeps of it: a resume is bitwise exact only where these are equal."""
-        return {
-            "device": self.device.type,
-            "device_name": self.name,
-            "precision": self.precision,
-            "threads": self.threads,
-            "ranks": ranks,
+    def recorded(self, ranks: int) -> Environment:
+        """Return what a checkpoint records: a resume is bitwise exact only where it is equal."""
+        return Environment(
+            device=self.device.type,
+            device_name=self.name,
+            precision=self.precision,
+            threads=self.threads,
+            ranks=ranks,
             **numerics(self.device),
-        }
+        )
 
 
 def choose_hardware(
     device: str,
     precision: str,
     threads: int | None,
-    recorded: dict[str, Any] | None = None,
+    recorded: Environment | None = None,
     local_rank: int | None = None,
 ) -> Hardware:
     """Resolve `auto` and null. What an earlier process of the run `recorded` is kept to.
@@ -79,12 +80,11 @@ def choose_hardware(
     chosen, device_reason = _choose_device(device)
     if local_rank is not None and chosen.type == "cuda":
         chosen, device_reason = _gpu_of_rank(device, local_rank), "the one of this rank"
-    recorded = recorded or {}
-    is_same_device = recorded.get("device") == chosen.type
-    if threads is None and is_same_device:
-        threads = recorded.get("threads")
-    if precision == "auto" and is_same_device:
-        precision, reason = str(recorded["precision"]), "as the run began"
+    same_device = recorded if recorded is not None and recorded.device == chosen.type else None
+    if threads is None and same_device is not None:
+        threads = same_device.threads
+    if precision == "auto" and same_device is not None:
+        precision, reason = same_device.precision, "as the run began"
     elif precision == "auto":
         precision, reason = _choose_precision(chosen)
     else:
@@ -99,9 +99,9 @@ def choose_hardware(
 def hardware_of(start: Start, validated: ValidatedRun, group: ProcessGroup) -> Hardware:
     """What this rank computes on. Raises ConfigError if there is no such thing."""
     trainer = validated.config.trainer
-    recorded: dict[str, Any] | None = start.state["environment"] if start.state else None
-    if recorded and recorded.get("ranks", 1) != group.size:
-        recorded = {key: recorded[key] for key in recorded if key != "threads"}
+    recorded = start.state.environment if start.state else None
+    if recorded is not None and recorded.ranks != group.size:
+        recorded = replace(recorded, threads=0)
     local_rank = group.local_rank if isinstance(group, DistributedGroup) else None
     return choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded, local_rank)
 
@@ -134,15 +134,19 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-def differences(now: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
-    """Why a resume cannot be bitwise exact, as `threads 2 → 4`; empty if it is.
+def differences(now: Environment, recorded: Environment) -> list[str]:
+    """Return why a resume cannot be bitwise exact, as `threads 2 → 4`; empty if it is.
 
-    What an older version did not record is passed over.
+    What an earlier version did not record is ignored, and so is what does not apply to the device.
     """
-    keys = [key for key in now if key in recorded and key != VARIABLES]
-    found = [f"{key} {recorded[key]} → {now[key]}" for key in keys if now[key] != recorded[key]]
-    if isinstance(recorded.get(VARIABLES), dict):
-        found += changed_variables(now.get(VARIABLES, {}), recorded[VARIABLES])
+    before = vars(recorded)
+    found = [
+        f"{key} {before[key]} → {value}"
+        for key, value in vars(now).items()
+        if key != "variables" and None not in (value, before[key]) and value != before[key]
+    ]
+    if recorded.variables is not None:
+        found += changed_variables(now.variables or {}, recorded.variables)
     return found
 
 

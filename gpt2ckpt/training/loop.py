@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from gpt2ckpt import console
 from gpt2ckpt.checkpoint.best import Best
+from gpt2ckpt.checkpoint.state import LossSum
 from gpt2ckpt.config.schema import CheckpointConfig, TrainerConfig
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.optim.schedule import Schedule
@@ -24,7 +25,7 @@ from gpt2ckpt.training.progress import Progress
 from gpt2ckpt.training.replay_check import ReplayCheck
 from gpt2ckpt.training.rollback import resolve_anomaly, roll_back
 from gpt2ckpt.training.saving import Saver
-from gpt2ckpt.training.state import LossSum, TrainingState
+from gpt2ckpt.training.state import TrainingState
 from gpt2ckpt.training.step import HalfApplied, Stepper, StepResult
 from gpt2ckpt.training.throughput import Meter
 
@@ -163,7 +164,7 @@ class Loop:
         counters.train_loss = result.loss
         counters.unlogged.add(result.loss)
         window = self.trainer.spike_window if self.trainer.spike_zscore is not None else 0
-        counters.bad_numbers.accept(result.loss, window)
+        counters.anomalies.accept(result.loss, window)
         return result
 
     def _log_step(self, result: StepResult) -> None:
@@ -190,7 +191,7 @@ class Loop:
                 "tokens_seen": self.state.counters.tokens_seen,
                 "epoch": self.epoch,
                 **speed.event(),
-                **self.state.counters.bad_numbers.event(),
+                **self.state.counters.anomalies.event(),
             }
         )
         line = step_line(

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import xxhash
 
-VARIABLES = "variables"
 DIGITS = 8  # of a digest: it tells a change, and does not guard against one
 CPU_INFO = Path("/proc/cpuinfo")
 # Of the flags of a processor, those of instructions that compute (x86 and ARM); a new kernel or
@@ -82,7 +81,7 @@ def numerics(device: torch.device) -> dict[str, Any]:
         names = CUDA_VARIABLES
     else:
         names = ()
-    facts[VARIABLES] = {name: os.environ[name] for name in names if name in os.environ}
+    facts["variables"] = {name: os.environ[name] for name in names if name in os.environ}
     return facts
 
 

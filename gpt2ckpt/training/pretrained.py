@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gpt2ckpt.checkpoint.reading import is_checkpoint, load
+from gpt2ckpt.checkpoint.reading import is_checkpoint, load_state
 from gpt2ckpt.config.compose import parse_overrides
 from gpt2ckpt.config.registry import build_model_config
 from gpt2ckpt.config.replay import SHAPE
@@ -91,12 +91,12 @@ def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], Source]:
         found = read(place)
         path, state, passed_over = found.path, found.state, found.skipped
     elif is_checkpoint(path):
-        state = load(path)
+        state = load_state(path)
     else:
         kind = HUGGING_FACE if path.is_dir() else NANOGPT
         return *load_pretrained(path), Source(path, kind)
     skipped = tuple(
         f"skipped {file}: {reason.removeprefix(f'{file} ')}" for file, reason in passed_over
     )
-    source = Source(path, f"gpt2ckpt checkpoint, step {state['step']:,}", skipped)
-    return build_model_config(state["config"]["model"]), state["model"], source
+    source = Source(path, f"gpt2ckpt checkpoint, step {state.step:,}", skipped)
+    return build_model_config(state.config["model"]), state.model, source

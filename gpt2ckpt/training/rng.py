@@ -1,11 +1,12 @@
 """The one place that talks to the random generators."""
 
 import random
-from typing import Any
 
 import numpy as np
 import torch
 import xxhash
+
+from gpt2ckpt.checkpoint.state import RngState
 
 
 def seed_rank(seed: int, rank: int, step: int) -> None:
@@ -24,33 +25,33 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def capture_generators() -> dict[str, Any]:
-    """The states of all generators, as plain values and CPU tensors; of GPUs, that in use."""
+def capture_generators() -> RngState:
+    """Return the states of all generators; of several GPUs, that of the GPU in use."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": [
+    return RngState(
+        python=[version, list(internal), gauss],
+        numpy=[
             str(name),
             torch.from_numpy(np.array(keys, dtype=np.int64)),
             int(position),
             int(has_gauss),
             float(cached),
         ],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
-    }
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        mps=torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+    )
 
 
-def restore_generators(state: dict[str, Any]) -> None:
-    """Bring all generators back; a GPU's where there is such a GPU again."""
-    version, internal, gauss = state["python"]
+def restore_generators(state: RngState) -> None:
+    """Restore the states of all generators; that of a GPU where this machine has such a GPU."""
+    version, internal, gauss = state.python
     random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
+    name, keys, position, has_gauss, cached = state.numpy
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and isinstance(state["cuda"], torch.Tensor):
-        torch.cuda.set_rng_state(state["cuda"])
-    if torch.backends.mps.is_available() and isinstance(state["mps"], torch.Tensor):
-        torch.mps.set_rng_state(state["mps"])
+    torch.set_rng_state(state.torch)
+    if torch.cuda.is_available() and isinstance(state.cuda, torch.Tensor):
+        torch.cuda.set_rng_state(state.cuda)
+    if torch.backends.mps.is_available() and isinstance(state.mps, torch.Tensor):
+        torch.mps.set_rng_state(state.mps)

@@ -1,4 +1,4 @@
-"""Carrying out what `bad_numbers` answers: skipping a batch, or going back to a checkpoint."""
+"""Reactions to an anomaly: skipping a batch, or going back to a checkpoint."""
 
 import logging
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def resolve_anomaly(
     Returns the checkpoint to go back to, if that is the answer. Raises `bad` if the run must stop:
     the policy says so, there were too many before, or there is no checkpoint to go back to.
     """
-    counters, counts = state.counters, state.counters.bad_numbers
+    counters, counts = state.counters, state.counters.anomalies
     weights_are_bad = isinstance(bad, NonFiniteWeights)
     what = choose_reaction(
         counts, trainer.on_bad_loss, trainer.max_rollbacks, weights_are_bad=weights_are_bad
@@ -39,7 +39,7 @@ def resolve_anomaly(
                 "optimizer.lr, or save sooner with checkpoint.save_every"
             ) from bad
         raise type(bad)(
-            f"{happened}, after {counts.rollbacks} rollbacks: resume with +resume=latest and a "
+            f"{happened}, after {counts.handled} rollbacks: resume with +resume=latest and a "
             f"lower optimizer.lr, or raise trainer.max_rollbacks (now {trainer.max_rollbacks})"
         ) from bad
     first = counters.position
@@ -50,23 +50,23 @@ def resolve_anomaly(
         log.warning(
             "step %d: blocks %s to %s are skipped, rollback %d of at most %d: %s",
             *(counters.step + 1, f"{first:,}", f"{counters.position - 1:,}"),
-            *(counts.rollbacks, trainer.max_rollbacks, str(bad).partition(":")[0]),
+            *(counts.handled, trainer.max_rollbacks, str(bad).partition(":")[0]),
         )
     return found
 
 
 def roll_back(state: TrainingState, found: Found) -> None:
     """Bring `found` back into `state`, past all blocks that were trained or skipped since."""
-    position, rollbacks = state.counters.position, state.counters.bad_numbers.rollbacks
+    position, handled = state.counters.position, state.counters.anomalies.handled
     step = state.counters.step
     state.restore(found.state)
     counters = state.counters
-    counters.bad_numbers.rollbacks = rollbacks + 1
-    counters.bad_numbers.skipped_blocks += position - counters.position
-    counters.bad_numbers.in_a_row = 0
+    counters.anomalies.handled = handled + 1
+    counters.anomalies.skipped_blocks += position - counters.position
+    counters.anomalies.in_a_row = 0
     log.warning(
         "rollback %d: from step %d back to step %d (%s), past the %s blocks since",
-        *(rollbacks + 1, step, counters.step, found.path.name),
+        *(handled + 1, step, counters.step, found.path.name),
         f"{position - counters.position:,}",
     )
     counters.position = position

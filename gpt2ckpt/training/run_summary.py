@@ -41,7 +41,7 @@ from gpt2ckpt.training.plan_warnings import (
     time_warnings,
 )
 from gpt2ckpt.training.saving import retention_of
-from gpt2ckpt.training.source_identity import changed_code, code_identity
+from gpt2ckpt.training.source_identity import changed_code, changed_libraries
 from gpt2ckpt.training.state import versions
 from gpt2ckpt.training.validate_run import ValidatedRun
 
@@ -90,10 +90,12 @@ def not_exact(start: Start, hardware: Hardware, ranks: int) -> list[str]:
     """
     if start.state is None:
         return []
-    now = {**hardware.recorded(ranks), **versions()}
-    recorded = {"ranks": 1, **start.state["environment"], **start.state["versions"]}
-    code = changed_code(code_identity(), start.state["versions"])
-    changed = [*([code] if code else []), *differences(now, recorded)]
+    code = changed_code(versions(), start.state.versions)
+    changed = [
+        *([code] if code else []),
+        *differences(hardware.recorded(ranks), start.state.environment),
+        *changed_libraries(versions(), start.state.versions),
+    ]
     return [f"not bitwise the same as without the stop: {', '.join(changed)}"] if changed else []
 
 
@@ -168,9 +170,8 @@ def _plan_facts(
     directory: Path, start: Start, validated: ValidatedRun, hardware: Hardware, ranks: int
 ) -> console_format.PlanFacts:
     trainer = validated.config.trainer
-    recorded = start.state["environment"] if start.state and start.directory else {}
-    now = hardware.recorded(ranks)
-    is_same_machine = all(recorded.get(key) == value for key, value in now.items())
+    recorded = start.state.environment if start.state and start.directory else None
+    is_same_machine = hardware.recorded(ranks) == recorded
     return console_format.PlanFacts(
         total_steps=validated.total_steps,
         done_steps=validated.done.steps,

@@ -5,12 +5,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
+from gpt2ckpt.checkpoint.state import ScheduleState
 from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.loggers.fanout import Loggers
@@ -87,12 +87,12 @@ class Saver:
             return
         if self.manager is not None and self.saves_best and not best:
             counters.set_best(self.manager.best())
-        schedule: dict[str, Any] = {"total_steps": self.total_steps, "scale": self.schedule(step)}
+        schedule = ScheduleState(self.total_steps, self.schedule(step))
         epoch = counters.epoch(self.blocks_per_epoch)
         state = self.state.capture(self.provenance, epoch, schedule, reason)
         request = SaveRequest(step, datetime.now(), regular, emergency, best, epoch_ended)
         if self.manager is not None:
-            self.manager.save(state, request, self.loggers.sync)
+            self.manager.save(state.to_dict(), request, self.loggers.sync)
 
     def save_emergency(self, reason: str) -> None:
         """Save the state beside the regular ones."""
@@ -136,7 +136,7 @@ class Saver:
         if not self.saves_best:
             return counters.best if counters.evaluated_on in (None, evaluated_on) else None
         found = self.manager.best(settled=True) if self.manager is not None else None
-        if found is not None and not found.is_on(evaluated_on, str(self.provenance.data["digest"])):
+        if found is not None and not found.is_on(evaluated_on, self.provenance.data.digest):
             log.warning(
                 "%s (step %d, val loss %.4f) was evaluated on other blocks: this evaluation sets a "
                 "new best, and that file becomes %s",

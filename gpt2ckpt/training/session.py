@@ -91,8 +91,7 @@ class Session:
             state.restore(self.start.state)
             if self.start.directory is None:
                 state.counters.set_best(None)  # that is the parent's
-            for key in ("model", "optimizer"):
-                del self.start.state[key]  # copied: held, they would double the memory
+            self.start.state.drop_tensors()  # copied: held, they would double the memory
         resumed = self.start.directory is not None or self.start.restarts_run
         loggers = self._open_loggers(provenance, state.counters.step, resumed=resumed)
         replay = self._open_replay()
@@ -202,8 +201,7 @@ class Session:
         """By the config that the state was trained with: a resume may have another batch."""
         if self.start.state is None:
             return 0
-        trainer = self.start.state["config"]["trainer"]
-        return int(trainer["batch_size"]) * int(trainer["grad_accum"])
+        return self.start.state.blocks_per_step or 0
 
     def _build_stepper(
         self,

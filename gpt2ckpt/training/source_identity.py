@@ -6,7 +6,6 @@ A research repository is edited between two starts. Nothing here needs git or wa
 import os
 import subprocess
 import time
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ from typing import Any
 import xxhash
 
 import gpt2ckpt
+from gpt2ckpt.checkpoint.state import Versions
 
 TRAINS = ("data", "model", "optim", "parallel", "training")  # the folders whose code moves bits
 PATIENCE = 3.0  # seconds for git to say whether there are uncommitted changes
+LIBRARIES = ("gpt2ckpt", "torch", "python")
 SHOWN = 8  # digits of a digest in a message, and of a commit
 
 
@@ -114,19 +115,24 @@ def has_changes(folder: Path) -> bool | None:
     return {0: False, 1: True}.get(process.returncode)
 
 
-def changed_code(now: Mapping[str, Any], before: Mapping[str, Any]) -> str | None:
+def changed_code(now: Versions, before: Versions) -> str | None:
     """Return what differs, as `code 3f2a… (commit …, clean) → 9c1b… (…)`; None if nothing does.
 
-    Nor does it where the older state says nothing of its code.
+    None also where the saved state does not record its code.
     """
-    if before.get("code") in (None, now["code"]):
+    if before.code in (None, now.code):
         return None
     return f"code {described(before)} → {described(now)}"
 
 
-def described(code: Mapping[str, Any]) -> str:
-    """Return a code identity as text."""
-    commit, dirty = code.get("commit"), code.get("dirty")
-    state = {True: ", dirty", False: ", clean"}.get(dirty, "") if isinstance(dirty, bool) else ""
-    where = f"commit {str(commit)[:SHOWN]}{state}" if commit else "no commit"
-    return f"{str(code.get('code'))[:SHOWN]} ({where})"
+def changed_libraries(now: Versions, before: Versions) -> list[str]:
+    """Return the libraries with another version, as `torch 2.12.0 → 2.13.0`."""
+    pairs = ((name, getattr(before, name), getattr(now, name)) for name in LIBRARIES)
+    return [f"{name} {old} → {new}" for name, old, new in pairs if old and old != new]
+
+
+def described(versions: Versions) -> str:
+    """Return the code of a state as text."""
+    state = "" if versions.dirty is None else ", dirty" if versions.dirty else ", clean"
+    where = f"commit {versions.commit[:SHOWN]}{state}" if versions.commit else "no commit"
+    return f"{str(versions.code)[:SHOWN]} ({where})"

@@ -1,10 +1,9 @@
 """The training state: what a checkpoint holds, captured and brought back."""
 
-import dataclasses
 import math
 import platform
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,36 +12,24 @@ import torch
 import gpt2ckpt
 from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.checkpoint.format import FORMAT
+from gpt2ckpt.checkpoint.state import (
+    AnomalyCounts,
+    CheckpointState,
+    DataIdentity,
+    DataState,
+    Environment,
+    LossSum,
+    RunIdentity,
+    ScheduleState,
+    Versions,
+)
 from gpt2ckpt.config.schema import TrainConfig
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import OptimizerSet, build_optimizer
 from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
-from gpt2ckpt.runs.history import RunIdentity
-from gpt2ckpt.training.anomalies import AnomalyCounts
 from gpt2ckpt.training.rng import capture_generators, restore_generators
 from gpt2ckpt.training.source_identity import code_identity
-
-
-@dataclass
-class LossSum:
-    """Losses of the steps since the last logged step: what their mean is made of.
-
-    Part of every checkpoint, so that a resume between two logged steps logs the same mean.
-    """
-
-    total: float = 0.0
-    steps: int = 0
-
-    def add(self, loss: float) -> None:
-        """Count the loss of one more step."""
-        self.total += loss
-        self.steps += 1
-
-    @property
-    def mean(self) -> float:
-        """Mean loss of these steps in nats per token; there must be at least one."""
-        return self.total / self.steps
 
 
 @dataclass
@@ -63,7 +50,7 @@ class Counters:
     evaluated_step: int = 0
     evaluated_on: str | None = None
     unlogged: LossSum = field(default_factory=LossSum)
-    bad_numbers: AnomalyCounts = field(default_factory=AnomalyCounts)
+    anomalies: AnomalyCounts = field(default_factory=AnomalyCounts)
 
     @property
     def best(self) -> Best | None:
@@ -89,8 +76,8 @@ class Provenance:
     run: RunIdentity
     config: dict[str, Any]
     overrides: list[str]
-    data: dict[str, Any]
-    environment: dict[str, Any] = field(default_factory=dict)
+    data: DataIdentity
+    environment: Environment
 
 
 @dataclass
@@ -105,36 +92,43 @@ class TrainingState:
     is_sharded: bool = False  # each rank of the team holds a part of every tensor
 
     def capture(
-        self, provenance: Provenance, epoch: int, schedule: dict[str, Any], reason: str
-    ) -> dict[str, Any]:
-        """Everything as plain values and tensors. The tensors are the live ones, not copies.
+        self, provenance: Provenance, epoch: int, schedule: ScheduleState, reason: str
+    ) -> CheckpointState:
+        """Return the state to be saved. Its tensors are those that are trained, not copies.
 
-        If the state is sharded, all ranks must call this; only the first gets the whole tensors.
+        If the state is sharded, all ranks must call this; only the first gets full tensors.
         """
-        counters = dataclasses.asdict(self.counters)
-        return {
-            "format": FORMAT,
-            "step": counters.pop("step"),
-            "epoch": epoch,
-            "tokens_seen": counters.pop("tokens_seen"),
-            "train_loss": counters.pop("train_loss"),
-            "val_loss": counters.pop("val_loss"),
-            "best_val_loss": counters.pop("best_val_loss"),
-            "best_step": counters.pop("best_step"),
-            "reason": reason,
-            "saved_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "run": dataclasses.asdict(provenance.run),
-            "config": provenance.config,
-            "overrides": provenance.overrides,
-            "data": {**provenance.data, **counters},
-            "schedule": schedule,
-            "environment": provenance.environment,
-            "versions": {**versions(), **code_identity()},
-            "scaler": self.scaler.state_dict(),
-            "model": self._gather(self.model.state_dict(keep_vars=self.is_sharded)),
-            "optimizer": self._gather(self.optimizer.state_dict()),
-            "rng": capture_generators(),
-        }
+        counters = self.counters
+        return CheckpointState(
+            format=FORMAT,
+            step=counters.step,
+            epoch=epoch,
+            tokens_seen=counters.tokens_seen,
+            train_loss=counters.train_loss,
+            val_loss=counters.val_loss,
+            best_val_loss=counters.best_val_loss,
+            best_step=counters.best_step,
+            reason=reason,
+            saved_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            run=provenance.run,
+            config=provenance.config,
+            overrides=provenance.overrides,
+            data=DataState(
+                **vars(provenance.data),
+                position=counters.position,
+                evaluated_step=counters.evaluated_step,
+                evaluated_on=counters.evaluated_on,
+                unlogged=counters.unlogged,
+                anomalies=counters.anomalies,
+            ),
+            schedule=schedule,
+            environment=provenance.environment,
+            versions=versions(),
+            scaler=self.scaler.state_dict(),
+            model=self._gather(self.model.state_dict(keep_vars=self.is_sharded)),
+            optimizer=self._gather(self.optimizer.state_dict()),
+            rng=capture_generators(),
+        )
 
     def is_finite(self) -> bool:
         """Whether each weight that this rank has is a finite number, and each of its moments."""
@@ -142,8 +136,8 @@ class TrainingState:
         values = [*self.model.parameters(), *(v for state in moments for v in state.values())]
         return all(_is_finite(value) for value in values if isinstance(value, torch.Tensor))
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Bring back what `capture` gave. Raises CheckpointError if it is of another shape."""
+    def restore(self, saved: CheckpointState) -> None:
+        """Restore a captured state. Raises CheckpointError if its shapes are not those of this."""
         try:
             self._restore(saved)
         except torch.OutOfMemoryError:
@@ -160,31 +154,30 @@ class TrainingState:
                 f"the state in the checkpoint cannot be restored: {error}"
             ) from error
 
-    def _restore(self, saved: dict[str, Any]) -> None:
+    def _restore(self, saved: CheckpointState) -> None:
         try:
-            self.model.load_state_dict(self._shard(saved["model"]))
+            self.model.load_state_dict(self._shard(saved.model))
         except (RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise CheckpointError(
                 f"the model in the checkpoint has another shape: {reason}"
             ) from error
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if self.scaler.is_enabled() and saved["scaler"]:
-            self.scaler.load_state_dict(saved["scaler"])
-        restore_generators(saved["rng"])
-        unlogged = saved["data"].get("unlogged", {})  # not in checkpoints of earlier versions
+        self.optimizer.load_state_dict(saved.optimizer)
+        if self.scaler.is_enabled() and saved.scaler:
+            self.scaler.load_state_dict(saved.scaler)
+        restore_generators(saved.rng)
         self.counters = Counters(
-            step=saved["step"],
-            position=saved["data"]["position"],
-            tokens_seen=saved["tokens_seen"],
-            train_loss=saved["train_loss"],
-            val_loss=saved["val_loss"],
-            best_val_loss=saved["best_val_loss"],
-            best_step=saved["best_step"],
-            evaluated_step=saved["data"]["evaluated_step"],
-            evaluated_on=saved["data"].get("evaluated_on"),
-            unlogged=LossSum(float(unlogged.get("total", 0)), int(unlogged.get("steps", 0))),
-            bad_numbers=AnomalyCounts(**saved["data"].get("bad_numbers", {})),
+            step=saved.step,
+            position=saved.data.position,
+            tokens_seen=saved.tokens_seen,
+            train_loss=saved.train_loss,
+            val_loss=saved.val_loss,
+            best_val_loss=saved.best_val_loss,
+            best_step=saved.best_step,
+            evaluated_step=saved.data.evaluated_step,
+            evaluated_on=saved.data.evaluated_on,
+            unlogged=replace(saved.data.unlogged),
+            anomalies=replace(saved.data.anomalies),
         )
 
     def _gather(self, tree: dict[str, Any]) -> dict[str, Any]:
@@ -203,7 +196,7 @@ class TrainingState:
         return shard_like_model(tensors, self.model)
 
 
-def check_restorable(saved: dict[str, Any], config: TrainConfig) -> None:
+def check_restorable(saved: CheckpointState, config: TrainConfig) -> None:
     """Raise CheckpointError if `restore` will refuse the saved state, before anything is written.
 
     Restores it into a model on PyTorch's meta device, whose tensors have shapes and no memory. The
@@ -213,7 +206,7 @@ def check_restorable(saved: dict[str, Any], config: TrainConfig) -> None:
     with torch.device("meta"):
         model = GPT2(config.model)
     optimizer = build_optimizer(config.optimizer, model, "meta")
-    scaler = torch.amp.GradScaler("cpu", enabled=bool(saved["scaler"]))
+    scaler = torch.amp.GradScaler("cpu", enabled=bool(saved.scaler))
     with warnings.catch_warnings(action="ignore"):  # nothing is copied to the meta device
         TrainingState(model, optimizer, scaler, Counters()).restore(saved)
 
@@ -224,10 +217,11 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
 
 
-def versions() -> dict[str, str]:
-    """What may change the bits of a resumed training, by name."""
-    return {
-        "gpt2ckpt": gpt2ckpt.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+def versions() -> Versions:
+    """Return the versions of the libraries and of the code that this process trains with."""
+    return Versions(
+        gpt2ckpt=gpt2ckpt.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        **code_identity(),
+    )

@@ -138,7 +138,7 @@ class Stepper:
     def _check(self, state: TrainingState, loss: float, norm: float) -> None:
         check_loss(loss, norm, norm_may_overflow=state.scaler.is_enabled())
         if self.spike_zscore is not None:
-            recent = state.counters.bad_numbers.recent
+            recent = state.counters.anomalies.recent
             check_spike(loss, recent, self.spike_window, self.spike_zscore)
 
     def _move(self, tensor: Tensor) -> Tensor:

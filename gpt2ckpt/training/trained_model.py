@@ -71,13 +71,14 @@ def load_trained(what: str, device: str, precision: str) -> Trained:
         raise no_run(OUTPUTS, "name one with ckpt=PATH")
     found = read(place)
     state = found.state
-    config = build_model_config(state["config"]["model"])
-    if problem := check_shapes(config, state["model"]):
+    config = build_model_config(state.config["model"])
+    if problem := check_shapes(config, state.model):
         raise CheckpointError(f"{found.path} cannot be used: {problem}")
-    hardware = choose_hardware(device, precision, None, state["environment"])
-    del state["optimizer"]  # not needed: held, it would take most of the memory
-    model = _build(config, state.pop("model"), hardware)
-    return Trained(model, hardware, found.path, state["step"], state["config"], found.skipped)
+    hardware = choose_hardware(device, precision, None, state.environment)
+    weights = state.model
+    state.drop_tensors()  # the moments are not needed: held, they would take most of the memory
+    model = _build(config, weights, hardware)
+    return Trained(model, hardware, found.path, state.step, state.config, found.skipped)
 
 
 def _build(config: ModelConfig, weights: dict[str, Tensor], hardware: Hardware) -> GPT2:

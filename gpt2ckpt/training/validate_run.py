@@ -3,8 +3,9 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from gpt2ckpt.checkpoint.state import CheckpointState
 from gpt2ckpt.config.checks import check_config
 from gpt2ckpt.config.registry import build_typed
 from gpt2ckpt.config.replay import Values
@@ -14,7 +15,6 @@ from gpt2ckpt.data.tokens import count_blocks
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.optim.limits import check_optimizer
 from gpt2ckpt.optim.schedule import Schedule, build_schedule
-from gpt2ckpt.runs.resumable import check_resumable
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training.data_check import expected_files
 
@@ -77,7 +77,7 @@ def validate_run(start: Start) -> ValidatedRun:
     Raises ConfigError or InputError in one sentence; nothing is written.
     """
     if start.found is not None:
-        check_resumable(start.found.state, start.found.path)
+        start.found.state.require_resumable(start.found.path)
     config: TrainConfig = build_typed("train", start.frozen)
     frozen, pretrained = start.frozen, None
     if start.state is None and config.model.init_from is not None:
@@ -107,10 +107,10 @@ def check_settings(config: TrainConfig) -> None:
 def finished_notice(start: Start, validated: ValidatedRun) -> str | None:
     """What to tell instead of training on, if the saved state has come to the end already."""
     trainer = validated.config.trainer
-    if start.state is None or start.state["step"] < validated.total_steps:
+    if start.state is None or start.state.step < validated.total_steps:
         return None
-    step = start.state["step"]
-    is_evaluated = not trainer.eval_every or start.state["data"]["evaluated_step"] == step
+    step = start.state.step
+    is_evaluated = not trainer.eval_every or start.state.data.evaluated_step == step
     if step == validated.total_steps and not is_evaluated:
         return None  # stopped before its last evaluation, and what comes after it
     by_epochs = trainer.max_epochs and trainer.max_steps != validated.total_steps
@@ -125,21 +125,21 @@ def finished_notice(start: Start, validated: ValidatedRun) -> str | None:
 
 
 def _total_steps(
-    trainer: TrainerConfig, blocks_per_epoch: int, state: dict[str, Any] | None
+    trainer: TrainerConfig, blocks_per_epoch: int, state: CheckpointState | None
 ) -> int:
     """The end that comes first of those that are set, counted on from the saved `state`."""
     ends = [trainer.max_steps] if trainer.max_steps else []
     if trainer.max_epochs:
-        done, trained = (state["step"], _blocks_trained(state)) if state else (0, 0)
+        done, trained = (state.step, _blocks_trained(state)) if state else (0, 0)
         left = trainer.max_epochs * blocks_per_epoch - trained
         ends.append(done + math.ceil(max(left, 0) / (trainer.batch_size * trainer.grad_accum)))
     return min(ends, default=DEFAULT_STEPS)
 
 
-def _done(state: dict[str, Any] | None) -> CompletedWork:
+def _done(state: CheckpointState | None) -> CompletedWork:
     if state is None:
         return CompletedWork()
-    return CompletedWork(state["step"], state["data"]["position"], state["tokens_seen"])
+    return CompletedWork(state.step, state.data.position, state.tokens_seen)
 
 
 def _check_state(start: Start, config: TrainConfig) -> None:
@@ -152,7 +152,7 @@ def _check_state(start: Start, config: TrainConfig) -> None:
     from gpt2ckpt.model.convert import check_shapes
     from gpt2ckpt.training.state import check_restorable
 
-    if problem := check_shapes(config.model, start.found.state["model"]):
+    if problem := check_shapes(config.model, start.found.state.model):
         raise CheckpointError(f"{start.found.path} cannot be used: {problem}")
     try:
         check_restorable(start.found.state, config)
@@ -160,7 +160,6 @@ def _check_state(start: Start, config: TrainConfig) -> None:
         raise CheckpointError(f"{start.found.path} cannot be used: {error}") from error
 
 
-def _blocks_trained(state: dict[str, Any]) -> int:
+def _blocks_trained(state: CheckpointState) -> int:
     """Skipped blocks do not count: the end of the run and its schedule stay what they were."""
-    skipped: int = state["data"].get("bad_numbers", {}).get("skipped_blocks", 0)
-    return int(state["data"]["position"]) - skipped
+    return state.data.position - state.data.anomalies.skipped_blocks

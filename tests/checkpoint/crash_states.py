@@ -261,14 +261,14 @@ class History:
         for path in () if is_damaged else store.files():
             assert is_valid(path) or path.read_bytes() in promise.damaged, f"{path.name} is torn"
         found = store.find(Role.LATEST)
-        step = found.state["step"]
+        step = found.state.step
         assert step >= (promise.newest or 0), f"latest is {step}, not {promise.newest}"
-        assert torch.equal(found.state["model"]["wte"], small_state(step)["model"]["wte"])
+        assert torch.equal(found.state.model["wte"], small_state(step)["model"]["wte"])
         lost = {*(promise.steps - steps_in(folder)), *(promise.pools - names_in(folder))}
         if lost and not is_damaged:
             assert promise.coming in steps_in(folder), f"{lost} went too early"
         if promise.best and not is_damaged:
-            best = store.find(Role.BEST).state["step"]
+            best = store.find(Role.BEST).state.step
             assert best in promise.best, f"best is {best}, not one of {promise.best}"
         self.go_on(folder, step)
 
@@ -284,7 +284,7 @@ class History:
                 small_state(step + 1), SaveRequest(step + 1, self.when, regular=True)
             )
             assert saved is not None and is_valid(saved.path)
-            assert Store(folder).find(Role.LATEST).state["step"] == step + 1
+            assert Store(folder).find(Role.LATEST).state.step == step + 1
         manager.close()
 
 

@@ -11,7 +11,8 @@ from checkpoint_helpers import flip_random_byte, request, small_state, step_of
 from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.policy import Retention
-from gpt2ckpt.checkpoint.reading import load
+from gpt2ckpt.checkpoint.reading import load, load_state
+from gpt2ckpt.checkpoint.state import CheckpointMeta
 from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.files import durable
 
@@ -34,10 +35,10 @@ def found(step: int, loss: float) -> Best:
     return Best(loss, step, "b" * 32, "d" * 32)
 
 
-def opened(folder: Path, known: dict[str, Any] | None = None, **more: Any) -> CheckpointManager:
+def opened(folder: Path, known: CheckpointMeta | None = None, **more: Any) -> CheckpointManager:
     latest = folder / "latest.pt"
     source = latest if latest.exists() else None
-    known = load(latest) if source and known is None else known
+    known = load_state(latest) if source and known is None else known
     return CheckpointManager(folder, Retention(3, 3), source, run=RUN, known=known, **more)
 
 
@@ -60,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_new_process_finds_it_in_the_file(folder: Path) -> None:
     assert opened(folder).best() == found(20, 2.0)
-    assert opened(folder, known={}).best() == found(20, 2.0)
+    assert opened(folder, known=CheckpointMeta.from_dict({})).best() == found(20, 2.0)
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -179,7 +180,7 @@ def test_a_file_without_a_loss_is_none(tmp_path: Path, loss: Any) -> None:
 def test_going_back_takes_the_best_until_then(folder: Path) -> None:
     manager = opened(folder)
     source = folder / "rolling_step_000010.pt"
-    manager.roll_back_to(Found(source, load(source)))
+    manager.roll_back_to(Found(source, load_state(source)))
     assert manager.best() == found(10, 3.0)
     assert {path.name for path in folder.glob("best*.pt")} == {
         *(BEST, "best_model_backup.pt", "best_model_previous.pt"),
@@ -200,7 +201,7 @@ def test_the_next_save_moves_no_damaged_file_over_a_valid_one(folder: Path) -> N
     """Resumed from another file than latest.pt, which nobody has looked at yet."""
     source = folder / "rolling_step_000020.pt"
     flip_random_byte(folder / "latest.pt", seed=1)
-    manager = CheckpointManager(folder, Retention(3, 3), source, run=RUN, known=load(source))
+    manager = CheckpointManager(folder, Retention(3, 3), source, run=RUN, known=load_state(source))
     save(manager, 40, 2.5, best_step=20)
     steps = {path.name: load(path)["step"] for path in Store(folder).files()}
     assert steps["latest.pt"] == 40

@@ -145,7 +145,7 @@ def test_a_disk_that_turns_read_only(
         warning = caplog.records[-1].message
         assert "Read-only file system" in warning and "writable again" in warning
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-        assert Store(folder).find(Role.LATEST).state["step"] == 1
+        assert Store(folder).find(Role.LATEST).state.step == 1
         if how == "ro":
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
             assert manager.save(small_state(3), request(3)) is not None
@@ -176,7 +176,7 @@ def test_a_clock_that_jumps_back_changes_no_order(tmp_path: Path) -> None:
     put(tmp_path, 5, keep=2, emergency=True)
     pool = [path for path in Store(tmp_path).files() if path.name.startswith("emergency")]
     assert [step_of(path) for path in pool] == [4, 5], "the oldest steps go, not the oldest times"
-    assert Store(tmp_path).find(Role.EMERGENCY).state["step"] == 5
+    assert Store(tmp_path).find(Role.EMERGENCY).state.step == 5
     chosen = next(path for path in pool if step_of(path) == 4)
     first = Store(tmp_path).roll_back_to(chosen, 4, NOON)
     put(tmp_path, 6, emergency=True)
@@ -198,7 +198,7 @@ def test_of_saves_that_never_became_the_latest_the_last_is_found_whatever_the_cl
     (tmp_path / "latest.pt").write_bytes(before)
     (tmp_path / "latest_backup.pt").unlink()
     (tmp_path / "rolling_last_backup.pt").unlink()
-    assert Store(tmp_path).find(Role.LATEST).state["step"] == 7
+    assert Store(tmp_path).find(Role.LATEST).state.step == 7
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.checkpoint.reservation import RESERVATION, Reservation, with_margin
+from gpt2ckpt.checkpoint.state import CheckpointState
 from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.files import disk_usage
 
@@ -87,7 +88,7 @@ def test_without_a_reserve_the_emergency_save_fails(
     fill(disk, spare=0)
     assert manager.save(tensors_state(2, KILOBYTES), request(2, emergency=True)) is None
     assert "No space left" in caplog.text
-    assert Store(folder).find(Role.LATEST).state["step"] == 1
+    assert Store(folder).find(Role.LATEST).state.step == 1
 
 
 def test_a_rollback_on_a_full_disk_is_archived_now_or_at_the_next_save(
@@ -100,7 +101,8 @@ def test_a_rollback_on_a_full_disk_is_archived_now_or_at_the_next_save(
     for step in (1, 2):
         assert manager.save({**small, "step": step}, request(step)) is not None
     others = fill(disk, spare=0)
-    manager.roll_back_to(Found(folder / "rolling_step_000001.pt", {"step": 1}))
+    first = CheckpointState.from_dict({"step": 1})
+    manager.roll_back_to(Found(folder / "rolling_step_000001.pt", first))
     assert manager.save({**small, "step": 3}, request(3, emergency=True)) is not None, caplog.text
     others.unlink()
     os.sync()
@@ -204,7 +206,7 @@ def test_a_quota_is_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture
         assert "checkpoints prune" in caplog.text
         last = manager.save(tensors_state(5, 1200), request(5, emergency=True))
         assert last is not None, caplog.text
-        assert Store(folder).find(Role.LATEST).state["step"] == 5
+        assert Store(folder).find(Role.LATEST).state.step == 5
 
 
 HANGING = """

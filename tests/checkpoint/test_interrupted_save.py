@@ -95,7 +95,7 @@ def test_it_ends_as_the_save_would_have(
         assert is_cut == (contents(folder) != contents(whole))
         for made in range(1, 12):
             found = Store(folder).find(Role.LATEST)
-            assert found.state["step"] == 2
+            assert found.state.step == 2
             with monkeypatch.context() as patch:
                 if not kill_after(patch, made, lambda f=folder, it=found: complete_save(f, it)):
                     break

@@ -145,12 +145,12 @@ def test_a_disk_that_fills_up_keeps_the_older_saves(
     saved = [manager.save(tensors_state(step, 150), request(step)) for step in range(1, 9)]
     assert [bool(save) for save in saved] == [True] * 4 + [False] * 4
     assert "SAVE FAILED at step 5: it needs" in caplog.text
-    assert Store(tiny_disk).find(Role.LATEST).state["step"] == 4
+    assert Store(tiny_disk).find(Role.LATEST).state.step == 4
     assert all(step_of(path) for path in Store(tiny_disk).files())
     (tiny_disk / "rolling_step_000001.pt").unlink()
     (tiny_disk / "rolling_step_000002.pt").unlink()
     assert manager.save(tensors_state(9, 150), request(9)) is not None
-    assert Store(tiny_disk).find(Role.LATEST).state["step"] == 9
+    assert Store(tiny_disk).find(Role.LATEST).state.step == 9
 
 
 def test_space_for_every_copy_is_asked_for(

@@ -276,7 +276,7 @@ def test_a_full_disk_keeps_every_file(tiny_disk: Path) -> None:
             store.put(format.encode(state), request(step), keep)
             saved = step
     assert saved == 3
-    assert store.find(Role.LATEST).state["step"] >= saved
+    assert store.find(Role.LATEST).state.step >= saved
     assert {names.rolling(step) for step in range(1, saved + 1)} <= names_in(tiny_disk)
     assert all(step_of(path) for path in store.files())
     assert names_in(tiny_disk) == {path.name for path in store.files()}, "leftovers"
@@ -323,7 +323,7 @@ def test_find_gives_the_state_of_the_role(folder: Path) -> None:
     }
     for role, step in expected.items():
         found = Store(folder).find(role)
-        assert (found.state["step"], found.skipped) == (step, [])
+        assert (found.state.step, found.skipped) == (step, [])
 
 
 def test_find_passes_over_damaged_files_and_names_them(folder: Path) -> None:
@@ -331,12 +331,12 @@ def test_find_passes_over_damaged_files_and_names_them(folder: Path) -> None:
         put(folder, step)
     flip_random_byte(folder / "latest.pt", seed=1)  # and rolling_step_000300.pt with it
     found = Store(folder).find(Role.LATEST)
-    assert (found.path.name, found.state["step"]) == ("rolling_last_backup.pt", 300)
+    assert (found.path.name, found.state.step) == ("rolling_last_backup.pt", 300)
     assert [path.name for path, _ in found.skipped] == ["latest.pt"]
     assert str(folder / "latest.pt") in found.skipped[0][1]
     (folder / "rolling_last_backup.pt").write_bytes(b"")
     found = Store(folder).find(Role.LATEST)
-    assert found.state["step"] == 200
+    assert found.state.step == 200
     assert {path.name for path, _ in found.skipped} >= {"latest.pt", "rolling_step_000300.pt"}
 
 
@@ -352,7 +352,7 @@ def test_a_damaged_best_falls_back_to_a_best(folder: Path) -> None:
     ]:
         flip_random_byte(folder / damaged, seed=2)
         found = store.find(Role.BEST)
-        assert (found.path.name, found.state["step"]) == expected
+        assert (found.path.name, found.state.step) == expected
     assert [path.name for path, _ in found.skipped][:3] == [
         *("best_model.pt", "best_model_backup.pt", "best_model_previous.pt")
     ]
@@ -364,7 +364,7 @@ def test_a_missing_role_is_said(folder: Path) -> None:
         with pytest.raises(CheckpointError, match=f"there is no {role} checkpoint in"):
             Store(folder).find(role)
     (folder / "latest.pt").unlink()  # as after a kill in the very first save
-    assert Store(folder).find(Role.LATEST).state["step"] == 100
+    assert Store(folder).find(Role.LATEST).state.step == 100
 
 
 def test_nothing_valid_left_is_said(folder: Path) -> None:
@@ -386,7 +386,7 @@ def test_the_newest_is_found_by_step_not_by_name_or_time(folder: Path) -> None:
         (folder / name).unlink()
     os.utime(folder / "rolling_step_999999.pt", (2e9, 2e9))
     for role in (Role.LATEST, Role.EMERGENCY, Role.ROLLING):
-        assert Store(folder).find(role).state["step"] == 1_000_000
+        assert Store(folder).find(role).state.step == 1_000_000
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -398,7 +398,7 @@ def test_any_single_damage_is_survived(folder: Path, seed: int) -> None:
     flip_random_byte(damaged, seed)
     wanted = {Role.LATEST: 200, Role.BEST: 100}
     for role, step in wanted.items():
-        assert Store(folder).find(role).state["step"] == step
+        assert Store(folder).find(role).state.step == step
     with pytest.raises(CheckpointError, match=damaged.name):
         step_of(damaged)
 
@@ -491,4 +491,4 @@ def test_what_find_returns_is_free_of_the_file(folder: Path) -> None:
     put(folder, 100)
     state = Store(folder).find(Role.LATEST).state
     rewrite_same_size(folder / "latest.pt", bytes(len(to_bytes(small_state(100)))))
-    assert torch.equal(state["model"]["wte"], small_state(100)["model"]["wte"])
+    assert torch.equal(state.model["wte"], small_state(100)["model"]["wte"])

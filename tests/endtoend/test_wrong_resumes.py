@@ -52,14 +52,14 @@ def delete_moments(state: dict[str, Any]) -> None:
 
 
 def spoil_tally(state: dict[str, Any]) -> None:
-    state["data"]["bad_numbers"] = {"unknown": 1}
+    state["data"]["bad_numbers"] = {"rollbacks": "many"}
 
 
 SPOILED = {
     # change to the state of an older step: what the sentence must say
     shorten_rng: "RNG state",
     delete_moments: "instead of exp_avg, exp_avg_sq, step",
-    spoil_tally: "'unknown'",
+    spoil_tally: "data.bad_numbers.rollbacks is missing or unusable",
 }
 
 

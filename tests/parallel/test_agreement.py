@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gpt2ckpt.checkpoint import format
-from gpt2ckpt.checkpoint.reading import load
+from gpt2ckpt.checkpoint.reading import load, load_state
 from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.config.replay import freeze
@@ -101,9 +101,9 @@ def test_a_file_that_a_live_run_has_replaced_is_not_proposed(tmp_path: Path) -> 
     """The other ranks would fork from another state than the first."""
     path = tmp_path / "latest.pt"
     shutil.copy(next(FIXTURES.glob("*.pt")), path)
-    found = Found(path, load(path))
-    assert load_identified(path, identify(found)[1]).state["step"] == found.state["step"]
-    newer = {**found.state, "step": found.state["step"] + 1}
+    found = Found(path, load_state(path))
+    assert load_identified(path, identify(found)[1]).state.step == found.state.step
+    newer = {**load(path), "step": found.state.step + 1}
     path.write_bytes(b"".join(format.encode(newer).buffers))
     with pytest.raises(InputError, match=r"latest\.pt was replaced while it was being read"):
         identify(found)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from run_helpers import frozen_of
 
+from gpt2ckpt.checkpoint.state import RunIdentity
 from gpt2ckpt.files import durable
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.loggers.metrics_file import MetricsFile, read
@@ -16,7 +17,6 @@ from gpt2ckpt.runs.history import (
     REPLAY,
     Past,
     Point,
-    RunIdentity,
     continue_history,
     identity_in,
     origin_in,

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from run_helpers import damage, frozen_of, save
 
+from gpt2ckpt.checkpoint.state import RunIdentity
 from gpt2ckpt.errors import CheckpointError, InputError
-from gpt2ckpt.runs.history import RunIdentity, start_history
+from gpt2ckpt.runs.history import start_history
 from gpt2ckpt.runs.newest import OF_SWEEP, behind, last_trained, newest_run, read_record
 from gpt2ckpt.runs.resume import Scope, locate, read, skipped_runs
 

@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Path:
 )
 def test_each_selector_finds_its_state(run: Path, what: str, step: int) -> None:
     for found in (find(what, given=run), find(what, outputs=run.parent)):
-        assert found.state["step"] == step
+        assert found.state.step == step
         assert found.skipped == []
         assert found.path.parent == run / "checkpoints"
 
@@ -52,19 +52,19 @@ def test_all_selectors_of_the_contract_are_known() -> None:
 def test_the_newest_emergency_is_the_one_of_the_highest_step(run: Path) -> None:
     save(run, 9, emergency=True)
     save(run, 7, emergency=True)
-    assert find("emergency", given=run).state["step"] == 9
+    assert find("emergency", given=run).state.step == 9
 
 
 @pytest.mark.parametrize("inside", ["", "checkpoints"])
 def test_a_run_directory_means_its_latest(run: Path, inside: str) -> None:
-    assert find(str(run / inside)).state["step"] == 6
+    assert find(str(run / inside)).state.step == 6
 
 
 def test_a_file_means_itself_and_its_run(run: Path) -> None:
     path = run / "checkpoints" / "epoch_00000.pt"
     place = locate(str(path), Scope(run.parent))
     assert place == Place(run, file=path, in_run=True)
-    assert read(place).state["step"] == 3
+    assert read(place).state.step == 3
 
 
 def test_a_file_that_was_set_aside_belongs_to_its_run(run: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_file_outside_of_any_run_can_only_start_a_new_one(run: Path, tmp_path:
     place = locate(str(copy), Scope(tmp_path))
     assert place is not None
     assert not place.in_run
-    assert read(place).state["step"] == 6
+    assert read(place).state.step == 6
     damage(copy)
     with pytest.raises(CheckpointError, match=r"kept\.pt cannot be used: the tensor model\.weight"):
         read(place)
@@ -89,7 +89,7 @@ def test_a_file_outside_of_any_run_can_only_start_a_new_one(run: Path, tmp_path:
 
 def test_the_home_directory_is_understood(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(run.parent))
-    assert find(f"~/{run.name}").state["step"] == 6
+    assert find(f"~/{run.name}").state.step == 6
 
 
 def test_a_damaged_latest_gives_way_to_the_newest_valid_state_and_is_named(run: Path) -> None:
@@ -97,12 +97,12 @@ def test_a_damaged_latest_gives_way_to_the_newest_valid_state_and_is_named(run: 
     damage(latest)
     before = tree(run)
     found = find("latest", given=run)
-    assert found.state["step"] == 6  # the independent copy
+    assert found.state.step == 6  # the independent copy
     assert found.path.name == "rolling_last_backup.pt"
     skipped = {path.name: reason for path, reason in found.skipped}
     assert "the tensor model.weight is damaged" in skipped["latest.pt"]
     damage(run / "checkpoints" / "rolling_last_backup.pt")
-    assert find("latest", given=run).state["step"] == 5
+    assert find("latest", given=run).state.step == 5
     assert before.keys() == tree(run).keys()
 
 
@@ -110,7 +110,7 @@ def test_a_damaged_latest_gives_way_to_the_newest_valid_state_and_is_named(run: 
 def test_a_flipped_bit_anywhere_is_passed_over(run: Path, share: float) -> None:
     damage(run / "checkpoints" / "latest.pt", share)
     found = find("latest", given=run)
-    assert found.state["step"] == 6
+    assert found.state.step == 6
     assert found.path.name == "rolling_last_backup.pt"
     assert "latest.pt" in {path.name for path, _ in found.skipped}
 
@@ -119,7 +119,7 @@ def test_a_damaged_best_gives_way_to_its_copy_and_then_to_the_best_before(run: P
     folder = run / "checkpoints"
     damage(folder / "best_model.pt")
     found = find("best", given=run)
-    assert (found.path.name, found.state["step"]) == ("best_model_backup.pt", 4)
+    assert (found.path.name, found.state.step) == ("best_model_backup.pt", 4)
     damage(folder / "best_model_backup.pt")
     assert find("best", given=run).path.name == "best_model_previous.pt"
 
@@ -128,7 +128,7 @@ def test_a_damaged_file_that_was_named_gives_way_to_the_newest(run: Path) -> Non
     path = run / "checkpoints" / "epoch_00000.pt"
     path.write_bytes(path.read_bytes()[:-100])
     found = find(str(path))
-    assert found.state["step"] == 6
+    assert found.state.step == 6
     assert [skipped for skipped, _ in found.skipped] == [path]
 
 
@@ -138,7 +138,7 @@ def test_what_is_half_written_or_not_ours_is_passed_over(run: Path) -> None:
     (folder / "notes.pt").write_bytes(b"the user's")
     (folder / "latest.pt").write_bytes(b"")
     found = find("latest", given=run)
-    assert found.state["step"] == 6
+    assert found.state.step == 6
     assert [path.name for path, _ in found.skipped] == ["latest.pt"]
 
 
@@ -228,10 +228,10 @@ def test_a_save_that_was_killed_before_it_became_latest_is_the_latest(
     (folder / "latest.pt").write_bytes(before)
     (folder / "rolling_last_backup.pt").unlink()
     found = find("latest", given=run)
-    assert (found.path, found.state["step"], found.skipped) == (newest, 8, [])
+    assert (found.path, found.state.step, found.skipped) == (newest, 8, [])
     damage(newest)
     found = find("latest", given=run)
-    assert (found.path.name, found.state["step"]) == ("latest.pt", 6)
+    assert (found.path.name, found.state.step) == ("latest.pt", 6)
     assert [path for path, _ in found.skipped] == [newest]
 
 
@@ -239,7 +239,7 @@ def test_a_later_file_of_another_run_is_not_the_latest(run: Path, tmp_path: Path
     other = tmp_path / "other"
     save(other, 9, owner={"id": "ffffffff", "name": "gpt2", "parent": None})
     shutil.copy(other / "checkpoints" / "rolling_step_000009.pt", run / "checkpoints")
-    assert find("latest", given=run).state["step"] == 6
+    assert find("latest", given=run).state.step == 6
 
 
 @pytest.mark.parametrize("what", ["auto", "latest"])

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from run_helpers import damage, frozen_of, save, tree
 
+from gpt2ckpt.checkpoint.state import ParentRun, RunIdentity
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError, LockedError
 from gpt2ckpt.runs import claim, resume
 from gpt2ckpt.runs.claim import Claim
-from gpt2ckpt.runs.history import RunIdentity, identity_in, start_history
+from gpt2ckpt.runs.history import identity_in, start_history
 from gpt2ckpt.runs.layout import hydra_record
 from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.runs.resume import Scope
@@ -62,7 +63,7 @@ def test_a_new_run_has_no_state_and_an_identity_of_its_own(tmp_path: Path) -> No
 def test_a_resume_goes_on_in_its_directory_with_its_identity(run: Path) -> None:
     found = start(["+resume=latest", "trainer.max_steps=9"], run)
     assert found.directory == run
-    assert found.state is not None and found.state["step"] == 6
+    assert found.state is not None and found.state.step == 6
     assert found.identity.id == "1a2b3c4d"
     assert found.frozen == frozen_of(("optimizer.lr=1e-3", "trainer.max_steps=9"))
     assert found.overrides == ["optimizer.lr=1e-3", "trainer.max_steps=9"]
@@ -93,7 +94,7 @@ def test_a_fork_starts_a_new_directory_and_records_its_parent(run: Path) -> None
     found = start([f"+resume={path}", "+fork=true"], run)
     assert found.directory is None
     assert found.identity.id != "1a2b3c4d"
-    assert found.identity.parent == {"id": "1a2b3c4d", "step": 4, "file": str(path)}
+    assert found.identity.parent == ParentRun("1a2b3c4d", 4, str(path))
     assert found.notices() == [f"forking from {path}, step 4"]
     claimed = take_directory(found, run.parent / "forked", is_given=True)
     assert claimed.directory == run.parent / "forked"
@@ -151,7 +152,7 @@ def test_another_run_s_state_in_this_one_is_passed_over_or_refused(run: Path) ->
     (folder / "latest.pt").unlink()
     shutil.copy(foreign, folder / "latest.pt")
     found = start(["+resume=latest"], run)
-    assert found.state is not None and found.state["step"] == 6
+    assert found.state is not None and found.state.step == 6
     assert (
         "latest.pt: cannot be used as latest.pt: it is a state of another run, ffffffff"
         in (found.notices()[0])
@@ -261,7 +262,7 @@ def test_what_was_saved_before_the_lock_was_taken_is_resumed(
     values = compose([]) | {"resume": "auto"}
     decided = find_start(values, [], Scope(tmp_path, run), compose, locks=True)
     with decided.held():
-        assert decided.state is not None and decided.state["step"] == 8
+        assert decided.state is not None and decided.state.step == 8
         assert decided.directory == run
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tools_helpers import NOON, damage, make_run, save, tree
 
 from gpt2ckpt.checkpoint.reading import check
+from gpt2ckpt.checkpoint.state import CheckpointMeta
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.runs.lock import LOCK_NAME, RunLock
 from gpt2ckpt.runs.owner import encode, this_process
@@ -89,7 +90,7 @@ def test_the_last_valid_state_stays_wherever_it_is(checkpoints, run) -> None:
         ["rolling_step_000010.pt"],
         ["epoch_00000.pt"],
     )
-    assert Store(folder).find("latest").state["step"] == 10
+    assert Store(folder).find("latest").state.step == 10
 
 
 def test_a_valid_state_that_only_an_abandoned_folder_has_stays(checkpoints, run) -> None:
@@ -268,7 +269,8 @@ def test_a_plan_never_takes_the_last_valid_state(files, live, limits) -> None:
         group = ListGroup(aside or role)
         path = run.folder / aside / form.format(step)
         inode = Inode((0, number), 1, 10, 4096)
-        entries.append(ListedCheckpoint(path, run, group, aside or role, inode, {"step": step}))
+        meta = CheckpointMeta.from_dict({"step": step})
+        entries.append(ListedCheckpoint(path, run, group, aside or role, inode, meta))
         if is_valid:
             valid.add(path)
     decided = plan_prune(entries, limits, lambda entry: entry.path in valid, is_live=live)

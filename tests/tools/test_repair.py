@@ -16,7 +16,7 @@ COPIES = ("rolling_last_backup.pt", "best_model_backup.pt")
 
 def valid_at(path: Path, step: int) -> bool:
     check(path)
-    return bool(read_meta(path)["step"] == step)
+    return bool(read_meta(path).step == step)
 
 
 def set_aside(run: Path) -> dict[str, bytes]:

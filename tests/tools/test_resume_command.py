@@ -27,7 +27,7 @@ def test_the_real_command_goes_on_and_changes_nothing(checkpoints, real, trained
     log = done.out + done.err
     assert f"resuming from {path}, step 4" in log
     assert "→" not in log
-    assert read_meta(real / "checkpoints" / "latest.pt")["step"] == 8
+    assert read_meta(real / "checkpoints" / "latest.pt").step == 8
     original = trained_once / "outputs" / "a run, lr=3e-4" / "checkpoints" / "latest.pt"
     compared = checkpoints("diff", original, real / "checkpoints" / "latest.pt", "--tensors")
     assert compared.code == 0, compared.out

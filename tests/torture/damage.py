@@ -174,9 +174,10 @@ def _recover(pristine: Pristine, selector: str, good: set[str], changed: set[str
     except CheckpointError as error:
         assert not good, f"{selector}: {error}, and {sorted(good)} are valid"
         return
-    step = found.state["step"]
+    step = found.state.step
     assert step in pristine.states, f"{selector} gave step {step}, which was never saved"
-    where = tiny.differing({k: found.state[k] for k in tiny.COMPARED}, pristine.states[step])
+    stored = found.state.to_dict()
+    where = tiny.differing({k: stored[k] for k in tiny.COMPARED}, pristine.states[step])
     assert where is None, f"{selector} gave step {step} with another {where}"
     own = next(n for n in pristine.content if names.role_of(n) is resume.SELECTORS[selector])
     if own not in changed:

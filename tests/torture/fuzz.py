@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from gpt2ckpt.checkpoint import format
+from gpt2ckpt.checkpoint.state import CheckpointState
 from gpt2ckpt.checkpoints import VERBS
 from gpt2ckpt.config.checks import check_config
 from gpt2ckpt.config.recorded import trusted
@@ -43,7 +44,6 @@ from gpt2ckpt.model.convert import load_pretrained
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.model.huggingface import save_huggingface
 from gpt2ckpt.runs.lock import RunLock
-from gpt2ckpt.runs.resumable import check_resumable
 from gpt2ckpt.tools.command_line import call
 from tests.torture import mutation, tiny
 from tests.torture.tally import Tally
@@ -305,16 +305,16 @@ def _read_checkpoint(data: bytes, own: bytes) -> None:
 
 
 def _read_sealed(data: bytes) -> None:
-    state = format.load(io.BytesIO(data))
+    state = CheckpointState.from_dict(format.load(io.BytesIO(data)))
     format.verify(io.BytesIO(data))
-    check_resumable(state, "latest.pt")
+    state.require_resumable("latest.pt")
 
 
 def _resume_sealed(data: bytes) -> None:
-    state = format.load(io.BytesIO(data))
-    check_resumable(state, "latest.pt")
-    _read_words(json.dumps(state["overrides"]).encode())
-    check_config(build_typed("train", state["config"]))
+    state = CheckpointState.from_dict(format.load(io.BytesIO(data)))
+    state.require_resumable("latest.pt")
+    _read_words(json.dumps(state.overrides).encode())
+    check_config(build_typed("train", state.config))
 
 
 def _read_config(data: bytes) -> None:

@@ -118,7 +118,7 @@ def fork(words: list[str], run: Path, output: Path, what: str | None = "auto") -
             print("\n".join(complete_interrupted_save(start)))
             return 0
         trainer = validated.config.trainer
-        recorded = start.state["environment"] if start.state else None
+        recorded = start.state.environment if start.state else None
         hardware = choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded)
         with reported_errors(), take_directory(start, run, is_given=True).lock:
             for line in start.notices():
@@ -215,7 +215,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
 def newest_valid(run: Path) -> int:
     """The step that a resume would begin with; 0 where it would begin anew."""
     try:
-        return int(Store(run / "checkpoints").find(names.Role.LATEST).state["step"])
+        return int(Store(run / "checkpoints").find(names.Role.LATEST).state.step)
     except CheckpointError:
         return 0
 

@@ -38,12 +38,12 @@ def test_a_batch_is_skipped_and_doubts_about_the_weights_go_back() -> None:
     )
     counts.accept(1.0, 0)
     assert choose_reaction(counts, "rollback", 10) is Reaction.SKIP  # a good step in between
-    assert counts == AnomalyCounts(rollbacks=3, skipped_blocks=24, in_a_row=0, recent=[])
+    assert counts == AnomalyCounts(handled=3, skipped_blocks=24, in_a_row=0, recent=[])
 
 
 @given(st.integers(0, 20), st.integers(0, 5), st.booleans())
 def test_there_are_never_more_rollbacks_than_allowed(most: int, row: int, bad: bool) -> None:
-    counts = AnomalyCounts(rollbacks=most, in_a_row=row)
+    counts = AnomalyCounts(handled=most, in_a_row=row)
     assert choose_reaction(counts, "rollback", most, weights_are_bad=bad) is Reaction.STOP
 
 

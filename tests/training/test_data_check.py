@@ -14,6 +14,7 @@ import pytest
 from training_helpers import events, start_of, train
 
 from gpt2ckpt.checkpoint.reading import load
+from gpt2ckpt.checkpoint.state import DataIdentity
 from gpt2ckpt.data import digest
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.training import data_check, session
@@ -143,7 +144,7 @@ def test_a_checkpoint_without_the_digests_of_files_is_resumed_and_gets_them(
     big: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of earlier versions: their digest covers samples of large files."""
-    old = lambda corpus, blocks: {"digest": corpus.digest, "blocks_per_epoch": blocks}  # noqa: E731
+    old = lambda corpus, n: DataIdentity(digest=corpus.digest, blocks_per_epoch=n)  # noqa: E731
     with monkeypatch.context() as patch:
         patch.setattr(session, "data_identity", old)
         patch.setattr(session.Session, "_check_data", lambda *_: None)

@@ -1,9 +1,12 @@
 """What is chosen, why, and what is said when it cannot be."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from training_helpers import process_switches_restored
 
+from gpt2ckpt.checkpoint.state import Environment
 from gpt2ckpt.config.checks import check_hardware
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.training.hardware import choose_hardware, differences, prepare_process
@@ -64,13 +67,13 @@ def test_words_for_no_device(device: str) -> None:
 
 
 def test_a_resume_keeps_to_what_the_run_began_with() -> None:
-    recorded = {"device": "cpu", "device_name": "x", "precision": "float32", "threads": 3}
+    recorded = Environment(device="cpu", device_name="x", precision="float32", threads=3)
     hardware = choose_hardware("cpu", "auto", None, recorded)
     assert (hardware.precision, hardware.precision_reason) == ("float32", "as the run began")
     assert hardware.threads == 3
     changed = choose_hardware("cpu", "bfloat16", 1, recorded)  # unless something else is asked for
     assert (changed.precision, changed.threads) == ("bfloat16", 1)
-    moved = choose_hardware("cpu", "auto", None, {**recorded, "device": "cuda"})
+    moved = choose_hardware("cpu", "auto", None, replace(recorded, device="cuda"))
     assert moved.precision_reason != "as the run began"
 
 
@@ -79,10 +82,12 @@ def test_what_makes_a_resume_inexact_is_told() -> None:
     assert differences(recorded, recorded) == []
     now = choose_hardware("cpu", "bfloat16", 4).recorded(ranks=1)
     assert differences(now, recorded) == ["precision float32 → bfloat16", "threads 2 → 4"]
-    assert differences({**recorded, "new": 1}, recorded) == []
-    old = {"device": "cpu", "device_name": recorded["device_name"], "threads": 2}  # before 0.1
+    assert differences(replace(recorded, nccl="2.1"), recorded) == []
+    old = Environment(
+        device="cpu", device_name=recorded.device_name, precision="float32", threads=2
+    )  # of the first version
     assert differences(recorded, old) == []
-    assert differences(recorded, {**recorded, "variables": None}) == []
+    assert differences(recorded, replace(recorded, variables=None)) == []
 
 
 def test_autocast_is_the_precision() -> None:

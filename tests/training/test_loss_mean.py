@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from training_helpers import events, train
 
-from gpt2ckpt.training.state import TrainingState
+from gpt2ckpt.checkpoint.state import CheckpointState
 
 STEPS = 14
 SAVING = ["checkpoint.save_every=3", "checkpoint.keep_rolling=99", f"trainer.max_steps={STEPS}"]
@@ -64,14 +64,14 @@ def test_a_resume_from_an_older_checkpoint_averages_its_own_steps_only(
     token_data: Any, tmp_path: Path, exact: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints of earlier versions do not hold the losses since the last logged step."""
-    capture = TrainingState.capture
+    to_dict = CheckpointState.to_dict
 
-    def as_before(*arguments: Any) -> dict[str, Any]:
-        state = capture(*arguments)
-        del state["data"]["unlogged"]
-        return state
+    def stored_as_before(state: CheckpointState) -> dict[str, Any]:
+        stored = to_dict(state)
+        del stored["data"]["unlogged"]
+        return stored
 
-    monkeypatch.setattr(TrainingState, "capture", as_before)
+    monkeypatch.setattr(CheckpointState, "to_dict", stored_as_before)
     run = tmp_path / "run"
     train([*token_data.overrides, *SAVING, "trainer.log_every=4"], run)
     monkeypatch.undo()

@@ -1,5 +1,6 @@
 """What keeps a resume from being exact is said in one line; where nothing does, there is none."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import torch
 from training_helpers import train
 
 from gpt2ckpt.training import run_summary
-from gpt2ckpt.training.source_identity import code_identity, described
+from gpt2ckpt.training.source_identity import described
+from gpt2ckpt.training.state import versions
 
 WARNING = "not bitwise the same as without the stop: "
 
@@ -65,10 +67,11 @@ def test_a_variable_that_chooses_kernels(
 def test_edited_code(
     stopped: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edited = {"code": "9c1bffff00", "commit": "ab" * 20, "dirty": True}
-    monkeypatch.setattr(run_summary, "code_identity", lambda: edited)
+    own = versions()
+    edited = replace(own, code="9c1bffff00", commit="ab" * 20, dirty=True)
+    monkeypatch.setattr(run_summary, "versions", lambda: edited)
     [said] = resume(stopped, caplog)
-    assert said.startswith(f"code {described(code_identity())} → 9c1bffff (commit abababab, dirty)")
+    assert said.startswith(f"code {described(own)} → 9c1bffff (commit abababab, dirty)")
 
 
 def test_several_are_one_line(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:

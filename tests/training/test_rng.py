@@ -8,6 +8,7 @@ import torch
 from training_helpers import differing
 
 from gpt2ckpt.checkpoint import format
+from gpt2ckpt.checkpoint.state import RngState
 from gpt2ckpt.training.rng import capture_generators, restore_generators, seed_everything
 
 
@@ -43,8 +44,8 @@ def test_a_checkpoint_holds_them_bit_by_bit() -> None:
     seed_everything(6)
     random.gauss(0, 1)
     saved = capture_generators()
-    encoded = format.encode({"format": format.FORMAT, "rng": saved})
-    read = format.load(io.BytesIO(b"".join(encoded.buffers)))["rng"]
+    encoded = format.encode({"format": format.FORMAT, "rng": vars(saved)})
+    read = RngState(**format.load(io.BytesIO(b"".join(encoded.buffers)))["rng"])
     assert differing(saved, read) == []
     first = draw()
     restore_generators(read)

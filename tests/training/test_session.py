@@ -327,7 +327,7 @@ def test_an_end_that_is_lowered_below_the_saved_step_is_named_as_past(
     train([*token_data.overrides, "trainer.max_steps=3"], tmp_path / "run")
     lower = start_of(["+resume=latest", "trainer.max_steps=1"], tmp_path / "run")
     assert lower.state is not None
-    lower.state["data"]["evaluated_step"] = 2  # as after a stop before the evaluation
+    lower.state.data.evaluated_step = 2  # as after a stop before the evaluation
     notice = finished_notice(lower, validate_run(lower))
     assert notice is not None and "step 3 is past its end" in notice
 

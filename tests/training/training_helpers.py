@@ -1,6 +1,7 @@
 """A training in this process, from the words of a command line; and states compared bitwise."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ def train(overrides: list[str], directory: Path) -> Outcome:
     with (start := start_of(overrides, directory, locks=True)).held():
         validated: ValidatedRun = validate_run(start)
         trainer = validated.config.trainer
-        recorded = start.state["environment"] if start.state else None
+        recorded = start.state.environment if start.state else None
         hardware = choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded)
         claim = take_directory(start, directory, is_given=True)
         with process_switches_restored(), claim.lock:
@@ -66,6 +67,8 @@ def differing(first: Any, second: Any, path: str = "") -> list[str]:
         same = first.dtype == second.dtype and first.shape == second.shape
         same = same and first.numpy().tobytes() == second.numpy().tobytes()
         return [] if same else [path]
+    if dataclasses.is_dataclass(first) and type(first) is type(second):
+        first, second = vars(first), vars(second)
     if isinstance(first, dict) and isinstance(second, dict):
         if first.keys() != second.keys():
             return [f"{path} (keys)"]
