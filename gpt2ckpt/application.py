@@ -17,13 +17,13 @@ from gpt2ckpt.config.compose import (
     VERSION_BASE,
     compose_config,
     conf_directory,
-    refuse_non_choices,
+    refuse_non_options,
 )
 from gpt2ckpt.config.explain import explained
 from gpt2ckpt.config.help import page
 from gpt2ckpt.config.registry import build_typed, key_meant, register_schemas
 from gpt2ckpt.config.replay import Values
-from gpt2ckpt.config.texts import as_meant
+from gpt2ckpt.config.strings import quote_strings
 from gpt2ckpt.errors import ConfigError, did_you_mean
 from gpt2ckpt.exits import FULL_ERROR, reported_errors
 
@@ -60,7 +60,7 @@ def parse_command_line(root: str) -> CommandLine:
     asks = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
     overrides = list(args.overrides)
     if not args.shell_completion:
-        overrides = as_meant(overrides, root, multirun=bool(args.multirun))
+        overrides = quote_strings(overrides, root, multirun=bool(args.multirun))
     return CommandLine(
         root=root,
         flags=_spelled_flags(parser, args),
@@ -173,7 +173,7 @@ def ask_hydra(line: CommandLine) -> None:
         with contextlib.suppress(ConfigError), explained(line.root):  # a word is half typed
             run_hydra(line, lambda config: None)
         return
-    refuse_non_choices(line.overrides)
+    refuse_non_options(line.overrides)
     with explained(line.root, line.config_dir):
         run_hydra(line, lambda config: None)
 

@@ -8,7 +8,7 @@ import pytest
 
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.config.registry import ROOTS
-from gpt2ckpt.config.texts import as_meant
+from gpt2ckpt.config.strings import quote_strings
 from gpt2ckpt.drill import split_overrides
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +37,7 @@ def hydra_commands() -> list[tuple[str, list[str]]]:
 def test_documented_commands_compose(module: str, overrides: list[str]) -> None:
     single = [word if set("['") & set(word) else word.split(",")[0] for word in overrides]
     given = [override for override in single if "WHAT" not in override]
-    words = as_meant(given, module, multirun=False)
+    words = quote_strings(given, module, multirun=False)
     if module == "drill":
         own, words = split_overrides(words)
         compose_config("drill", own)

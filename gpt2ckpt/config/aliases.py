@@ -1,10 +1,10 @@
-"""What other programs, and the first version of this one, call the keys of a config.
+"""Names of config keys in other programs, and in the first version of this one.
 
-They are not accepted: two names for one setting would make commands hard to read. The error that
-refuses one gives the key to write instead.
+They are not accepted, since two names for one key would make commands hard to read. The error
+message names the key to write instead.
 """
 
-TRAIN_WITH = {  # names that stand for a whole override, whatever value was given
+TRAIN_WITH = {  # names that mean an override with a value, whatever value was given
     "use_tensorboard": "logger=tensorboard",
     "tensorboard": "logger=tensorboard",
     "use_wandb": "logger=wandb",
@@ -105,5 +105,5 @@ MEANT = {
 
 
 def key_for(name: str, root: str) -> str:
-    """The key of the command `root` that `name` stands for elsewhere; empty if there is none."""
+    """Return the key of the command `root` that other programs call `name`; empty if none."""
     return MEANT[root].get(name.rpartition(".")[2], "")

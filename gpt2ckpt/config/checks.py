@@ -1,6 +1,6 @@
-"""Ranges and contradictions that types alone do not catch. Every sentence names the key.
+"""Check ranges and contradictions, which types do not catch. Every message names the key.
 
-Those of the optimizer and the schedule stand in gpt2ckpt/optim, beside what they protect.
+gpt2ckpt/optim/limits.py checks the optimizer and the schedule.
 """
 
 import math
@@ -18,7 +18,7 @@ DDP, FSDP = "ddp", "fsdp"
 LARGEST_SEED = 2**64 - 1  # PyTorch's
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-CALLED = {  # what others call a value
+SYNONYMS = {  # names of values in other programs
     **{"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "apple": "mps"},
     **{"fp32": "float32", "single": "float32", "full": "float32", "32": "float32"},
     **{"fp16": "float16", "half": "float16", "16": "float16", "16-mixed": "float16"},
@@ -56,18 +56,18 @@ def at_least(key: str, value: float | None, least: float) -> None:
 def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ConfigError naming the nearest choice unless `value` is one of them."""
     if value not in choices:
-        hint = did_you_mean(CALLED.get(value.lower(), value.lower()), choices)
+        hint = did_you_mean(SYNONYMS.get(value.lower(), value.lower()), choices)
         raise ConfigError(f"{key} is {value!r}; it must be one of {', '.join(choices)}.{hint}")
 
 
 def check_hardware(device: str, precision: str, prefix: str = "") -> None:
-    """Raise ConfigError for a word that names no device or precision that could exist.
+    """Raise ConfigError for an unknown kind of device or precision.
 
-    `prefix` is what the two keys begin with, for the message.
+    `prefix` is the group of the two keys, for the message.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         numbered = re.fullmatch(r"(?:cuda|gpu)?[:_-]?(\d+)", device.lower())
-        meant = f"cuda:{numbered[1]}" if numbered else CALLED.get(device.lower(), device.lower())
+        meant = f"cuda:{numbered[1]}" if numbered else SYNONYMS.get(device.lower(), device.lower())
         hint = did_you_mean(meant, (*DEVICES, meant) if numbered else DEVICES)
         raise ConfigError(
             f"{prefix}device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps.{hint}"
@@ -82,7 +82,7 @@ def check_model(model: ModelConfig) -> None:
     if model.n_embd % model.n_head:
         raise ConfigError(
             f"model.n_embd={model.n_embd} is not divisible by model.n_head={model.n_head}: "
-            "every head gets the same share"
+            "the heads divide the width equally"
         )
     one_of("model.gelu", model.gelu, ("tanh", "exact"))
     _in_unit_interval("model.dropout", model.dropout)

@@ -1,5 +1,6 @@
-"""Composing a config with Hydra, and the grammar of its overrides."""
+"""Compose a config with Hydra, and read and write overrides in its grammar."""
 
+import contextlib
 import dataclasses
 import re
 import shlex
@@ -21,7 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser import overrides_parser, overrides_visitor
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ValueType
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -39,13 +40,13 @@ from gpt2ckpt.config.registry import (
 )
 from gpt2ckpt.errors import ConfigError
 
-if sys.flags.optimize:  # python -O drops Hydra's asserts, and some of them consume what they check
+if sys.flags.optimize:  # python -O drops Hydra's asserts, some of which consume tokens
     _visitor = overrides_visitor.__file__
     _code = compile(Path(_visitor).read_text(encoding="utf-8"), _visitor, "exec", optimize=0)
     exec(_code, overrides_visitor.__dict__)
     vars(overrides_parser).update(HydraOverrideVisitor=overrides_visitor.HydraOverrideVisitor)
 
-# Hydra 1.3 would behave as 1.1 without the parameter version_base, which 1.4 deprecates.
+# Hydra 1.3 behaves as 1.1 without the parameter version_base, which 1.4 deprecates.
 VERSION_BASE: Any = "1.3" if hydra.__version__.startswith("1.3.") else version._UNSPECIFIED_
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\udc80-\udcff]")  # the last: bytes that are not UTF-8
@@ -54,14 +55,14 @@ SPECIAL = re.compile(r"[\"$`!]|\\(?!')")  # has a meaning between a shell's doub
 
 @dataclass(frozen=True)
 class Composed:
-    """A composed config as plain resolved values, Hydra's own part of it beside."""
+    """A composed config: plain resolved values, and Hydra's own part."""
 
     values: dict[str, Any]
     hydra: DictConfig
 
 
 def conf_directory() -> Path:
-    """The repository's conf/, or the copy that the wheel carries."""
+    """Return the repository's conf/, or the copy of it in the wheel."""
     package = Path(gpt2ckpt.__file__).resolve().parent
     carried = package / "conf"
     return carried if carried.is_dir() else package.parent / "conf"
@@ -70,20 +71,21 @@ def conf_directory() -> Path:
 def compose_config(
     name: str, overrides: list[str], extra_dir: Path | None = None, root: str | None = None
 ) -> Composed:
-    """Compose `name` with `overrides` as Hydra does for one job.
+    """Return the config that Hydra composes for one job.
 
     Args:
-        name: the primary config: one of conf/, or a file of the user's in `extra_dir`.
+        name: the primary config, of conf/ or of `extra_dir`.
         overrides: in Hydra's grammar.
-        extra_dir: a config folder of the user's (--config-dir).
-        root: the command whose keys the config must have; `name` where that is a command's.
+        extra_dir: the user's config folder (--config-dir).
+        root: the command whose keys the config must have; default: the command called `name`, else
+            train.
 
     Raises:
-        ConfigError: with the file of the user's that is wrong, if it is one.
+        ConfigError: if an override or a config file is wrong; names the user's file if it is one.
     """
     root = root or (name if name in ROOTS else "train")
     register_schemas()
-    refuse_non_choices(overrides)
+    refuse_non_options(overrides)
     _refuse_two_lengths(overrides)
     try:
         with explained(root, extra_dir):
@@ -106,8 +108,8 @@ def compose_config(
     missing = [f.name for f in dataclasses.fields(ROOTS[root]) if f.name not in values]
     if missing:
         raise ConfigError(
-            f"the config {name} does not have {missing[0]}: let it build on that of the command, "
-            f"with the line `defaults: [{root}, _self_]`"
+            f"the config {name} does not have {missing[0]}: build it on the command's config, with "
+            f"the line `defaults: [{root}, _self_]`"
         )
     for key, directory in (("run", hydra.run.dir), ("sweep", hydra.sweep.dir)):
         if not directory:
@@ -116,7 +118,7 @@ def compose_config(
 
 
 def _search_path(extra_dir: Path | None) -> ConfigSearchPath:
-    """Where configs are looked for: Hydra's, those of conf/, then the user's, as Hydra does."""
+    """Return Hydra's search path: Hydra's own configs, conf/, then the user's folder."""
     path = create_config_search_path(str(conf_directory()))
     if extra_dir is not None:
         own, before = f"file://{extra_dir.absolute()}", SearchPathQuery(provider="schema")
@@ -131,18 +133,18 @@ def _initialize_hydra(extra_dir: Path | None) -> None:
 
 
 def config_loader(extra_dir: Path | None = None) -> ConfigLoader:
-    """What knows the groups and their options; glob() in a sweep asks it."""
+    """Return a loader that knows the groups and their options."""
     register_schemas()
     return ConfigLoaderImpl(config_search_path=_search_path(extra_dir))
 
 
 def group_options(group: str, extra_dir: Path | None = None) -> list[str]:
-    """The names that `group` can be given; empty for a group that does not exist."""
+    """Return the options of `group`; empty for a group that does not exist."""
     return list(config_loader(extra_dir).get_group_options(group))
 
 
 def chosen(overrides: list[str]) -> list[tuple[str, str]]:
-    """The options of groups that `overrides` choose, as pairs of group and name."""
+    """Return the groups in `overrides` with the option that is chosen of each."""
     pairs = []
     for override in parse_overrides(overrides):
         value = override.value()
@@ -152,22 +154,22 @@ def chosen(overrides: list[str]) -> list[tuple[str, str]]:
 
 
 def sweep_jobs(overrides: list[str], extra_dir: Path | None = None) -> list[list[str]]:
-    """The overrides of each job that Hydra's basic sweeper makes of a multirun's `overrides`."""
+    """Return the overrides of each job of a multirun by Hydra's basic sweeper."""
     parsed = parse_overrides(overrides, extra_dir)
     with explained("train", extra_dir):
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(job) for batch in batches for job in batch]
 
 
-def sets(word: str, *keys: str) -> bool:
-    """Whether the override `word` gives one of `keys` a value."""
-    return word.lstrip("+").startswith(tuple(f"{key}=" for key in keys))
+def sets(override: str, *keys: str) -> bool:
+    """Return whether `override` sets one of `keys`."""
+    return override.lstrip("+").startswith(tuple(f"{key}=" for key in keys))
 
 
 def quoted(text: str, *, interpolates: bool = False) -> str:
-    """`text` as a quoted string of Hydra's override grammar.
+    """Return `text` as a quoted string of Hydra's override grammar.
 
-    With `interpolates` a `${…}` in it stays what it is to OmegaConf; else it is text like the rest.
+    `interpolates`: whether OmegaConf resolves a `${…}` in it; otherwise it is escaped.
     """
     text = text if interpolates else without_interpolation(text)
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
@@ -176,7 +178,7 @@ def quoted(text: str, *, interpolates: bool = False) -> str:
 
 
 def spelled(value: Any) -> str:
-    """A string, number, boolean, None, or list or dict of them, in Hydra's override grammar."""
+    """Return a string, number, boolean, None, list or dict in Hydra's override grammar."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
@@ -192,73 +194,79 @@ def spelled(value: Any) -> str:
 
 
 def as_typed(key: str, value: Any) -> str:
-    """The override that gives `key` this value, to be typed in a shell."""
+    """Return the override that gives `key` this value, quoted for a shell."""
     return in_shell(f"{key}={spelled(value)}")
 
 
-def in_shell(word: str) -> str:
-    """`word` quoted for a shell, on one line whatever is in it."""
-    if not CONTROL.search(word):
-        # What Hydra reads has single quotes in it: double ones around it are easier to read.
-        plain = "'" not in word or SPECIAL.search(word)
-        return shlex.quote(word) if plain else f'"{word}"'
-    escaped = re.sub(r"[\\']", r"\\\g<0>", word)
+def in_shell(argument: str) -> str:
+    """Return `argument` quoted for a shell, on one line whatever it contains."""
+    if not CONTROL.search(argument):
+        # Hydra's strings have single quotes: double quotes around them are easier to read.
+        plain = "'" not in argument or SPECIAL.search(argument)
+        return shlex.quote(argument) if plain else f'"{argument}"'
+    escaped = re.sub(r"[\\']", r"\\\g<0>", argument)
     return f"$'{CONTROL.sub(lambda match: f'{chr(92)}x{ord(match[0]) & 255:02x}', escaped)}'"
 
 
-def parse_overrides(overrides: Sequence[str], extra_dir: Path | None = None) -> Any:
-    """Hydra's parsed overrides. Raises ConfigError for a word that is none.
+def parse_override(argument: str) -> Override | None:
+    """Return Hydra's parsed override; None if `argument` is not an override."""
+    with contextlib.suppress(HydraException, ValueError):
+        parsed = OverridesParser.create().parse_override(argument)
+        return parsed if parsed.key_or_group else None  # Hydra accepts `=value`
+    return None
 
-    `extra_dir` is where a glob() in them looks for options, beside conf/.
+
+def parse_overrides(overrides: Sequence[str], extra_dir: Path | None = None) -> list[Any]:
+    """Return Hydra's parsed overrides. Raises ConfigError for an argument that is not an override.
+
+    `extra_dir` is the user's config folder, in which a glob() finds options, too.
     """
-    parser, parsed = OverridesParser.create(), []
-    for word in overrides:
-        try:
-            parsed.append(parser.parse_override(word))
-            if not parsed[-1].key_or_group:
-                raise ValueError("Hydra takes a word without a key")
-        except (HydraException, ValueError) as error:
-            raise ConfigError(explain_argument(word)) from error
-        if parsed[-1].value_type is ValueType.GLOB_CHOICE_SWEEP:
-            parsed[-1].config_loader = config_loader(extra_dir)
-    return parsed
+    found = []
+    for argument in overrides:
+        parsed = parse_override(argument)
+        if parsed is None:
+            raise ConfigError(explain_argument(argument))
+        if parsed.value_type is ValueType.GLOB_CHOICE_SWEEP:
+            parsed.config_loader = config_loader(extra_dir)
+        found.append(parsed)
+    return found
 
 
-def explain_argument(word: str, root: str = "train") -> str:
-    """Return why `word` is not an override of the command `root`, and what to write."""
-    key, equals, value = word.lstrip("+").partition("=")
+def explain_argument(argument: str, root: str = "train") -> str:
+    """Return why `argument` is not an override of the command `root`, and what to write."""
+    key, equals, value = argument.lstrip("+").partition("=")
     if not equals or not re.fullmatch(r"[\w./@-]+", key):
         hint = ""
-        if word.endswith((".yaml", ".yml")):
-            hint = ": a config of your own is chosen with --config-dir=DIR --config-name=NAME"
-        elif Path(word).exists() or word.endswith(".pt"):
-            hint = f": to resume from it, write {as_typed('+resume', word)}"
-        return f"{word!r} is not an override of the form key=value{hint}"
+        if argument.endswith((".yaml", ".yml")):
+            hint = ": choose a config of your own with --config-dir=DIR --config-name=NAME"
+        elif Path(argument).exists() or argument.endswith(".pt"):
+            hint = f": to resume from it, write {as_typed('+resume', argument)}"
+        return f"{argument!r} is not an override of the form key=value{hint}"
     if takes := expected_value(key, root) or expected_value(key):
-        return f"{word} cannot be read: {key} must be {takes}"
+        return f"{argument} cannot be read: {key} must be {takes}"
     if not key.startswith("hydra") and key not in all_keys(root):
         return no_such_key(key, root)
     return (
-        f"{word!r} is not an override of the form key=value: if its value is a text, quote it "
-        f"twice: {in_shell(f'{key}={quoted(value)}')}"
+        f"{argument!r} is not an override of the form key=value: if its value is a string, quote "
+        f"it twice: {in_shell(f'{key}={quoted(value)}')}"
     )
 
 
-def refuse_non_choices(overrides: list[str]) -> None:
-    """Name the group where Hydra only says that something must be a string."""
+def refuse_non_options(overrides: list[str]) -> None:
+    """Raise ConfigError for a group that is given a value which is not the name of an option."""
     groups = {path.name for path in conf_directory().iterdir() if path.is_dir()}
     for override in parse_overrides(overrides):
         group, value = override.key_or_group, override.value()
         if group in groups and not override.is_delete() and isinstance(value, int | float | None):
             raise ConfigError(
-                f"{override.input_line} names no choice: give {group}=NAME or leave it out; the "
-                f"options are {', '.join(group_options(group))}"
+                f"{override.input_line} is not an option: give {group}=NAME or leave {group} out; "
+                f"the options are {', '.join(group_options(group))}"
             )
 
 
 def _refuse_two_lengths(overrides: list[str]) -> None:
-    """Two keys set the length of an evaluation, and neither may silently win."""
+    """Raise ConfigError if both keys for the length of an evaluation are given."""
     keys = ("trainer.eval_blocks", "trainer.eval_steps")
-    given = {o.key_or_group: o.value() for o in parse_overrides(overrides)}  # the last one counts
+    given = {o.key_or_group: o.value() for o in parse_overrides(overrides)}  # the last value wins
     if all(given.get(key) is not None for key in keys):
         raise ConfigError(f"{' and '.join(keys)} both set the length of an evaluation: give one")

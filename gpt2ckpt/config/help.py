@@ -1,6 +1,6 @@
 """The page that --help prints: groups with their options, keys with their values and meanings.
 
-A key means what the comment behind it in conf/ says; there is no other place to keep true.
+The meaning of a key is the comment behind it in conf/.
 """
 
 import re
@@ -18,7 +18,7 @@ COLUMN, WIDEST = 32, 100
 
 
 def page(root: str, composed: Composed, config_dir: Path | None) -> str:
-    """Return the help of the command `root` for a composed config, whose values it shows."""
+    """Return the help page of the command `root`, with the values of a composed config."""
     width = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
     choices = {
         group: str(name)
@@ -35,7 +35,7 @@ def page(root: str, composed: Composed, config_dir: Path | None) -> str:
                 f"{group}: {names}{now}", width, initial_indent="  ", subsequent_indent="      "
             )
         lines.append("")
-    lines.append("Keys, set with KEY=VALUE (shown with the values that they have now):")
+    lines.append("Keys, set with KEY=VALUE (shown with their present values):")
     keys = dict(composed.values)
     own = {key: value for key, value in keys.items() if not isinstance(value, dict)}
     lines += _block("", {k: v for k, v in own.items() if k not in choices}, root, "", width)
@@ -46,9 +46,9 @@ def page(root: str, composed: Composed, config_dir: Path | None) -> str:
 
 
 def meanings(folder: str, first: str = "") -> dict[str, str]:
-    """Return what each key of a group means, or, without a folder, of the root config `first`.
+    """Return the meaning of each key of a group; without `folder`, of the command's own keys.
 
-    The comments in the file `first` count before those of the group's other options.
+    Comments in the file `first` (an option, or a command) override those of other options.
     """
     files = sorted((conf_directory() / folder).glob("*.yaml" if folder else f"{first}.yaml"))
     files.sort(key=lambda file: file.stem != first)
@@ -86,11 +86,11 @@ def _ending(root: str, choices: dict[str, str]) -> list[str]:
     lines = []
     if "data" in choices:
         other = "data=text" if choices["data"] != "text" else "data=embedded"
-        lines.append(f"Keys of another option: give it with --help, as in {other} --help")
+        lines.append(f"For the keys of another option add it: {other} --help")
     if root == "train":
         lines += [
-            "A sweep: -m KEY=A,B. The whole config as YAML: --cfg job. Your own config files:",
+            "A sweep: -m KEY=A,B. The composed config as YAML: --cfg job. Your own config files:",
             "--config-dir=DIR, with --config-name=NAME for one that builds on train.yaml",
         ]
     install = f'eval "$(gpt2ckpt-{root} -sc install=bash)"'
-    return [*lines, f"Completion by the tab key in bash: {install}; Hydra's flags: --hydra-help"]
+    return [*lines, f"Tab completion in bash: {install}; Hydra's flags: --hydra-help"]

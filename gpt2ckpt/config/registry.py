@@ -1,5 +1,6 @@
-"""Which classes a config may build: by the name in `kind`, never by an import path."""
+"""The classes that a config may build, by the name in `kind` and never by an import path."""
 
+import contextlib
 import dataclasses
 import re
 from types import NoneType
@@ -38,20 +39,21 @@ TYPE_NAMES = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    str: "a text",
+    str: "a string",
     list[float]: "a list of two numbers, as in [0.9,0.95]",
-    list[str]: "a list of texts, as in [a,b]",
+    list[str]: "a list of strings, as in [a,b]",
 }
+NO_KEY = "not in '"  # OmegaConf: Key 'x' not in 'TrainerConfig'
 
 
 def register_schemas() -> None:
-    """Tell Hydra the schema of every root config and of every choice of every group.
+    """Register the schema of each command and of each kind with Hydra.
 
-    In no group of their own: --help lists groups, and would offer them.
+    They are in no group: --help would list the group.
     """
     store = ConfigStore.instance()
     if "schema_train.yaml" in store.repo:
-        return  # Hydra 1.4 warns of a name that is registered twice
+        return  # Hydra 1.4 warns if a name is registered twice
     for name, root in ROOTS.items():
         store.store(name=f"schema_{name}", node=root)
     for group, kinds in KINDS.items():
@@ -80,7 +82,7 @@ def build_typed(root: str, plain: dict[str, Any]) -> Any:
 
 
 def build_model_config(values: dict[str, Any]) -> schema.ModelConfig:
-    """A model config from plain values. Raises ConfigError for a wrong key or type."""
+    """Return the model config from plain values. Raises ConfigError for a wrong key or type."""
     built: schema.ModelConfig = _build(schema.ModelConfig, values, "model.")
     return built
 
@@ -120,19 +122,16 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         missing = next(key for key in OmegaConf.missing_keys(OmegaConf.merge(node, values)))
         raise ConfigError(f"{prefix}{missing} is missing: give {prefix}{missing}=VALUE") from error
     except OmegaConfBaseException as error:
-        place, reason = f"{prefix}{error.full_key or ''}", str(error).splitlines()[0]
-        key = place.partition("[")[0]  # of a list, not of what is in it
-        if "not in '" in reason:
-            raise ConfigError(no_such_key(key)) from error
-        takes = expected_value(key) if isinstance(error, ValidationError) else ""
-        reason = (
-            f"{place} is {error.value!r}; {key} must be {takes}" if takes else f"{key}: {reason}"
-        )
-        raise ConfigError(reason) from error
+        key, reason = f"{prefix}{error.full_key or ''}", str(error).splitlines()[0]
+        message = explain_value(key, reason, is_type_error=isinstance(error, ValidationError))
+        if NO_KEY not in reason:
+            start = f"{key}: " if message == reason else f"{key} is {error.value!r}; "
+            message = f"{start}{message}"
+        raise ConfigError(message) from error
 
 
 def _literal(value: Any) -> Any:
-    """A frozen config is data: what looks like an interpolation in it is escaped, not evaluated."""
+    """Escape interpolations: a frozen config is data, and nothing in it is evaluated."""
     if isinstance(value, dict):
         return {key: _literal(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -143,13 +142,12 @@ def _literal(value: Any) -> Any:
 
 
 def without_interpolation(text: str) -> str:
-    """What OmegaConf reads as `text`, letter by letter."""
-    escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-    return escaped
+    """Return `text` with `${` escaped, so that OmegaConf reads it as it is."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def all_keys(root: str) -> list[str]:
-    """Every key and group that some choice of groups for the command `root` offers, dotted."""
+    """Return every key of the command `root`, dotted, of any kind, and the groups."""
     fields = dataclasses.fields(ROOTS[root])
     groups = KINDS.keys() & {field.name for field in fields}
     keys = set(groups)
@@ -164,7 +162,10 @@ def all_keys(root: str) -> list[str]:
 
 
 def no_such_key(key: str, root: str = "train", value: str = "") -> str:
-    """A sentence that names the key of the command `root` that is meant by `key`, if any is."""
+    """Return the message for an unknown `key` of the command `root`, with the nearest key.
+
+    `value` is the value that the user gave.
+    """
     group, _, leaf = key.partition(".")
     offering = [f"{group}={kind}" for kind, cls in KINDS.get(group, {}).items() if _has(cls, leaf)]
     if offering and hasattr(ROOTS[root], group):
@@ -177,10 +178,10 @@ def no_such_key(key: str, root: str = "train", value: str = "") -> str:
 
 
 def key_meant(name: str, root: str, value: str = "") -> str:
-    """The key of the command `root` that a name typed for one means, with `value`; or empty.
+    """Return the key of the command `root` that `name` means, as `key=value`; "" if none is near.
 
-    That is a key with this name in some group, one that other programs call so, or one spelled
-    nearly like it. Dashes before the name are left out.
+    `name` may be the last part of a key, the name of a key in another program, or misspelt. Leading
+    dashes do not count.
     """
     keys, leaf = all_keys(root), _plain(name)
     if root in ("train", "drill") and leaf in TRAIN_WITH:
@@ -203,24 +204,47 @@ def _plain(name: str) -> str:
 
 
 def expected_value(key: str, root: str = "train") -> str:
-    """The type of `key` in words, for who gave it another; empty for a key that is not known."""
+    """Return the type of `key` as text: "a number, or null"; empty for an unknown key."""
     hint = _type_of(key, root)
-    words = [TYPE_NAMES[part] for part in (hint, *get_args(hint)) if part in TYPE_NAMES]
+    names = [TYPE_NAMES[part] for part in (hint, *get_args(hint)) if part in TYPE_NAMES]
     or_null = ", or null" if NoneType in get_args(hint) else ""
-    return f"{words[0]}{or_null}" if words else ""
+    return f"{names[0]}{or_null}" if names else ""
 
 
-def takes_text(key: str, root: str = "train") -> bool:
-    """Whether a value of `key`, or each item of its list, is a text."""
+def explain_value(
+    key: str, reason: str, *, is_type_error: bool, root: str = "train", value: str = ""
+) -> str:
+    """Return what is wrong with a key or its value.
+
+    Args:
+        key: the full key, of an item of a list with its index.
+        reason: OmegaConf's message, which is returned if there is no better one.
+        is_type_error: whether OmegaConf refused the type of the value.
+        root: the command.
+        value: the value as it was typed, if it was.
+    """
+    key = key.partition("[")[0]
+    if NO_KEY in reason:
+        return no_such_key(key, root, value)
+    takes = expected_value(key, root) if is_type_error else ""
+    if takes.startswith("a whole number") and re.fullmatch(r"[+-]?[\d.]+([eE]\+?\d+)?", value):
+        with contextlib.suppress(ValueError):
+            if float(value).is_integer():
+                takes = f"{takes}; write {key}={int(float(value))}"
+    return f"{key} must be {takes}" if takes else reason
+
+
+def takes_string(key: str, root: str = "train") -> bool:
+    """Return whether a value of `key`, or each item of its list, is a string."""
     hint = _type_of(key, root)
     return str in (hint, *get_args(hint))
 
 
 def _type_of(key: str, root: str) -> Any:
-    """The annotated type of `key` in the config of the command `root`; None if it is not known."""
+    """Return the annotated type of `key` in the schema of the command `root`; None if unknown."""
     group, _, leaf = key.rpartition(".")
-    whole = get_type_hints(ROOTS[root])
-    classes = [*KINDS.get(group, {}).values(), whole.get(group), None if group else ROOTS[root]]
+    fields = get_type_hints(ROOTS[root])
+    classes = [*KINDS.get(group, {}).values(), fields.get(group), None if group else ROOTS[root]]
     hints = [get_type_hints(cls).get(leaf) for cls in classes if dataclasses.is_dataclass(cls)]
     return next(filter(None, hints), None)
 

@@ -1,11 +1,10 @@
-"""Replaying the frozen config of a checkpoint with the command line's overrides on top.
+"""Replay the frozen config of a checkpoint with the overrides of a command line on top.
 
 Hydra's overrides are instructions to compose a config, and a frozen config is already composed. So
-two configs are composed from today's conf/: one from the overrides that the run has had so far, and
-one from these and the new ones. Where the two differ, the new overrides ask for a change; and a key
-that is named outright is always applied. Everything else stays as it was frozen, whatever has
-become of conf/ since: an override that the run has had and that no longer composes, such as an
-experiment whose file was renamed, is left out of both.
+two configs are composed from today's conf/: one from the recorded overrides of the run, one from
+these and the new overrides. A key in which the two differ is changed, and so is a key that a new
+override names. All other keys keep their frozen values, even if conf/ has changed. A recorded
+override that no longer composes, such as an experiment that was renamed, is left out of both.
 """
 
 from collections.abc import Callable
@@ -15,14 +14,14 @@ from typing import Any
 
 from gpt2ckpt.config.compose import parse_overrides, sets
 from gpt2ckpt.config.earlier import in_blocks
-from gpt2ckpt.config.recorded import trusted
+from gpt2ckpt.config.recorded import safe_overrides
 from gpt2ckpt.config.registry import KINDS
 from gpt2ckpt.errors import ConfigError
 
 Values = dict[str, Any]
 NOT_FROZEN = ("resume", "fork", "dry_run")
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "gelu")
-WATCHING = (  # keys, or how keys begin, that no weight depends on
+WATCHING = (  # keys, or their prefixes, that no weight depends on
     "name",
     "logger.",
     "checkpoint.",
@@ -31,11 +30,11 @@ WATCHING = (  # keys, or how keys begin, that no weight depends on
     "trainer.sample_",
 )
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")
-EVALUATION_LENGTH = ("trainer.eval_blocks", "trainer.eval_steps")  # two keys for one thing
+EVALUATION_LENGTH = ("trainer.eval_blocks", "trainer.eval_steps")  # two units of one setting
 
 
 class Effect(StrEnum):
-    """What it does to a training when a key has another value."""
+    """The effect on a training of another value of a key."""
 
     HARMLESS = "harmless"
     TRAJECTORY = "changes the trajectory"
@@ -44,7 +43,7 @@ class Effect(StrEnum):
 
 @dataclass(frozen=True)
 class Change:
-    """A key whose value a resume changes, and what that does to the training."""
+    """A key that a resume changes, and the effect on the training."""
 
     key: str
     old: Any
@@ -56,12 +55,12 @@ class Change:
 
 
 def freeze(values: Values) -> Values:
-    """The part of a composed config that a checkpoint keeps."""
+    """Return the part of a composed config that a checkpoint keeps."""
     return {key: value for key, value in in_blocks(values).items() if key not in NOT_FROZEN}
 
 
 def task_overrides(overrides: list[str]) -> list[str]:
-    """The overrides that shape a training: not Hydra's own, not which run to resume."""
+    """Return the overrides of the training: without Hydra's own, resume, fork and dry_run."""
     return [
         override.input_line
         for override in parse_overrides(overrides)
@@ -72,14 +71,21 @@ def task_overrides(overrides: list[str]) -> list[str]:
 def replay(
     frozen: Values, recorded: list[str], new: list[str], compose: Callable[[list[str]], Values]
 ) -> tuple[Values, list[Change]]:
-    """The config to go on with, and what `new` changes in it.
+    """Return the config to resume with, and what `new` changes in the frozen config.
 
-    Raises ConfigError for a change that the saved state cannot follow.
+    Args:
+        frozen: the frozen config.
+        recorded: the overrides of the run so far.
+        new: the overrides of this command.
+        compose: composes a config from overrides.
+
+    Raises:
+        ConfigError: for a change that the saved state does not fit.
     """
     if not new:
         return frozen, []
     base, lost = _composable_base(frozen, recorded, compose)
-    new = [word for word in new if word not in lost]  # given again: its values are frozen
+    new = [override for override in new if override not in lost]  # repeated: its values are frozen
     if not new:
         return frozen, []
     before = flatten(freeze(compose(base)))
@@ -87,7 +93,7 @@ def replay(
     asked = {key for key in {*before, *after} if before.get(key) != after.get(key)}
     for override in parse_overrides(new):
         named = override.key_or_group
-        # A group that is given again, as in the first start's command, asks for no change.
+        # A group that is given again, as in the command of the first start, changes nothing.
         if "." in named or named in after:
             asked |= {key for key in after if key == named or key.startswith(f"{named}.")}
         if named in KINDS:
@@ -106,14 +112,14 @@ def replay(
 
 
 def composable(overrides: list[str], compose: Callable[[list[str]], Values]) -> list[str]:
-    """Those of `overrides` that still compose, each on top of those before it."""
+    """Return those of `overrides` that still compose, each on top of the ones before it."""
     return _composable_after([], overrides, compose)
 
 
 def _composable_after(
     kept: list[str], rest: list[str], compose: Callable[[list[str]], Values]
 ) -> list[str]:
-    """`kept`, which composes, and what can be added to it of `rest`."""
+    """Return `kept`, which composes, and those of `rest` that compose on top of it."""
     try:
         compose([*kept, *rest])
     except ConfigError:
@@ -128,12 +134,12 @@ def _composable_after(
 def _composable_base(
     frozen: Values, recorded: list[str], compose: Callable[[list[str]], Values]
 ) -> tuple[list[str], list[str]]:
-    """Overrides that compose the kinds of the frozen config, and those of `recorded` that are lost.
+    """Return overrides that compose the kinds of the frozen config, and the lost of `recorded`.
 
-    A file that is gone may have chosen the kinds, and new overrides are of their keys.
+    New overrides are of keys of these kinds, even if the file that chose the kinds is gone.
     """
     base = composable(recorded, compose)
-    lost = [word for word in recorded if word not in base]
+    lost = [override for override in recorded if override not in base]
     if lost:
         now, then = flatten(compose(base)), flatten(frozen)
         kinds = [
@@ -148,27 +154,28 @@ def _composable_base(
 def still_meant(
     frozen: Values, recorded: list[str], new: list[str], compose: Callable[[list[str]], Values]
 ) -> list[str]:
-    """`recorded` without the settings of what `new` replaces by another kind.
+    """Return the recorded overrides that still count beside the new ones.
 
-    The list comes out of a file: what is not trusted goes, too.
+    Those of a group that `new` replaces by another kind do not count, nor do those that are unsafe:
+    the list comes from a file.
     """
-    recorded = trusted(task_overrides(recorded), frozen)
+    recorded = safe_overrides(task_overrides(recorded), frozen)
     for key, other in (EVALUATION_LENGTH, EVALUATION_LENGTH[::-1]):
-        if any(sets(word, key) for word in new):
-            recorded = [word for word in recorded if not sets(word, other)]
+        if any(sets(override, key) for override in new):
+            recorded = [override for override in recorded if not sets(override, other)]
     groups = [o for o in parse_overrides(new) if o.key_or_group in KINDS]
-    words = composable([group.input_line for group in groups], compose)
-    groups = [group for group in groups if group.input_line in words]  # `replay` names the others
+    valid = composable([group.input_line for group in groups], compose)
+    groups = [group for group in groups if group.input_line in valid]  # `replay` refuses the others
     if not groups:
         return recorded
-    before, after = flatten(frozen), flatten(compose(words))
+    before, after = flatten(frozen), flatten(compose(valid))
     kinds = (f"{group.key_or_group}.kind" for group in groups)
     gone = tuple(kind.removesuffix("kind") for kind in kinds if before.get(kind) != after.get(kind))
     return [o.input_line for o in parse_overrides(recorded) if not o.key_or_group.startswith(gone)]
 
 
 def difference(old: Values, new: Values) -> list[Change]:
-    """The keys in which two flat configs differ, in order."""
+    """Return the keys in which two flat configs differ, in the order of the configs."""
     keys = [*old, *(key for key in new if key not in old)]
     return [
         Change(k, old.get(k), new.get(k), classify(k, new))
@@ -178,22 +185,23 @@ def difference(old: Values, new: Values) -> list[Change]:
 
 
 def classify(key: str, config: Values) -> Effect:
-    """The effect of another value of `key` on a training with the flat `config`.
+    """Return the effect of another value of `key` on a training with the flat `config`.
 
-    Breaks the shape: a resume refuses it, the saved state does not fit. Harmless: at every step
-    that both reach, the weights are bitwise the same. A key that is not known may change them.
+    SHAPE: the saved state does not fit, so that a resume refuses the change. HARMLESS: at each step
+    that both trainings reach, the weights are bitwise the same. TRAJECTORY: all other keys, unknown
+    ones too.
     """
     group, _, leaf = key.partition(".")
     if (group == "model" and leaf in SHAPE) or key == "optimizer.kind":
         return Effect.SHAPE
-    if key in LENGTH:  # the schedule spans the run unless it has a length of its own or needs none
+    if key in LENGTH:  # the length of most schedules is that of the run
         fixed = config.get("schedule.kind") == "constant" or config.get("schedule.steps")
         return Effect.HARMLESS if fixed else Effect.TRAJECTORY
     return Effect.HARMLESS if key.startswith(WATCHING) else Effect.TRAJECTORY
 
 
 def flatten(values: Values, prefix: str = "") -> Values:
-    """Nested dicts as dotted keys."""
+    """Return nested dicts as one dict with dotted keys."""
     flat: Values = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -204,7 +212,7 @@ def flatten(values: Values, prefix: str = "") -> Values:
 
 
 def unflatten(flat: Values) -> Values:
-    """The inverse of `flatten`."""
+    """Return dotted keys as nested dicts."""
     nested: Values = {}
     for key, value in flat.items():
         *path, leaf = key.split(".")
@@ -234,4 +242,4 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = str(value)
-    return text if text.isprintable() else repr(value)  # no word to the terminal out of a file
+    return text if text.isprintable() else repr(value)  # no control characters from a file

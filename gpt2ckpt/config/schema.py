@@ -1,7 +1,8 @@
-"""The typed schema of every config group: names, types and defaults.
+"""The schema of every config group: names, types and defaults.
 
 Hydra checks a composed config against these classes, and `gpt2ckpt.config.registry` builds them
-from a frozen config. They are plain dataclasses: no torch, nothing that is slow to import.
+from a frozen config. The options in conf/ have the same defaults, which a test compares: a config
+file of the user's may set a part of the keys. The comments in conf/ say what each key means.
 """
 
 from dataclasses import dataclass, field
@@ -10,14 +11,12 @@ from typing import Any
 from omegaconf import MISSING
 
 VOCAB_SIZE = 50257
-END_OF_TEXT = 50256  # the token <|endoftext|>, GPT-2's last one
+END_OF_TEXT = 50256  # GPT-2's token <|endoftext|>
 
 
 @dataclass
 class ModelConfig:
-    """The shape of a GPT-2. `gelu` is tanh, as OpenAI's, or exact, as later nanoGPT's;
-    `init_from` names pretrained weights to start from, which then set the shape.
-    """
+    """The shape of a GPT-2 (conf/model/). Weights in `init_from` set the shape themselves."""
 
     n_layer: int = 4
     n_head: int = 4
@@ -32,11 +31,7 @@ class ModelConfig:
 
 @dataclass
 class EmbeddedDataConfig:
-    """Python's own language reference: real English prose that every interpreter carries.
-
-    `split` holds out whole sections that are nowhere else (sections), or the tail, as configs did
-    that are older than the key.
-    """
+    """The Python language reference, English prose that is part of every Python installation."""
 
     kind: str = "embedded"
     val_fraction: float = 0.1
@@ -45,10 +40,7 @@ class EmbeddedDataConfig:
 
 @dataclass
 class TextDataConfig:
-    """UTF-8 text files of the user's; without `val` the last `val_fraction` is held out.
-
-    `train` is null only where nothing is trained: evaluating on `val`.
-    """
+    """UTF-8 text files. `train` may be null for an evaluation on `val`."""
 
     kind: str = "text"
     train: str | None = None
@@ -58,11 +50,7 @@ class TextDataConfig:
 
 @dataclass
 class TokensDataConfig:
-    """Token files: nanoGPT's headerless ones or llm.c's shards, read where they are needed.
-
-    `dtype` is that of headerless files: uint16, uint32, or auto to look at their values. It is
-    uint16 for configs that are older than the key.
-    """
+    """Token files: nanoGPT's, without a header, or llm.c's shards."""
 
     kind: str = "tokens"
     train: str | None = None
@@ -81,10 +69,7 @@ class AdamWConfig:
 
 @dataclass
 class MuonConfig:
-    """Muon for the matrices of the blocks, AdamW for everything else.
-
-    `lr` is Muon's; `adamw_lr` is the rate of the embeddings, norms and biases.
-    """
+    """Muon for the matrices of the blocks; AdamW for embeddings, norms and biases."""
 
     kind: str = "muon"
     lr: float = 0.02
@@ -99,7 +84,7 @@ class MuonConfig:
 
 @dataclass
 class CosineConfig:
-    """Linear warm-up, then half a cosine down to `min_lr_ratio`; `steps` null is the whole run."""
+    """Linear warm-up, then half a cosine down to `min_lr_ratio`."""
 
     kind: str = "cosine"
     warmup_steps: int = 40
@@ -109,7 +94,7 @@ class CosineConfig:
 
 @dataclass
 class WsdConfig:
-    """Warm-up, a stable plateau, then a linear decay over the last `decay_steps` of `steps`."""
+    """Linear warm-up, a plateau, then a linear decay over the last `decay_steps`."""
 
     kind: str = "wsd"
     warmup_steps: int = 40
@@ -126,12 +111,7 @@ class ConstantConfig:
 
 @dataclass
 class TrainerConfig:
-    """The loop. One step trains `batch_size * grad_accum` blocks; `overfit` repeats the first.
-
-    `on_bad_loss` (stop or rollback) is for numbers that are not finite and, with `spike_zscore`,
-    for a loss so many standard deviations above the last `spike_window`.
-    The run ends at `max_steps` or `max_epochs`, whichever comes first; with neither, after 260.
-    """
+    """The training loop. A step trains `batch_size * grad_accum` blocks."""
 
     max_steps: int | None = None
     max_epochs: int | None = None
@@ -160,13 +140,7 @@ class TrainerConfig:
 
 @dataclass
 class CheckpointConfig:
-    """What is saved when, and how many files of each pool are kept.
-
-    `keep_epochs` null keeps the end of every epoch, as configs did that are older than the key.
-    Every `scrub_every` saves (0: never) all files are checked, at `scrub_mb_per_s` at most; a disk
-    that takes nothing for `hang_seconds` is not waited for. After a signal the process ends within
-    `grace_seconds`; null is no limit.
-    """
+    """The checkpoint policy: when to save, and how many files to keep."""
 
     enabled: bool = True
     save_every: int = 250
@@ -184,7 +158,7 @@ class CheckpointConfig:
 
 @dataclass
 class LoggerConfig:
-    """metrics.jsonl is always written; these are written beside it."""
+    """The loggers beside metrics.jsonl, which is always written."""
 
     tensorboard: bool = True
     wandb: bool = False
@@ -195,7 +169,7 @@ class LoggerConfig:
 
 @dataclass
 class TrainConfig:
-    """Everything that `python -m gpt2ckpt.train` reads."""
+    """The config of `python -m gpt2ckpt.train`."""
 
     name: str = "gpt2"
     seed: int = 1337
@@ -213,7 +187,7 @@ class TrainConfig:
 
 @dataclass
 class SampleConfig:
-    """Everything that `python -m gpt2ckpt.sample` reads."""
+    """The config of `python -m gpt2ckpt.sample`."""
 
     ckpt: str = MISSING
     prompt: str = ""
@@ -228,7 +202,7 @@ class SampleConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Everything that `python -m gpt2ckpt.evaluate` reads; `data` null is the checkpoint's own."""
+    """The config of `python -m gpt2ckpt.evaluate`. `data` null means the data of the training."""
 
     ckpt: str = MISSING
     data: Any = None
@@ -239,7 +213,7 @@ class EvaluateConfig:
 
 @dataclass
 class PrepareConfig:
-    """Everything that `python -m gpt2ckpt.prepare` reads."""
+    """The config of `python -m gpt2ckpt.prepare`."""
 
     data: Any = None
     out: str = MISSING
@@ -248,7 +222,7 @@ class PrepareConfig:
 
 @dataclass
 class DrillConfig:
-    """What `python -m gpt2ckpt.drill` reads beside everything of a training."""
+    """The keys of `python -m gpt2ckpt.drill` beside those of a training."""
 
     steps: int = 8
     ranks: int = 1

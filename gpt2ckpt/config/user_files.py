@@ -1,6 +1,6 @@
-"""What is wrong with a config file of the user's, where Hydra's own message does not say it.
+"""Find the error in a config file of the user's, where Hydra's message does not name it.
 
-Looked at only once composing has failed: a file that Hydra accepts is never refused here.
+Files are checked only after composing failed: a file that Hydra accepts is never refused here.
 """
 
 import codecs
@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from gpt2ckpt.config.explain import no_such_option
 from gpt2ckpt.errors import did_you_mean
 
-GLOBAL_GROUPS = ("experiment", "debug")  # whose files set keys of the whole config
+GLOBAL_GROUPS = ("experiment", "debug")  # their files set keys of any group
 PACKAGE = "# @package _global_"
 Options = Mapping[str, list[str]]
 
@@ -21,13 +22,13 @@ Options = Mapping[str, list[str]]
 def first_problem(
     folder: Path, name: str, chosen: Iterable[tuple[str, str]], options: Options
 ) -> str | None:
-    """Return one sentence on the first file in `folder` that is wrong, None if none is.
+    """Return a message on the first file in `folder` that is wrong; None if none is.
 
     Args:
         folder: the user's config folder.
         name: the primary config.
-        chosen: groups and the options chosen of them.
-        options: what each group offers.
+        chosen: the groups with the option that is chosen of each.
+        options: the options of each group.
     """
     places = [("", name), *((group.partition("@")[0], option) for group, option in chosen)]
     for group, option in places:
@@ -40,13 +41,13 @@ def first_problem(
 
 
 def _problems(file: Path, group: str, options: Options) -> Iterator[str]:
-    """What is wrong with `file`, the first thing first; each begins where the path has ended."""
+    """Yield the errors in `file`, as text that follows the path of the file."""
     content = file.read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        yield f", line {line}: this is not UTF-8: save the file as UTF-8"
+        yield f", line {line}: not UTF-8: save the file as UTF-8"
         return
     try:
         values = yaml.safe_load(text)
@@ -66,14 +67,14 @@ def _problems(file: Path, group: str, options: Options) -> Iterator[str]:
 def _explain_yaml(error: yaml.YAMLError, text: str) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
-        return f": this is not YAML ({str(error).splitlines()[0]})"
+        return f": not YAML ({str(error).splitlines()[0]})"
     where = f", line {mark.line + 1}"
     lines = text.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
     if "\t" in line[: len(line) - len(line.lstrip())]:
         return f"{where}: YAML allows no tab before a key: indent with spaces"
-    problem = getattr(error, "problem", None) or "it cannot be read"
-    return f"{where}: this is not YAML ({problem}): write key: value, indented with spaces"
+    problem = getattr(error, "problem", None) or "unreadable"
+    return f"{where}: not YAML ({problem}): write key: value, indented with spaces"
 
 
 def _package_problems(content: bytes, text: str, group: str) -> Iterator[str]:
@@ -89,7 +90,7 @@ def _package_problems(content: bytes, text: str, group: str) -> Iterator[str]:
 
 
 def _entry_problems(values: dict[str, Any], group: str, options: Options) -> Iterator[str]:
-    """What is wrong with the entries of the defaults list."""
+    """Yield the errors in the defaults list."""
     entries = values.get("defaults", [])
     if not isinstance(entries, list):
         yield ": defaults is a list: write each entry on a line of its own, as in `  - _self_`"
@@ -99,9 +100,9 @@ def _entry_problems(values: dict[str, Any], group: str, options: Options) -> Ite
     )
     for entry in entries:
         if isinstance(entry, str):
-            word = entry.removeprefix("override ").strip(" /")
+            named = entry.removeprefix("override ").strip(" /")
             if entry.startswith("override ") or (group in GLOBAL_GROUPS and " " in entry):
-                yield f": {entry!r} in defaults has no option: write `- override /{word}: NAME`"
+                yield f": {entry!r} in defaults has no option: write `- override /{named}: NAME`"
             continue
         if not isinstance(entry, dict) or len(entry) != 1:
             yield f": {entry!r} in defaults is not one group with its option: write `- group: NAME`"
@@ -113,8 +114,8 @@ def _entry_problems(values: dict[str, Any], group: str, options: Options) -> Ite
 def _group_problems(
     key: str, option: object, group: str, options: Options, *, builds_on: bool
 ) -> Iterator[str]:
-    words = key.split()
-    path = words[-1].partition("@")[0]
+    *keywords, path = key.split()
+    path = path.partition("@")[0]
     named = path.lstrip("/")
     if named.startswith("hydra/"):
         return
@@ -126,18 +127,16 @@ def _group_problems(
         )
         return
     right = f"override /{named}" if group else f"override {path}"
-    if builds_on and ("override" not in words or (group and not path.startswith("/"))):
+    if builds_on and ("override" not in keywords or (group and not path.startswith("/"))):
         yield f": write `- {right}: {option}` in its defaults list, not `- {key}: {option}`"
     for name in option if isinstance(option, list) else [option]:
-        if isinstance(name, str) and "optional" not in words and name not in offered:
-            yield (
-                f": there is no {named}={name}, which its defaults list names; the options are "
-                f"{', '.join(offered)}.{did_you_mean(name, offered, start=f'{named}=')}"
-            )
+        if isinstance(name, str) and "optional" not in keywords and name not in offered:
+            where = ", which its defaults list names"
+            yield f": {no_such_option(named, name, offered, where)}"
 
 
 def _choice_problems(values: dict[str, Any], group: str, options: Options) -> Iterator[str]:
-    """Groups that are given like keys: their options are chosen in the defaults list."""
+    """Yield an error for each group that is set like a key: the defaults list chooses options."""
     for key, value in values.items():
         if key == group and isinstance(value, dict):
             yield (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from gpt2ckpt.config.compose import compose_config, in_shell, parse_overrides
-from gpt2ckpt.config.texts import as_meant
+from gpt2ckpt.config.strings import quote_strings
 from gpt2ckpt.errors import ConfigError
 
 AWKWARD = " =,'\"\\${}[]():*~+@|;#%&\t!<>?`^\n"
@@ -24,7 +24,7 @@ PROSE = st.text(CHARACTERS, max_size=12).filter(
 
 def meaning(root: str, word: str, *, multirun: bool = False) -> object:
     """The value that a config has in the end."""
-    [meant] = as_meant([word], root, multirun=multirun)
+    [meant] = quote_strings([word], root, multirun=multirun)
     return OmegaConf.create({"key": parse_overrides([meant])[0].value()}).key
 
 
@@ -82,17 +82,17 @@ def test_what_hydra_reads_as_a_text_keeps_its_meaning() -> None:
             "trainer.threads=2",
         ),
     ]
-    assert as_meant(words, "train", multirun=False) == words
+    assert quote_strings(words, "train", multirun=False) == words
 
 
 def test_an_interpolation_in_a_path_that_needs_quotes_still_works() -> None:
-    words = as_meant(["hydra.run.dir=runs/lr=${optimizer.lr}"], "train", multirun=False)
+    words = quote_strings(["hydra.run.dir=runs/lr=${optimizer.lr}"], "train", multirun=False)
     assert compose_config("train", [*words, "optimizer.lr=0.5"]).hydra.run.dir == "runs/lr=0.5"
 
 
 def test_commas_separate_the_values_of_a_sweep() -> None:
     for word in ("data.train=a.bin,b.bin", "name=choice(a,b)", "seed=1,2"):
-        assert as_meant([word], "train", multirun=True) == [word]
+        assert quote_strings([word], "train", multirun=True) == [word]
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_a_text_with_two_meanings_is_refused_with_both_ways_to_write_it(
 ) -> None:
     """The words that the message gives are typed in a real shell, and mean what they should."""
     with pytest.raises(ConfigError) as raised:
-        as_meant([word], "sample", multirun=multirun)
+        quote_strings([word], "sample", multirun=multirun)
     forms = re.findall(
-        r"write (.+?), (?:or|for one text with commas) (.+?)(?: if|$)", str(raised.value), re.I
+        r"write (.+?), (?:or|for one string with commas) (.+?)(?: if|$)", str(raised.value), re.I
     )
     for form, text in zip(forms[0], texts, strict=True):
         [typed] = typed_in_bash(form)
@@ -148,10 +148,10 @@ def test_a_quoted_word_survives_a_real_shell() -> None:
 
 def test_a_word_that_the_shell_split_off_a_text_is_explained() -> None:
     with pytest.raises(ConfigError) as raised:
-        as_meant(["ckpt=latest", "prompt=Hello", "world"], "sample", multirun=False)
+        quote_strings(["ckpt=latest", "prompt=Hello", "world"], "sample", multirun=False)
     assert str(raised.value) == (
         "'world' is not an override of the form key=value. If it belongs to 'prompt=Hello', quote "
-        "the whole for the shell: 'prompt=Hello world'"
+        "both for the shell: 'prompt=Hello world'"
     )
 
 
@@ -165,9 +165,9 @@ def test_a_word_that_the_shell_split_off_a_text_is_explained() -> None:
 )
 def test_other_unreadable_values_are_explained(word: str, expected: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        compose_config("sample", as_meant([word], "sample", multirun=False), None, "sample")
+        compose_config("sample", quote_strings([word], "sample", multirun=False), None, "sample")
     assert expected in str(raised.value)
 
 
 def test_the_experiment_group_takes_hydras_own_spelling() -> None:
-    assert as_meant(["+experiment=quick"], "train", multirun=False) == ["experiment=quick"]
+    assert quote_strings(["+experiment=quick"], "train", multirun=False) == ["experiment=quick"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gpt2ckpt.config.compose import compose_config
-from gpt2ckpt.config.recorded import trusted
+from gpt2ckpt.config.recorded import safe_overrides
 from gpt2ckpt.config.replay import freeze, replay, still_meant
 
 FROZEN: dict[str, Any] = freeze(compose_config("train", []).values)
@@ -30,13 +30,13 @@ HOSTILE = [
 
 
 def test_honest_words_stay() -> None:
-    assert trusted(HONEST, FROZEN) == HONEST
-    assert trusted(["name=gpt2"], FROZEN) == ["name=gpt2"]
+    assert safe_overrides(HONEST, FROZEN) == HONEST
+    assert safe_overrides(["name=gpt2"], FROZEN) == ["name=gpt2"]
 
 
 @pytest.mark.parametrize("word", HOSTILE)
 def test_hostile_words_go(word: str) -> None:
-    assert trusted([*HONEST, word], FROZEN) == HONEST
+    assert safe_overrides([*HONEST, word], FROZEN) == HONEST
 
 
 def test_a_resume_composes_no_hostile_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -269,7 +269,7 @@ def test_a_key_of_a_kind_whose_choice_is_gone_can_still_be_changed(my_conf: Path
     recorded = ["experiment=mine", "schedule=mine"]
     frozen = freeze(compose_config("train", recorded, my_conf).values)
     _, changes = resume(recorded, ["optimizer.momentum=0.8", "schedule.decay_steps=7"], frozen)
-    assert changes == ["optimizer.momentum: 0.95 → 0.8", "schedule.decay_steps: 0 → 7"]
+    assert changes == ["optimizer.momentum: 0.95 → 0.8", "schedule.decay_steps: 100 → 7"]
     for word, hint in (
         ("optimizer.momentun=0.8", "Did you mean optimizer.momentum?"),
         ("experiment=mime", "there is no experiment=mime"),

@@ -43,10 +43,10 @@ WRONG = {
     "text": (b"just words\n", ": the file holds a str: write lines of the form key: value"),
     "latin": (
         HEAD + b"name: x # l\xe4ufe\n",
-        ", line 2: this is not UTF-8: save the file as UTF-8",
+        ", line 2: not UTF-8: save the file as UTF-8",
     ),
-    "utf16": ("name: x\n".encode("utf-16"), ", line 1: this is not UTF-8: save the file as UTF-8"),
-    "yaml": (HEAD + b"trainer: {max_steps: 4\n", ", line 3: this is not YAML (expected ',' or '}'"),
+    "utf16": ("name: x\n".encode("utf-16"), ", line 1: not UTF-8: save the file as UTF-8"),
+    "yaml": (HEAD + b"trainer: {max_steps: 4\n", ", line 3: not YAML (expected ',' or '}'"),
     "list": (
         HEAD + b"defaults: 3\n",
         ": defaults is a list: write each entry on a line of its own",

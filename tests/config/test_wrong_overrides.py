@@ -57,8 +57,8 @@ WRONG = {
     "checkpoint=save": "Did you mean checkpoint=safe?",
     "logger=tensorbord": "Did you mean logger=tensorboard?",
     "experiment=quik": "Did you mean experiment=quick?",
-    "trainer=null": "trainer=null names no choice: give trainer=NAME",
-    "data=3": "data=3 names no choice: give data=NAME",
+    "trainer=null": "trainer=null is not an option: give trainer=NAME",
+    "data=3": "data=3 is not an option: give data=NAME",
     # wrong types
     "trainer.max_steps=ten": "trainer.max_steps=ten is not possible: "
     "trainer.max_steps must be a whole number, or null",
@@ -74,8 +74,8 @@ WRONG = {
     "trainer.compile must be true or false",
     "model.n_layer=2.5": "model.n_layer=2.5 is not possible: model.n_layer must be a whole number",
     "model.n_layer=null": "model.n_layer must be a whole number",
-    "trainer.sample_prompt=[a]": "trainer.sample_prompt must be a text",
-    "logger.wandb_tags=3": "logger.wandb_tags must be a list of texts, as in [a,b]",
+    "trainer.sample_prompt=[a]": "trainer.sample_prompt must be a string",
+    "logger.wandb_tags=3": "logger.wandb_tags must be a list of strings, as in [a,b]",
     "fork=maybe": "fork=maybe is not possible: fork must be true or false, or null",
     # out of range
     "seed=-1": "seed is -1; it must be at least 0",
@@ -100,7 +100,7 @@ WRONG = {
     "foo": "'foo' is not an override of the form key=value",
     "optimizer.lr==3": "optimizer.lr==3 cannot be read: optimizer.lr must be a number",
     "optimizer.betas=[1": "optimizer.betas=[1 cannot be read: optimizer.betas must be a list",
-    "+optimizer.lr=3": "optimizer.lr has a value already: write optimizer.lr=VALUE without",
+    "+optimizer.lr=3": "optimizer.lr already has a value: write optimizer.lr=VALUE without",
     "trainer.max_steps=1,2": "for a sweep over its parts add -m",
     "name=${nothing}": "name is not possible: Interpolation key 'nothing' not found",
     # foreign code

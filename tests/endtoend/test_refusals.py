@@ -18,7 +18,7 @@ WRONG = {
     "model=gpt2_nanoo": (2, "Did you mean model=gpt2_nano?"),
     "trainer.max_steps=ten": (2, "trainer.max_steps=ten is not possible"),
     "optimizer.kind=os.system": (2, "it must be one of adamw, muon"),
-    "--cfg job trainer=5": (2, "trainer=5 names no choice: give trainer=NAME"),
+    "--cfg job trainer=5": (2, "trainer=5 is not an option: give trainer=NAME"),
     "--cfg job optimizer.lr=fast": (2, "optimizer.lr must be a number"),
     "no_override": (2, "'no_override' is not an override of the form key=value"),
     "=": (2, "'=' is not an override of the form key=value"),

@@ -31,7 +31,7 @@ from gpt2ckpt.checkpoint import format
 from gpt2ckpt.checkpoint.state import CheckpointState
 from gpt2ckpt.checkpoints import VERBS
 from gpt2ckpt.config.checks import check_config
-from gpt2ckpt.config.recorded import trusted
+from gpt2ckpt.config.recorded import safe_overrides
 from gpt2ckpt.config.registry import build_typed
 from gpt2ckpt.config.replay import freeze, task_overrides
 from gpt2ckpt.config.schema import ModelConfig
@@ -326,7 +326,7 @@ def _read_config(data: bytes) -> None:
 def _read_words(data: bytes) -> None:
     words = json.loads(data)
     if isinstance(words, list) and all(isinstance(word, str) for word in words):
-        trusted(task_overrides(words), {"name": "gpt2"})
+        safe_overrides(task_overrides(words), {"name": "gpt2"})
 
 
 def _read_wandb(path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from gpt2ckpt.config.compose import compose_config, sweep_jobs
-from gpt2ckpt.config.texts import with_texts
+from gpt2ckpt.config.strings import quote_numbers
 
 
 @pytest.mark.parametrize(
@@ -11,19 +11,19 @@ from gpt2ckpt.config.texts import with_texts
     ["2024_11_28", "1e3", "true", "007", "1.50", "1_000.5", "nan", "-inf", "0x1f", "on", "no"],
 )
 def test_a_text_stays_as_it_was_typed(text: str) -> None:
-    words = with_texts(
+    words = quote_numbers(
         [f"name={text}", f"trainer.sample_prompt={text}", f"+resume={text}"], "train"
     )
     values = compose_config("train", words).values
     assert values["name"] == values["trainer"]["sample_prompt"] == values["resume"] == text
-    words = with_texts([f"hydra.run.dir={text}", f"++logger.wandb_tags=[a,{text}]"], "train")
+    words = quote_numbers([f"hydra.run.dir={text}", f"++logger.wandb_tags=[a,{text}]"], "train")
     composed = compose_config("train", words)
     assert composed.hydra.run.dir == text
     assert composed.values["logger"]["wandb_tags"] == ["a", text]
 
 
 def test_every_value_of_a_sweep_stays_as_it_was_typed() -> None:
-    jobs = sweep_jobs(with_texts(["name=2024_11_28,b,1e3"], "train"))
+    jobs = sweep_jobs(quote_numbers(["name=2024_11_28,b,1e3"], "train"))
     names = [compose_config("train", job).values["name"] for job in jobs]
     assert names == ["2024_11_28", "b", "1e3"]
 
@@ -44,10 +44,10 @@ def test_every_value_of_a_sweep_stays_as_it_was_typed() -> None:
     ],
 )
 def test_other_words_are_left_alone(word: str) -> None:
-    assert with_texts([word], "train") == [word]
+    assert quote_numbers([word], "train") == [word]
 
 
 def test_other_commands_have_texts_of_their_own() -> None:
-    assert with_texts(["prompt=1e3", "ckpt=007"], "sample")[0] == "prompt='1e3'"
+    assert quote_numbers(["prompt=1e3", "ckpt=007"], "sample")[0] == "prompt='1e3'"
     words = ["data.train=2024_11_28", "out=2024_11"]
-    assert with_texts(words, "prepare") == ["data.train='2024_11_28'", "out='2024_11'"]
+    assert quote_numbers(words, "prepare") == ["data.train='2024_11_28'", "out='2024_11'"]
