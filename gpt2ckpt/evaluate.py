@@ -14,7 +14,7 @@ from gpt2ckpt.config.registry import build_data_config
 from gpt2ckpt.config.schema import EvaluateConfig
 from gpt2ckpt.data.corpus import open_validation
 from gpt2ckpt.errors import ConfigError
-from gpt2ckpt.tools.formatting import to_json
+from gpt2ckpt.loggers.metrics_file import to_json
 from gpt2ckpt.units import perplexity
 
 

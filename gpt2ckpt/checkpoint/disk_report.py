@@ -7,6 +7,7 @@ import shlex
 import threading
 from pathlib import Path
 
+from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.files.disk_usage import (
     COUNT_SECONDS,
     DISK_FULL,
@@ -32,20 +33,24 @@ class DiskReport:
     saves fit is a warning once, until more fit again.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, events: EventSink = NO_EVENTS) -> None:
+        self._folder, self._events = folder, events
         self._thread: threading.Thread | None = None
         self._is_scarce = False
 
     def start(
-        self, bytes_per_save: int, seconds_per_save: float, most_bytes: int | None = None
+        self,
+        step: int,
+        bytes_per_save: int,
+        seconds_per_save: float,
+        most_bytes: int | None = None,
     ) -> None:
-        """Begin to count; the line is logged when that has ended.
+        """Start to count; the line is logged, for the save of `step`, when the count has ended.
 
         `most_bytes` is what all checkpoints can take at most; None if that has no bound.
         """
         if self._thread is None or not self._thread.is_alive():
-            arguments = (bytes_per_save, seconds_per_save, most_bytes)
+            arguments = (step, bytes_per_save, seconds_per_save, most_bytes)
             self._thread = threading.Thread(target=self._log, args=arguments, daemon=True)
             self._thread.start()
 
@@ -54,13 +59,17 @@ class DiskReport:
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def _log(self, bytes_per_save: int, seconds_per_save: float, most_bytes: int | None) -> None:
+    def _log(
+        self, step: int, bytes_per_save: int, seconds_per_save: float, most_bytes: int | None
+    ) -> None:
         coming = None
         if most_bytes is not None:
             coming = most_bytes - disk_bytes(self._folder.glob("*.pt"))
         now = measure_usage(self._folder.parent)
         sentence, is_scarce = forecast(now, bytes_per_save, seconds_per_save, coming)
         if is_scarce and not self._is_scarce:
+            saves = now.free // max(bytes_per_save, 1)
+            self._events.write("disk_low", step, free_bytes=now.free, saves_left=saves)
             what = "warning: few saves fit on the disk: %s. %s shows what can go"
             log.warning(what, sentence, _prune(self._folder))
         else:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.archive_folders import CORRUPT, unused_folder
 from gpt2ckpt.checkpoint.best import Best, best_of, find_best_file, restore_best_file
+from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.checkpoint.reading import check, key_of, read_meta
 from gpt2ckpt.checkpoint.repair import quarantine
 from gpt2ckpt.checkpoint.store import misplacement
@@ -34,10 +35,15 @@ class Guard:
     """Checks files of one checkpoints/ folder for the thread that saves, which alone calls it."""
 
     def __init__(
-        self, folder: Path, run: str | None, valid: Path | None, watch: durable.Watch
+        self,
+        folder: Path,
+        run: str | None,
+        valid: Path | None,
+        watch: durable.Watch,
+        events: EventSink = NO_EVENTS,
     ) -> None:
-        """`valid` is a file that was verified already, `watch` is told of all bytes read."""
-        self._folder, self._run, self._watch = folder, run, watch
+        """`valid` is a file that was verified already; `watch` is called with all bytes read."""
+        self._folder, self._run, self._watch, self._events = folder, run, watch, events
         self._known_valid = {key_of(valid)} if valid is not None else set()
         self._reader: Worker | None = None
 
@@ -59,7 +65,8 @@ class Guard:
                 self._known_valid.add(key)
                 return
             suspects = {path: reason}
-            for sentence in quarantine(self._folder, suspects, datetime.now(), self._run):
+            when, run, events = datetime.now(), self._run, self._events
+            for sentence in quarantine(self._folder, suspects, when, run, events):
                 log.warning("%s", sentence)
         except UnresponsiveDisk as error:
             self._move_away(path, error)
@@ -102,6 +109,7 @@ class Guard:
     def _move_away(self, path: Path, error: CheckpointError) -> None:
         """Without reading it: a name can be moved where the bytes do not come."""
         aside = unused_folder(self._folder, CORRUPT, datetime.now())
+        self._events.write("checkpoint_corrupt", None, files=[path.name], reason=str(error))
         try:
             durable.make_directory(aside)
             durable.move(path, aside / path.name)

@@ -13,8 +13,16 @@ from typing import Any
 from gpt2ckpt.checkpoint import disk_report, format, names, policy
 from gpt2ckpt.checkpoint.archive_folders import all_folders
 from gpt2ckpt.checkpoint.best import Best, best_of
+from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.checkpoint.guard import Guard
-from gpt2ckpt.checkpoint.policy import COPIES, Retention, SaveRequest, copies, most_bytes
+from gpt2ckpt.checkpoint.policy import (
+    COPIES,
+    Retention,
+    SaveRequest,
+    copies,
+    most_bytes,
+    own_names,
+)
 from gpt2ckpt.checkpoint.repair import quarantine
 from gpt2ckpt.checkpoint.reservation import Reservation
 from gpt2ckpt.checkpoint.scrub import Scrub
@@ -69,14 +77,15 @@ class CheckpointManager:
         saves_best: bool = True,
         run: str | None = None,
         known: CheckpointMeta | None = None,
+        events: EventSink = NO_EVENTS,
     ) -> None:
-        self._check_owner = check_owner
-        self._scrub = Scrub(folder, scrub_mb_per_s)
+        self._check_owner, self._events = check_owner, events
+        self._scrub = Scrub(folder, scrub_mb_per_s, events)
         self._writer = Writer(hang_seconds, self._report_hang, self._scrub.run)
         self._scrub.watch = self._writer.beat
         self._scrub_every = scrub_every
         self._store = Store(folder, self._writer.beat)
-        self._space_report = disk_report.DiskReport(folder)
+        self._space_report = disk_report.DiskReport(folder, events)
         self._reserve = Reservation(folder)
         self._reserve_is_wanted = False
         self._why_no_reserve: str | None = None
@@ -91,7 +100,7 @@ class CheckpointManager:
         self._back_to: tuple[Path, int] | None = None  # a rollback that is not archived yet
         self.saves = 0
         self.failed_step: int | None = None  # of the newest save, if it failed
-        self._guard = Guard(folder, run, resumed_from, self._writer.beat)
+        self._guard = Guard(folder, run, resumed_from, self._writer.beat, events)
         self._run, self._saves_best = run, saves_best
         self._known_best = _known_best(known)
         self._best: Best | None = None  # what best_model.pt holds
@@ -180,7 +189,9 @@ class CheckpointManager:
         assert self._back_to is not None
         folder, step = self._store.folder, self._back_to[1]
         try:
-            for sentence in quarantine(folder, skipped, datetime.now(), self._run):
+            self._events.sync()  # the rollback is recorded before files are moved
+            when, run, events = datetime.now(), self._run, self._events
+            for sentence in quarantine(folder, skipped, when, run, events):
                 log.warning("%s", sentence)
             self._archive_later()
         except (OSError, CheckpointError) as error:
@@ -237,8 +248,10 @@ class CheckpointManager:
         log.info("waiting until the last save is on disk; the same signal again stops at once")
         if self._writer.wait():
             return True
-        log.error("the last save is given up: %s", _reason(_hang(self._writer.silence)))
+        error = _reason(_hang(self._writer.silence))
+        log.error("the last save is given up: %s", error)
         if self._writing is not None:
+            self._events.write("checkpoint_failed", self._writing.step, error=error)
             self.failed_step = max(self.failed_step or 0, self._writing.step)
         return False
 
@@ -264,6 +277,7 @@ class CheckpointManager:
         try:
             self._check_owner()
             first()
+            self._events.sync()
             try:
                 self._archive_later()
             except OSError:
@@ -281,10 +295,11 @@ class CheckpointManager:
         finally:
             if request.best:  # a save can fail before or after it has come to that name
                 self._best, self._coming_best = self._guard.best(), None
-        self._guard.trust(path)
-        self.failed_step = None
         seconds = time.perf_counter() - start
         saved = Saved(path, encoded.size, seconds, seconds if waited is None else waited)
+        self._record(saved, request, str(state.get("reason", "")))
+        self._guard.trust(path)
+        self.failed_step = None
         self.newest, self._seconds_a_copy = path, seconds / copies(request)
         self.saves += 1
         log.info(
@@ -299,13 +314,32 @@ class CheckpointManager:
         if self.saves % REPORT_EVERY == 0:
             pace = (time.monotonic() - self._begun) / self.saves
             self._space_report.start(
-                COPIES * encoded.size, pace, most_bytes(self._retention, encoded.size)
+                step=request.step,
+                bytes_per_save=COPIES * encoded.size,
+                seconds_per_save=pace,
+                most_bytes=most_bytes(self._retention, encoded.size),
             )
         if self._scrub_every and self.saves % self._scrub_every == 0:
             self._scrub.request()
         return saved
 
+    def _record(self, saved: Saved, request: SaveRequest, reason: str) -> None:
+        """Record a save durably, before anything relies on it."""
+        roles = [names.role_of(name) for name in own_names(request)]
+        self._events.write(
+            "checkpoint_saved",
+            request.step,
+            file=saved.path.name,
+            roles=[names.Role.LATEST, *roles],
+            reason=reason,
+            bytes=saved.size,
+            seconds=saved.seconds,
+            stall_seconds=saved.waited,
+        )
+        self._events.sync()
+
     def _fail(self, request: SaveRequest, error: Exception) -> Saved | None:
+        self._events.write("checkpoint_failed", request.step, error=_reason(error))
         log.warning(
             "SAVE FAILED at step %d: %s. Every older checkpoint is kept, training goes on, and the "
             "next save tries again. %s.",

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from gpt2ckpt.checkpoint import format, names
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT, archive_folders, unused_folder
+from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.reading import blameless, check, read_meta
-from gpt2ckpt.checkpoint.store import misplacement
+from gpt2ckpt.checkpoint.store import misplacement, step_of
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 from gpt2ckpt.files.links import inode_of
@@ -92,7 +93,11 @@ def same_files(folder: Path) -> list[list[Path]]:
 
 
 def quarantine(
-    folder: Path, suspects: Mapping[Path, str], when: datetime, run: str | None = None
+    folder: Path,
+    suspects: Mapping[Path, str],
+    when: datetime,
+    run: str | None = None,
+    events: EventSink = NO_EVENTS,
 ) -> list[str]:
     """Replace files in `folder` that cannot be used by verified copies, or move them away.
 
@@ -105,6 +110,7 @@ def quarantine(
         suspects: what is wrong with each file; those outside the folder are left alone.
         when: names the folder that they are moved to.
         run: the id of the run, if it is known.
+        events: gets `checkpoint_corrupt` before a file is touched, and `checkpoint_repaired`.
 
     Returns:
         A sentence for each file. Raises OSError or CheckpointError.
@@ -119,10 +125,11 @@ def quarantine(
                 whole.append(path)
             elif is_valid is False:
                 corrupt[path] = reason
-    sentences = [mended.message for mended in _repair_or_move(folder, corrupt, when)]
+    sentences = [mended.message for mended in _repair_or_move(folder, corrupt, when, events)]
     aside = unused_folder(folder, CORRUPT, when)
     for path in whole:
         if contradiction := misplacement(path, run):
+            _report_corrupt(Corrupt([path], contradiction), events)
             durable.make_directory(aside)
             durable.move(path, aside / path.name)
             sentences.append(f"{contradiction}; it is kept in {aside.name}")
@@ -136,21 +143,21 @@ def _inside(folder: Path, path: Path) -> Path | None:
 
 
 def _repair_or_move(
-    folder: Path, corrupt: Mapping[Path, str], when: datetime
+    folder: Path, corrupt: Mapping[Path, str], when: datetime, events: EventSink
 ) -> list[RepairResult]:
     """Replace corrupt files; on a disk that takes no copy, move them away."""
     if not corrupt:
         return []
     found = _diagnose_some(folder, corrupt)
     try:
-        return repair(folder, found, when, moves=True)
+        return repair(folder, found, when, moves=True, events=events)
     except (OSError, CheckpointError):
         left = [
             Corrupt(names, item.reason)
             for item in found.corrupt
             if (names := [name for name in item.names if name.exists() and not _is_valid(name)])
         ]
-        return repair(folder, Diagnosis(corrupt=left), when, moves=True)
+        return repair(folder, Diagnosis(corrupt=left), when, moves=True, events=events)
 
 
 def _diagnose_some(folder: Path, suspects: Mapping[Path, str]) -> Diagnosis:
@@ -181,7 +188,12 @@ def _is_valid(path: Path) -> bool | None:
 
 
 def repair(
-    folder: Path, found: Diagnosis, when: datetime, *, moves: bool = False
+    folder: Path,
+    found: Diagnosis,
+    when: datetime,
+    *,
+    moves: bool = False,
+    events: EventSink = NO_EVENTS,
 ) -> list[RepairResult]:
     """Replace every corrupt file of which a valid copy is left; with `moves`, move the others away.
 
@@ -192,6 +204,7 @@ def repair(
     aside = unused_folder(folder, CORRUPT, when)
     mended = []
     for corrupt in found.corrupt:
+        _report_corrupt(corrupt, events)
         sources = _copies_of(corrupt, found.valid)
         if not sources and not moves:
             mended.append(RepairResult(corrupt, None))
@@ -208,8 +221,23 @@ def repair(
             durable.make_directory(kept.parent)
             durable.link(name, kept)
         _replace(corrupt.names, sources)
+        events.write(
+            "checkpoint_repaired",
+            step_of(corrupt.names[0]),
+            files=[name.name for name in corrupt.names],
+            source=sources[0][0].name,
+            kept_in=aside.name,
+        )
         mended.append(RepairResult(corrupt, sources[0][0], aside))
     return mended
+
+
+def _report_corrupt(corrupt: Corrupt, events: EventSink) -> None:
+    """Record a damaged file durably, before it is replaced or moved."""
+    files = [name.name for name in corrupt.names]
+    step = step_of(corrupt.names[0])
+    events.write("checkpoint_corrupt", step, files=files, reason=corrupt.reason)
+    events.sync()
 
 
 def _replace(damaged: list[Path], sources: list[list[Path]]) -> None:

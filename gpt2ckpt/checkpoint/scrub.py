@@ -16,6 +16,7 @@ from concurrent import futures
 from datetime import datetime
 from pathlib import Path
 
+from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.checkpoint.reading import Key, blameless, check, key_of
 from gpt2ckpt.checkpoint.repair import Corrupt, quarantine, same_files
 from gpt2ckpt.errors import CheckpointError
@@ -38,8 +39,8 @@ class Scrub:
     Called from the thread that saves, and never beside it: files are repaired between saves only.
     """
 
-    def __init__(self, folder: Path, mb_per_s: float) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, mb_per_s: float, events: EventSink = NO_EVENTS) -> None:
+        self._folder, self._events = folder, events
         self._bytes_per_s = mb_per_s * 1e6
         self._under_way = False
         self._checked: dict[Key, str | None] = {}  # what is wrong with each file; None: nothing
@@ -63,7 +64,8 @@ class Scrub:
                 self._check_once(names[0], is_wanted)
             corrupt = self._confirmed(is_wanted)
             suspects = {item.names[0]: item.reason for item in corrupt}
-            for sentence in quarantine(self._folder, suspects, datetime.now()):
+            when = datetime.now()
+            for sentence in quarantine(self._folder, suspects, when, events=self._events):
                 log.warning("%s", sentence)
         except _Wanted:
             return

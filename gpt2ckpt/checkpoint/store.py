@@ -113,7 +113,7 @@ class Store:
         They are moved to abandoned_YYYYMMDD_HHMMSS/ and latest.pt becomes `chosen`. Returns that
         folder, or None if there was nothing later.
         """
-        later = [path for path in self.files() if self._step_of(path) > step]
+        later = self.later_than(step)
         if not later:
             return None
         aside = unused_folder(self.folder, ABANDONED, when)
@@ -123,6 +123,10 @@ class Store:
         durable.link(chosen, self.folder / names.LATEST)
         durable.delete([path for path in later if path.name != names.LATEST])
         return aside
+
+    def later_than(self, step: int) -> list[Path]:
+        """Return the files of later steps, which a rollback to `step` archives."""
+        return [path for path in self.files() if (step_of(path) or 0) > step]
 
     def candidates(self, role: Role) -> Iterator[Path]:
         """Every file of the folder, in the order in which `find` tries them for `role`."""
@@ -140,7 +144,8 @@ class Store:
             pool = [path for path in files if names.role_of(path.name) is wanted]
             yield from sorted(pool, key=age, reverse=True)
         rest = [path for path in files if names.role_of(path.name) not in preferred]
-        yield from sorted(rest, key=self._step_of, reverse=True)
+        steps = {path: -1 if (step := step_of(path)) is None else step for path in rest}
+        yield from sorted(rest, key=lambda path: steps[path], reverse=True)
 
     def _by_contradiction(
         self, role: Role, run: str | None
@@ -177,14 +182,15 @@ class Store:
         newer = [path for path, (owner, *its) in ages.items() if owner == run and its > age]
         return sorted(newer, key=lambda path: ages[path], reverse=True)
 
-    def _step_of(self, path: Path) -> int:
-        """Return the step that a file holds, else the one in its name; -1 if there is neither."""
-        with contextlib.suppress(CheckpointError):
-            meta = read_meta(path)
-            if meta.has("step"):
-                return meta.step
-        named = names.role_of(path.name) in (Role.ROLLING, Role.EMERGENCY)
-        return names.number_in(path.name) or -1 if named else -1
+
+def step_of(path: Path) -> int | None:
+    """Return the step that a file holds, else the one in its name; None if there is neither."""
+    with contextlib.suppress(CheckpointError):
+        meta = read_meta(path)
+        if meta.has("step"):
+            return meta.step
+    named = names.role_of(path.name) in (Role.ROLLING, Role.EMERGENCY)
+    return names.number_in(path.name) if named else None
 
 
 def misplacement(path: Path, run: str | None) -> str | None:

@@ -27,6 +27,7 @@ class AppendFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._is_new = not path.exists()
         # Unbuffered, so that a partial write is noticed and can be undone.
         self._file = os.fdopen(_open(path), "ab", buffering=0)
         # Lines to write, and functions that replace the file after the lines before them.
@@ -71,14 +72,22 @@ class AppendFile:
         """
         self._wait()
         os.fsync(self._file.fileno())
+        if self._is_new:  # its name is not durable before the directory is
+            durable.sync_directory(self._path.parent)
+            self._is_new = False
         if os.fstat(self._file.fileno()).st_nlink == 0:
             raise OSError(errno.ENOENT, "the file was deleted and will not be created again")
 
     def close(self) -> None:
-        """Close the file; pending lines are lost."""
-        self._worker.submit(self._file.close)
+        """Sync and close the file, in some seconds at most; pending lines are lost."""
+        self._worker.submit(self._sync_and_close)
         self._worker.close()
         self._worker.join(0.0 if self._worker.silence > PATIENCE else PATIENCE)
+
+    def _sync_and_close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
+        self._file.close()
 
     def _wait(self) -> None:
         """Wait until the thread is idle. Raises OSError if the file system hangs."""

@@ -61,8 +61,8 @@ class MetricsFile:
 
 
 def encode(event: MetricRecord) -> str:
-    """Return an event as one line of JSON, without the newline."""
-    return json.dumps({key: json_number(value) for key, value in event.items()}, allow_nan=False)
+    """Return an event as one line of JSON, without its newline."""
+    return to_json(dict(event))
 
 
 def read_lines(path: Path) -> Lines:
@@ -88,6 +88,19 @@ def rewind(path: Path, step: int) -> None:
     if len(kept) < len(lines.events):
         in_place = sorted([*kept, *lines.damaged], key=lambda line: line.number)
         durable.shorten(path, b"".join(line.content for line in in_place))
+
+
+def to_json(value: Any) -> str:
+    """Return a value as one line of JSON; numbers that are not finite become strings."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return json_number(value) if isinstance(value, float) else value
 
 
 def json_number(value: float) -> float | str:

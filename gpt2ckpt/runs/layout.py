@@ -9,6 +9,7 @@ STAMPED = re.compile(r"(?P<base>.*_(?:run|sweep))_(?P<stamp>\d{8}_\d{6})")
 
 CHECKPOINTS = "checkpoints"
 HISTORY = "metrics.jsonl"
+EVENTS = "events.jsonl"  # runs/events.py
 LOG = "train.log"  # as in conf/train.yaml
 RECORD = ".hydra"  # what Hydra records of each launch
 TENSORBOARD = "tensorboard"

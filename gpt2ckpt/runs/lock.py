@@ -22,7 +22,7 @@ from gpt2ckpt.files import durable
 from gpt2ckpt.files.disk_usage import DISK_FULL
 from gpt2ckpt.files.links import refuse_link
 from gpt2ckpt.files.locks import Lock, try_lock
-from gpt2ckpt.runs.layout import HISTORY, LINEAGE, LOCK_NAME, LOG, RECORD
+from gpt2ckpt.runs.layout import EVENTS, HISTORY, LINEAGE, LOCK_NAME, LOG, RECORD
 from gpt2ckpt.runs.owner import SIZE, Verdict, decode, encode, judge, this_process
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ BEAT_SECONDS = 5.0
 WATCH_SECONDS = 60.0  # without a beat: longer than a file system's cache of another machine
 LOOK_SECONDS = 1.0
 # What a process of a run opens by name and writes to: a link would lead the writes elsewhere.
-WRITTEN = (LOCK_NAME, HISTORY, LOG, RECORD)
+WRITTEN = (LOCK_NAME, HISTORY, EVENTS, LOG, RECORD)
 
 
 class RunLock:

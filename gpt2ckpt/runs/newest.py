@@ -24,6 +24,7 @@ from gpt2ckpt.files.permissions import access_error, require_access
 from gpt2ckpt.runs.claim import holds_checkpoints
 from gpt2ckpt.runs.layout import (
     CHECKPOINTS,
+    EVENTS,
     HISTORY,
     JOBS,
     LINEAGE,
@@ -115,7 +116,7 @@ def run_directories(root: Path) -> list[tuple[Path, bool]]:
         directory = Path(parent)
         if JOBS in files:
             sweeps.add(directory)
-        if CHECKPOINTS in inner or not {HISTORY, LINEAGE}.isdisjoint(files):
+        if CHECKPOINTS in inner or not {HISTORY, EVENTS, LINEAGE}.isdisjoint(files):
             found[directory.resolve()] = directory
         linked += [path for name in inner if (path := directory / name).is_symlink()]
         inner[:] = [

@@ -78,10 +78,20 @@ class Start:
         parent = ParentRun(run.id, self.found.state.step, str(self.found.path))
         return RunIdentity(secrets.token_hex(4), name, parent)
 
-    def skipped(self) -> list[str]:
-        """Return a line for each file or run that was skipped, with the reason."""
+    @property
+    def step(self) -> int:
+        """Return the step of the saved state; 0 for a run that starts from none."""
+        return self.found.state.step if self.found else 0
+
+    @property
+    def skipped_files(self) -> list[tuple[Path, str]]:
+        """Return the files and runs that were skipped, each with the reason."""
         skipped = self.found.skipped if self.found else self.skipped_runs
-        return [f"skipped {path}: {reason.removeprefix(f'{path} ')}" for path, reason in skipped]
+        return [(path, reason.removeprefix(f"{path} ")) for path, reason in skipped]
+
+    def skipped(self) -> list[str]:
+        """Return a line for each file that was not taken because it is damaged or missing."""
+        return [f"skipped {path}: {reason}" for path, reason in self.skipped_files]
 
     def notices(self) -> list[str]:
         """Return the lines to print: skipped files, the state to start from, changed keys."""

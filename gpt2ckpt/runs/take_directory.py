@@ -12,11 +12,12 @@ from pathlib import Path
 
 from gpt2ckpt.checkpoint import interrupted_save
 from gpt2ckpt.checkpoint.repair import quarantine
-from gpt2ckpt.checkpoint.store import Found, Store
+from gpt2ckpt.checkpoint.store import Found, Store, step_of
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files import durable
 from gpt2ckpt.runs import history
 from gpt2ckpt.runs.claim import Claim, claim, holds_checkpoints, holds_run, reclaim
+from gpt2ckpt.runs.events import EventLog
 from gpt2ckpt.runs.history import Point
 from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.runs.lock import unwritable
@@ -50,9 +51,14 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
         past = history.Past.of(start.directory)  # raises before anything is moved
         durable.clean_temporaries(start.directory)
         found, store = start.found, Store(start.directory / CHECKPOINTS)
-        notices = [*_quarantine(start.directory, found), *_complete_save(start)]
         point = Point(found.state.step, found.path)
-        archive = store.roll_back_to(found.path, point.shared_step, datetime.now())
+        with EventLog(start.directory) as events:
+            notices = [*_quarantine(start.directory, found, events), *_complete_save(start)]
+            if later := [step_of(path) or 0 for path in store.later_than(point.shared_step)]:
+                file, step = str(found.path), point.shared_step
+                events.write("rolled_back", step, from_step=max(later), file=file, reason="resume")
+                events.sync()
+            archive = store.roll_back_to(found.path, point.shared_step, datetime.now())
         if archive:
             notices.append(f"archived the checkpoints after step {point.shared_step} in {archive}")
         notices += _continue_history(past, start, point, archive)
@@ -105,14 +111,14 @@ def _refuse_folders(directory: Path) -> None:
             raise InputError(f"{path} is a folder where checkpoints are saved: move it away")
 
 
-def _quarantine(directory: Path, found: Found) -> list[str]:
+def _quarantine(directory: Path, found: Found, events: EventLog) -> list[str]:
     """Replace or move away the skipped files, before a save lets them replace a valid file.
 
     Returns the lines to print. A failure is among them and not raised: the state is on disk.
     """
     folder, run = directory / CHECKPOINTS, history.run_id_in(directory)
     try:
-        return quarantine(folder, dict(found.skipped), datetime.now(), run)
+        return quarantine(folder, dict(found.skipped), datetime.now(), run, events)
     except (CheckpointError, OSError) as error:
         return [f"damaged files in {folder} cannot be moved away: {error}"]
 

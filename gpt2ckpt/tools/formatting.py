@@ -1,10 +1,6 @@
-"""Numbers, times and JSON as they are printed."""
+"""Sizes, times and losses as they are printed."""
 
-import json
 from datetime import datetime, timedelta
-from typing import Any
-
-from gpt2ckpt.loggers.metrics_file import json_number
 
 WIDTH = 80  # columns; a table is no wider
 HALF_A_YEAR = timedelta(days=182)
@@ -41,16 +37,3 @@ def loss(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if 0 <= value < 10 else f"{value:.3f}"
-
-
-def to_json(value: Any) -> str:
-    """`value` as JSON on one line; a number that is not finite becomes a string, as in metrics."""
-    return json.dumps(_finite(value), allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return json_number(value) if isinstance(value, float) else value

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.files.disk_usage import disk_bytes
+from gpt2ckpt.loggers.metrics_file import to_json
 from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb, add_json
 from gpt2ckpt.tools.inventory import ListedCheckpoint, ListGroup, all_roles, scan
@@ -26,9 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the list. A damaged file is one of its lines, not an error."""
     runs = [scan(run) for run in find_runs(args.dir)]
     if args.json:
-        print(
-            formatting.to_json([_as_json(entry, entries) for entries in runs for entry in entries])
-        )
+        print(to_json([_as_json(entry, entries) for entries in runs for entry in entries]))
         return 0
     listed = [entries for entries in runs if entries]
     for entries in listed:

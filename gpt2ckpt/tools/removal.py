@@ -9,6 +9,7 @@ from gpt2ckpt.checkpoint.reservation import RESERVATION
 from gpt2ckpt.files import durable
 from gpt2ckpt.runs.layout import (
     CHECKPOINTS,
+    EVENTS,
     HISTORY,
     LINEAGE,
     LOCK_NAME,
@@ -23,7 +24,7 @@ from gpt2ckpt.tools.targets import Run
 
 # Paths within a run directory, besides its checkpoints.
 OURS = re.compile(
-    "|".join(map(re.escape, (HISTORY, LOG, LOCK_NAME, REPLAY, LINEAGE)))
+    "|".join(map(re.escape, (HISTORY, EVENTS, LOG, LOCK_NAME, REPLAY, LINEAGE)))
     + rf"|{CHECKPOINTS}/{ABANDONED}[^/]+/{re.escape(HISTORY)}"
     rf"|{CHECKPOINTS}/{CORRUPT}[^/]+/({'|'.join(map(re.escape, (HISTORY, REPLAY, LINEAGE)))})"
     rf"|{re.escape(RECORD)}/(resume_\d+/)?(config|hydra|overrides)\.yaml"

@@ -1,12 +1,15 @@
 """`repair`: replace corrupt files by verified copies of the same state."""
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 
+from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.checkpoint.repair import RepairResult, diagnose
 from gpt2ckpt.checkpoint.repair import repair as mend
 from gpt2ckpt.errors import UserError
+from gpt2ckpt.runs.events import EventLog
 from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.tools.command_line import Verb
 from gpt2ckpt.tools.targets import DIR_HELP, Run, find_runs, no_runs, without_linked
@@ -33,8 +36,8 @@ def _repair_run(run: Run) -> int:
         print(f"{run.folder}: nothing is corrupt")
         return 0
     try:
-        with RunLock(run.directory):
-            mended = mend(run.folder, diagnose(run.folder), datetime.now())
+        with RunLock(run.directory), _events_of(run) as events:
+            mended = mend(run.folder, diagnose(run.folder), datetime.now(), events=events)
     except UserError as error:
         print(f"{run.folder}: not repaired: {error}")
         return 1
@@ -44,6 +47,11 @@ def _repair_run(run: Run) -> int:
     for line in (line for item in mended for line in _lines(item)):
         print(line)
     return 1 if any(item.source is None for item in mended) else 0
+
+
+def _events_of(run: Run) -> AbstractContextManager[EventSink]:
+    """Return the events of a run; a copied checkpoints folder is not a run, and gets none."""
+    return nullcontext(NO_EVENTS) if run.folder == run.directory else EventLog(run.directory)
 
 
 def _lines(item: RepairResult) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from gpt2ckpt.checkpoint.reading import read_head
+from gpt2ckpt.loggers.metrics_file import to_json
 from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb, add_json
 from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     path = checkpoint_named(args.path)
     meta = read_head(path)
     if args.json:
-        print(formatting.to_json({"path": str(path), **meta}))
+        print(to_json({"path": str(path), **meta}))
         return 0
     config = meta.pop("config", {})
     size = path.stat().st_size

@@ -18,9 +18,9 @@ from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files import durable
 from gpt2ckpt.files.links import inode_of
 from gpt2ckpt.files.permissions import unreadable_message
+from gpt2ckpt.loggers.metrics_file import to_json
 from gpt2ckpt.runs.layout import OUTPUTS
 from gpt2ckpt.runs.resume import SELECTORS, Scope, locate
-from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb, add_json
 from gpt2ckpt.tools.targets import checkpoint_named, find_runs, no_runs
 from gpt2ckpt.units import plural
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     corrupt = sum(checked.valid is False for checked in results)
     if args.json:
         print(
-            formatting.to_json(
+            to_json(
                 [
                     {
                         **{"path": str(c.path), "valid": c.valid, "step": c.step},

@@ -27,7 +27,11 @@ class NonFiniteLoss(TrainingAnomaly):
 
 
 class LossSpike(TrainingAnomaly):
-    """A loss far above those before it; the weights have not seen it."""
+    """A loss far above those before it, in nats per token; the weights have not seen it."""
+
+    def __init__(self, message: str, loss: float = math.nan) -> None:
+        super().__init__(message)
+        self.loss = loss
 
 
 class NonFiniteWeights(TrainingAnomaly):
@@ -38,6 +42,11 @@ class Reaction(Enum):
     STOP = auto()
     SKIP = auto()
     GO_BACK = auto()
+
+
+def summary_of(bad: TrainingAnomaly) -> str:
+    """Return what happened, without the advice on what to do."""
+    return str(bad).partition(":")[0]
 
 
 def choose_reaction(
@@ -83,5 +92,6 @@ def check_spike(loss: float, recent: Sequence[float], window: int, zscore: float
             f"the loss {loss:.4f} lies {score:.1f} standard deviations above the last {window} "
             f"(trainer.spike_zscore={zscore:g}): the weights have not seen it. To go on: "
             "+resume=latest with a lower optimizer.lr, with trainer.on_bad_loss=rollback, which "
-            "skips the batch, or with trainer.spike_zscore=null"
+            "skips the batch, or with trainer.spike_zscore=null",
+            loss,
         )

@@ -5,10 +5,11 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from gpt2ckpt import console
 from gpt2ckpt.checkpoint.best import Best
+from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.checkpoint.state import LossSum
 from gpt2ckpt.config.schema import CheckpointConfig, TrainerConfig
 from gpt2ckpt.loggers.fanout import Loggers
@@ -16,7 +17,7 @@ from gpt2ckpt.optim.schedule import Schedule
 from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
 from gpt2ckpt.signals.deadline import Deadline, StepAbandoned
 from gpt2ckpt.signals.training import TrainingSignals, Watchdog
-from gpt2ckpt.training.anomalies import TrainingAnomaly
+from gpt2ckpt.training.anomalies import LossSpike, TrainingAnomaly, summary_of
 from gpt2ckpt.training.console_format import eval_line, step_line, warning_lines
 from gpt2ckpt.training.data_check import DataChanged
 from gpt2ckpt.training.evaluation import Evaluation
@@ -65,9 +66,11 @@ class Loop:
     group: ProcessGroup = field(default_factory=SingleProcess)
     last_blocks: int = 0
     check_data: Callable[[], bool] | None = None
+    events: EventSink = NO_EVENTS
     logged: LossSum = field(default_factory=LossSum)
     _epoch_seen: int = 0
     _is_over: bool = False
+    _recorded_signals: set[signal.Signals] = field(default_factory=set)
 
     def run(self) -> signal.Signals | None:
         """Train to the end. Returns the signal that stopped it, or None when finished.
@@ -81,6 +84,7 @@ class Loop:
                 self._is_over = True
                 stopped = self.signals.stop  # one that comes later meets a finished training
                 if stopped:
+                    self._record_signal(stopped)
                     log.info("%s: stopped after step %d", stopped.name, self.state.counters.step)
                     self.saver.save_in_time(stopped.name)
                 elif self.saver.has_failed():
@@ -101,12 +105,20 @@ class Loop:
 
     def _acknowledgement(self, received: signal.Signals) -> str:
         """Return what a first stopping signal leads to, and what a second one does."""
+        self._record_signal(received)
         if self._is_over:
             return "the training has ended, and waits for its last save"
         then = "stopping" if self.saver.is_off else "saving"
         again = "press again" if received is signal.SIGINT else f"a second {received.name}"
         to_stop = "to stop" if received is signal.SIGINT else "stops"
         return f"finishing this step, then {then}; {again} {to_stop} without saving"
+
+    def _record_signal(self, received: signal.Signals) -> None:
+        """Record a stopping signal once; one that only another rank received is recorded too."""
+        if received not in self._recorded_signals:
+            self._recorded_signals.add(received)
+            step = self.state.counters.step
+            self.events.write("signal_received", step, signal=received.name)
 
     @property
     def epoch(self) -> int:
@@ -139,14 +151,23 @@ class Loop:
                 return
 
     def _handle_anomaly(self, bad: TrainingAnomaly) -> None:
-        """Skip the batch or go back, as the policy says; else raise `bad`."""
+        """Skip the batch or roll back, as the policy says; else raise `bad`."""
+        counters, before = self.state.counters, self.state.counters.step
+        first_block, reason = counters.position, summary_of(bad)
+        if isinstance(bad, LossSpike):
+            self.events.write("loss_spike", before, loss=bad.loss, reason=reason)
         found = resolve_anomaly(
             bad, self.state, self.trainer, self.stepper.blocks, self.saver.last_regular
         )
-        if found is not None:
+        if found is None:
+            blocks = [first_block, counters.position - 1]
+            self.events.write("batch_skipped", before, blocks=blocks, reason=reason)
+        else:
             roll_back(self.state, found)
-            self.saver.roll_back_to(found)
             step, self._epoch_seen = self.state.counters.step, self.epoch
+            file = found.path.name
+            self.events.write("rolled_back", step, from_step=before, file=file, reason=reason)
+            self.saver.roll_back_to(found)
             self.loggers = self.saver.loggers = self.reopen(self.loggers, step)
             self.replay = ReplayCheck([])
             self.meter.start(step)
@@ -174,6 +195,8 @@ class Loop:
         if self.meter.steps == 2:  # the first is not like the others
             self._warn_of_months(step)
         if verdict := self.replay.compare(step, result.loss):
+            self.events.write("replay_verified", step, **asdict(verdict))
+            self.replay.close()
             log.info("%s", verdict)
         if step % self.trainer.log_every and step not in (1, self.total_steps):
             return
@@ -228,6 +251,7 @@ class Loop:
                 epoch_ended=self._epoch_ended() if self.checkpoint.save_epochs else None,
             )
             if self.signals.take_save_request():
+                self.events.write("signal_received", step, signal=signal.SIGUSR1.name)
                 self.saver.save_emergency("SIGUSR1")
                 self.signals.call_previous_handlers()
 
@@ -266,6 +290,15 @@ class Loop:
             }
         )
         seconds = time.perf_counter() - start
+        self.events.write(
+            "evaluated",
+            counters.step,
+            val_loss=evaluation.loss,
+            is_best=is_best,
+            best_val_loss=counters.best_val_loss,
+            best_step=counters.best_step,
+            seconds=seconds,
+        )
         before = (best.loss, best.step) if best else None
         line = eval_line(counters.step, self.total_steps, evaluation.loss, before, seconds)
         log.info("%s", line)

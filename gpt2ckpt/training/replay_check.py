@@ -1,7 +1,8 @@
-"""Comparing steps that are trained a second time after a crash with what they gave the first."""
+"""Compares the losses of steps that are trained again after a crash with those logged before."""
 
 import contextlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,28 @@ from gpt2ckpt.loggers import metrics_file
 Events = Iterable[Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class ReplayResult:
+    """How many steps were identical, and as text the first that was not (None: all were)."""
+
+    identical_steps: int
+    first_difference: str | None
+
+    def __str__(self) -> str:
+        return f"replay: {self.first_difference or f'{self.identical_steps:,} steps identical'}"
+
+
 class ReplayCheck:
     """Takes the losses of re-trained steps and says, after the last, whether they were the same.
 
-    What they are compared with stays in its file until then, so that a kill in the middle of it
-    only interrupts the comparison: what is in the history by now is compared first.
+    What they are compared with stays in its file until `close`, so that a kill only interrupts the
+    comparison: the next resume compares first what is in the history by then.
     """
 
     def __init__(self, expected: Events, retrained: Events = (), file: Path | None = None) -> None:
         """`expected` are the events of the first time, `retrained` those of the second so far.
 
-        `file` is deleted after the last comparison.
+        `file` is deleted by `close`.
         """
         self._expected = dict(_losses(expected))
         self._last = max(self._expected, default=-1)
@@ -37,15 +49,16 @@ class ReplayCheck:
             return cls([])
         return cls(metrics_file.read(waiting), metrics_file.read(history), waiting)
 
-    def compare(self, step: int, loss: float) -> str | None:
-        """The verdict when `step` was the last one to compare; else None."""
+    def compare(self, step: int, loss: float) -> ReplayResult | None:
+        """Compare the loss of a step; return the result if it was the last one, else None."""
         self._compare(step, loss)
-        if step != self._last:
-            return None
+        return ReplayResult(self._same, self._first_difference) if step == self._last else None
+
+    def close(self) -> None:
+        """Delete the file of the expected losses: call it when the result is recorded."""
         if self._file is not None:
             with contextlib.suppress(OSError):  # then the next resume compares once more
                 self._file.unlink()
-        return f"replay: {self._first_difference or f'{self._same:,} steps identical'}"
 
     def interrupted(self, step: int) -> str | None:
         """What can be said after `step`, if the last one to compare comes later."""

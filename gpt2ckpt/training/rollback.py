@@ -5,7 +5,13 @@ from collections.abc import Callable
 
 from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.schema import TrainerConfig
-from gpt2ckpt.training.anomalies import NonFiniteWeights, Reaction, TrainingAnomaly, choose_reaction
+from gpt2ckpt.training.anomalies import (
+    NonFiniteWeights,
+    Reaction,
+    TrainingAnomaly,
+    choose_reaction,
+    summary_of,
+)
 from gpt2ckpt.training.state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -32,7 +38,7 @@ def resolve_anomaly(
     if what is Reaction.STOP or (what is Reaction.GO_BACK and found is None):
         if trainer.on_bad_loss == "stop":
             raise bad
-        happened = str(bad).partition(":")[0]
+        happened = summary_of(bad)
         if what is Reaction.GO_BACK:
             raise type(bad)(
                 f"{happened}, and there is no regular checkpoint to go back to: train with a lower "
@@ -50,7 +56,7 @@ def resolve_anomaly(
         log.warning(
             "step %d: blocks %s to %s are skipped, rollback %d of at most %d: %s",
             *(counters.step + 1, f"{first:,}", f"{counters.position - 1:,}"),
-            *(counts.handled, trainer.max_rollbacks, str(bad).partition(":")[0]),
+            *(counts.handled, trainer.max_rollbacks, summary_of(bad)),
         )
     return found
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
+from gpt2ckpt.checkpoint.event_sink import EventSink
 from gpt2ckpt.checkpoint.policy import COPIES, most_files
 from gpt2ckpt.checkpoint.reservation import with_margin
 from gpt2ckpt.checkpoint.store import Store
@@ -50,6 +51,34 @@ DISK_SECONDS = 5.0  # that the summary waits for an answer of the file system
 SPEEDS = 20  # logged steps whose median is the speed of a run
 
 
+def record_start(events: EventSink, start: Start, hardware: Hardware, ranks: int) -> None:
+    """Record durably how a run starts, before it trains; after `prepare_process`."""
+    skipped = [{"path": str(path), "reason": reason} for path, reason in start.skipped_files]
+    identity = {"run_id": start.identity.id, "name": start.identity.name, "ranks": ranks}
+    if start.found is not None and start.directory is not None:
+        changes = {change.key: [change.old, change.new] for change in start.changes}
+        events.write(
+            "run_resumed",
+            start.step,
+            **identity,
+            file=str(start.found.path),
+            changes=changes,
+            not_exact=environment_changes(start, hardware, ranks),
+            skipped=skipped,
+        )
+    else:
+        parent = asdict(start.identity.parent) if start.identity.parent else None
+        events.write(
+            "run_started",
+            start.step,
+            **identity,
+            parent=parent,
+            overrides=start.overrides,
+            skipped=skipped,
+        )
+    events.sync()
+
+
 def start(
     directory: Path, start: Start, validated: ValidatedRun, hardware: Hardware, ranks: int
 ) -> None:
@@ -84,19 +113,24 @@ def preview(
 
 
 def not_exact(start: Start, hardware: Hardware, ranks: int) -> list[str]:
-    """Return the line on why a resume cannot be bitwise exact, after `prepare_process`; else none.
+    """Return the line on `environment_changes`, if there are any."""
+    changed = environment_changes(start, hardware, ranks)
+    return [f"not bitwise the same as without the stop: {', '.join(changed)}"] if changed else []
+
+
+def environment_changes(start: Start, hardware: Hardware, ranks: int) -> list[str]:
+    """Return what keeps a resume from being bitwise exact, after `prepare_process`.
 
     The sources that train, the libraries and the machine are compared with those of the state.
     """
     if start.state is None:
         return []
     code = changed_code(versions(), start.state.versions)
-    changed = [
+    return [
         *([code] if code else []),
         *differences(hardware.recorded(ranks), start.state.environment),
         *changed_libraries(versions(), start.state.versions),
     ]
-    return [f"not bitwise the same as without the stop: {', '.join(changed)}"] if changed else []
 
 
 def plan(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.data.loader import BlockLoader, validation, validation_digest
@@ -25,6 +26,7 @@ from gpt2ckpt.optim.optimizers import build_optimizer
 from gpt2ckpt.parallel.ddp import ParallelLoss, ddp_loss, no_gradient_sync
 from gpt2ckpt.parallel.process_group import DistributedGroup, ProcessGroup, SingleProcess
 from gpt2ckpt.runs.claim import Claim
+from gpt2ckpt.runs.events import EventLog
 from gpt2ckpt.runs.history import identity_in, origin_in
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, REPLAY, TENSORBOARD, run_title
 from gpt2ckpt.runs.lock import RunLock
@@ -75,11 +77,30 @@ class Session:
     lock: RunLock | None = None
 
     def run(self) -> Outcome:
-        """Train to the end or to a signal."""
-        config, hardware = self.validated.config, self.hardware
-        prepare_process(hardware, deterministic=config.trainer.deterministic)
+        """Train to the end or to a signal. The start and the end are events of the run."""
+        trainer, hardware, state = self.validated.config.trainer, self.hardware, None
+        prepare_process(hardware, deterministic=trainer.deterministic)
         self.group.join(hardware.device)
-        state = self._build_state()
+        events = EventLog(self.directory) if self.group.is_first else NO_EVENTS
+        try:
+            run_summary.record_start(events, self.start, hardware, self.group.size)
+            state = self._build_state()
+            outcome, counters = self._train(state, events), state.counters
+            if outcome.stopped is None:
+                events.write("run_finished", counters.step, best_val_loss=counters.best_val_loss)
+            else:
+                events.write("run_stopped", counters.step, signal=outcome.stopped.name, error=None)
+            return outcome
+        except BaseException as error:
+            step = state.counters.step if state else self.start.step
+            reason = f"{type(error).__name__}: {error}"
+            events.write("run_stopped", step, signal=None, error=reason)
+            raise
+        finally:
+            events.close()
+
+    def _train(self, state: TrainingState, events: EventSink) -> Outcome:
+        hardware = self.hardware
         provenance = Provenance(
             run=identity_in(self.directory, self.start.identity),
             config=self.validated.frozen,
@@ -87,15 +108,10 @@ class Session:
             data=data_identity(self.validated.corpus, self.validated.blocks_per_epoch),
             environment=hardware.recorded(self.group.size),
         )
-        if self.start.state is not None:
-            state.restore(self.start.state)
-            if self.start.directory is None:
-                state.counters.set_best(None)  # that is the parent's
-            self.start.state.drop_tensors()  # copied: held, they would double the memory
         resumed = self.start.directory is not None or self.start.restarts_run
         loggers = self._open_loggers(provenance, state.counters.step, resumed=resumed)
         replay = self._open_replay()
-        loop = self._build_loop(state, provenance, loggers, replay)
+        loop = self._build_loop(state, provenance, loggers, replay, events)
         if self.group.is_first:
             run_summary.start(self.directory, self.start, self.validated, hardware, self.group.size)
         waits = STOP_WAITS
@@ -117,7 +133,7 @@ class Session:
         return Outcome(stopped, state.counters.best_val_loss)
 
     def _build_state(self) -> TrainingState:
-        """The state of a new run: everything random follows from the seed."""
+        """Return the state to train: the saved one, or a new one, in which the seed decides all."""
         config, device = self.validated.config, self.hardware.device
         seed_everything(config.seed)
         model = GPT2(config.model)
@@ -131,7 +147,13 @@ class Session:
         optimizer = build_optimizer(config.optimizer, model, device.type)
         scaler = torch.amp.GradScaler(device.type, enabled=self.hardware.precision == "float16")
         counters = Counters()
-        return TrainingState(model, optimizer, scaler, counters, self.group, self._is_sharded)
+        state = TrainingState(model, optimizer, scaler, counters, self.group, self._is_sharded)
+        if self.start.state is not None:
+            state.restore(self.start.state)
+            if self.start.directory is None:
+                state.counters.set_best(None)  # that is the parent's
+            self.start.state.drop_tensors()  # copied: held, they would double the memory
+        return state
 
     @property
     def _is_sharded(self) -> bool:
@@ -139,10 +161,15 @@ class Session:
         return is_asked and isinstance(self.group, DistributedGroup)
 
     def _build_loop(
-        self, state: TrainingState, provenance: Provenance, loggers: Loggers, replay: ReplayCheck
+        self,
+        state: TrainingState,
+        provenance: Provenance,
+        loggers: Loggers,
+        replay: ReplayCheck,
+        events: EventSink,
     ) -> Loop:
         config, validated = self.validated.config, self.validated
-        manager, signals = self._open_manager(provenance.run.id), TrainingSignals()
+        manager, signals = self._open_manager(provenance.run.id, events), TrainingSignals()
         if isinstance(self.group, DistributedGroup):
             signals = TrainingSignals(self.group.all_reduce_max, self.group.launcher_has_died)
         data_check = self._check_data(provenance)
@@ -180,6 +207,7 @@ class Session:
             group=self.group,
             last_blocks=self._blocks_of_last_step(),
             check_data=data_check.poll if data_check else None,
+            events=events,
         )
 
     def _check_data(self, provenance: Provenance) -> DataCheck | None:
@@ -280,7 +308,7 @@ class Session:
             sampler.load()
         return sampler
 
-    def _open_manager(self, run: str) -> CheckpointManager | None:
+    def _open_manager(self, run: str, events: EventSink) -> CheckpointManager | None:
         checkpoint = self.validated.config.checkpoint
         if not (checkpoint.enabled and self.group.is_first):
             return None
@@ -295,6 +323,7 @@ class Session:
             saves_best=checkpoint.save_best,
             run=run,
             known=self.start.state if self.start.directory else None,
+            events=events,
         )
         manager.reserve(checkpoint_bytes(self.start, self.validated.config))
         return manager

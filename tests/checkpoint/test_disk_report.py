@@ -47,7 +47,7 @@ def test_too_little_space_is_a_warning_once_until_more_saves_fit_again(
     with caplog.at_level(logging.INFO):
         for free in (9, 8, 7, 20, 9):
             monkeypatch.setattr(disk_usage, "measure_free", lambda _, free=free: free)
-            report.start(1, 1.0)
+            report.start(1, 1, 1.0)
             report.wait(30)
     levels = [record.levelname for record in caplog.records]
     assert levels == ["WARNING", "INFO", "INFO", "INFO", "WARNING"]
@@ -63,7 +63,7 @@ def test_forecast_counts_existing_checkpoints_once(
     with caplog.at_level(logging.INFO):
         for most in (4 << 16, 5 << 16):
             report = DiskReport(tmp_path)
-            report.start(1 << 16, 1.0, most)
+            report.start(1, 1 << 16, 1.0, most)
             report.wait(30)
     assert ["the disk lasts" in record.getMessage() for record in caplog.records] == [True, False]
 
@@ -82,7 +82,7 @@ def test_a_report_that_hangs_delays_no_caller_and_no_second_one_starts(
     report, begun = DiskReport(tmp_path), time.monotonic()
     with caplog.at_level(logging.INFO):
         for _ in range(3):
-            report.start(1, 1.0)
+            report.start(1, 1, 1.0)
         report.wait(0.05)
         assert len(calls) <= 1 and time.monotonic() - begun < 30
         answers.set()

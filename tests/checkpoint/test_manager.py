@@ -23,6 +23,7 @@ from checkpoint_helpers import (
     tensors_state,
 )
 
+from gpt2ckpt.checkpoint.event_sink import EventName, NoEvents
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.policy import Retention
@@ -44,6 +45,60 @@ def test_a_save_reports_its_file_and_size(tmp_path: Path, caplog: pytest.LogCapt
     assert saved.size == saved.path.stat().st_size
     assert step_of(saved.path) == 250
     assert "saved rolling_step_000250.pt (step 250" in caplog.text
+
+
+class RecordedEvents(NoEvents):
+    """Keeps the calls in their order, each with the file that the manager reports as newest."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any, Path | None]] = []
+        self.manager: CheckpointManager | None = None
+
+    def write(self, event: EventName, step: int | None, **fields: Any) -> None:
+        newest = self.manager.newest if self.manager else None
+        self.calls.append((event, {"step": step, **fields}, newest))
+
+    def sync(self) -> None:
+        self.calls.append(("sync", None, self.manager.newest if self.manager else None))
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_save_is_recorded_durably_before_it_is_reported(
+    tmp_path: Path, in_background: bool
+) -> None:
+    events = RecordedEvents()
+    manager = CheckpointManager(tmp_path, KEEP, None, in_background=in_background, events=events)
+    events.manager = manager
+    manager.save(small_state(250), request(250, regular=True, best=True))
+    assert manager.wait()
+    manager.close()
+    before, (name, saved, newest), after = events.calls
+    assert before == ("sync", None, None), "what led to the state is durable first"
+    assert (name, newest, after) == ("checkpoint_saved", None, ("sync", None, None))
+    assert saved["file"] == "rolling_step_000250.pt" and saved["step"] == 250
+    assert saved["roles"] == ["latest", "rolling", "best"]
+    assert saved["bytes"] == (tmp_path / saved["file"]).stat().st_size
+    assert 0 < saved["stall_seconds"] <= saved["seconds"]
+
+
+def test_a_damaged_file_is_recorded_durably_before_it_is_touched(tmp_path: Path) -> None:
+    CheckpointManager(tmp_path, KEEP, None).save(small_state(100), request(100))
+    flip_random_byte(tmp_path / "latest.pt", seed=1)
+    seen: list[bytes] = []
+
+    class Events(RecordedEvents):
+        def sync(self) -> None:
+            super().sync()
+            seen.append((tmp_path / "latest.pt").read_bytes())
+
+    events, damaged = Events(), (tmp_path / "latest.pt").read_bytes()
+    manager = CheckpointManager(tmp_path, KEEP, None, events=events)
+    manager.save(small_state(200), request(200))
+    manager.close()
+    order = [name for name, *_ in events.calls]
+    place = order.index("checkpoint_corrupt")
+    assert order[place : place + 3] == ["checkpoint_corrupt", "sync", "checkpoint_repaired"]
+    assert seen[order[:place].count("sync")] == damaged
 
 
 def fail_with_eio(*arguments: Any, **options: Any) -> None:

@@ -16,6 +16,8 @@ import pytest
 from commands import Done, environment, events, latest, opened, same_bits, steps_done, succeed
 from commands import start as start_alone
 
+from gpt2ckpt.runs.events import read_events
+
 STEPS = 100
 MIDDLE = 60  # an evaluation is due there anyway, and a run that ends makes one
 PATIENCE = 300  # seconds; one start of a group imports torch three times
@@ -120,6 +122,9 @@ def test_ranks_share_one_directory_log_and_history(whole: tuple[Path, Done]) -> 
     assert [path.name for path in directory.parent.iterdir()] == ["whole"]
     assert [step for step, _ in events(directory)] == list(range(1, STEPS + 1))
     assert done.out.count(last) == 1
+    assert (directory / "events.jsonl").read_text().count('"run_started"') == 1
+    once = [(event["event"], event["step"]) for event in read_events(directory)]
+    assert len(once) == len({*once}) and once[-1] == ("run_finished", STEPS)
     assert "2 ranks" in " ".join(done.out.split())
     assert (directory / "train.log").read_text().count(last) == 1
     record = sorted(path.name for path in (directory / ".hydra").iterdir())

@@ -149,7 +149,7 @@ def make_root(root: Path) -> list[Path]:
         (run / ".hydra" / "resume_1").mkdir(parents=True)
         (run / "tensorboard").mkdir()
         for name in (
-            *("metrics.jsonl", "train.log", ".hydra/config.yaml"),
+            *("metrics.jsonl", "events.jsonl", "train.log", ".hydra/config.yaml"),
             *(".hydra/resume_1/overrides.yaml", "tensorboard/events.out.tfevents.1.host.2.0"),
         ):
             (run / name).write_text("x")

@@ -8,6 +8,7 @@ from tools_helpers import damage, same_blocks, save, tree
 
 from gpt2ckpt.checkpoint.reading import check, read_meta
 from gpt2ckpt.files import durable
+from gpt2ckpt.runs.events import read_events
 from gpt2ckpt.runs.lock import RunLock
 
 MAIN = ("latest.pt", "rolling_step_000030.pt", "best_model.pt", "epoch_00002.pt")
@@ -45,6 +46,25 @@ def test_a_state_under_four_names_comes_back_from_its_second_copy(at, checkpoint
     assert same_blocks(*(folder / name for name in MAIN))
     assert len({(folder / name).stat().st_ino for name in ("latest.pt", *COPIES)}) == 3
     assert checkpoints("verify", run).code == 0
+    corrupt, repaired = read_events(run)
+    assert (corrupt["event"], repaired["event"]) == ("checkpoint_corrupt", "checkpoint_repaired")
+    assert {*corrupt["files"]} == {*repaired["files"]} == {*MAIN} and repaired["source"] in COPIES
+
+
+def test_a_repair_without_a_copy_is_an_event_too(checkpoints, run) -> None:
+    path = run / "checkpoints" / "rolling_step_000010.pt"
+    damage(path)
+    assert checkpoints("repair", run).code == 1
+    [event] = read_events(run)
+    assert (event["event"], event["step"]) == ("checkpoint_corrupt", 10)
+    assert path.name in event["files"] and "cannot be used" in event["reason"]
+
+
+def test_a_copied_checkpoints_folder_gets_no_events(checkpoints, run) -> None:
+    copied = (run / "checkpoints").rename(run.parent / "copied")
+    damage(copied / "latest.pt")
+    assert checkpoints("repair", copied).code == 0
+    assert not (copied / "events.jsonl").exists()
 
 
 @pytest.mark.parametrize("name", COPIES)

@@ -8,8 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 from training_helpers import events, train
 
+from gpt2ckpt.loggers.metrics_file import to_json
 from gpt2ckpt.runs.layout import JOBS, run_title
-from gpt2ckpt.tools.formatting import to_json
 from gpt2ckpt.training import session
 from gpt2ckpt.units import perplexity
 
