@@ -14,6 +14,7 @@ from gpt2ckpt.data.loader import BlockLoader
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
 from gpt2ckpt.optim.schedule import build_schedule
+from gpt2ckpt.parallel.ddp import ParallelLoss
 from gpt2ckpt.training.hardware import Hardware, choose_hardware, prepare_process
 from gpt2ckpt.training.rng import seed_everything
 from gpt2ckpt.training.state import Counters, TrainingState
@@ -55,11 +56,7 @@ def build_step(shape: Shape) -> Callable[[], float]:
     optimizer = build_optimizer(config.optimizer, model, "cpu")
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     state = TrainingState(model, optimizer, scaler, Counters())
-    trainer = config.trainer
-    stepper = Stepper(
-        *(model.loss, open_loader(config), hardware),
-        *(trainer.batch_size, trainer.grad_accum, trainer.grad_clip),
-    )
+    stepper = Stepper(ParallelLoss(model.loss), open_loader(config), hardware, config.trainer)
     schedule = build_schedule(config.schedule, total_steps=DEFAULT_STEPS)
 
     def step() -> float:

@@ -68,16 +68,14 @@ class Loggers:
         for logger in self._others:
             logger.sync()
 
-    def reopen(self, step: int, seconds: float) -> "Loggers":
+    def rewind(self, step: int, seconds: float) -> None:
         """Remove events after `step` from the metrics file and close the other loggers.
 
-        Returns:
-            Loggers with the metrics file only. Never raises.
+        Slow loggers are waited for at most `seconds` together. Never raises.
         """
-        self._closed = True
         self._close_others(seconds)
+        self._others = []
         self._to_metrics(lambda metrics: metrics.rewind(step))
-        return Loggers(self._metrics)
 
     def close(self, seconds: float) -> None:
         """Flush and close all loggers, waiting for slow ones at most `seconds` together.

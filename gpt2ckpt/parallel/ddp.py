@@ -20,6 +20,10 @@ from gpt2ckpt.model.gpt2 import GPT2
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
+def _no_sync(last: bool) -> AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
 @dataclass(frozen=True)
 class ParallelLoss:
     """The loss function of a parallel model, and the context for gradient synchronization.
@@ -29,12 +33,7 @@ class ParallelLoss:
     """
 
     loss: LossFunction
-    gradient_sync: Callable[[bool], AbstractContextManager[None]]
-
-
-def no_gradient_sync(last: bool) -> AbstractContextManager[None]:
-    """There is nothing to sum up: a model that no other rank trains."""
-    return contextlib.nullcontext()
+    gradient_sync: Callable[[bool], AbstractContextManager[None]] = _no_sync
 
 
 def ddp_loss(model: GPT2, loss: LossFunction, device: torch.device) -> ParallelLoss:

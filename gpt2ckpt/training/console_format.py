@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.data.tokens import count_blocks
 from gpt2ckpt.files.disk_usage import free_space_text
 from gpt2ckpt.units import human_bytes, human_count, human_duration, perplexity, plural
@@ -217,22 +218,23 @@ def step_line(
 
 
 def eval_line(
-    step: int, total_steps: int, val_loss: float, best: tuple[float, int] | None, seconds: float
+    *, step: int, total_steps: int, val_loss: float, previous_best: Best | None, seconds: float
 ) -> str:
-    """Return the line of one evaluation, with as many columns as `step_line` at most.
+    """Return the line of one evaluation, with at most as many columns as `step_line`.
 
     Args:
-        step: optimizer steps done.
-        total_steps: of the whole run.
-        val_loss: in nats per token.
-        best: the lowest loss before it and its step; None if there was none.
-        seconds: that it took.
+        step: Optimizer steps done.
+        total_steps: Optimizer steps of the run.
+        val_loss: Loss in nats per token.
+        previous_best: The best evaluation before; None if there was none.
+        seconds: Duration of the evaluation.
     """
-    is_best = best is None or val_loss < best[0]
+    best = previous_best
+    is_best = best is None or val_loss < best.loss
     cells = (
         f"val  {_loss(val_loss)}",
         f"perplexity {_perplexity(val_loss)}",
-        "best so far" if is_best or best is None else f"best {_loss(best[0])} at {best[1]}",
+        "best so far" if is_best or best is None else f"best {_loss(best.loss)} at {best.step}",
         human_duration(seconds),
     )
     return f"{_progress(step, total_steps)} | {'  '.join(cells)}"

@@ -34,13 +34,13 @@ from gpt2ckpt.training.hardware import (
     hardware_of,
     prepare_process,
 )
-from gpt2ckpt.training.loop import Loop
 from gpt2ckpt.training.plan_warnings import (
     disk_warnings,
     memory_warnings,
     plan_warnings,
     time_warnings,
 )
+from gpt2ckpt.training.reporting import Reporter
 from gpt2ckpt.training.saving import retention_of
 from gpt2ckpt.training.source_identity import changed_code, changed_libraries
 from gpt2ckpt.training.state import versions
@@ -229,18 +229,19 @@ def _logged_speed(directory: Path) -> float | None:
     return median(speeds[-SPEEDS:]) if speeds else None
 
 
-def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
+def end(directory: Path, reporter: Reporter, stopped: signal.Signals | None) -> None:
     """Say what was done, what is on disk, and how to go on."""
-    counters, steps = loop.state.counters, loop.meter.steps
+    counters, meter = reporter.state.counters, reporter.meter
+    steps = meter.steps
     saved = call_with_timeout(DISK_SECONDS, lambda: _saved(directory))
     has_state = saved is None or saved.checkpoints > 0
-    recent = counters.unlogged if counters.unlogged.steps else loop.logged
+    recent = counters.unlogged if counters.unlogged.steps else reporter.logged
     facts = console_format.SummaryFacts(
         steps=steps,
         all_steps=counters.step,
-        tokens=steps * loop.tokens_per_step,
-        seconds=loop.meter.seconds,
-        tokens_per_s=median(loop.meter.speeds) if loop.meter.speeds else None,
+        tokens=steps * reporter.validated.tokens_per_step,
+        seconds=meter.seconds,
+        tokens_per_s=median(meter.speeds) if meter.speeds else None,
         train_loss=recent.mean if recent.steps else counters.train_loss,
         mean_steps=recent.steps,
         val_loss=counters.val_loss,
@@ -248,7 +249,7 @@ def end(directory: Path, loop: Loop, stopped: signal.Signals | None) -> None:
         best_step=counters.best_step,
         run_dir=directory,
         saved=saved,
-        resume_command=resume_command(directory, loop.group.size)
+        resume_command=resume_command(directory, reporter.state.group.size)
         if has_state and stopped
         else None,
         sample_command=command("sample", as_typed("ckpt", str(directory))) if has_state else None,

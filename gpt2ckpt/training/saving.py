@@ -1,8 +1,7 @@
-"""Which states of a training are saved: finite ones, in time, by the rank that saves."""
+"""Saving the training state: whether it may be saved, under which roles, and by which rank."""
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,11 +13,13 @@ from gpt2ckpt.checkpoint.state import ScheduleState
 from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.loggers.fanout import Loggers
-from gpt2ckpt.optim.schedule import Schedule
+from gpt2ckpt.parallel.process_group import SingleProcess
 from gpt2ckpt.parallel.shared_checkpoint import agree_on_checkpoint
-from gpt2ckpt.signals.deadline import Deadline, save_fits
+from gpt2ckpt.signals.deadline import Deadline, save_fits, step_fits
 from gpt2ckpt.training.anomalies import NonFiniteWeights
+from gpt2ckpt.training.data_check import DataCheck
 from gpt2ckpt.training.state import Provenance, TrainingState
+from gpt2ckpt.training.validate_run import ValidatedRun
 
 log = logging.getLogger(__name__)
 
@@ -30,25 +31,35 @@ def retention_of(checkpoint: CheckpointConfig) -> Retention:
 
 @dataclass
 class Saver:
-    """Saves `state` when it is told to; with several ranks all are told alike.
+    """Saves the training state on request; with several ranks, all ranks make the same requests.
 
-    `manager` is None where this rank writes nothing: on all but the first, or with `is_off` on all.
-    `verify_data` waits until the data is known to be that of the run, before a save that is no
-    emergency; False if a stop is asked for first, and then an emergency save follows.
-    `saves_best` is false where no best model is saved.
+    A state with non-finite values is never saved, and a regular save waits until the data is
+    verified. `close` waits for the last save. Whether a failed save ends the training is for the
+    caller to decide, by `has_failed`.
+
+    Attributes:
+        state: The live training state.
+        validated: The config and the length of the run.
+        provenance: The parts of a checkpoint that stay the same over this process.
+        manager: Writes the files. None on all ranks but the first, and with checkpoint.enabled
+            false.
+        loggers: Flushed before each save, so that a checkpoint is never ahead of metrics.jsonl.
+        deadline: The time that is left after a signal.
+        data_check: Verifies the data in the background; None where another rank does.
     """
 
     state: TrainingState
-    manager: CheckpointManager | None
-    is_off: bool
+    validated: ValidatedRun
     provenance: Provenance
-    schedule: Schedule
-    total_steps: int
-    blocks_per_epoch: int
-    deadline: Deadline
+    manager: CheckpointManager | None
     loggers: Loggers
-    verify_data: Callable[[int], bool] | None = None
-    saves_best: bool = True
+    deadline: Deadline
+    data_check: DataCheck | None = None
+
+    @property
+    def config(self) -> CheckpointConfig:
+        """Return the checkpoint group of the config."""
+        return self.validated.config.checkpoint
 
     def save(
         self,
@@ -59,63 +70,72 @@ class Saver:
         best: bool = False,
         epoch_ended: int | None = None,
     ) -> None:
-        """Save the state under the requested roles; without one, do nothing.
+        """Save the state under the requested roles; without a role, do nothing.
 
-        Raises NonFiniteWeights if any rank has non-finite values, except for an emergency save,
-        which a single rank may request.
+        Args:
+            reason: Recorded in the checkpoint, e.g. the name of a signal.
+            regular: Save a rolling checkpoint.
+            emergency: Save an emergency checkpoint. A single rank may request it.
+            best: Save the best model.
+            epoch_ended: The epoch that ended with this step, counted from 0, to save its end.
+
+        Raises:
+            NonFiniteWeights: Any rank has non-finite values, except for an emergency save, which
+                then logs an error and saves nothing.
         """
-        if self.is_off or not (regular or emergency or best or epoch_ended is not None):
+        if not self.config.enabled or not (regular or emergency or best or epoch_ended is not None):
             return
-        if not emergency and self._on_any_rank(not self._is_data_right()):
-            return
+        if not emergency and self._on_any_rank(not self._wait_for_data()):
+            return  # a stop was requested: an emergency save follows
         self.loggers.flush()
         counters = self.state.counters
         step = counters.step
-        is_bad = not self.state.is_finite()
+        is_non_finite = not self.state.is_finite()
         if self.state.is_sharded or not emergency:
-            is_bad = self._on_any_rank(is_bad)
-        if is_bad:
-            log.error("step %d is not saved: its weights are not finite; older files stay", step)
+            is_non_finite = self._on_any_rank(is_non_finite)
+        if is_non_finite:
+            log.error("step %d is not saved: its weights are not finite. Older files stay", step)
             if emergency:
                 return
             raise NonFiniteWeights(
                 f"the weights after step {step} are not finite: older checkpoints stay as they "
-                "are. To go on: +resume=latest with a lower optimizer.lr, or with "
+                "are. Resume with +resume=latest and a lower optimizer.lr, or with "
                 "trainer.on_bad_loss=rollback, which skips the batches since that checkpoint"
             )
         if self.manager is None and not self.state.is_sharded:
             return
-        if self.manager is not None and self.saves_best and not best:
+        if self.manager is not None and self.config.save_best and not best:
             counters.set_best(self.manager.best())
-        schedule = ScheduleState(self.total_steps, self.schedule(step))
-        epoch = counters.epoch(self.blocks_per_epoch)
+        validated = self.validated
+        schedule = ScheduleState(validated.total_steps, validated.schedule(step))
+        epoch = counters.epoch(validated.blocks_per_epoch)
         state = self.state.capture(self.provenance, epoch, schedule, reason)
         request = SaveRequest(step, datetime.now(), regular, emergency, best, epoch_ended)
         if self.manager is not None:
             self.manager.save(state.to_dict(), request, self.loggers.sync)
 
     def save_emergency(self, reason: str) -> None:
-        """Save the state beside the regular ones."""
+        """Save an emergency checkpoint, beside the regular ones."""
         self.save(reason, emergency=True)
 
     def save_in_time(self, name: str) -> None:
-        """An emergency save, unless it could not end before the deadline."""
+        """Save an emergency checkpoint, unless it would not end before the deadline."""
         seconds = self.manager.seconds_to_save() if self.manager is not None else None
-        if not self._shared(not save_fits(seconds, self.deadline.left())):
+        if not self._on_saving_ranks(not save_fits(seconds, self.deadline.left())):
             self.save_emergency(name)
         else:
-            words = "an emergency save would take about %.0f s and does not fit: %s"
-            log.warning(words, seconds, self.newest_checkpoint_message())
+            message = "an emergency save would take about %.0f s and does not fit: %s"
+            log.warning(message, seconds, self.newest_checkpoint_message())
 
     def save_emergency_or_log(self, reason: str) -> None:
-        """An emergency save whose own failure does not hide the error that it is made for."""
+        """Save an emergency checkpoint; log a failure, so that the original error is raised."""
         try:
             self.save_emergency(reason)
         except Exception as error:
             log.error("the emergency save failed: %s: %s", type(error).__name__, error)
 
     def newest_checkpoint_message(self) -> str:
-        """What there is to go on from."""
+        """Return which checkpoint a resume would take."""
         if self.manager is not None and self.manager.newest:
             return f"The newest checkpoint is {self.manager.newest}"
         if self.manager is not None and self.manager.is_writing:
@@ -123,37 +143,43 @@ class Saver:
         return "There is no checkpoint yet"
 
     def has_failed(self) -> bool:
-        """Whether the last save has, which is waited for."""
-        return self._shared(self.manager is not None and not self.manager.wait())
+        """Wait for the last save; return whether it failed."""
+        return self._on_saving_ranks(self.manager is not None and not self.manager.wait())
 
     def best(self, evaluated_on: str) -> Best | None:
-        """Return the best model so far, of those evaluated on the same blocks; None without one.
+        """Return the best model so far among those evaluated on the same blocks; None without one.
 
-        It is what best_model.pt holds; where none is saved, the best that the state remembers. A
-        meeting of all ranks.
+        With save_best, best_model.pt decides; without it, the training state. All ranks must call
+        this together.
+
+        Args:
+            evaluated_on: The digest of the blocks of the present evaluation.
         """
         counters = self.state.counters
-        if not self.saves_best:
+        if not (self.config.enabled and self.config.save_best):
             return counters.best if counters.evaluated_on in (None, evaluated_on) else None
         found = self.manager.best(settled=True) if self.manager is not None else None
         if found is not None and not found.is_on(evaluated_on, self.provenance.data.digest):
             log.warning(
                 "%s (step %d, val loss %.4f) was evaluated on other blocks: this evaluation sets a "
                 "new best, and that file becomes %s",
-                *(names.BEST, found.step, found.loss, names.BEST_PREVIOUS),
+                names.BEST,
+                found.step,
+                found.loss,
+                names.BEST_PREVIOUS,
             )
             found = None
-        told = self.state.group.broadcast(json.dumps([found.loss, found.step] if found else None))
-        pair = json.loads(told)
+        message = json.dumps([found.loss, found.step] if found else None)
+        pair = json.loads(self.state.group.broadcast(message))
         return Best(*pair) if pair else None
 
     def last_regular(self) -> Found | None:
-        """Where to go back to, the same on all ranks."""
+        """Return the checkpoint that a rollback returns to, the same on all ranks."""
         found = self.manager.last_regular() if self.manager is not None else None
         return agree_on_checkpoint(found, self.state.group)
 
     def roll_back_to(self, found: Found) -> None:
-        """Set aside all that was saved after `found`, which is now the latest."""
+        """Archive the checkpoints saved after `found`, which becomes the latest."""
         if self.manager is not None:
             self.manager.roll_back_to(found)
 
@@ -162,12 +188,32 @@ class Saver:
         if self.manager is not None:
             self.manager.close()
 
-    def _shared(self, holds: bool) -> bool:
-        """What holds for the rank that saves; of a sharded state all ranks save together."""
-        return self._on_any_rank(holds) if self.state.is_sharded else holds
+    def check_data(self) -> None:
+        """Raise DataChanged as soon as the data is known to differ from the run's."""
+        if self.data_check is not None:
+            self.data_check.poll()
 
-    def _is_data_right(self) -> bool:
-        return self.verify_data is None or self.verify_data(self.state.counters.step)
+    def should_abandon_step(self, fraction_left: float) -> bool:
+        """Return whether the rest of a step and a save after it would miss the deadline.
 
-    def _on_any_rank(self, holds: bool) -> bool:
-        return bool(self.state.group.all_reduce_max([int(holds)])[0])
+        With several ranks it is false: they would have to agree within a step.
+        """
+        save = self.manager.seconds_to_save() if self.manager is not None else None
+        return isinstance(self.state.group, SingleProcess) and not step_fits(
+            fraction_left, self.deadline.step_seconds, save, self.deadline.left()
+        )
+
+    def _wait_for_data(self) -> bool:
+        if self.data_check is None:
+            return True
+        return self.data_check.wait(self._is_stopping, self.state.counters.step)
+
+    def _is_stopping(self) -> bool:
+        return self.deadline.stop_requested_at() is not None
+
+    def _on_saving_ranks(self, value: bool) -> bool:
+        """Return the value of the rank that saves; all ranks of a sharded state save together."""
+        return self._on_any_rank(value) if self.state.is_sharded else value
+
+    def _on_any_rank(self, value: bool) -> bool:
+        return bool(self.state.group.all_reduce_max([int(value)])[0])

@@ -1,17 +1,17 @@
-"""One optimizer step: micro-batches, clipping, the update; or nothing at all."""
+"""One optimizer step: forward and backward passes, gradient clipping, the update."""
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from gpt2ckpt.config.schema import TrainerConfig
 from gpt2ckpt.data.loader import BlockLoader
 from gpt2ckpt.errors import UserError
-from gpt2ckpt.parallel.ddp import LossFunction, no_gradient_sync
+from gpt2ckpt.parallel.ddp import ParallelLoss
 from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
 from gpt2ckpt.parallel.step_sharding import StepShard, shard_step
 from gpt2ckpt.signals.deadline import StepAbandoned
@@ -22,7 +22,7 @@ from gpt2ckpt.training.state import TrainingState
 
 
 class HalfApplied(UserError):
-    """The update failed while it was being made: weights and optimizer no longer fit together."""
+    """The update failed halfway: the weights and the optimizer state no longer fit together."""
 
 
 @dataclass(frozen=True)
@@ -34,50 +34,71 @@ class StepResult:
 
 
 @dataclass(frozen=True)
-class Stepper:
-    """Makes optimizer steps of `grad_accum` micro-batches of `batch_size` blocks.
+class StepHooks:
+    """Functions that a step calls. The defaults do nothing.
 
-    The micro-batches are sharded over the ranks of `group`. `gradient_sync(last)` is entered around
-    each forward pass (see `gpt2ckpt.parallel.ddp`); `reseed` is called before each step with the
-    number of steps done. Before each micro-batch, `should_abandon` gets the fraction of the step
-    that is left, and the step raises StepAbandoned if it returns true; then `begins` gets the
-    micro-batch's number, from 1, and their count.
+    Attributes:
+        reseed: Called first, with the number of steps done, to seed this rank's generators.
+        should_abandon: Called before each micro-batch with the fraction of the step that is left;
+            if it returns true, the step raises StepAbandoned.
+        on_micro_batch: Called before each micro-batch with its number, from 1, and their count.
     """
 
-    loss: LossFunction
-    loader: BlockLoader
-    hardware: Hardware
-    batch_size: int
-    grad_accum: int
-    grad_clip: float
-    group: ProcessGroup = field(default_factory=SingleProcess)
-    gradient_sync: Callable[[bool], AbstractContextManager[None]] = no_gradient_sync
-    reseed: Callable[[int], None] | None = None
-    spike_zscore: float | None = None
-    spike_window: int = 0
+    reseed: Callable[[int], None] = lambda step: None
     should_abandon: Callable[[float], bool] = lambda fraction_left: False
     on_micro_batch: Callable[[int, int], None] = lambda number, count: None
 
+
+@dataclass(frozen=True)
+class Stepper:
+    """Makes optimizer steps on a TrainingState, each of which is applied completely or not at all.
+
+    A step accumulates the gradients of `grad_accum` micro-batches of `batch_size` blocks, clips
+    their norm and updates the weights. With several ranks, `shard_step` distributes the blocks, and
+    the result is the same on all ranks. The stepper keeps no state of its own between steps.
+
+    Attributes:
+        parallel: The loss function and its gradient synchronization.
+        loader: The training blocks by position.
+        hardware: The device and precision.
+        trainer: The size of a step, the clipping norm and the limits of a loss spike.
+        group: The ranks that train together.
+        hooks: Functions to call during a step.
+    """
+
+    parallel: ParallelLoss
+    loader: BlockLoader
+    hardware: Hardware
+    trainer: TrainerConfig
+    group: ProcessGroup = field(default_factory=SingleProcess)
+    hooks: StepHooks = field(default_factory=StepHooks)
+
     @property
     def blocks(self) -> int:
-        """Blocks in one step, the global batch."""
-        return self.batch_size * self.grad_accum
+        """Return the number of blocks in one step, the global batch."""
+        return self.trainer.batch_size * self.trainer.grad_accum
 
     @cached_property
     def shard(self) -> StepShard:
-        """What this rank trains of each step."""
-        return shard_step(self.group.rank, self.group.size, self.batch_size, self.grad_accum)
+        """Return the micro-batches of each step that this rank trains on."""
+        size, trainer = self.group.size, self.trainer
+        return shard_step(self.group.rank, size, trainer.batch_size, trainer.grad_accum)
 
     def step(self, state: TrainingState, position: int) -> StepResult:
-        """Train on the blocks from `position` on.
+        """Train on the `blocks` blocks that start at `position`.
 
-        On an exception the state is the one before the step, random generators included, unless it
-        is HalfApplied. Raises NonFiniteLoss or LossSpike instead of applying such a step.
+        On any exception but HalfApplied, the state is the same as before the step, the random
+        generators included.
+
+        Raises:
+            NonFiniteLoss: The loss or the gradient norm is not finite.
+            LossSpike: The loss is far above the recent ones.
+            StepAbandoned: The step would not end before the deadline.
+            HalfApplied: The update itself failed.
         """
         generators = capture_generators()
         try:
-            if self.reseed is not None:
-                self.reseed(state.counters.step)
+            self.hooks.reseed(state.counters.step)
             loss = self.group.all_reduce_mean(self._accumulate(state, position))
             norm = self._gradient_norm(state)
             self._check(state, loss, norm)
@@ -92,24 +113,24 @@ class Stepper:
             state.scaler.update()
         except BaseException as error:
             raise HalfApplied(
-                "the update of the weights was cut off, so that this step is not saved and the "
-                f"last checkpoint stands: {type(error).__name__}: {error}"
+                "the update of the weights was interrupted, so this step is not saved. Resume from "
+                f"the last checkpoint: {type(error).__name__}: {error}"
             ) from error
         finally:
             state.optimizer.zero_grad()
         return StepResult(loss, norm)
 
     def warm_up_ddp(self, state: TrainingState) -> None:
-        """Sum gradients up over the ranks once, and drop them; nothing of the state changes.
+        """Run one forward and backward pass before the first step, and change nothing.
 
-        DistributedDataParallel arranges its buckets anew after the first time, and in which order
-        numbers are added follows from the buckets: without this, three ranks and more that were
-        stopped and resumed would not have the bits of ranks that were not.
+        DistributedDataParallel reorders its gradient buckets in the second step of a process, and
+        with them the order in which the gradients of three or more ranks are added. Without this
+        pass, a resumed training would differ in its last bits from an uninterrupted one.
         """
         generators = capture_generators()
         inputs, targets = self.loader.batch(0, self.shard[0].count)
         with self.hardware.autocast():
-            loss = self.loss(self._move(inputs), self._move(targets))
+            loss = self.parallel.loss(self._move(inputs), self._move(targets))
         torch.autograd.backward(loss)
         state.optimizer.zero_grad()
         restore_generators(generators)
@@ -117,29 +138,30 @@ class Stepper:
     def _accumulate(self, state: TrainingState, position: int) -> float:
         losses = []
         for number, part in enumerate(self.shard):
-            if self.should_abandon(1 - number / len(self.shard)):
+            if self.hooks.should_abandon(1 - number / len(self.shard)):
                 raise StepAbandoned
-            self.on_micro_batch(number + 1, len(self.shard))
+            self.hooks.on_micro_batch(number + 1, len(self.shard))
             inputs, targets = self.loader.batch(position + part.offset, part.count)
             is_last = part is self.shard[-1]
-            with self.gradient_sync(is_last), self.hardware.autocast():
-                loss = self.loss(self._move(inputs), self._move(targets)) / len(self.shard)
+            with self.parallel.gradient_sync(is_last), self.hardware.autocast():
+                loss = self.parallel.loss(self._move(inputs), self._move(targets)) / len(self.shard)
             torch.autograd.backward(state.scaler.scale(loss))
             losses.append(loss.detach())
         return float(torch.stack(losses).sum())
 
     def _gradient_norm(self, state: TrainingState) -> float:
+        """Unscale and clip the gradients; return their norm before clipping."""
         for optimizer in state.optimizer.torch_optimizers:
             state.scaler.unscale_(optimizer)
-        limit = self.grad_clip or math.inf
+        limit = self.trainer.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(state.optimizer.parameters(), limit)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # if sharded
 
     def _check(self, state: TrainingState, loss: float, norm: float) -> None:
         check_loss(loss, norm, norm_may_overflow=state.scaler.is_enabled())
-        if self.spike_zscore is not None:
+        if self.trainer.spike_zscore is not None:
             recent = state.counters.anomalies.recent
-            check_spike(loss, recent, self.spike_window, self.spike_zscore)
+            check_spike(loss, recent, self.trainer.spike_window, self.trainer.spike_zscore)
 
     def _move(self, tensor: Tensor) -> Tensor:
         if self.hardware.device.type == "cuda":

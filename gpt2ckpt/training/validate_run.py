@@ -27,14 +27,19 @@ DEFAULT_STEPS = 260  # of the default model take two minutes on two CPU cores, i
 
 @dataclass(frozen=True)
 class CompletedWork:
-    """What earlier processes of a run have trained.
+    """The work of a run's earlier processes.
 
-    `blocks` are those of all epochs, skipped ones included; `tokens` are those trained on.
+    Attributes:
+        steps: Optimizer steps.
+        blocks: Blocks of all epochs, skipped ones included.
+        tokens: Tokens trained on.
+        blocks_of_last_step: Blocks of the last step, which a resume may change for later steps.
     """
 
     steps: int = 0
     blocks: int = 0
     tokens: int = 0
+    blocks_of_last_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,10 @@ class ValidatedRun:
     @property
     def blocks_per_step(self) -> int:
         return self.config.trainer.batch_size * self.config.trainer.grad_accum
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.blocks_per_step * self.config.model.block_size
 
     @property
     def blocks_left(self) -> int:
@@ -139,7 +148,12 @@ def _total_steps(
 def _done(state: CheckpointState | None) -> CompletedWork:
     if state is None:
         return CompletedWork()
-    return CompletedWork(state.step, state.data.position, state.tokens_seen)
+    return CompletedWork(
+        steps=state.step,
+        blocks=state.data.position,
+        tokens=state.tokens_seen,
+        blocks_of_last_step=state.blocks_per_step or 0,
+    )
 
 
 def _check_state(start: Start, config: TrainConfig) -> None:

@@ -77,7 +77,7 @@ def test_removed_run_directory_fails_saves_but_not_the_training(
     assert done.code == 130, done.err + done.out
     assert done.err == ""
     assert done.out.count("SAVE FAILED") >= 2 and "mkdir -p run/checkpoints" in done.out
-    assert "an older one is the newest" in done.out
+    assert "the newest checkpoint is older" in done.out
     assert not (tmp_path / "run").exists()
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt2ckpt.config.schema import AdamWConfig, ModelConfig
+from gpt2ckpt.config.schema import AdamWConfig, ModelConfig, TrainerConfig
 from gpt2ckpt.data.loader import Batch
 from gpt2ckpt.data.order import block_of
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
+from gpt2ckpt.parallel.ddp import ParallelLoss
 from gpt2ckpt.parallel.process_group import SingleProcess
 from gpt2ckpt.training.hardware import Hardware
 from gpt2ckpt.training.state import Counters, TrainingState
@@ -48,9 +49,8 @@ def samples_of_step(position: int, ranks: int) -> list[int]:
         model = GPT2(ModelConfig(1, 1, 4, 4, 8))
         optimizer = build_optimizer(AdamWConfig(), model, "cpu")
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        stepper = Stepper(
-            *(model.loss, recorder, CPU, BATCH, ACCUMULATION, 1.0, RankOf(rank, ranks))
-        )
+        trainer = TrainerConfig(batch_size=BATCH, grad_accum=ACCUMULATION)
+        stepper = Stepper(ParallelLoss(model.loss), recorder, CPU, trainer, RankOf(rank, ranks))
         stepper.step(TrainingState(model, optimizer, scaler, Counters()), position)
     return recorder.seen
 

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import torch
 
-from gpt2ckpt.config.schema import AdamWConfig, ModelConfig
+from gpt2ckpt.config.schema import AdamWConfig, ModelConfig, TrainerConfig
 from gpt2ckpt.data.loader import BlockLoader, validation
 from gpt2ckpt.data.tokens import Piece, TokenStream
 from gpt2ckpt.model.gpt2 import GPT2
@@ -53,7 +53,7 @@ def train(group: DistributedGroup, state: TrainingState, steps: range) -> Traini
     """What a process of a run does: wrap the model, rehearse, train some steps."""
     replica = ddp_loss(state.model, state.model.loss, CPU.device)
     loader = BlockLoader(STREAM, 16, seed=1)
-    stepper = Stepper(replica.loss, loader, CPU, 2, 3, 1.0, group, replica.gradient_sync)
+    stepper = Stepper(replica, loader, CPU, TrainerConfig(batch_size=2, grad_accum=3), group)
     stepper.warm_up_ddp(state)
     for step in steps:
         stepper.step(state, step * stepper.blocks)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.files.disk_usage import UNKNOWN_FREE
 from gpt2ckpt.training.console_format import (
     DataFile,
@@ -109,6 +110,16 @@ FACTS = {"machine": MACHINE, "model": MODEL, "plan": PLAN, "memory": MEMORY, "sa
 
 def report(**changed):
     return start_report(**{**FACTS, **changed})
+
+
+def evaluation(step, total_steps, val_loss, best, seconds):
+    return eval_line(
+        step=step,
+        total_steps=total_steps,
+        val_loss=val_loss,
+        previous_best=Best(*best) if best else None,
+        seconds=seconds,
+    )
 
 
 def row(label, **changed):
@@ -249,7 +260,7 @@ def test_steps_of_a_big_run_fit_80_columns(tokens_per_s, text):
         f"step 599999/600000 | loss 5.1234  lr 2.9e-3  grad 1234  {text} tok/s  ETA 12d 17h"
     )
     assert len(line) <= 80
-    assert len(eval_line(599_999, 600_000, 8.8795, (8.8791, 599_000), 42.0)) <= 80
+    assert len(evaluation(599_999, 600_000, 8.8795, (8.8791, 599_000), 42.0)) <= 80
 
 
 def test_a_loss_that_is_not_finite_is_shown():
@@ -267,7 +278,7 @@ def test_a_loss_that_is_not_finite_is_shown():
     ],
 )
 def test_an_evaluation(best, words):
-    line = eval_line(100, 480, 5.2345, best, 3.2)
+    line = evaluation(100, 480, 5.2345, best, 3.2)
     assert line == f"step 100/480 | val  5.2345  perplexity 187.6  {words}  3s"
 
 
@@ -284,7 +295,7 @@ def test_an_evaluation(best, words):
     ],
 )
 def test_perplexity_of_any_loss(loss, words):
-    assert f"  perplexity {words}  " in eval_line(1, 2, loss, None, 0.0)
+    assert f"  perplexity {words}  " in evaluation(1, 2, loss, None, 0.0)
 
 
 def test_the_summary():

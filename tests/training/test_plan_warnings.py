@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from training_helpers import start_of, train
 
-from gpt2ckpt.training import loop
+from gpt2ckpt.training import reporting
 from gpt2ckpt.training.disk_check import memory_needed
 from gpt2ckpt.training.hardware import choose_hardware
 from gpt2ckpt.training.plan_warnings import (
@@ -129,7 +129,7 @@ def test_a_training_warns_once_after_its_second_step(
         asked.append((seconds, steps))
         return time_warnings(40 * DAY, steps)
 
-    monkeypatch.setattr(loop, "time_warnings", slow)
+    monkeypatch.setattr(reporting, "time_warnings", slow)
     train([*token_data.overrides, "trainer.max_steps=8"], tmp_path / "run")
     assert [(seconds > 0, steps) for seconds, steps in asked] == [(True, 6)]
     said = " ".join(r.getMessage().strip() for r in caplog.records if r.levelno == logging.WARNING)

@@ -15,6 +15,7 @@ from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.data.loader import BlockLoader
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
+from gpt2ckpt.parallel.ddp import ParallelLoss
 from gpt2ckpt.training.anomalies import LossSpike, NonFiniteLoss, NonFiniteWeights, TrainingAnomaly
 from gpt2ckpt.training.hardware import choose_hardware, prepare_process
 from gpt2ckpt.training.rng import seed_everything
@@ -91,7 +92,7 @@ def trained_by_hand(validated: ValidatedRun, positions: list[int]) -> GPT2:
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         state = TrainingState(model, optimizer, scaler, Counters())
         loader = BlockLoader(validated.corpus.train, config.model.block_size, config.seed)
-        stepper = Stepper(model.loss, loader, hardware, 2, 1, config.trainer.grad_clip)
+        stepper = Stepper(ParallelLoss(model.loss), loader, hardware, config.trainer)
         for step, position in enumerate(positions):
             optimizer.set_lr_scale(validated.schedule(step))
             stepper.step(state, position)

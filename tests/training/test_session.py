@@ -462,8 +462,7 @@ def test_every_rank_draws_numbers_of_its_own_that_follow_from_the_step(
         group = DistributedGroup(Ranks(rank, rank, 3, "127.0.0.1", 1))
         reseed = Session(tmp_path / "run", start, validated, hardware, group)._reseeding()
         torch.manual_seed(5)
-        if reseed is not None:
-            reseed(step)
+        reseed(step)
         return [float(number) for number in torch.rand(4)]
 
     before = capture_generators()

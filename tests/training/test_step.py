@@ -10,16 +10,17 @@ import pytest
 import torch
 from training_helpers import differing
 
-from gpt2ckpt.config.schema import AdamWConfig, ModelConfig, MuonConfig
+from gpt2ckpt.config.schema import AdamWConfig, ModelConfig, MuonConfig, TrainerConfig
 from gpt2ckpt.data.loader import BlockLoader
 from gpt2ckpt.data.tokens import Piece, TokenStream
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
+from gpt2ckpt.parallel.ddp import ParallelLoss
 from gpt2ckpt.training.anomalies import NonFiniteLoss
 from gpt2ckpt.training.hardware import choose_hardware
 from gpt2ckpt.training.rng import capture_generators, restore_generators, seed_everything
 from gpt2ckpt.training.state import Counters, TrainingState
-from gpt2ckpt.training.step import HalfApplied, Stepper, StepResult
+from gpt2ckpt.training.step import HalfApplied, StepHooks, Stepper, StepResult
 
 SHAPE = ModelConfig(2, 2, 32, 16, 64, dropout=0.1)
 TOKENS = np.random.default_rng(0).integers(0, 64, 40 * 16 + 1).astype(np.uint16)
@@ -41,7 +42,8 @@ def stepper_of(
     grad_clip: float = 1.0,
 ) -> Stepper:
     hardware = choose_hardware("cpu", "float32", 1)
-    return Stepper(loss or state.model.loss, LOADER, hardware, batch_size, grad_accum, grad_clip)
+    trainer = TrainerConfig(batch_size=batch_size, grad_accum=grad_accum, grad_clip=grad_clip)
+    return Stepper(ParallelLoss(loss or state.model.loss), LOADER, hardware, trainer)
 
 
 def everything(state: TrainingState) -> dict[str, Any]:
@@ -197,7 +199,6 @@ def test_an_overflowing_float16_gradient_skips_the_step_and_lowers_the_scale() -
 def test_each_micro_batch_is_told_before_it_begins() -> None:
     state = state_of(AdamWConfig())
     told: list[tuple[int, int]] = []
-    stepper = stepper_of(state)
-    stepper = dataclasses.replace(stepper, begins=lambda *part: told.append(part))
-    stepper.step(state, 0)
+    hooks = StepHooks(on_micro_batch=lambda *part: told.append(part))
+    dataclasses.replace(stepper_of(state), hooks=hooks).step(state, 0)
     assert told == [(1, 3), (2, 3), (3, 3)]

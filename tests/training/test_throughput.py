@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from gpt2ckpt.training import throughput
-from gpt2ckpt.training.peak_flops import peak_flops
-from gpt2ckpt.training.throughput import Meter
+from gpt2ckpt.training.throughput import Meter, peak_flops
 
 
 class Clock:

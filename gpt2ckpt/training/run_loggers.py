@@ -1,0 +1,80 @@
+"""The loggers of a run: metrics.jsonl, and TensorBoard and W&B where the config asks for them."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from gpt2ckpt.config.schema import LoggerConfig
+from gpt2ckpt.loggers.fanout import Loggers
+from gpt2ckpt.loggers.metrics_file import MetricsFile, read
+from gpt2ckpt.loggers.tensorboard import TensorBoardLogger
+from gpt2ckpt.loggers.wandb import WandbLogger, service_progress
+from gpt2ckpt.runs.history import origin_in
+from gpt2ckpt.runs.layout import HISTORY, REPLAY, TENSORBOARD, run_title
+from gpt2ckpt.training.state import Provenance
+
+
+class RunLoggers(Loggers):
+    """The loggers of one process of a run, open from the start of the process to `close`.
+
+    TensorBoard and W&B get the part of metrics.jsonl up to the step that the process starts at, so
+    that they show the same run after a resume.
+
+    Args:
+        directory: The run directory.
+        config: The logger group of the config.
+        provenance: The run's identity and frozen config, which are shown with the run.
+        step: The optimizer steps done before this process.
+        is_resumed: Whether W&B may already have the run.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        config: LoggerConfig,
+        provenance: Provenance,
+        *,
+        step: int,
+        is_resumed: bool,
+    ) -> None:
+        super().__init__(MetricsFile(directory / HISTORY))
+        self._directory, self._config, self._provenance = directory, config, provenance
+        self._add_others(step, is_resumed=is_resumed)
+
+    def rewind(self, step: int, seconds: float) -> None:
+        """After a rollback to `step`: take later events back and reopen the other loggers."""
+        super().rewind(step, seconds)
+        with contextlib.suppress(OSError):  # a file that stays only costs a resume a comparison
+            (self._directory / REPLAY).unlink(missing_ok=True)
+        self._add_others(step, is_resumed=True)
+
+    def _add_others(self, step: int, *, is_resumed: bool) -> None:
+        directory, config, provenance = self._directory, self._config, self._provenance
+        history: list[dict[str, Any]] = []
+        # Read before the loggers' threads start, since metrics.jsonl grows from then on.
+        with contextlib.suppress(OSError):
+            history = [event for event in read(directory / HISTORY) if event["step"] <= step]
+        if config.tensorboard:
+            self.add(
+                "TensorBoard",
+                lambda: TensorBoardLogger(
+                    directory / TENSORBOARD, step + 1, history, provenance.config
+                ),
+            )
+        if config.wandb:
+            self.add(
+                "W&B",
+                lambda: WandbLogger(
+                    run_dir=directory,
+                    project=config.wandb_project,
+                    entity=config.wandb_entity,
+                    tags=config.wandb_tags,
+                    run_id=provenance.run.wandb_id or provenance.run.id,
+                    name=run_title(directory),
+                    config=provenance.config,
+                    resume=is_resumed,
+                    history=history,
+                    origin=origin_in(directory),
+                ),
+                service_progress,
+            )
