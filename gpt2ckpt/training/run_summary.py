@@ -1,21 +1,22 @@
-"""What a run tells its user at its start and at its end, in the log."""
+"""The report at the start of a run, its preview for a dry run, and the summary at the end."""
 
 import logging
 import math
 import signal
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
 from gpt2ckpt.checkpoint.event_sink import EventSink
 from gpt2ckpt.checkpoint.policy import COPIES, most_files
 from gpt2ckpt.checkpoint.reservation import with_margin
+from gpt2ckpt.checkpoint.state import LossSum
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import as_typed
-from gpt2ckpt.config.schema import ModelConfig
+from gpt2ckpt.config.schema import ModelConfig, TrainConfig
 from gpt2ckpt.data.corpus import Corpus
-from gpt2ckpt.data.tokens import TokenStream
-from gpt2ckpt.files.disk_usage import UNKNOWN_FREE, disk_bytes, measure_free
+from gpt2ckpt.data.tokens import TokenStream, count_blocks
+from gpt2ckpt.files.disk_usage import UNKNOWN_FREE, disk_bytes, free_space_text, measure_free
 from gpt2ckpt.files.timeouts import call_with_timeout
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.model.attention import keeps_weights
@@ -25,7 +26,7 @@ from gpt2ckpt.runs.claim import holds_run
 from gpt2ckpt.runs.command import command
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY
 from gpt2ckpt.runs.start import Start
-from gpt2ckpt.training import console_format
+from gpt2ckpt.training.console_format import Row, layout, perplexity_text, rows_of, warning_lines
 from gpt2ckpt.training.disk_check import check_free_space, checkpoint_bytes, memory_needed
 from gpt2ckpt.training.hardware import (
     DTYPES,
@@ -43,16 +44,19 @@ from gpt2ckpt.training.plan_warnings import (
 from gpt2ckpt.training.reporting import Reporter
 from gpt2ckpt.training.saving import retention_of
 from gpt2ckpt.training.source_identity import changed_code, changed_libraries
-from gpt2ckpt.training.state import versions
+from gpt2ckpt.training.state import Counters, versions
+from gpt2ckpt.training.throughput import Meter
 from gpt2ckpt.training.validate_run import ValidatedRun
+from gpt2ckpt.units import human_bytes, human_count, human_duration, plural
 
 log = logging.getLogger(__name__)
-DISK_SECONDS = 5.0  # that the summary waits for an answer of the file system
-SPEEDS = 20  # logged steps whose median is the speed of a run
+DISK_SECONDS = 5.0  # the summary waits at most this long for the file system
+SPEEDS = 20  # logged steps, the median speed of which is the speed of a run
+_FILES_SHOWN = 3
 
 
 def record_start(events: EventSink, start: Start, hardware: Hardware, ranks: int) -> None:
-    """Record durably how a run starts, before it trains; after `prepare_process`."""
+    """Record durably how a run starts. Call it after `prepare_process`, before the training."""
     skipped = [{"path": str(path), "reason": reason} for path, reason in start.skipped_files]
     identity = {"run_id": start.identity.id, "name": start.identity.name, "ranks": ranks}
     if start.found is not None and start.directory is not None:
@@ -82,7 +86,7 @@ def record_start(events: EventSink, start: Start, hardware: Hardware, ranks: int
 def start(
     directory: Path, start: Start, validated: ValidatedRun, hardware: Hardware, ranks: int
 ) -> None:
-    """Log what is about to be done, on what, where it goes, and what is odd about it."""
+    """Log the plan of a run and the warnings about it."""
     lines, warnings = plan(directory, start, validated, hardware, ranks)
     for line in not_exact(start, hardware, ranks):
         log.warning("%s", line)
@@ -95,7 +99,12 @@ def start(
 def preview(
     start: Start, validated: ValidatedRun, group: ProcessGroup, wanted: Path, *, is_given: bool
 ) -> list[str]:
-    """Return what a start would log, for a dry run. Raises what the start would be refused with."""
+    """Return the lines that a start would log, for a dry run.
+
+    Raises:
+        InputError: The disk is too full for the run.
+        ConfigError: The device or the precision is not available.
+    """
     hardware = hardware_of(start, validated, group)
     directory = start.directory or wanted
     check_free_space(start, validated.config, directory)
@@ -113,15 +122,16 @@ def preview(
 
 
 def not_exact(start: Start, hardware: Hardware, ranks: int) -> list[str]:
-    """Return the line on `environment_changes`, if there are any."""
+    """Return the warning that a resume cannot be bitwise exact; empty if it can."""
     changed = environment_changes(start, hardware, ranks)
     return [f"not bitwise the same as without the stop: {', '.join(changed)}"] if changed else []
 
 
 def environment_changes(start: Start, hardware: Hardware, ranks: int) -> list[str]:
-    """Return what keeps a resume from being bitwise exact, after `prepare_process`.
+    """Return what prevents a resume from being bitwise exact, one entry for each change.
 
-    The sources that train, the libraries and the machine are compared with those of the state.
+    Compares the sources that train, the libraries and the machine with those of the saved state.
+    Call it after `prepare_process`.
     """
     if start.state is None:
         return []
@@ -142,161 +152,269 @@ def plan(
     *,
     is_preview: bool = False,
 ) -> tuple[list[str], list[str]]:
-    """Return the lines on what a start is going to do, and those that warn about it."""
-    config = validated.config
-    facts = _plan_facts(directory, start, validated, hardware, ranks)
-    memory = console_format.MemoryFacts(memory_needed(config, ranks), hardware.memory_bytes)
-    saving = _saving(directory, validated, checkpoint_bytes(start, config))
+    """Return the lines that describe a run before its first step, and the warnings about it.
+
+    A preview does not name the run directory, which gets its name at the start.
+    """
+    config, corpus = validated.config, validated.corpus
+    size, free = checkpoint_bytes(start, config), measure_free(directory)
+    needed, total = memory_needed(config, ranks), hardware.memory_bytes
+    speed = _logged_speed(directory) if _is_same_machine(start, hardware, ranks) else None
+    pretrained, block_size = validated.pretrained, config.model.block_size
+    weights = [*pretrained.source.skipped, pretrained.summary] if pretrained else []
+    lines = layout(
+        [
+            *machine_rows(hardware, config, ranks),
+            *model_rows(config.model),
+            *rows_of("weights", weights),
+            *length_rows(validated, speed),
+            *data_rows("train data", corpus, corpus.train, block_size),
+            *data_rows("val data", corpus, corpus.val, block_size),
+            memory_row(needed, total),
+            *([] if is_preview else [("run", str(directory))]),
+            *checkpoint_rows(validated, size, free),
+        ]
+    )
     taken = disk_bytes(Store(directory / CHECKPOINTS).files()) if start.directory else 0
-    if is_preview:
-        saving = replace(saving, run_dir=None)
-    pretrained = validated.pretrained
-    lines = console_format.start_report(
-        machine=_machine_facts(validated, hardware, ranks),
-        model=_model_facts(config.model),
-        plan=facts,
-        memory=memory,
-        saving=saving,
-        weights=[*pretrained.source.skipped, pretrained.summary] if pretrained else [],
-    )
+    to_come = _most_bytes(validated, size) - taken
     warnings = [
-        *validated.corpus.warnings,
+        *corpus.warnings,
         *plan_warnings(validated),
-        *memory_warnings(memory.needed, memory.total),
-        *(disk_warnings(saving.most_bytes - taken, saving.free_bytes) if saving.enabled else []),
-        *time_warnings(facts.seconds_left, validated.total_steps - validated.done.steps),
+        *memory_warnings(needed, total),
+        *(disk_warnings(to_come, free) if config.checkpoint.enabled else []),
+        *time_warnings(_seconds_left(validated, speed), validated.steps_left),
     ]
-    return lines, console_format.warning_lines(warnings)
+    return lines, warning_lines(warnings)
 
 
-def _machine_facts(
-    validated: ValidatedRun, hardware: Hardware, ranks: int
-) -> console_format.MachineFacts:
-    trainer = validated.config.trainer
+def machine_rows(hardware: Hardware, config: TrainConfig, ranks: int) -> list[Row]:
+    """Return the rows on the device, the precision and the kernels."""
+    trainer, off_on = config.trainer, ("off", "on")
     dtype = DTYPES[hardware.precision]
-    keeps = keeps_weights(hardware.device.type, dtype, validated.config.model.block_size)
-    return console_format.MachineFacts(
-        device=f"{hardware.device}, {hardware.name}",
-        device_reason=hardware.device_reason,
-        precision=hardware.precision,
-        precision_reason=hardware.precision_reason,
-        attention="by matrix products" if keeps else "scaled_dot_product_attention",
-        compiled=trainer.compile,
-        deterministic=trainer.deterministic,
-        threads=hardware.threads,
-        ranks=ranks,
+    keeps = keeps_weights(hardware.device.type, dtype, config.model.block_size)
+    compute = (
+        f"attention {'by matrix products' if keeps else 'scaled_dot_product_attention'}, "
+        f"compile {off_on[trainer.compile]}, deterministic {off_on[trainer.deterministic]}, "
+        f"{plural(hardware.threads, 'thread')}{f', {ranks} ranks' if ranks > 1 else ''}"
     )
+    return [
+        ("device", f"{hardware.device}, {hardware.name} ({hardware.device_reason})"),
+        ("precision", f"{hardware.precision} ({hardware.precision_reason})"),
+        ("compute", compute),
+    ]
 
 
-def _model_facts(model: ModelConfig) -> console_format.ModelFacts:
-    return console_format.ModelFacts(
-        n_layer=model.n_layer,
-        n_head=model.n_head,
-        n_embd=model.n_embd,
-        block_size=model.block_size,
-        vocab_size=model.vocab_size,
-        parameters_by_part=asdict(count_parameters(model)),
-        flops_per_token=count_flops_per_token(model),
+def model_rows(model: ModelConfig) -> list[Row]:
+    """Return the rows on the shape of the model, its parameters and its FLOPs per token."""
+    shape = (
+        f"GPT-2, {plural(model.n_layer, 'layer')} x {model.n_embd}, "
+        f"{plural(model.n_head, 'head')}, context {model.block_size:,}, "
+        f"vocabulary {model.vocab_size:,}"
     )
+    counts = count_parameters(model)
+    parts = ", ".join(f"{part} {count:,}" for part, count in asdict(counts).items())
+    work = f"{human_count(count_flops_per_token(model))}FLOP per token, forward and backward"
+    return [("model", shape), ("parameters", f"{counts.total:,}: {parts}"), ("work", work)]
 
 
-def _plan_facts(
-    directory: Path, start: Start, validated: ValidatedRun, hardware: Hardware, ranks: int
-) -> console_format.PlanFacts:
-    trainer = validated.config.trainer
+def length_rows(validated: ValidatedRun, tokens_per_s: float | None) -> list[Row]:
+    """Return the rows on the size of a step, the length of the run and the time left.
+
+    Args:
+        validated: The plan of the run.
+        tokens_per_s: The speed of an earlier process on the same hardware; None if not known.
+    """
+    trainer, block_size = validated.config.trainer, validated.config.model.block_size
+    step = (
+        f"{plural(validated.blocks_per_step, 'block')} of {block_size:,} = "
+        f"{validated.tokens_per_step:,} tokens "
+        f"(micro-batch {trainer.batch_size:,}, accumulation {trainer.grad_accum:,})"
+    )
+    done = f" ({validated.done.steps:,} done)" if validated.done.steps else ""
+    epochs = f"{validated.epochs:,.2f} epochs"
+    if trainer.max_epochs and trainer.max_steps != validated.total_steps:
+        epochs = plural(trainer.max_epochs, "epoch")
+    per_parameter = validated.total_tokens / count_parameters(validated.config.model).total
+    length = (
+        f"{plural(validated.total_steps, 'step')}{done}, {validated.total_tokens:,} tokens, "
+        f"{epochs}, {per_parameter:,.2f} tokens per parameter"
+    )
+    time, seconds = "not known before the first steps", _seconds_left(validated, tokens_per_s)
+    if seconds is not None:
+        time = (
+            f"about {human_duration(seconds)} for {plural(validated.steps_left, 'step')} at "
+            f"{tokens_per_s:,.0f} tok/s, as logged last, plus evaluations and saves"
+        )
+    return [("step", step), ("training", length), ("time", time)]
+
+
+def data_rows(label: str, corpus: Corpus, split: TokenStream, block_size: int) -> list[Row]:
+    """Return the rows on the tokens of a split: their total, and the first files by name.
+
+    Each split has a part of a file that tokens are held out from.
+    """
+    held = {file.name: file.tokens for file in corpus.files}
+    files = [(piece.name, len(piece.tokens), held[piece.name]) for piece in split.pieces]
+    used = sum(tokens for _, tokens, _ in files)
+    shown = files[:_FILES_SHOWN]
+    if len(files) > 1:
+        shown = [(f"{len(files):,} files", used, sum(total for _, _, total in files)), *shown]
+    lines = [
+        f"{name}: {tokens:,}{f' of {total:,}' if total != tokens else ''} tokens"
+        for name, tokens, total in shown
+    ]
+    lines[0] += f", {plural(count_blocks(used, block_size), 'block')}"
+    if len(files) > _FILES_SHOWN:
+        lines.append(f"and {len(files) - _FILES_SHOWN:,} more")
+    return rows_of(label, lines)
+
+
+def memory_row(needed: int, total: int) -> Row:
+    """Return the row on the bytes that a rank needs, of those that its device has."""
+    text = (
+        f"at least {human_bytes(needed)} of {human_bytes(total)}: weights, gradients, optimizer "
+        "state; activations come on top"
+    )
+    return "memory", text
+
+
+def checkpoint_rows(validated: ValidatedRun, checkpoint_bytes: int, free_bytes: int) -> list[Row]:
+    """Return the rows on when checkpoints are saved, how many are kept, and their disk space."""
+    checkpoint = validated.config.checkpoint
+    if not checkpoint.enabled:
+        return [("checkpoints", "none, so a crash loses this run (checkpoint.enabled=false)")]
+    every = f"every {plural(checkpoint.save_every, 'step')} and " if checkpoint.save_every else ""
+    keep_epochs = checkpoint.keep_epochs if checkpoint.save_epochs else 0
+    epochs = "all" if keep_epochs is None else f"{keep_epochs:,}"
+    kept = (
+        f"keeps {checkpoint.keep_rolling:,} rolling, {checkpoint.keep_emergency:,} emergency, "
+        f"{epochs} epoch files"
+    )
+    space = (
+        f"{human_bytes(checkpoint_bytes)} a checkpoint, at most "
+        f"{human_bytes(_most_bytes(validated, checkpoint_bytes))} for {_most_files(validated):,}, "
+        f"{free_space_text(free_bytes)}"
+    )
+    return [("checkpoints", f"{every}at the end; {kept}"), ("disk", space)]
+
+
+def _most_files(validated: ValidatedRun) -> int:
+    """Return how many checkpoints take disk space of their own at the same time, at most."""
+    checkpoint = validated.config.checkpoint
+    epochs = math.ceil(validated.epochs) if checkpoint.save_epochs else 0
+    return most_files(retention_of(checkpoint), epochs)
+
+
+def _most_bytes(validated: ValidatedRun, checkpoint_bytes: int) -> int:
+    """Return the most disk space of all checkpoints and the reserve for an emergency save."""
+    return checkpoint_bytes * _most_files(validated) + with_margin(checkpoint_bytes)
+
+
+def _is_same_machine(start: Start, hardware: Hardware, ranks: int) -> bool:
     recorded = start.state.environment if start.state and start.directory else None
-    is_same_machine = hardware.recorded(ranks) == recorded
-    return console_format.PlanFacts(
-        total_steps=validated.total_steps,
-        done_steps=validated.done.steps,
-        batch_size=trainer.batch_size,
-        grad_accum=trainer.grad_accum,
-        block_size=validated.config.model.block_size,
-        total_tokens=validated.total_tokens,
-        epochs=validated.epochs,
-        train=_files(validated.corpus, validated.corpus.train),
-        val=_files(validated.corpus, validated.corpus.val),
-        max_epochs=trainer.max_epochs if trainer.max_steps != validated.total_steps else None,
-        tokens_per_s=_logged_speed(directory) if is_same_machine else None,
-    )
+    return hardware.recorded(ranks) == recorded
 
 
 def _logged_speed(directory: Path) -> float | None:
-    """The median over the last logged steps of a run, in tokens per second."""
+    """Return the median tokens per second of the last logged steps; None without one."""
     history = directory / HISTORY
     events = metrics_file.read(history) if history.exists() else []
     speeds = [event["tokens_per_s"] for event in events if "tokens_per_s" in event]
     return median(speeds[-SPEEDS:]) if speeds else None
 
 
+def _seconds_left(validated: ValidatedRun, tokens_per_s: float | None) -> float | None:
+    """Return the training time left, without evaluations and saves; None if not known."""
+    left = validated.steps_left * validated.tokens_per_step
+    return left / tokens_per_s if tokens_per_s else None
+
+
 def end(directory: Path, reporter: Reporter, stopped: signal.Signals | None) -> None:
-    """Say what was done, what is on disk, and how to go on."""
-    counters, meter = reporter.state.counters, reporter.meter
-    steps = meter.steps
+    """Log what was trained and saved, and the commands to resume and to sample."""
     saved = call_with_timeout(DISK_SECONDS, lambda: _saved(directory))
-    has_state = saved is None or saved.checkpoints > 0
-    recent = counters.unlogged if counters.unlogged.steps else reporter.logged
-    facts = console_format.SummaryFacts(
-        steps=steps,
-        all_steps=counters.step,
-        tokens=steps * reporter.validated.tokens_per_step,
-        seconds=meter.seconds,
-        tokens_per_s=median(meter.speeds) if meter.speeds else None,
-        train_loss=recent.mean if recent.steps else counters.train_loss,
-        mean_steps=recent.steps,
-        val_loss=counters.val_loss,
-        best_val_loss=counters.best_val_loss,
-        best_step=counters.best_step,
-        run_dir=directory,
-        saved=saved,
-        resume_command=resume_command(directory, reporter.state.group.size)
-        if has_state and stopped
-        else None,
-        sample_command=command("sample", as_typed("ckpt", str(directory))) if has_state else None,
-    )
-    for line in console_format.summary(facts):
+    for line in summary(directory, reporter, saved, has_stopped=stopped is not None):
         log.info("%s", line)
 
 
-def _saved(directory: Path) -> console_format.SavedFacts:
-    """Return what a run has on disk. Raises OSError."""
+def summary(
+    directory: Path, reporter: Reporter, saved: tuple[int, str] | None, *, has_stopped: bool
+) -> list[str]:
+    """Return the lines of the summary.
+
+    Args:
+        directory: The run directory.
+        reporter: The reporter of the training that ended.
+        saved: From `_saved`; None where the file system did not answer.
+        has_stopped: Whether a signal ended the training, so that it can be resumed.
+    """
+    state = reporter.state
+    recent = state.counters.unlogged if state.counters.unlogged.steps else reporter.logged
+    text = saved[1] if saved else "not known: the file system of the run does not answer"
+    rows = [
+        trained_row(reporter.meter, state.counters.step, reporter.validated.tokens_per_step),
+        *loss_rows(state.counters, recent),
+        ("run", str(directory)),
+        ("saved", text),
+    ]
+    if saved is None or saved[0]:
+        if has_stopped:
+            rows.append(("resume", resume_command(directory, state.group.size)))
+        rows.append(("sample", command("sample", as_typed("ckpt", str(directory)))))
+    return layout(rows)
+
+
+def trained_row(meter: Meter, run_steps: int, tokens_per_step: int) -> Row:
+    """Return the row on the work of this process, after `run_steps` steps of the run."""
+    in_all = f" ({run_steps:,} in all)" if run_steps > meter.steps else ""
+    if run_steps < meter.steps:  # after a rollback
+        in_all = f" ({run_steps:,} of them count)"
+    speed = f", median {median(meter.speeds):,.0f} tok/s" if meter.speeds else ""
+    text = (
+        f"{plural(meter.steps, 'step')}{in_all}, {meter.steps * tokens_per_step:,} tokens in "
+        f"{human_duration(meter.seconds)}{speed}"
+    )
+    return "trained", text
+
+
+def loss_rows(counters: Counters, recent: LossSum) -> list[Row]:
+    """Return the rows on the training loss, the mean over `recent` steps, and the validation."""
+    lines, val = [], []
+    train = recent.mean if recent.steps else counters.train_loss
+    if train is not None:
+        over = f"mean of {recent.steps:,} steps" if recent.steps > 1 else "of one step"
+        lines.append(f"train {train:.4f} ({over})")
+    if counters.val_loss is not None:
+        val.append(f"val {counters.val_loss:.4f} (perplexity {perplexity_text(counters.val_loss)})")
+    if counters.best is not None:
+        val.append(f"best val {counters.best.loss:.4f} at step {counters.best.step:,}")
+    if val:
+        lines.append(", ".join(val))
+    return rows_of("loss", lines or ["none"])
+
+
+def _saved(directory: Path) -> tuple[int, str]:
+    """Return the number of checkpoints on disk, and their size as text. Raises OSError."""
     files = Store(directory / CHECKPOINTS).files()
-    largest, free = max((disk_bytes([file]) for file in files), default=0), measure_free(directory)
-    left = free // (COPIES * largest) if free < UNKNOWN_FREE and largest else None
-    return console_format.SavedFacts(len(files), disk_bytes(files), free, left)
+    largest = max((disk_bytes([file]) for file in files), default=0)
+    return len(files), saved_text(
+        files=len(files), used=disk_bytes(files), largest=largest, free=measure_free(directory)
+    )
+
+
+def saved_text(*, files: int, used: int, largest: int, free: int) -> str:
+    """Return the disk usage of checkpoints as text; `used`, `largest` and `free` are in bytes."""
+    left = f": {free // (COPIES * largest):,} more saves fit" if largest else ""
+    return (
+        f"{plural(files, 'file')}, {human_bytes(used)} on disk, "
+        f"{free_space_text(free)}{left if free < UNKNOWN_FREE else ''}"
+    )
 
 
 def resume_command(directory: Path, ranks: int = 1) -> str:
-    """What to type to go on with the run in `directory` on as many ranks."""
+    """Return the command that resumes the run in `directory` on as many ranks."""
     given = as_typed("hydra.run.dir", str(directory))
     if ranks == 1:
         return command("train", "+resume=latest", given)
     return (
         f"torchrun --standalone --nproc_per_node={ranks} -m gpt2ckpt.train +resume=latest {given}"
-    )
-
-
-def _files(corpus: Corpus, split: TokenStream) -> tuple[console_format.DataFile, ...]:
-    """The files that a split takes its tokens from; of a held-out file each split has a part."""
-    held = {file.name: file.tokens for file in corpus.files}
-    pieces = [(piece.name, len(piece.tokens)) for piece in split.pieces]
-    return tuple(console_format.DataFile(name, tokens, held[name]) for name, tokens in pieces)
-
-
-def _saving(
-    directory: Path, validated: ValidatedRun, checkpoint_bytes: int
-) -> console_format.SavingFacts:
-    checkpoint = validated.config.checkpoint
-    epochs = math.ceil(validated.epochs) if checkpoint.save_epochs else 0
-    return console_format.SavingFacts(
-        enabled=checkpoint.enabled,
-        run_dir=directory,
-        save_every=checkpoint.save_every,
-        keep_rolling=checkpoint.keep_rolling,
-        keep_emergency=checkpoint.keep_emergency,
-        checkpoint_bytes=checkpoint_bytes,
-        keep_epochs=checkpoint.keep_epochs if checkpoint.save_epochs else 0,
-        max_kept=most_files(retention_of(checkpoint), epochs),
-        reserve_bytes=with_margin(checkpoint_bytes),
-        free_bytes=measure_free(directory),
     )

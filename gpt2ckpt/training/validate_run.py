@@ -65,9 +65,12 @@ class ValidatedRun:
         return self.blocks_per_step * self.config.model.block_size
 
     @property
+    def steps_left(self) -> int:
+        return max(self.total_steps - self.done.steps, 0)
+
+    @property
     def blocks_left(self) -> int:
-        """Blocks of the steps that are still to be made."""
-        return max(self.total_steps - self.done.steps, 0) * self.blocks_per_step
+        return self.steps_left * self.blocks_per_step
 
     @property
     def total_tokens(self) -> int:

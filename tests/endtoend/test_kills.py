@@ -181,7 +181,7 @@ def test_ctrl_c_saves_and_the_printed_command_resumes_bitwise(
     assert process.returncode == 130, output
     [emergency] = (run / "checkpoints").glob("emergency_step_*.pt")
     assert torch.load(emergency, weights_only=True)["reason"] == "SIGINT"
-    command = next(line for line in output.splitlines() if line.startswith("go on")).split()
+    command = next(line for line in output.splitlines() if line.startswith("resume ")).split()
     assert command[3:5] == ["-m", "gpt2ckpt.train"]  # after the interpreter, however it is named
     resumed = subprocess.run(
         [sys.executable, *command[3:]], cwd=folder, capture_output=True, text=True, timeout=120
