@@ -1,1 +1,1 @@
-"""Training on several ranks: who decides, who has which share, and how they keep together."""
+"""Training on several ranks: process groups, sharding of steps, DDP and FSDP2."""

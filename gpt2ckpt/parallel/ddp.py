@@ -1,8 +1,8 @@
-"""How a model is trained on one rank of several, behind one small interface.
+"""DistributedDataParallel behind the interface of every parallel model: a loss function.
 
-The model itself stays what it was: its parameter names, and so the checkpoints, know nothing of a
-wrapper. Only the function that gives the loss of a micro-batch, and when gradients are summed up
-over the ranks, differ.
+The model keeps its parameter names, so checkpoints do not depend on the wrapper. Parallel models
+differ only in the function that returns the loss of a micro-batch, and in when gradients are
+synchronized.
 """
 
 import contextlib
@@ -26,10 +26,13 @@ def _no_sync(last: bool) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class ParallelLoss:
-    """The loss function of a parallel model, and the context for gradient synchronization.
+    """The loss function of a parallel model, and its gradient synchronization.
 
-    `gradient_sync(last)` is entered around each forward pass: gradients are all-reduced only in the
-    `last` micro-batch of a step.
+    Attributes:
+        loss: Takes tokens and targets, int64 tensors of shape [B, T]; returns a float32 scalar.
+        gradient_sync: Takes whether a micro-batch is the last of its step, and returns a context
+            for its forward pass: gradients are only synchronized in the last one. The default is
+            for a model that is trained on a single rank.
     """
 
     loss: LossFunction
@@ -37,9 +40,15 @@ class ParallelLoss:
 
 
 def ddp_loss(model: GPT2, loss: LossFunction, device: torch.device) -> ParallelLoss:
-    """Every rank holds the whole model; DistributedDataParallel averages the gradients.
+    """Return the loss of a model that every rank holds completely.
 
-    `loss` is the model's, compiled or not. The parameters of the first rank are taken by all.
+    DistributedDataParallel averages the gradients over the ranks, and copies the parameters of the
+    first rank to all ranks.
+
+    Args:
+        model: The model, already on `device`.
+        loss: `model.loss`, compiled or not.
+        device: The device of this rank.
     """
     devices = [device] if device.type == "cuda" else None
     wrapper = DistributedDataParallel(
@@ -56,7 +65,7 @@ def ddp_loss(model: GPT2, loss: LossFunction, device: torch.device) -> ParallelL
 
 
 class _Loss(nn.Module):
-    """The loss as a module's forward pass, which is all that the wrapper knows to call."""
+    """The loss as the forward pass of a module, which DistributedDataParallel requires."""
 
     def __init__(self, model: GPT2, loss: LossFunction) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""FSDP2: each rank holds a part of every tensor, and sees a block whole only while it computes it.
+"""FSDP2: each rank holds a shard of every tensor, and gathers a block only to compute it.
 
-What is saved is the whole state, so that a checkpoint is the same file whoever trained it.
+Checkpoints hold full tensors, so they do not depend on the number of ranks or on FSDP.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from gpt2ckpt.parallel.ddp import ParallelLoss
 
 
 def apply_fsdp(model: GPT2, device: torch.device, ranks: int) -> None:
-    """Keep a part of each parameter of `model`, which must be equal on all ranks, in place.
+    """Shard the parameters of `model` in place; they must be equal on all ranks.
 
-    The parameters become others: build the optimizer after this.
+    Replaces the parameters, so the optimizer must be built afterwards.
     """
     mesh = init_device_mesh(device.type, (ranks,))
     for block in model.transformer.h:
@@ -31,7 +31,7 @@ def apply_fsdp(model: GPT2, device: torch.device, ranks: int) -> None:
 
 
 def fsdp_loss(model: GPT2) -> ParallelLoss:
-    """The loss of a model that was sharded, and the sum of gradients over the ranks."""
+    """Return the loss of a sharded model and its gradient synchronization."""
 
     def gradient_sync(last: bool) -> AbstractContextManager[None]:
         cast(FSDPModule, model).set_requires_gradient_sync(last)
@@ -42,7 +42,10 @@ def fsdp_loss(model: GPT2) -> ParallelLoss:
 
 @contextlib.contextmanager
 def unsharded_outer_layers(model: nn.Module) -> Iterator[None]:
-    """What is used beside the blocks (embeddings, last norm) whole, to generate text."""
+    """Gather the embeddings and the last norm for the duration of a block, to generate text.
+
+    Generation uses these layers directly, outside the forward pass that FSDP gathers them for.
+    """
     root = cast(FSDPModule, model)
     root.unshard()
     try:
@@ -52,33 +55,34 @@ def unsharded_outer_layers(model: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `apply_fsdp` was called on `model`."""
+    """Return whether `apply_fsdp` was called on `model`."""
     return isinstance(model, FSDPModule)
 
 
 def gather_full_tensors(value: Any, *, keep: bool) -> Any:
-    """`value`, a tree, with every sharded tensor put together on the CPU; for all ranks alike.
+    """Return a tree of dicts with each sharded tensor gathered on the CPU; all ranks must call it.
 
-    A tensor that stands in two places (tied) is one there, too. Where a rank need not `keep` them,
-    there is None instead of each.
+    Args:
+        value: The tree. A tied tensor, which occurs twice, is gathered once and stays tied.
+        keep: Whether this rank keeps the tensors; without it, each of them is None.
     """
-    put_together: dict[int, Tensor | None] = {}
+    gathered: dict[int, Tensor | None] = {}
 
     def visit(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: visit(item) for key, item in value.items()}
         if not isinstance(value, DTensor):
             return value
-        if id(value) not in put_together:
+        if id(value) not in gathered:
             full = value.full_tensor().detach()
-            put_together[id(value)] = full.cpu() if keep else None
-        return put_together[id(value)]
+            gathered[id(value)] = full.cpu() if keep else None
+        return gathered[id(value)]
 
     return visit(value)
 
 
 def shard_like_model(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """This rank's parts of whole tensors, as the model's own are spread."""
+    """Return this rank's shards of full tensors, distributed as the parameters of `model`."""
     own = model.state_dict()
     return {
         name: distribute_tensor(

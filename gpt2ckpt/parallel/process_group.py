@@ -1,11 +1,12 @@
-"""The ranks of one run, kept together: what the first decides, the others follow.
+"""Communication between the ranks of one run.
 
-Before the training they talk through the store that torchrun keeps (small texts under keys), which
-needs no process group and lets a rank wait without being deaf to signals. In the training they talk
-by collectives: gloo for numbers on the CPU, nccl for gradients on GPUs.
+Before the training, ranks exchange short texts through torchrun's TCPStore. It needs no process
+group, and a rank that waits for a key still handles signals. During the training, ranks use
+collectives: gloo for numbers on the CPU, NCCL for gradients on GPUs.
 
-Whoever ends first, for whatever reason, leaves a note under `end`. Everybody who waits reads it and
-ends with the same exit code; so one sentence is printed, by the rank that knows it.
+The first rank that ends, for whatever reason, leaves an exit report in the store. All ranks that
+wait read it and end with the same exit code, so that one error message is printed, by the rank that
+detected the error.
 """
 
 import contextlib
@@ -21,152 +22,182 @@ from gpt2ckpt.parallel.ranks import Ranks
 if TYPE_CHECKING:
     import torch
 
-POLL = 0.05  # seconds between two looks at the store
+POLL = 0.05  # seconds between two reads of the store
 EXIT_REPORT = "end"
 DIRECTORY = "directory"
 
 
 class RankLost(UserError):
-    """Another rank is gone: nothing can be computed together any more."""
+    """Another rank has ended, so collectives are no longer possible."""
 
 
 class SingleProcess:
-    """A process that was started by itself: every agreement is with itself."""
+    """The process group of a process that was started without torchrun.
+
+    It has the interface of DistributedGroup with one rank: collectives return their arguments, and
+    announcements to other ranks do nothing.
+    """
 
     rank, local_rank, size, is_first = 0, 0, 1, True
 
     def publish_plan(self, plan: dict[str, Any]) -> None:
-        """Nobody has to be asked."""
+        """Do nothing."""
 
     def publish_directory(self, directory: str) -> None:
-        """Nobody has to be told."""
+        """Do nothing."""
 
     def directory_of_first_attempt(self) -> str | None:
-        """There is no launcher that would start this again."""
+        """Return None: no launcher restarts this process."""
         return None
 
     def join(self, device: "torch.device") -> None:
-        """Nobody is there to join."""
+        """Do nothing."""
 
     def all_reduce_max(self, numbers: list[int]) -> list[int]:
-        """`numbers` themselves."""
+        """Return `numbers`."""
         return numbers
 
     def all_reduce_mean(self, number: float) -> float:
-        """`number` itself."""
+        """Return `number`."""
         return number
 
     def broadcast(self, text: str) -> str:
-        """`text` itself."""
+        """Return `text`."""
         return text
 
     def all_gather(self, rows: "torch.Tensor") -> "torch.Tensor":
-        """[1, …]: the rows of the only rank."""
+        """Return `rows` with a first dimension of size 1."""
         return rows.unsqueeze(0)
 
     def explain_error(self, error: BaseException) -> BaseException:
-        """`error` itself."""
+        """Return `error`."""
         return error
 
 
 class DistributedGroup:
-    """One rank of several; see the module. Every method but those on notes is for all ranks."""
+    """One rank of a run that torchrun started; see the module for the protocol.
+
+    Life cycle: the first rank calls `publish_plan` and `publish_directory`, the others
+    `receive_plan`, `confirm_plan` and `receive_directory`. Then all ranks call `join`, and from
+    there on the collectives, each on all ranks in the same order. At its end each rank calls
+    `report_exit`. A rank that waits for another one raises SystemExit when that rank has ended.
+
+    Attributes:
+        rank: Number of this rank among all ranks.
+        local_rank: Number of this rank on its machine.
+        size: Number of ranks.
+        is_first: Whether this is rank 0, the only one that writes files and prints.
+    """
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self.rank, self.local_rank, self.size = ranks.rank, ranks.local_rank, ranks.size
         self.is_first = ranks.is_first
         self._launcher = os.getppid()
-        self._whole: Any = None
+        self._launch: Any = None
         self._attempt: Any = None
 
-    # ------------------------------------------------ notes, before and after the training
+    # ------------------------------------------------ the store, before and after the training
 
     def publish_plan(self, plan: dict[str, Any]) -> None:
-        """First rank: tell the plan and wait until every rank is ready to follow it."""
-        self._notes.set("plan", json.dumps(plan))
+        """First rank: publish the plan, and wait until every rank has confirmed it."""
+        self._attempt_store.set("plan", json.dumps(plan))
         for rank in range(1, self.size):
             self._wait_for(f"ready/{rank}")
 
     def receive_plan(self) -> dict[str, Any]:
-        """Other ranks: the plan. Raises SystemExit with the exit code of a rank that ended."""
+        """Other ranks: wait for the plan and return it.
+
+        Raises:
+            SystemExit: A rank has ended; with its exit code.
+        """
         plan: dict[str, Any] = json.loads(self._wait_for("plan"))
         return plan
 
     def confirm_plan(self) -> None:
-        """Other ranks: this rank can follow the plan."""
-        self._notes.set(f"ready/{self.rank}", "")
+        """Other ranks: confirm that this rank can follow the plan."""
+        self._attempt_store.set(f"ready/{self.rank}", "")
 
     def publish_directory(self, directory: str) -> None:
-        """First rank: the directory is claimed, training begins there; also after a restart."""
+        """First rank: publish the claimed run directory, where the training starts.
+
+        It is kept for later attempts of the same launch, too.
+        """
         self._store.set(DIRECTORY, directory)
-        self._notes.set("go", directory)
+        self._attempt_store.set("go", directory)
 
     def receive_directory(self) -> str:
-        """Other ranks: the directory that the first has claimed."""
+        """Other ranks: wait for the claimed run directory and return it."""
         return self._wait_for("go")
 
     def directory_of_first_attempt(self) -> str | None:
-        """The directory that an earlier attempt of this launch claimed; None in the first."""
+        """Return the directory that an earlier attempt of this launch claimed, if any."""
         if self._ranks.attempt == 0 or not self._store.check([DIRECTORY]):
             return None
         return str(self._store.get(DIRECTORY).decode())
 
     def report_exit(self, code: int, reason: str = "") -> int | None:
-        """Leave the note that this rank ends. None if it is the first; else that one's code."""
-        note = json.dumps({"rank": self.rank, "code": code, "reason": reason})
+        """Report that this rank ends.
+
+        Args:
+            code: The exit code.
+            reason: The error, for the messages of other ranks.
+
+        Returns:
+            None if this is the first report; else the exit code of the first one.
+        """
+        report = json.dumps({"rank": self.rank, "code": code, "reason": reason})
         try:
-            standing = json.loads(self._notes.compare_set(EXIT_REPORT, "", note).decode())
+            first = json.loads(self._attempt_store.compare_set(EXIT_REPORT, "", report).decode())
         except RuntimeError:
-            return None  # the launcher is gone: nobody is left who could read it
-        return None if standing["rank"] == self.rank else int(standing["code"])
+            return None  # the launcher has ended, and its store with it
+        return None if first["rank"] == self.rank else int(first["code"])
 
     def wait_for_first_rank(self, code: int) -> int:
-        """Other ranks: wait until the first is done with saving; its exit code.
+        """Other ranks: wait until the first rank has saved, and return its exit code.
 
-        torchrun ends the whole group as soon as one rank ends with a code other than 0. `code` is
-        this rank's own, for when the launcher is gone.
+        torchrun ends all ranks as soon as one ends with a code other than 0, so the others must not
+        end before the last save. Returns `code`, this rank's own, if the launcher has ended.
         """
         try:
-            while not (note := self._exit_report()):
+            while not (report := self._exit_report()):
                 time.sleep(POLL)
         except RuntimeError:
             return code
-        return int(note["code"])
+        return int(report["code"])
 
     def explain_error(self, error: BaseException) -> BaseException:
-        """`error`, or RankLost with a reason where it only says that another rank is gone."""
+        """Return `error`, or RankLost with the reason if it is a failed communication."""
         if not _is_of_communication(error):
             return error
-        note = None
+        report = None
         with contextlib.suppress(RuntimeError):
-            note = self._exit_report()
-        if note and note["rank"] != self.rank and note["reason"]:
-            return RankLost(f"rank {note['rank']}: {note['reason']}")
+            report = self._exit_report()
+        if report and report["rank"] != self.rank and report["reason"]:
+            return RankLost(f"rank {report['rank']}: {report['reason']}")
         detail = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
         return RankLost(
-            f"another rank has ended or cannot be reached ({detail}): start again with "
-            "+resume=latest"
+            f"another rank has ended or cannot be reached ({detail}): resume with +resume=latest"
         )
 
     def _wait_for(self, key: str) -> str:
-        """What is noted under `key`. Raises SystemExit if a rank ends meanwhile."""
-        while not self._notes.check([key]):
-            if note := self._exit_report():
-                raise SystemExit(note["code"])
+        """Return the value of `key` once it is set. Raises SystemExit if a rank ends meanwhile."""
+        while not self._attempt_store.check([key]):
+            if report := self._exit_report():
+                raise SystemExit(report["code"])
             time.sleep(POLL)
-        return str(self._notes.get(key).decode())
+        return str(self._attempt_store.get(key).decode())
 
     def _exit_report(self) -> dict[str, Any] | None:
-        if not self._notes.check([EXIT_REPORT]):
+        if not self._attempt_store.check([EXIT_REPORT]):
             return None
-        note: dict[str, Any] = json.loads(self._notes.get(EXIT_REPORT).decode())
-        return note
+        report: dict[str, Any] = json.loads(self._attempt_store.get(EXIT_REPORT).decode())
+        return report
 
     @property
     def _store(self) -> Any:
-        """The store of the whole launch; what is noted in it outlives a restart of the group."""
-        if self._whole is None:
+        """The store of the launch; its keys outlive a restart of the ranks by torchrun."""
+        if self._launch is None:
             import torch.distributed as dist
 
             ranks = self._ranks
@@ -174,37 +205,37 @@ class DistributedGroup:
             store = dist.TCPStore(
                 ranks.address, ranks.port, is_master=serves, wait_for_workers=False
             )
-            self._whole = _prefixed("gpt2ckpt", store)
-        return self._whole
+            self._launch = _prefixed("gpt2ckpt", store)
+        return self._launch
 
     @property
-    def _notes(self) -> Any:
-        """The notes of this attempt."""
+    def _attempt_store(self) -> Any:
+        """The part of the store for this attempt, empty again after a restart."""
         if self._attempt is None:
             self._attempt = _prefixed(f"attempt_{self._ranks.attempt}", self._store)
         return self._attempt
 
     def launcher_has_died(self) -> bool:
-        """Whether torchrun was killed: then nobody would end this rank, or start it again."""
+        """Return whether torchrun was killed; it then neither ends nor restarts this rank."""
         return os.getppid() != self._launcher
 
-    # ------------------------------------------------ collectives, in the training
+    # ------------------------------------------------ collectives, during the training
 
     def join(self, device: "torch.device") -> None:
-        """Form the process group for a training on `device`; all ranks come together here."""
+        """Create the PyTorch process group for a training on `device`."""
         import torch.distributed as dist
 
         is_cuda = device.type == "cuda"
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
-            store=_prefixed("group", self._notes),
+            store=_prefixed("group", self._attempt_store),
             rank=self.rank,
             world_size=self.size,
             device_id=device if is_cuda else None,
         )
 
     def all_reduce_max(self, numbers: list[int]) -> list[int]:
-        """Element by element the largest number of any rank; the same on every rank."""
+        """Return the element-wise maximum of `numbers` (int64) over all ranks."""
         import torch
         import torch.distributed as dist
 
@@ -213,7 +244,7 @@ class DistributedGroup:
         return [int(number) for number in shared]
 
     def all_reduce_mean(self, number: float) -> float:
-        """The mean over all ranks; the same bits on every rank."""
+        """Return the mean of `number` over all ranks in float64, the same bits on each."""
         import torch
         import torch.distributed as dist
 
@@ -222,7 +253,7 @@ class DistributedGroup:
         return float(shared) / self.size
 
     def broadcast(self, text: str) -> str:
-        """On every rank the text that the first rank gives."""
+        """Return the `text` of the first rank on every rank."""
         import torch
         import torch.distributed as dist
 
@@ -233,7 +264,14 @@ class DistributedGroup:
         return bytes(shared.tolist()).decode()
 
     def all_gather(self, rows: "torch.Tensor") -> "torch.Tensor":
-        """The rows of every rank, [size, …], for CPU tensors of one shape and dtype."""
+        """Return the rows of all ranks, stacked by rank.
+
+        Args:
+            rows: A CPU tensor of the same shape and dtype on all ranks.
+
+        Returns:
+            A tensor of shape [size, *rows.shape].
+        """
         import torch
         import torch.distributed as dist
 

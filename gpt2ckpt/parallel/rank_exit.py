@@ -1,4 +1,4 @@
-"""How one rank of several ends: silently, or as the one that tells the user why all of them do."""
+"""How a rank ends: with the error message of all ranks, or silently with the same exit code."""
 
 import atexit
 import contextlib
@@ -16,10 +16,10 @@ from gpt2ckpt.signals.early import ignore_further_signals
 
 @contextlib.contextmanager
 def exit_without_teardown() -> Iterator[None]:
-    """End a rank without taking its process group apart; to be entered before all else.
+    """End a rank without destroying its process group; the outermost context of a command.
 
-    Seen with PyTorch 2.13: the destructor of a gloo group waits for the group's threads with the
-    interpreter's lock in its hand, and one of them may be waiting for that lock.
+    Observed with PyTorch 2.13: the destructor of a gloo group holds the GIL while it joins the
+    group's threads, and deadlocks if one of them waits for the GIL.
     """
     code: object = 0
     try:
@@ -38,9 +38,9 @@ def exit_without_teardown() -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_process_group() -> Iterator[ProcessGroup]:
-    """This process's place among the ranks; how it ends is told to the others.
+    """Yield the process group of this process, and report its exit to the other ranks.
 
-    Of an error one rank tells the user, the one that met it first; the others are silent, and all
+    The rank that detects an error first prints the message. The others end silently, and all ranks
     have the same exit code.
     """
     ranks = read_ranks(os.environ)
@@ -76,13 +76,13 @@ def _report_error(group: DistributedGroup, error: Exception) -> None:
         raise SystemExit(earlier or 1) from error
     if group.is_first or cause is not error:
         raise cause
-    told = UserError(f"rank {group.rank}: {reason}")
-    told.exit_code = code
-    raise told from error
+    named = UserError(f"rank {group.rank}: {reason}")
+    named.exit_code = code
+    raise named from error
 
 
 def _silence_output() -> None:
-    """Only errors are shown of the other ranks: everything else is said once, by the first."""
+    """Turn off all output but errors on ranks other than the first."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     # Open until the process ends; in UTF-8, which has every character.

@@ -1,4 +1,4 @@
-"""Which rank this process is. Imports no torch: a refusal costs no second of waiting."""
+"""The rank of this process. Does not import torch, so that a wrong command line fails fast."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +8,16 @@ GIVEN_BY_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of a launch by torchrun.
+    """The rank of this process in a launch by torchrun.
 
-    `local_rank` counts on one machine. `attempt` is how often torchrun has started the group anew.
+    Attributes:
+        rank: Number of the process among all processes.
+        local_rank: Number of the process on its machine.
+        size: Number of processes.
+        address: Host of the store.
+        port: Port of the store.
+        attempt: Number of restarts by torchrun so far.
+        launcher_has_store: Whether torchrun serves the store, and not rank 0.
     """
 
     rank: int
@@ -27,7 +34,7 @@ class Ranks:
 
 
 def read_ranks(environment: Mapping[str, str]) -> Ranks | None:
-    """What torchrun says in the environment; None for a process that was started by itself."""
+    """Return the rank from torchrun's environment variables; None without torchrun."""
     if not all(environment.get(key) for key in GIVEN_BY_LAUNCHER):
         return None
     return Ranks(

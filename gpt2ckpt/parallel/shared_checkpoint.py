@@ -1,4 +1,4 @@
-"""One checkpoint for all ranks: the first names it, each reads it, and none takes another."""
+"""All ranks load the same checkpoint: the first names it, and each rank checks its identity."""
 
 import json
 from pathlib import Path
@@ -10,33 +10,35 @@ from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
 
 
 def identify(found: Found) -> tuple[str, str]:
-    """The path and the seal of a checkpoint that this rank has read, for the others to read it.
+    """Return the path and the seal of a loaded checkpoint, for other ranks to load the same file.
 
-    Raises InputError if the file was replaced since, as latest.pt is by each save of a live run.
+    Raises:
+        InputError: The file was replaced since it was loaded, as each save of a live run replaces
+            latest.pt.
     """
     seal, meta = seal_of(found.path), read_meta(found.path)
     state = found.state
     if (meta.run, meta.step, meta.saved_at) != (state.run, state.step, state.saved_at):
         raise InputError(
-            f"{found.path} was replaced while it was being read: give the command again, or name a "
-            "file that stays, such as a rolling checkpoint"
+            f"{found.path} was replaced while it was being read: repeat the command, or name a "
+            "file that is not replaced, such as a rolling checkpoint"
         )
     return str(found.path), seal
 
 
 def load_identified(path: Path, seal: str) -> Found:
-    """The checkpoint at `path`. Raises InputError if it is not the one with that `seal`."""
+    """Load the checkpoint at `path`. Raises InputError if it does not have that `seal`."""
     found = Found(path, load_state(path))
     if seal_of(path) != seal:
         raise InputError(
-            f"{path} is another file here than for the first rank: all ranks need the same "
-            "run directory"
+            f"{path} is another file here than on the first rank: all ranks need the same run "
+            "directory"
         )
     return found
 
 
 def agree_on_checkpoint(found: Found | None, group: ProcessGroup) -> Found | None:
-    """On every rank what the first has found, read by each. A meeting of all ranks."""
+    """Return the checkpoint that the first rank found, loaded by each; all ranks must call it."""
     if isinstance(group, SingleProcess):
         return found
     name = identify(found) if found is not None else None

@@ -1,4 +1,4 @@
-"""Which blocks of a step, and which batches of an evaluation, are whose. Pure functions."""
+"""Distribution of the blocks of a step and the batches of an evaluation over the ranks."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """`count` blocks from the `offset`-th of a step on: what one forward pass sees."""
+    """The blocks of one forward pass: `count` blocks of a step, the first at `offset`."""
 
     offset: int
     count: int
@@ -22,12 +22,14 @@ StepShard: TypeAlias = tuple[MicroBatch, ...]
 
 
 def shard_step(rank: int, size: int, batch_size: int, grad_accum: int) -> StepShard:
-    """The parts of a step that `rank` of `size` trains; all shares are of equal size.
+    """Return the micro-batches of a step that one of `size` ranks trains on.
 
-    Together they are the `batch_size * grad_accum` blocks of the step, each once. Whole
-    micro-batches are dealt where their number allows it, else each is cut into equal pieces.
+    All ranks get equally many blocks, and together the `batch_size * grad_accum` blocks of the
+    step, each once. Complete micro-batches are distributed if `size` divides their number; else
+    each micro-batch is split into equal parts.
 
-    Raises ConfigError, with what to set, if neither comes out even.
+    Raises:
+        ConfigError: `size` divides neither; the message names settings that work.
     """
     if grad_accum % size == 0:
         numbers = range(rank, grad_accum, size)
@@ -50,10 +52,10 @@ def shard_step(rank: int, size: int, batch_size: int, grad_accum: int) -> StepSh
 
 
 def round_robin(items: Iterable[Item], rank: int, size: int) -> Iterator[tuple[Item, bool]]:
-    """This rank's item of each round of `size` items, and whether it counts.
+    """Yield this rank's item of each round of `size` items, and whether the item counts.
 
-    Every rank gets equally many: where the last round is short, an item of somebody else's fills
-    the place and does not count. So ranks that must compute together always can.
+    All ranks get equally many items, so that collectives inside the computation match: in a short
+    last round, the ranks without an item get a copy of another rank's, which does not count.
     """
     items = iter(items)
     while round_ := list(itertools.islice(items, size)):

@@ -34,7 +34,7 @@ def pair() -> Iterator[tuple[DistributedGroup, DistributedGroup]]:
         port = free.getsockname()[1]
     first, other = (DistributedGroup(Ranks(rank, rank, 2, "127.0.0.1", port)) for rank in range(2))
     assert first.directory_of_first_attempt() is None
-    first._notes.set("there", "")  # opens the store, which the first rank serves here
+    first._attempt_store.set("there", "")  # opens the store, which the first rank serves here
     yield first, other
 
 
