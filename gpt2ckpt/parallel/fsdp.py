@@ -54,11 +54,6 @@ def unsharded_outer_layers(model: nn.Module) -> Iterator[None]:
         root.reshard()
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Return whether `apply_fsdp` was called on `model`."""
-    return isinstance(model, FSDPModule)
-
-
 def gather_full_tensors(value: Any, *, keep: bool) -> Any:
     """Return a tree of dicts with each sharded tensor gathered on the CPU; all ranks must call it.
 

@@ -25,7 +25,7 @@ def with_gradients(way: object, dtype: torch.dtype) -> list[Tensor]:
     return [mixed, *torch.autograd.grad((mixed * weights).sum(), tensors)]
 
 
-def test_kept_weights_give_what_the_fused_kernel_gives() -> None:
+def test_matrix_products_equal_fused_kernel() -> None:
     kept = with_gradients(attention._by_products, torch.float32)
     for one, other in zip(kept, with_gradients(causal_attention, torch.float32), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -47,7 +47,7 @@ def test_training_in_bfloat16_is_near_float32() -> None:
         (torch.float32, 8, True, False),
     ],
 )
-def test_when_weights_are_kept(
+def test_attention_weights_are_kept_in_bfloat16_on_cpu_only(
     dtype: torch.dtype, length: int, grad: bool, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -59,7 +59,7 @@ def test_when_weights_are_kept(
     assert bool(calls) == kept
 
 
-def test_dropout_removes_weights_and_scales_the_rest() -> None:
+def test_attention_dropout_scales_remaining_weights() -> None:
     torch.manual_seed(0)
     query = torch.zeros(64, 1, 8, 4)  # all scores equal: token t takes 1 / (t + 1) of each value
     value = torch.ones(64, 1, 8, 4)

@@ -62,14 +62,14 @@ def assert_same_logits(model: GPT2, other: GPT2LMHeadModel) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_logits_of_a_hugging_face_folder(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_hugging_face_folder_gives_equal_logits(shape: tuple[int, ...], tmp_path: Path) -> None:
     other = peer(shape)
     other.save_pretrained(tmp_path)
     assert is_huggingface(tmp_path)
     assert_same_logits(ours(tmp_path), other)
 
 
-def test_the_exact_gelu_is_carried_over(tmp_path: Path) -> None:
+def test_exact_gelu_is_kept(tmp_path: Path) -> None:
     other = peer(activation_function="gelu")
     other.save_pretrained(tmp_path / "in")
     model = ours(tmp_path / "in")
@@ -78,7 +78,7 @@ def test_the_exact_gelu_is_carried_over(tmp_path: Path) -> None:
     assert_same_logits(model, GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval())
 
 
-def test_shards_a_bare_trunk_and_pytorch_model_bin(tmp_path: Path) -> None:
+def test_weight_shards_bare_transformer_and_pickle_files_load(tmp_path: Path) -> None:
     other = peer()
     other.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
@@ -98,7 +98,7 @@ def test_shards_a_bare_trunk_and_pytorch_model_bin(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_our_model_in_transformers(bias: bool, tmp_path: Path) -> None:
+def test_exported_model_gives_equal_logits_in_transformers(bias: bool, tmp_path: Path) -> None:
     torch.manual_seed(2)
     model = GPT2(ModelConfig(3, 3, 33, 9, 50, bias=bias)).eval()
     with torch.no_grad():
@@ -162,7 +162,7 @@ def nanogpt_file(path: Path, bias: bool = False, prefix: str = "", **arguments: 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."])
-def test_logits_of_a_nanogpt_checkpoint(bias: bool, prefix: str, tmp_path: Path) -> None:
+def test_nanogpt_checkpoint_gives_equal_logits(bias: bool, prefix: str, tmp_path: Path) -> None:
     path = nanogpt_file(tmp_path / "ckpt.pt", bias, prefix)
     model = ours(path)
     saved = torch.load(path, weights_only=True)["model"]
@@ -182,7 +182,9 @@ class Hostile:
 
 
 @pytest.mark.parametrize("name", ["ckpt.pt", "folder/pytorch_model.bin"])
-def test_no_code_is_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_code_is_not_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "pwned"
     monkeypatch.setenv("HOSTILE_TARGET", str(target))
     peer().config.save_pretrained(tmp_path / "folder")
@@ -209,7 +211,9 @@ def test_no_code_is_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         {"n_positions": 99},
     ],
 )
-def test_what_changes_the_logits_is_refused_by_name(change: dict[str, Any], tmp_path: Path) -> None:
+def test_options_that_change_logits_are_refused_by_name(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
     peer().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -219,7 +223,7 @@ def test_what_changes_the_logits_is_refused_by_name(change: dict[str, Any], tmp_
     assert str(tmp_path) in str(caught.value)
 
 
-def test_an_output_layer_of_its_own_is_refused(tmp_path: Path) -> None:
+def test_untied_output_layer_is_refused(tmp_path: Path) -> None:
     other = peer(tie_word_embeddings=False)
     other.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
@@ -245,7 +249,7 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
         load_pretrained(nanogpt_file(tmp_path / "fork.pt", use_rmsnorm=True))
 
 
-def test_a_folder_with_damaged_or_missing_parts(tmp_path: Path) -> None:
+def test_folder_with_damaged_or_missing_shards_is_refused(tmp_path: Path) -> None:
     peer().save_pretrained(tmp_path, max_shard_size="40KB")
     index = tmp_path / "model.safetensors.index.json"
     first, second, *_ = sorted(tmp_path.glob("model-*.safetensors"))
@@ -263,7 +267,7 @@ def test_a_folder_with_damaged_or_missing_parts(tmp_path: Path) -> None:
         load_pretrained(tmp_path)
 
 
-def test_check_shapes_says_what_differs_and_draws_nothing() -> None:
+def test_check_shapes_names_difference_and_draws_no_random_numbers() -> None:
     config = ModelConfig(2, 2, 8, 4, 16)
     state = GPT2(config).state_dict()
     before = torch.get_rng_state()

@@ -37,21 +37,21 @@ def greedy_without_cache(model: GPT2, tokens: Tensor, count: int) -> list[list[i
 
 
 @pytest.mark.parametrize("length", [1, 5, 12, 20])
-def test_cache_gives_the_same_tokens(model: GPT2, length: int) -> None:
+def test_cache_does_not_change_generated_tokens(model: GPT2, length: int) -> None:
     tokens = prompt(3, length)
     expected = greedy_without_cache(model.eval(), tokens, 30)
     assert generate(model, tokens, 30, temperature=0, stop_token=None) == expected
     assert len({token for row in expected for token in row}) > 10
 
 
-def test_cache_takes_several_tokens_at_a_time(model: GPT2) -> None:
+def test_cache_accepts_several_tokens_at_a_time(model: GPT2) -> None:
     tokens = prompt(2, 12)
     cache = KeyValueCache(CONFIG.n_layer, CONFIG.block_size)
     parts = [model.hidden(part, cache) for part in tokens.split([4, 1, 5, 2], dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), model.hidden(tokens), rtol=1e-4, atol=1e-5)
 
 
-def test_same_seed_same_text(model: GPT2) -> None:
+def test_same_seed_generates_same_text(model: GPT2) -> None:
     def text(seed: int, **options: float) -> list[list[int]]:
         generator = torch.Generator().manual_seed(seed)
         return generate(model, prompt(2, 4), 20, generator=generator, **options)
@@ -60,7 +60,7 @@ def test_same_seed_same_text(model: GPT2) -> None:
     assert text(1, temperature=0.5, top_k=5) == text(1, temperature=0.5, top_k=5)
 
 
-def test_the_global_random_state_and_the_mode_stay(model: GPT2) -> None:
+def test_generation_keeps_global_generator_and_mode(model: GPT2) -> None:
     before = torch.get_rng_state()
     for training in (True, False):
         model.train(training)
@@ -69,7 +69,7 @@ def test_the_global_random_state_and_the_mode_stay(model: GPT2) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_top_k_and_temperature(model: GPT2) -> None:
+def test_top_k_and_temperature_shape_the_distribution(model: GPT2) -> None:
     tokens = prompt(4, 4)
     greedy = generate(model, tokens, 6, temperature=0)
     assert generate(model, tokens, 6, temperature=2.0, top_k=1) == greedy
@@ -86,7 +86,7 @@ def test_each_row_ends_before_its_stop_token(model: GPT2) -> None:
     assert len(rows[0]) < 20
 
 
-def test_padding_of_the_vocabulary_is_never_drawn() -> None:
+def test_padded_vocabulary_is_never_drawn() -> None:
     model = GPT2(ModelConfig(1, 1, 4, 4, vocab_size=50_304))
     with torch.no_grad():
         model.transformer.ln_f.bias.fill_(1)
@@ -95,7 +95,7 @@ def test_padding_of_the_vocabulary_is_never_drawn() -> None:
     assert len(row) == 5 and max(row) < 50_257
 
 
-def test_under_autocast(model: GPT2) -> None:
+def test_generation_works_under_autocast(model: GPT2) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         (row,) = generate(model, prompt(1, 4), 20, temperature=0, stop_token=None)
     assert len(row) == 20

@@ -53,7 +53,7 @@ def test_counts_by_part_match_the_parameters(bias: bool) -> None:
         assert getattr(counts, part) == found, part
 
 
-def test_names_orientation_and_tying() -> None:
+def test_parameter_names_orientation_and_tying() -> None:
     model = GPT2(TINY)
     state = model.state_dict()
     layer = {"ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}
@@ -67,12 +67,12 @@ def test_names_orientation_and_tying() -> None:
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
-def test_without_bias_there_is_none() -> None:
+def test_bias_false_has_no_bias() -> None:
     names = meta_model(ModelConfig(2, 2, 8, 4, 16, bias=False)).state_dict()
     assert not [name for name in names if name.endswith("bias")]
 
 
-def test_initialisation() -> None:
+def test_initial_weights_have_the_published_distribution() -> None:
     torch.manual_seed(0)
     model = GPT2(ModelConfig(n_layer=8, n_head=4, n_embd=128, block_size=64, vocab_size=500))
     for name, parameter in model.named_parameters():
@@ -86,7 +86,7 @@ def test_initialisation() -> None:
             assert abs(parameter.mean().item()) < expected / 10, name
 
 
-def test_no_token_sees_a_later_one() -> None:
+def test_attention_is_causal() -> None:
     model = GPT2(TINY).eval()
     tokens = tokens_of(TINY)
     changed = tokens.clone()
@@ -96,7 +96,7 @@ def test_no_token_sees_a_later_one() -> None:
     assert not torch.allclose(before[:, 6:], after[:, 6:])
 
 
-def test_loss_and_its_gradients_are_those_of_the_logits() -> None:
+def test_loss_and_gradients_equal_cross_entropy_of_logits() -> None:
     model = GPT2(TINY)
     tokens, targets = tokens_of(TINY), tokens_of(TINY, seed=2)
     plain = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
@@ -110,7 +110,7 @@ def test_loss_and_its_gradients_are_those_of_the_logits() -> None:
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-7)
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_dropout_is_active_in_training_only() -> None:
     model = GPT2(ModelConfig(2, 2, 16, 8, 50, dropout=0.5))
     tokens = tokens_of(model.config)
     assert not torch.equal(model(tokens), model(tokens))
@@ -123,7 +123,7 @@ def test_flops_per_token_of_the_small_model() -> None:
     assert count_flops_per_token(PUBLISHED[124_439_808]) == 855_166_464
 
 
-def test_too_many_tokens_are_refused() -> None:
+def test_more_tokens_than_block_size_are_refused() -> None:
     with pytest.raises(ValueError, match="12 tokens do not fit into a block of 11"):
         GPT2(TINY)(torch.zeros(1, 12, dtype=torch.int64))
 

@@ -28,7 +28,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 8, 36, 37, 1000, None])
-def test_float32_equals_plain(chunk_rows: int | None) -> None:
+def test_chunked_float32_loss_equals_plain_loss(chunk_rows: int | None) -> None:
     hidden, weight, targets = problem()
     expected = plain(hidden, weight, targets)
     loss = linear_cross_entropy(hidden, weight, targets, chunk_rows)
@@ -39,7 +39,7 @@ def test_float32_equals_plain(chunk_rows: int | None) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("product_words", [64, 4096])
-def test_autocast_is_within_rounding(
+def test_chunked_loss_under_autocast_is_within_rounding(
     dtype: torch.dtype, product_words: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loss_module, "PRODUCT_WORDS", product_words)
@@ -55,7 +55,7 @@ def test_autocast_is_within_rounding(
     assert relative(gradients[1], expected[2]) < 2**-7
 
 
-def test_weights_of_sixteen_bits_get_such_gradients() -> None:
+def test_16_bit_weights_get_16_bit_gradients() -> None:
     hidden, weight, targets = problem()
     expected = plain(hidden, weight, targets)
     small = [t.detach().bfloat16().requires_grad_() for t in (hidden, weight)]
@@ -66,7 +66,7 @@ def test_weights_of_sixteen_bits_get_such_gradients() -> None:
     assert relative(gradients[1], expected[2]) < 2**-6
 
 
-def test_a_loss_scale_reaches_the_gradients_undiminished() -> None:
+def test_loss_scale_reaches_gradients_without_underflow() -> None:
     # In float16 softmax / ROWS would be flushed to zero for most words without the scale.
     hidden, weight, targets = problem()
     expected = plain(hidden, weight, targets)
@@ -78,7 +78,7 @@ def test_a_loss_scale_reaches_the_gradients_undiminished() -> None:
     assert relative(weight.grad / 2.0**24, expected[2]) < 2**-8
 
 
-def test_no_gradient_is_computed_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gradient_is_computed_unless_required(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, targets = problem()
     expected = plain(hidden, weight, targets)[0]
     with monkeypatch.context() as patch:
@@ -91,7 +91,7 @@ def test_no_gradient_is_computed_where_none_is_wanted(monkeypatch: pytest.Monkey
     torch.testing.assert_close(frozen, expected)
 
 
-def test_a_tied_weight_sums_both_gradients() -> None:
+def test_tied_weight_sums_both_gradients() -> None:
     _, weight, targets = problem()
     inputs = targets.roll(1)
 
@@ -106,7 +106,7 @@ def test_a_tied_weight_sums_both_gradients() -> None:
     torch.testing.assert_close(gradient(True), gradient(False), rtol=1e-4, atol=1e-7)
 
 
-def test_extreme_logits() -> None:
+def test_extreme_logits_give_finite_loss() -> None:
     hidden, weight, targets = problem()
     big = (hidden.detach() * 300).requires_grad_()
     expected = plain(big, weight, targets)
@@ -115,14 +115,14 @@ def test_extreme_logits() -> None:
     assert expected[0] > 100
 
 
-def test_not_a_number_is_not_hidden() -> None:
+def test_nan_propagates_to_loss() -> None:
     hidden, weight, targets = problem()
     broken = hidden.detach().clone()
     broken[3, 3] = float("nan")
     assert linear_cross_entropy(broken, weight, targets, 8).isnan()
 
 
-def test_bitwise_repeatable() -> None:
+def test_loss_is_bitwise_repeatable() -> None:
     def run() -> list[Tensor]:
         hidden, weight, targets = problem()
         with torch.autocast("cpu", torch.bfloat16):
@@ -133,7 +133,7 @@ def test_bitwise_repeatable() -> None:
         assert torch.equal(one, other)
 
 
-def test_a_second_backward_pass_is_refused() -> None:
+def test_second_backward_pass_is_refused() -> None:
     hidden, weight, targets = problem()
     loss = linear_cross_entropy(hidden, weight, targets)
     loss.backward(retain_graph=True)

@@ -85,7 +85,7 @@ def assert_same(a, b):
 
 @BOTH
 @pytest.mark.parametrize("carry", [copy.deepcopy, through_a_file])
-def test_a_restored_optimizer_goes_on_bitwise(config, carry):
+def test_restored_optimizer_continues_bitwise(config, carry):
     straight, straight_optimizer = stepped(config, 9)
     model, optimizer = stepped(config, 4)
     weights, state = carry(model.state_dict()), carry(optimizer.state_dict())
@@ -113,7 +113,7 @@ def test_restored_state_is_a_copy(config):
     assert_same(saved["state"], before["state"])
 
 
-def test_adamw_is_fused_and_keeps_its_step_as_a_float32_scalar():
+def test_adamw_is_fused_with_float32_step():
     _, optimizer = stepped(ADAMW)
     assert optimizer.torch_optimizers[0].defaults["fused"] is True
     state = optimizer.state_dict()["state"]["transformer.wte.weight"]
@@ -122,7 +122,7 @@ def test_adamw_is_fused_and_keeps_its_step_as_a_float32_scalar():
     assert state["step"] == 3
 
 
-def test_tied_parameters_are_taken_once():
+def test_tied_parameters_are_optimized_once():
     model, optimizer = stepped(ADAMW)
     names = [name for group in optimizer.state_dict()["groups"] for name in group["params"]]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
@@ -131,7 +131,7 @@ def test_tied_parameters_are_taken_once():
 
 
 @BOTH
-def test_only_matrices_decay(config):
+def test_weight_decay_applies_to_matrices_only(config):
     """Without a gradient's pull (it is zero), decay alone moves a weight."""
     model = new_model()
     for parameter in model.parameters():
@@ -143,7 +143,7 @@ def test_only_matrices_decay(config):
         assert decayed == (parameter.ndim >= 2), name
 
 
-def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest():
+def test_muon_trains_block_matrices_and_adamw_the_rest():
     _, optimizer = stepped(MUON)
     muon, *adamw = optimizer.state_dict()["groups"]
     assert muon["optimizer"] == "Muon"
@@ -162,7 +162,7 @@ def test_state_dict_is_plain_tensors_strings_and_json_values():
     assert all(torch.is_tensor(t) for kinds in state["state"].values() for t in kinds.values())
 
 
-def test_the_scale_applies_to_the_configured_rate_and_not_to_the_last():
+def test_lr_scale_applies_to_configured_rate():
     optimizer = build_optimizer(MUON, new_model(), "cpu")
     for _ in range(3):
         optimizer.set_lr_scale(0.5)
@@ -172,7 +172,7 @@ def test_the_scale_applies_to_the_configured_rate_and_not_to_the_last():
     assert optimizer.state_dict()["groups"][0]["lr"] == MUON.lr
 
 
-def test_settings_of_the_present_config_apply_after_a_load():
+def test_current_settings_apply_after_load():
     _, optimizer = stepped(ADAMW)
     changed = AdamWConfig(lr=5e-3, weight_decay=0.3, betas=[0.8, 0.9], eps=1e-6)
     resumed = build_optimizer(changed, new_model(), "cpu")
@@ -183,7 +183,7 @@ def test_settings_of_the_present_config_apply_after_a_load():
     assert {key: group[key] for key in wanted} == wanted
 
 
-def test_the_order_of_the_parameters_does_not_matter():
+def test_parameter_order_does_not_matter():
     _, optimizer = stepped(ADAMW)
     saved = optimizer.state_dict()
     saved["state"] = dict(reversed(saved["state"].items()))
@@ -195,7 +195,7 @@ def test_the_order_of_the_parameters_does_not_matter():
 
 
 @BOTH
-def test_a_state_without_any_step_loads_over_one_with_steps(config):
+def test_unstepped_state_loads_over_stepped_state(config):
     unstepped = build_optimizer(config, new_model(), "cpu").state_dict()
     assert unstepped["state"] == {}
     _, optimizer = stepped(config)
@@ -203,7 +203,7 @@ def test_a_state_without_any_step_loads_over_one_with_steps(config):
     assert optimizer.state_dict()["state"] == {}
 
 
-def test_zero_grad_frees_every_gradient():
+def test_zero_grad_frees_all_gradients():
     model, _ = stepped(MUON)
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -248,7 +248,7 @@ def _half(state):
         (_half, "holds exp_avg, step instead of exp_avg, exp_avg_sq, step"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(damage, words):
+def test_mismatching_state_is_refused_and_changes_nothing(damage, words):
     _, optimizer = stepped(ADAMW)
     saved = copy.deepcopy(optimizer.state_dict())
     before = copy.deepcopy(saved["state"])
@@ -259,7 +259,7 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(damage, words)
     assert_same(optimizer.state_dict()["state"], before)
 
 
-def test_the_state_of_another_optimizer_is_refused():
+def test_state_of_other_optimizer_is_refused():
     _, adamw = stepped(ADAMW)
     with pytest.raises(CheckpointError, match="with the optimizer that the checkpoint was trained"):
         build_optimizer(MUON, new_model(), "cpu").load_state_dict(adamw.state_dict())
@@ -278,6 +278,6 @@ def test_the_state_of_another_optimizer_is_refused():
         (MuonConfig(adamw_lr=0.0), "optimizer.adamw_lr=0.0"),
     ],
 )
-def test_settings_out_of_range_are_refused(config, words):
+def test_out_of_range_settings_are_refused(config, words):
     with pytest.raises(ConfigError, match=f"{words} is out of range: it must be"):
         build_optimizer(config, new_model(), "cpu")

@@ -71,23 +71,23 @@ def outcome_of(
     return refusals[0]
 
 
-def test_a_rank_that_reads_other_data_stops_all(token_data: Any, pair: Any) -> None:
+def test_rank_with_other_data_stops_all_ranks(token_data: Any, pair: Any) -> None:
     refusal = outcome_of(token_data, pair, {"data": "0" * 32})
     assert "this rank reads other data than the first" in str(refusal)
 
 
-def test_a_rank_that_reads_another_checkpoint_stops_all(token_data: Any, pair: Any) -> None:
+def test_rank_with_other_checkpoint_stops_all_ranks(token_data: Any, pair: Any) -> None:
     file = next(FIXTURES.glob("*.pt"))
     refusal = outcome_of(token_data, pair, {"file": str(file), "seal": "another"})
-    assert f"{file} is another file here than for the first rank" in str(refusal)
+    assert f"{file} is another file here than on the first rank" in str(refusal)
 
 
-def test_a_rank_without_the_checkpoint_stops_all(token_data: Any, pair: Any) -> None:
+def test_rank_without_the_checkpoint_stops_all_ranks(token_data: Any, pair: Any) -> None:
     refusal = outcome_of(token_data, pair, {"file": "gone.pt", "seal": "any"})
     assert "gone.pt" in str(refusal)
 
 
-def test_the_note_of_the_first_to_end_stands(pair: Any) -> None:
+def test_first_exit_report_is_kept(pair: Any) -> None:
     first, other = pair
     assert other.report_exit(1, "out of memory") is None
     assert first.report_exit(0) == 1
@@ -97,7 +97,7 @@ def test_the_note_of_the_first_to_end_stands(pair: Any) -> None:
     assert str(error) == "rank 1: out of memory"
 
 
-def test_a_file_that_a_live_run_has_replaced_is_not_proposed(tmp_path: Path) -> None:
+def test_replaced_checkpoint_is_not_published(tmp_path: Path) -> None:
     """The other ranks would fork from another state than the first."""
     path = tmp_path / "latest.pt"
     shutil.copy(next(FIXTURES.glob("*.pt")), path)

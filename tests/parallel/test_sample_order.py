@@ -55,7 +55,7 @@ def samples_of_step(position: int, ranks: int) -> list[int]:
     return recorder.seen
 
 
-def test_a_changing_number_of_ranks_trains_each_sample_of_an_epoch_once() -> None:
+def test_changing_rank_count_trains_each_sample_once() -> None:
     steps = BLOCKS // (BATCH * ACCUMULATION)
     seen: list[int] = []
     for step, ranks in zip(range(steps), (2, 2, 1, 1, 2, 2), strict=True):

@@ -24,23 +24,23 @@ def findings() -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def test_a_stop_and_a_new_wrapper_change_no_bit(findings: list[dict[str, Any]]) -> None:
+def test_resume_with_three_ranks_is_bitwise_exact(findings: list[dict[str, Any]]) -> None:
     assert [found["same_bits"] for found in findings] == [True] * 3
 
 
-def test_an_evaluation_shared_out_is_that_of_one_rank_bit_by_bit(
+def test_distributed_evaluation_equals_single_process_bitwise(
     findings: list[dict[str, Any]],
 ) -> None:
     for finding in ("same_evaluation", "same_order", "order_shows"):
         assert [found[finding] for found in findings] == [True] * 3, finding
 
 
-def test_all_ranks_learn_the_same_numbers(findings: list[dict[str, Any]]) -> None:
+def test_all_reduce_is_equal_on_all_ranks(findings: list[dict[str, Any]]) -> None:
     assert [found["largest"] for found in findings] == [[2, 0]] * 3
     assert [found["mean"] for found in findings] == [1.0] * 3
 
 
-def test_what_one_rank_is_asked_for_stops_an_evaluation_on_all(
+def test_stop_of_one_rank_stops_evaluation_on_all(
     findings: list[dict[str, Any]],
 ) -> None:
     assert [found["stopped_evaluation"] for found in findings] == [None] * 3

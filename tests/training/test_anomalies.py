@@ -22,12 +22,12 @@ from gpt2ckpt.training.anomalies import (
 LOSSES = st.lists(st.floats(0.01, 20), min_size=2, max_size=30)
 
 
-def test_stop_means_stop() -> None:
+def test_policy_stop_always_stops() -> None:
     assert choose_reaction(AnomalyCounts(), "stop", 10) is Reaction.STOP
     assert choose_reaction(AnomalyCounts(), "stop", 10, weights_are_bad=True) is Reaction.STOP
 
 
-def test_a_batch_is_skipped_and_doubts_about_the_weights_go_back() -> None:
+def test_batch_is_skipped_and_repeated_anomalies_go_back() -> None:
     counts, answers = AnomalyCounts(), []
     for _ in range(IN_A_ROW):
         answers.append(choose_reaction(counts, "rollback", 10))
@@ -42,13 +42,13 @@ def test_a_batch_is_skipped_and_doubts_about_the_weights_go_back() -> None:
 
 
 @given(st.integers(0, 20), st.integers(0, 5), st.booleans())
-def test_there_are_never_more_rollbacks_than_allowed(most: int, row: int, bad: bool) -> None:
+def test_max_rollbacks_is_never_exceeded(most: int, row: int, bad: bool) -> None:
     counts = AnomalyCounts(handled=most, in_a_row=row)
     assert choose_reaction(counts, "rollback", most, weights_are_bad=bad) is Reaction.STOP
 
 
 @given(LOSSES, st.integers(2, 10))
-def test_the_window_holds_the_last_losses(losses: list[float], window: int) -> None:
+def test_window_holds_last_losses(losses: list[float], window: int) -> None:
     counts = AnomalyCounts()
     for loss in losses:
         counts.accept(loss, window)
@@ -56,7 +56,7 @@ def test_the_window_holds_the_last_losses(losses: list[float], window: int) -> N
 
 
 @given(LOSSES, st.floats(0.01, 50))
-def test_a_score_counts_standard_deviations(losses: list[float], loss: float) -> None:
+def test_spike_score_counts_standard_deviations(losses: list[float], loss: float) -> None:
     assert spike_score(loss, losses, len(losses) + 1) == 0.0  # the window is not full
     mean, spread = fmean(losses), pstdev(losses)
     score = spike_score(loss, losses, len(losses))
@@ -67,12 +67,12 @@ def test_a_score_counts_standard_deviations(losses: list[float], loss: float) ->
         assert score <= 1e-9
 
 
-def test_losses_that_hardly_differ_make_no_spike_of_a_small_step() -> None:
+def test_nearly_constant_losses_do_not_turn_small_step_into_spike() -> None:
     assert spike_score(2.001, [2.0] * 10, 10) == pytest.approx(0.5, rel=1e-6)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_numbers_that_are_not_finite_are_refused(number: float) -> None:
+def test_non_finite_loss_and_norm_are_refused(number: float) -> None:
     check_loss(1.0, 1.0, norm_may_overflow=False)
     check_loss(1.0, number, norm_may_overflow=True)  # float16
     for loss, norm, may in ((number, 1.0, False), (number, 1.0, True), (1.0, number, False)):
@@ -82,7 +82,7 @@ def test_numbers_that_are_not_finite_are_refused(number: float) -> None:
             check_loss(loss, norm, norm_may_overflow=may)
 
 
-def test_a_spike_says_how_far_it_lies_out() -> None:
+def test_spike_message_gives_the_score() -> None:
     recent = [1.0, 1.1, 0.9, 1.0]
     check_spike(1.2, recent, 4, 3.0)
     with pytest.raises(LossSpike, match=r"the loss 9\.0000 lies 113\.1 standard deviations above"):

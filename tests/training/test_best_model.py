@@ -42,9 +42,7 @@ def lowest(run: Path, after: int = 0) -> float:
     return min(e["val_loss"] for e in events(run, "val_loss") if e["step"] > after)
 
 
-def test_a_fork_has_a_best_of_its_own_though_its_parent_s_is_better(
-    run: Path, harder: Path, tmp_path: Path
-) -> None:
+def test_fork_has_its_own_best_model(run: Path, harder: Path, tmp_path: Path) -> None:
     fork = tmp_path / "fork"
     more = [f"data.val={harder}", f"trainer.max_steps={LENGTH + 12}", "checkpoint.save_every=2"]
     train([f"+resume={run}", "+fork=true", *more], fork)
@@ -55,7 +53,7 @@ def test_a_fork_has_a_best_of_its_own_though_its_parent_s_is_better(
 
 
 @pytest.mark.parametrize("what", ["data", "blocks"])
-def test_a_resume_on_other_validation_blocks_begins_with_a_new_best(
+def test_resume_on_other_validation_blocks_resets_best(
     run: Path, harder: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     old = best(run)
@@ -74,9 +72,7 @@ def test_a_resume_on_other_validation_blocks_begins_with_a_new_best(
     assert not [message for message in caplog.messages if "other blocks" in message]
 
 
-def test_other_training_data_is_no_reason_for_a_new_best(
-    run: Path, token_data: Any, tmp_path: Path
-) -> None:
+def test_other_training_data_keeps_best(run: Path, token_data: Any, tmp_path: Path) -> None:
     tokens = np.fromfile(token_data.train, dtype="<u2")
     tokens[::2].tofile(tmp_path / "half.bin")
     old = best(run)
@@ -85,7 +81,7 @@ def test_other_training_data_is_no_reason_for_a_new_best(
     assert best(run) == old
 
 
-def test_a_best_that_the_user_deleted_is_one_no_more(run: Path) -> None:
+def test_deleted_best_model_no_longer_counts(run: Path) -> None:
     kept = load(run / "checkpoints" / "latest.pt")["step"]
     for path in (run / "checkpoints").glob("*.pt"):
         if path.name != "latest.pt":
@@ -103,9 +99,7 @@ def test_a_best_that_the_user_deleted_is_one_no_more(run: Path) -> None:
     assert step > LENGTH and loss == lowest(run, after=LENGTH + 8)
 
 
-def test_a_fork_without_a_saved_best_remembers_its_own_losses_alone(
-    run: Path, tmp_path: Path
-) -> None:
+def test_fork_without_save_best_remembers_only_its_losses(run: Path, tmp_path: Path) -> None:
     fork, more = tmp_path / "fork", ["checkpoint.save_best=false", "optimizer.lr=9"]
     outcome = train(
         [f"+resume={run}", "+fork=true", *more, f"trainer.max_steps={LENGTH + 8}"], fork
@@ -113,7 +107,7 @@ def test_a_fork_without_a_saved_best_remembers_its_own_losses_alone(
     assert outcome.best_val_loss == lowest(fork) > lowest(run)
 
 
-def test_without_a_saved_best_the_lowest_loss_is_remembered(
+def test_without_save_best_lowest_loss_is_remembered(
     token_data: Any, tmp_path: Path, harder: Path
 ) -> None:
     words = [*token_data.overrides, *EVERY, "schedule=constant", "optimizer.lr=1e-2"]

@@ -70,7 +70,7 @@ def resumed(words: list[str], run: Path, caplog: pytest.LogCaptureFixture) -> li
     return [line for line in start.notices() if line.startswith("data")]
 
 
-def test_data_that_grew_is_taken_when_it_is_named_as_the_message_says(
+def test_grown_data_is_accepted_when_named_as_the_message_says(
     books: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "3.txt").write_text("Another book. " + BOOK * 30)
@@ -86,7 +86,7 @@ def test_data_that_grew_is_taken_when_it_is_named_as_the_message_says(
     assert resumed(["trainer.max_steps=5"], tmp_path / "run", caplog) == []
 
 
-def test_data_that_changed_is_refused_by_name_but_for_a_fork(
+def test_changed_data_is_refused_except_for_a_fork(
     books: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "1.txt").write_text("Another book. " + BOOK * 30)
@@ -107,7 +107,7 @@ def test_data_that_changed_is_refused_by_name_but_for_a_fork(
         validate_run(start_of([f"+resume={copied}"], tmp_path / "elsewhere"))
 
 
-def test_another_name_for_the_data_takes_other_data(
+def test_override_of_data_accepts_other_data(
     books: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "1.txt").unlink()
@@ -118,7 +118,7 @@ def test_another_name_for_the_data_takes_other_data(
     assert "the data has changed" in sentence, "another split of the data is no other data"
 
 
-def test_embedded_text_of_another_python_names_both_versions(
+def test_embedded_text_of_other_python_names_both_versions(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = [word for word in token_data.overrides if not word.startswith(("data", "model.vocab"))]
@@ -134,13 +134,13 @@ def test_embedded_text_of_another_python_names_both_versions(
     assert "Resume with Python 3.99.1, or start a new run" in sentence and "+fork=true" in sentence
 
 
-def test_a_token_between_the_samples_counts(big: list[str], tmp_path: Path) -> None:
+def test_change_between_sampled_tokens_is_detected(big: list[str], tmp_path: Path) -> None:
     train(big, tmp_path / "run")
     spoil(tmp_path / "big.bin")
     assert "big.bin is not what it was" in refusal(big, tmp_path / "run")
 
 
-def test_a_checkpoint_without_the_digests_of_files_is_resumed_and_gets_them(
+def test_checkpoint_without_file_digests_resumes_and_gets_them(
     big: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of earlier versions: their digest covers samples of large files."""
@@ -169,7 +169,7 @@ def slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> threading.Even
     return done
 
 
-def test_what_takes_long_is_found_out_in_the_background_and_nothing_is_saved(
+def test_slow_data_check_runs_in_background_and_blocks_saves(
     big: list[str],
     tmp_path: Path,
     slow_disk: threading.Event,
@@ -191,7 +191,7 @@ def test_what_takes_long_is_found_out_in_the_background_and_nothing_is_saved(
     assert max(event["step"] for event in events(run)) <= 4, "it did not wait before the save"
 
 
-def test_a_stop_before_the_data_is_known_saves_what_is_checked_again(
+def test_stop_during_data_check_saves_emergency_that_is_checked_again(
     big: list[str],
     tmp_path: Path,
     slow_disk: threading.Event,
@@ -218,7 +218,7 @@ def test_a_stop_before_the_data_is_known_saves_what_is_checked_again(
         train(["+resume=latest"], run)
 
 
-def test_a_file_that_is_rewritten_during_the_training_is_noticed_before_the_next_save(
+def test_file_rewritten_during_training_is_detected_before_next_save(
     big: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the same size, and never shorter: no read fails."""
@@ -237,7 +237,7 @@ def test_a_file_that_is_rewritten_during_the_training_is_noticed_before_the_next
     assert not list((run / "checkpoints").glob("emergency_*"))
 
 
-def test_a_file_that_is_only_touched_is_no_other_data(
+def test_touched_file_is_not_changed_data(
     big: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, real = tmp_path / "run", Stepper.step
@@ -251,9 +251,7 @@ def test_a_file_that_is_only_touched_is_no_other_data(
     assert load(run / "checkpoints" / "latest.pt")["step"] == 4
 
 
-def test_the_best_model_is_chosen_anew_on_other_validation_blocks(
-    token_data: Any, tmp_path: Path
-) -> None:
+def test_best_model_is_reset_on_other_validation_blocks(token_data: Any, tmp_path: Path) -> None:
     words = [*token_data.overrides, "trainer.eval_every=2", "trainer.max_steps=2"]
     more = ["+resume=latest", "trainer.max_steps=4", "optimizer.lr=3"]  # to a worse loss
     for name, other, best in (("same", [], 2), ("other", ["trainer.eval_blocks=3"], 4)):
@@ -266,7 +264,7 @@ def test_the_best_model_is_chosen_anew_on_other_validation_blocks(
     assert load(folder / "best_model_previous.pt")["step"] == 2
 
 
-def test_no_batch_size_changes_which_blocks_are_evaluated(token_data: Any, tmp_path: Path) -> None:
+def test_batch_size_does_not_change_evaluated_blocks(token_data: Any, tmp_path: Path) -> None:
     words = [*token_data.overrides, "trainer.max_steps=1", "trainer.eval_every=1", "checkpoint=off"]
     words += ["optimizer.lr=1e-9"]
     losses = []

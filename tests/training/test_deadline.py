@@ -17,11 +17,11 @@ from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.signals.deadline import Deadline, save_fits, step_fits
 
 
-def test_without_a_limit_or_a_measure_all_is_tried() -> None:
+def test_without_deadline_or_measurement_everything_fits() -> None:
     assert save_fits(1e9, None) and save_fits(None, 0.1) and step_fits(1.0, 1e9, None, None)
 
 
-def test_a_save_has_to_end_in_time_with_some_margin() -> None:
+def test_save_fits_only_with_margin() -> None:
     assert save_fits(10.0, 12.0)
     assert not save_fits(10.0, 11.9)
 
@@ -30,13 +30,13 @@ def test_a_save_has_to_end_in_time_with_some_margin() -> None:
     ("share", "step", "save", "left", "expected"),
     [(0.5, 10, 2.0, 7.5, True), (0.5, 10, 2.0, 7.3, False), (0.1, 10, None, 1.1, True)],
 )
-def test_the_rest_of_a_step_counts_as_well(
+def test_rest_of_step_counts_towards_deadline(
     share: float, step: float, save: float | None, left: float, expected: bool
 ) -> None:
     assert step_fits(share, step, save, left) is expected
 
 
-def test_what_is_left_counts_from_the_signal() -> None:
+def test_deadline_counts_from_the_signal() -> None:
     assert Deadline(None, time.monotonic).left() is None
     assert Deadline(30.0, lambda: None).left() is None
     left = Deadline(30.0, lambda: time.monotonic() - 20).left()
@@ -57,14 +57,14 @@ with signals, Watchdog(signals, 0.2):
 IN_TIME = STUCK.replace("while True:", "if False:") + 'print("in time", signals.stop.name)'
 
 
-def test_a_process_that_does_not_come_to_an_end_is_ended() -> None:
+def test_watchdog_ends_process_after_grace_period() -> None:
     command = [sys.executable, "-c", STUCK]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 143
     assert done.stderr == "SIGTERM: the 0.2 s are over. The newest checkpoint is latest.pt\n"
 
 
-def test_one_that_does_is_left_alone() -> None:
+def test_watchdog_leaves_process_that_ends_in_time() -> None:
     command = [sys.executable, "-c", IN_TIME]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "in time SIGTERM\n", "")
@@ -87,7 +87,7 @@ train(sys.argv[2:], Path(sys.argv[1]))
 """
 
 
-def test_a_training_that_is_stuck_is_ended_and_its_newest_checkpoint_named(
+def test_stuck_training_is_ended_and_newest_checkpoint_named(
     token_data: Any, tmp_path: Path
 ) -> None:
     words = [*token_data.overrides, "checkpoint.save_every=3", "checkpoint.grace_seconds=0.2"]
@@ -116,7 +116,7 @@ def stop_in_the_fifth_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "files"), [(0.0, 1), (1e6, 0)])
-def test_a_step_that_would_take_too_long_is_given_up(
+def test_step_that_would_miss_deadline_is_abandoned(
     token_data: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -22,7 +22,7 @@ def announced(messages: list[str]) -> tuple[float, int]:
     return float(found[1]) * UNITS[found[2]], int(found[3])
 
 
-def test_a_run_of_many_epochs_takes_no_more_than_it_announces(
+def test_run_of_many_epochs_stays_within_announced_size(
     token_data: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -57,7 +57,7 @@ def test_a_run_of_many_epochs_takes_no_more_than_it_announces(
     assert names == ["epoch_00027.pt", "epoch_00028.pt", "epoch_00029.pt"]
 
 
-def test_a_config_that_is_older_than_the_key_keeps_every_epoch(
+def test_config_without_keep_epochs_keeps_every_epoch(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gpt2ckpt.checkpoint import format

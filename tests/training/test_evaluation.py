@@ -59,7 +59,7 @@ def evaluated(model: GPT2, batch_size: int, limit: int | None = None) -> Evaluat
     return result
 
 
-def test_it_equals_transformers_on_the_same_blocks() -> None:
+def test_loss_equals_transformers_on_same_blocks() -> None:
     model = trained_model()
     theirs = losses_of_transformers(model)
     assert max(theirs) - min(theirs) > 0.3  # the weighting of the blocks can be seen
@@ -70,7 +70,7 @@ def test_it_equals_transformers_on_the_same_blocks() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 22, 100])
-def test_it_does_not_depend_on_the_batch_size(batch_size: int) -> None:
+def test_loss_does_not_depend_on_batch_size(batch_size: int) -> None:
     """23 blocks: the last batch is a small one, which must not weigh as much as the others."""
     model = trained_model()
     expected = evaluated(model, 23)
@@ -79,7 +79,7 @@ def test_it_does_not_depend_on_the_batch_size(batch_size: int) -> None:
     assert result.tokens == expected.tokens
 
 
-def test_it_draws_no_random_number_and_leaves_the_mode() -> None:
+def test_evaluation_draws_no_random_numbers_and_restores_mode() -> None:
     model = trained_model()
     for training in (True, False):
         model.train(training)
@@ -91,7 +91,7 @@ def test_it_draws_no_random_number_and_leaves_the_mode() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_it_can_be_stopped_half_way() -> None:
+def test_evaluation_can_be_stopped() -> None:
     model = trained_model()
     answers = iter([False, False, True])
     assert evaluate(model, validation(STREAM, 24, 4), HARDWARE, lambda: next(answers)) is None
@@ -100,7 +100,7 @@ def test_it_can_be_stopped_half_way() -> None:
         next(answers)
 
 
-def test_a_model_that_knows_nothing_has_the_entropy_of_the_vocabulary() -> None:
+def test_uniform_model_has_entropy_of_vocabulary() -> None:
     model = trained_model()
     with torch.no_grad():
         for parameter in model.parameters():

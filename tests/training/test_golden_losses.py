@@ -25,7 +25,7 @@ SETTINGS = [
 ]
 
 
-def test_the_loss_curve_is_the_golden_one(
+def test_losses_equal_recorded_losses(
     token_data: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     train([*token_data.overrides, *SETTINGS], tmp_path / "run")

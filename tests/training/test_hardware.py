@@ -14,7 +14,7 @@ from gpt2ckpt.training.hardware import choose_hardware, differences, prepare_pro
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
 
-def test_what_is_asked_for_is_taken() -> None:
+def test_configured_hardware_is_used() -> None:
     hardware = choose_hardware("cpu", "bfloat16", 3)
     assert (hardware.device, hardware.precision, hardware.threads) == (
         *(torch.device("cpu"), "bfloat16"),
@@ -24,7 +24,7 @@ def test_what_is_asked_for_is_taken() -> None:
 
 
 @NO_CUDA
-def test_auto_says_why() -> None:
+def test_auto_gives_its_reason() -> None:
     hardware = choose_hardware("auto", "auto", None)
     if not torch.backends.mps.is_available():
         assert (hardware.device.type, hardware.device_reason) == ("cpu", "no GPU is there")
@@ -36,37 +36,37 @@ def test_auto_says_why() -> None:
 
 @NO_CUDA
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_a_missing_gpu_is_named(device: str) -> None:
+def test_missing_gpu_is_an_error(device: str) -> None:
     with pytest.raises(ConfigError) as raised:
         choose_hardware(device, "auto", None)
     assert str(raised.value) == f"device={device}: PyTorch sees no CUDA device here; take auto"
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an Apple GPU")
-def test_a_missing_apple_gpu_is_named() -> None:
+def test_missing_apple_gpu_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"device=mps: PyTorch sees no Apple GPU here"):
         choose_hardware("mps", "auto", None)
 
 
-def test_float16_is_refused_on_a_cpu() -> None:
+def test_float16_on_cpu_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"precision=float16 needs a CUDA device: take"):
         choose_hardware("cpu", "float16", None)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"])
-def test_words_for_devices(device: str) -> None:
+def test_device_names_that_are_accepted(device: str) -> None:
     check_hardware(device, "auto")
 
 
 @pytest.mark.parametrize("device", ["gpu", "CPU", "cuda:", "cuda:x", "cpu:0", "", "cuda 0"])
-def test_words_for_no_device(device: str) -> None:
+def test_device_names_that_are_refused(device: str) -> None:
     with pytest.raises(ConfigError, match=r"it must be auto, cpu, cuda, cuda:N or mps"):
         check_hardware(device, "auto")
     with pytest.raises(ConfigError, match=r"^trainer\.device is "):
         check_hardware(device, "auto", prefix="trainer.")
 
 
-def test_a_resume_keeps_to_what_the_run_began_with() -> None:
+def test_resume_keeps_recorded_hardware() -> None:
     recorded = Environment(device="cpu", device_name="x", precision="float32", threads=3)
     hardware = choose_hardware("cpu", "auto", None, recorded)
     assert (hardware.precision, hardware.precision_reason) == ("float32", "as the run began")
@@ -77,7 +77,7 @@ def test_a_resume_keeps_to_what_the_run_began_with() -> None:
     assert moved.precision_reason != "as the run began"
 
 
-def test_what_makes_a_resume_inexact_is_told() -> None:
+def test_differences_of_hardware_are_listed() -> None:
     recorded = choose_hardware("cpu", "float32", 2).recorded(ranks=1)
     assert differences(recorded, recorded) == []
     now = choose_hardware("cpu", "bfloat16", 4).recorded(ranks=1)
@@ -90,14 +90,14 @@ def test_what_makes_a_resume_inexact_is_told() -> None:
     assert differences(recorded, replace(recorded, variables=None)) == []
 
 
-def test_autocast_is_the_precision() -> None:
+def test_autocast_uses_the_precision() -> None:
     a = torch.ones(2, 2)
     for precision, dtype in [("float32", torch.float32), ("bfloat16", torch.bfloat16)]:
         with choose_hardware("cpu", precision, 1).autocast():
             assert (a @ a).dtype is dtype
 
 
-def test_the_switches_of_the_process_are_set() -> None:
+def test_prepare_process_sets_pytorch_switches() -> None:
     hardware = choose_hardware("cpu", "float32", 2)
     with process_switches_restored():
         prepare_process(hardware, deterministic=True)

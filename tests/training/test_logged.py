@@ -16,9 +16,7 @@ from gpt2ckpt.units import perplexity
 WORDS = ["trainer.max_steps=4", "trainer.eval_every=2", "trainer.eval_steps=1"]
 
 
-def test_tokens_best_loss_and_hyperparameters_are_logged_and_no_peak_of_a_cpu(
-    token_data: Any, tmp_path: Path
-) -> None:
+def test_loggers_get_tokens_best_loss_and_hyperparameters(token_data: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train([*token_data.overrides, *WORDS, "logger=tensorboard"], run)
     train(["+resume=latest", "trainer.max_steps=6"], run)
@@ -41,7 +39,7 @@ def test_tokens_best_loss_and_hyperparameters_are_logged_and_no_peak_of_a_cpu(
     assert values["trainer.max_steps"].number_value == 4
 
 
-def test_the_share_of_the_peak_is_logged_where_the_peak_is_known(
+def test_mfu_is_logged_when_peak_is_known(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session.Session, "_peak_tokens_per_s", lambda _: 1e9)
@@ -50,7 +48,7 @@ def test_the_share_of_the_peak_is_logged_where_the_peak_is_known(
         assert event["mfu"] == pytest.approx(event["tokens_per_s"] / 1e9)
 
 
-def test_a_run_is_called_as_its_directory_and_a_job_with_its_sweep(tmp_path: Path) -> None:
+def test_run_title_is_directory_and_includes_sweep(tmp_path: Path) -> None:
     sweep = tmp_path / "gpt2_sweep_20260102_030405"
     (sweep / "lr" / "0").mkdir(parents=True)
     assert run_title(sweep / "lr" / "0") == "0"
@@ -59,6 +57,6 @@ def test_a_run_is_called_as_its_directory_and_a_job_with_its_sweep(tmp_path: Pat
     assert run_title(tmp_path / "mine") == "mine"
 
 
-def test_a_perplexity_that_no_number_holds_is_infinite_and_valid_json() -> None:
+def test_perplexity_overflow_is_infinite_and_valid_json() -> None:
     assert perplexity(0.0) == 1.0 and perplexity(709.0) < perplexity(710.0) == float("inf")
     assert to_json({"perplexity": perplexity(710.0)}) == '{"perplexity": "Infinity"}'

@@ -31,7 +31,7 @@ def exact(token_data: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[int
     return {event["step"]: event["train_loss"] for event in events(run)}
 
 
-def test_the_mean_is_over_the_steps_since_the_last_logged_one(
+def test_mean_covers_steps_since_last_logged_step(
     token_data: Any, tmp_path: Path, exact: dict[int, float], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -48,7 +48,7 @@ def test_the_mean_is_over_the_steps_since_the_last_logged_one(
     assert f"train {means(tmp_path / 'run')[14]:.4f} (mean of 2 steps)" in _messages(caplog)
 
 
-def test_a_resume_between_two_logged_steps_logs_the_mean_of_the_undisturbed_run(
+def test_resume_between_logged_steps_logs_mean_of_uninterrupted_run(
     token_data: Any, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -60,7 +60,7 @@ def test_a_resume_between_two_logged_steps_logs_the_mean_of_the_undisturbed_run(
         assert means(run) == undisturbed, f"resumed from step {step}"
 
 
-def test_a_resume_from_an_older_checkpoint_averages_its_own_steps_only(
+def test_resume_from_checkpoint_without_sum_averages_own_steps(
     token_data: Any, tmp_path: Path, exact: dict[int, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints of earlier versions do not hold the losses since the last logged step."""

@@ -31,21 +31,21 @@ def resume(directory: Path, caplog: pytest.LogCaptureFixture, *more: str) -> lis
     return [m.removeprefix(WARNING) for m in messages if m.startswith(WARNING)]
 
 
-def test_nothing_has_changed(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_exact_resume_has_no_warning(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.set_num_threads(2)  # PyTorch's own choice does not count: the run keeps to its threads
     assert resume(stopped, caplog) == []
 
 
-def test_another_number_of_threads(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_thread_count_is_named(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert resume(stopped, caplog, "trainer.threads=2") == ["threads 1 → 2"]
 
 
-def test_another_precision(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_precision_is_named(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
     said = resume(stopped, caplog, "trainer.precision=bfloat16")
     assert said == ["precision float32 → bfloat16"]
 
 
-def test_another_pytorch(
+def test_other_pytorch_version_is_named(
     stopped: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second PyTorch is not installed here: this one gives itself another name."""
@@ -54,7 +54,7 @@ def test_another_pytorch(
     assert resume(stopped, caplog) == [f"torch {old} → 2.99.0"]
 
 
-def test_a_variable_that_chooses_kernels(
+def test_kernel_variable_is_named(
     stopped: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kernels of this process are chosen already: what is recorded and told is tested here."""
@@ -64,7 +64,7 @@ def test_a_variable_that_chooses_kernels(
     assert resume(stopped, caplog, "trainer.max_steps=4") == ["MKL_CBWR COMPATIBLE → unset"]
 
 
-def test_edited_code(
+def test_edited_code_is_named(
     stopped: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = versions()
@@ -74,6 +74,6 @@ def test_edited_code(
     assert said.startswith(f"code {described(own)} → 9c1bffff (commit abababab, dirty)")
 
 
-def test_several_are_one_line(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_several_changes_are_one_line(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
     said = resume(stopped, caplog, "trainer.threads=2", "trainer.precision=bfloat16")
     assert said == ["precision float32 → bfloat16, threads 1 → 2"]

@@ -31,14 +31,14 @@ def in_a_process(**variables: str) -> dict[str, object]:
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="it has but one kind of kernels"
 )
-def test_the_instructions_that_kernels_use_are_recorded_and_nothing_else_follows_them() -> None:
+def test_recorded_instructions_are_those_that_kernels_use() -> None:
     plain, limited = in_a_process(), in_a_process(ATEN_CPU_CAPABILITY="default")
     assert limited.pop("cpu_capability") == "DEFAULT" != plain.pop("cpu_capability")
     assert limited == plain
 
 
 @pytest.mark.parametrize("name", CPU_VARIABLES)
-def test_a_variable_that_chooses_kernels_is_recorded_while_it_is_set(
+def test_kernel_variables_are_recorded_while_set(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(name, raising=False)
@@ -75,7 +75,7 @@ ARM = "processor : 0\nFeatures : fp asimd sve bf16 i8mm crc32\nCPU part : 0xd40\
         (ARM, " bf16", "", True),
     ],
 )
-def test_a_processor_is_another_one_if_it_computes_with_others(
+def test_processor_identity_follows_its_compute_instructions(
     tmp_path: Path, info: str, old: str, new: str, is_other: bool
 ) -> None:
     digests = []
@@ -85,13 +85,13 @@ def test_a_processor_is_another_one_if_it_computes_with_others(
     assert (digests[0] != digests[1]) is is_other
 
 
-def test_where_the_system_tells_nothing_of_its_processor_there_is_a_digest(tmp_path: Path) -> None:
+def test_unknown_processor_still_has_a_digest(tmp_path: Path) -> None:
     assert len(cpu_flags(tmp_path / "nothing")) == 8
     assert len(cpu_flags(tmp_path)) == 8
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_of_a_gpu_its_capability_and_libraries_are_recorded() -> None:
+def test_gpu_capability_and_libraries_are_recorded() -> None:
     found = numerics(torch.device("cuda"))
     assert set(found) >= {"capability", "cuda", "cudnn", "nccl", "torch_build", "variables"}
     assert "cpu_flags" not in found

@@ -27,7 +27,7 @@ def warnings(token_data: Any, tmp_path: Path, *words: str) -> list[str]:
     return plan_warnings(validate_run(start_of(overrides, tmp_path / "run")))
 
 
-def test_a_usual_plan_brings_no_warning(token_data: Any, tmp_path: Path) -> None:
+def test_usual_plan_has_no_warning(token_data: Any, tmp_path: Path) -> None:
     assert warnings(token_data, tmp_path) == []
     assert warnings(token_data, tmp_path, "schedule.steps=400") == []
     assert warnings(token_data, tmp_path, "schedule=constant") == []
@@ -73,7 +73,7 @@ def test_a_usual_plan_brings_no_warning(token_data: Any, tmp_path: Path) -> None
         (["trainer.eval_every=400"], []),
     ],
 )  # fmt: skip
-def test_what_is_odd_is_named_once(
+def test_each_unusual_setting_has_one_warning(
     token_data: Any, tmp_path: Path, words: list[str], expected: list[str]
 ) -> None:
     found = warnings(token_data, tmp_path, *words)
@@ -82,9 +82,7 @@ def test_what_is_odd_is_named_once(
         assert part in sentence
 
 
-def test_epochs_count_what_an_earlier_process_trained_with_another_batch(
-    token_data: Any, tmp_path: Path
-) -> None:
+def test_epochs_include_steps_with_other_batch_size(token_data: Any, tmp_path: Path) -> None:
     train([*token_data.overrides, "trainer.max_steps=31"], tmp_path / "run")
     words = ["+resume=latest", "trainer.max_steps=41", "trainer.batch_size=8"]
     validated = validate_run(start_of(words, tmp_path / "run"))
@@ -92,19 +90,21 @@ def test_epochs_count_what_an_earlier_process_trained_with_another_batch(
     assert validated.total_tokens == (31 * 2 + 10 * 8) * validated.config.model.block_size
 
 
-def test_a_model_that_the_device_cannot_hold() -> None:
+def test_model_larger_than_device_memory_is_a_warning() -> None:
     [sentence] = memory_warnings(25_000_000_000, 8_000_000_000)
     assert "take 25.0 GB, and the device has 8.0 GB" in sentence
     assert memory_warnings(8_000_000_000, 8_000_000_000) == []
 
 
-def test_checkpoints_that_the_disk_cannot_hold() -> None:
+def test_checkpoints_larger_than_free_space_are_a_warning() -> None:
     [sentence] = disk_warnings(3_400_000_000, 2_000_000_000)
     assert "may take 3.4 GB more, and 2.0 GB are free" in sentence
     assert disk_warnings(-1, 0) == disk_warnings(7, 7) == []
 
 
-def test_the_memory_of_weights_gradients_and_moments(token_data: Any, tmp_path: Path) -> None:
+def test_memory_needed_counts_weights_gradients_and_moments(
+    token_data: Any, tmp_path: Path
+) -> None:
     config = validate_run(start_of(token_data.overrides, tmp_path / "run")).config
     shape = config.model
     parameters = (shape.vocab_size + shape.block_size) * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 2 * 32
@@ -113,13 +113,13 @@ def test_the_memory_of_weights_gradients_and_moments(token_data: Any, tmp_path: 
     assert memory_needed(config, ranks=2) == 8 * parameters
 
 
-def test_months_that_are_left_are_reported_when_the_speed_is_known() -> None:
+def test_months_of_training_are_a_warning_once_speed_is_known() -> None:
     [sentence] = time_warnings(400 * DAY, 599_998)
     assert "the 599,998 steps left take 1y 035d" in sentence
     assert time_warnings(29 * DAY, 10) == time_warnings(None, 10) == []
 
 
-def test_a_training_warns_once_after_its_second_step(
+def test_long_training_warns_once_after_second_step(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip
@@ -136,7 +136,7 @@ def test_a_training_warns_once_after_its_second_step(
     assert "warning      at this speed the 6 steps left take 40d 00h" in said
 
 
-def test_a_device_that_reports_its_memory() -> None:
+def test_hardware_reports_memory() -> None:
     hardware = choose_hardware("cpu", "float32", 1)
     assert hardware.memory_bytes > 1e8
     assert replace(hardware, threads=2).memory_bytes == hardware.memory_bytes

@@ -29,9 +29,7 @@ def parameters() -> int:
     return sum(parameter.numel() for parameter in GPT2(SHAPE).parameters())
 
 
-def test_a_hugging_face_folder_of_which_the_positions_are_cut(
-    token_data: Any, tmp_path: Path
-) -> None:
+def test_hugging_face_start_reports_cut_positions(token_data: Any, tmp_path: Path) -> None:
     save_huggingface(tmp_path / "hf", GPT2(SHAPE).state_dict(), SHAPE)
     whole = summary(token_data, tmp_path / "run", tmp_path / "hf")
     assert whole == (
@@ -42,7 +40,7 @@ def test_a_hugging_face_folder_of_which_the_positions_are_cut(
     assert f"28 tensors, {parameters() - 16 * 32:,} parameters, positions cut from 32 to 16," in cut
 
 
-def test_a_nanogpt_checkpoint_which_does_not_name_its_gelu(token_data: Any, tmp_path: Path) -> None:
+def test_nanogpt_start_reports_assumed_gelu(token_data: Any, tmp_path: Path) -> None:
     keys = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
     arguments = {key: asdict(SHAPE)[key] for key in keys}
     state = {"model": GPT2(SHAPE).state_dict(), "model_args": arguments, "iter_num": 7}
@@ -54,7 +52,7 @@ def test_a_nanogpt_checkpoint_which_does_not_name_its_gelu(token_data: Any, tmp_
     assert "assumed" not in given
 
 
-def test_a_run_of_which_the_newest_checkpoint_is_damaged(
+def test_start_from_run_reports_skipped_damaged_checkpoint(
     token_data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "trained"

@@ -26,7 +26,7 @@ def draw() -> list[object]:
     ]
 
 
-def test_restored_generators_draw_the_same_again() -> None:
+def test_restored_generators_repeat_their_draws() -> None:
     seed_everything(5)
     random.gauss(0, 1)  # leaves half a pair of normal numbers behind
     np.random.standard_normal()
@@ -40,7 +40,7 @@ def test_restored_generators_draw_the_same_again() -> None:
     assert draw() == first  # and what was saved has not moved along
 
 
-def test_a_checkpoint_holds_them_bit_by_bit() -> None:
+def test_checkpoint_holds_generators_bitwise() -> None:
     seed_everything(6)
     random.gauss(0, 1)
     saved = capture_generators()
@@ -52,7 +52,7 @@ def test_a_checkpoint_holds_them_bit_by_bit() -> None:
     assert draw() == first
 
 
-def test_a_seed_settles_all_of_them() -> None:
+def test_seed_determines_all_generators() -> None:
     seed_everything(2**40 + 1)
     first = draw()
     seed_everything(2**40 + 1)

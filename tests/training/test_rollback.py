@@ -109,7 +109,9 @@ def goes_on_exactly(run: Path, tmp_path: Path) -> None:
         assert all(losses[event["step"]] == event["train_loss"] for event in events(fork))
 
 
-def test_a_bad_batch_is_skipped_and_nothing_else_changes(token_data: Any, tmp_path: Path) -> None:
+def test_rollback_skips_only_the_batch_with_non_finite_loss(
+    token_data: Any, tmp_path: Path
+) -> None:
     words, run = [*token_data.overrides, *EPOCH], tmp_path / "run"
     validated = validate_run(start_of(words, tmp_path))
     with bad_block(validated, 17, not_a_number):  # in the ninth step: positions 16 and 17
@@ -127,7 +129,7 @@ def test_a_bad_batch_is_skipped_and_nothing_else_changes(token_data: Any, tmp_pa
     assert differing(by_hand.state_dict(), end["model"]) == []
 
 
-def test_stop_saves_what_was_whole_and_the_sentence_says_how_to_go_on(
+def test_stop_saves_last_finite_state_and_message_says_how_to_resume(
     token_data: Any, tmp_path: Path
 ) -> None:
     words, run = [*token_data.overrides, *WORDS, "trainer.max_steps=14"], tmp_path / "run"
@@ -150,7 +152,7 @@ def test_stop_saves_what_was_whole_and_the_sentence_says_how_to_go_on(
     [(13, "the losses after it are no numbers"), (18, "the save that is due finds it")],
     ids=["by losses", "at a save"],
 )
-def test_bad_weights_go_back_to_the_last_regular_checkpoint(
+def test_non_finite_weights_return_to_last_regular_checkpoint(
     token_data: Any, tmp_path: Path, position: int, steps: str
 ) -> None:
     """Step 7 or step 10 spoils a weight; saves are made every 5 steps."""
@@ -171,7 +173,7 @@ def test_bad_weights_go_back_to_the_last_regular_checkpoint(
     assert differing(by_hand.state_dict(), end["model"]) == []
 
 
-def test_what_was_saved_since_then_is_set_aside(token_data: Any, tmp_path: Path) -> None:
+def test_rollback_archives_later_checkpoints(token_data: Any, tmp_path: Path) -> None:
     """The best of step 6 is from a branch that is left; it is neither best nor latest any more."""
     words, run = [*token_data.overrides, *EPOCH, "trainer.eval_every=6"], tmp_path / "run"
     validated = validate_run(start_of(words, tmp_path))
@@ -194,7 +196,7 @@ def tensorboard_steps(run: Path) -> list[int]:
     return [event.step for event in shown.Scalars("train/loss")]
 
 
-def test_a_spike_is_skipped_and_a_resume_skips_it_too(token_data: Any, tmp_path: Path) -> None:
+def test_loss_spike_is_skipped_before_and_after_resume(token_data: Any, tmp_path: Path) -> None:
     """What counts as a spike depends on the losses before it, which the checkpoint carries."""
     more = ["trainer.spike_zscore=8", "trainer.spike_window=6"]
     words, run = [*token_data.overrides, *EPOCH, *more], tmp_path / "run"
@@ -211,7 +213,7 @@ def test_a_spike_is_skipped_and_a_resume_skips_it_too(token_data: Any, tmp_path:
     assert differing(by_hand.state_dict(), end["model"]) == []
 
 
-def test_a_training_that_diverges_stops_after_the_rollbacks_that_are_allowed(
+def test_diverging_training_stops_after_max_rollbacks(
     token_data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """For real: a learning rate that no training survives."""
@@ -230,9 +232,7 @@ def test_a_training_that_diverges_stops_after_the_rollbacks_that_are_allowed(
     assert differing(good["model"], latest["model"]) == []
 
 
-def test_without_a_regular_checkpoint_there_is_nowhere_to_go_back_to(
-    token_data: Any, tmp_path: Path
-) -> None:
+def test_rollback_without_regular_checkpoint_is_an_error(token_data: Any, tmp_path: Path) -> None:
     words = [*token_data.overrides, *EPOCH, "checkpoint.save_every=1000"]
     words += ["checkpoint.save_epochs=false"]
     validated = validate_run(start_of(words, tmp_path))
@@ -247,7 +247,7 @@ def test_without_a_regular_checkpoint_there_is_nowhere_to_go_back_to(
 
 
 @pytest.mark.parametrize("spoils", [spoils_a_weight, spoils_a_moment])
-def test_bad_weights_are_not_saved_even_where_the_loss_is_fine(
+def test_non_finite_weights_with_finite_loss_are_not_saved(
     token_data: Any, tmp_path: Path, spoils: Change
 ) -> None:
     words = [*token_data.overrides, *WORDS, "trainer.max_steps=14"]

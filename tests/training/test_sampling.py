@@ -20,7 +20,7 @@ def logged(caplog: pytest.LogCaptureFixture, start: str) -> list[str]:
     return [text for text in caplog.messages if text.startswith(start)]
 
 
-def test_a_small_vocabulary_is_sampled_as_token_ids(
+def test_small_vocabulary_is_sampled_as_token_ids(
     token_data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -49,7 +49,7 @@ def test_a_small_vocabulary_is_sampled_as_token_ids(
         ("1", 1, [0]),
     ],
 )
-def test_a_prompt_becomes_tokens_that_the_model_has(
+def test_prompt_is_encoded_within_the_vocabulary(
     prompt: str, vocabulary: int, tokens: list[int]
 ) -> None:
     assert encode_prompt(prompt, vocabulary) == tokens
@@ -57,7 +57,7 @@ def test_a_prompt_becomes_tokens_that_the_model_has(
     assert ("instead of the prompt" in notice(prompt, vocabulary)) == is_replaced
 
 
-def test_a_sample_that_fails_is_one_warning_until_samples_work_again(
+def test_failing_samples_warn_once_until_they_work_again(
     token_data: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -87,7 +87,7 @@ def test_a_sample_that_fails_is_one_warning_until_samples_work_again(
     assert differing(states[0]["rng"], states[1]["rng"]) == []
 
 
-def test_a_training_without_a_tokenizer_goes_on(
+def test_training_continues_without_tokenizer(
     token_data: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -49,7 +49,7 @@ def final(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_going_on_from_every_checkpoint_ends_in_the_same_bits(
+def test_resume_from_every_checkpoint_is_bitwise_exact(
     token_data: Any, tmp_path: Path, kind: str
 ) -> None:
     words = [*token_data.overrides, *RANDOM, *SAVING, *KINDS[kind]]
@@ -67,7 +67,7 @@ def test_going_on_from_every_checkpoint_ends_in_the_same_bits(
         assert all(losses[event["step"]] == event["train_loss"] for event in events(run))
 
 
-def test_a_run_in_many_pieces_is_the_run_in_one(token_data: Any, tmp_path: Path) -> None:
+def test_run_resumed_many_times_equals_uninterrupted_run(token_data: Any, tmp_path: Path) -> None:
     """Extended again and again, each time in another place of an epoch."""
     words = [*token_data.overrides, *RANDOM, "schedule=constant", "trainer.grad_accum=2"]
     train([*words, "trainer.max_steps=24"], tmp_path / "whole")
@@ -102,7 +102,7 @@ def signal_evaluations(
     return calls
 
 
-def test_an_evaluation_that_a_signal_cut_off_is_made_after_the_resume(
+def test_resume_repeats_evaluation_interrupted_by_signal(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*token_data.overrides, *RANDOM, "checkpoint.save_every=8", "trainer.max_steps=20"]
@@ -128,7 +128,7 @@ def test_an_evaluation_that_a_signal_cut_off_is_made_after_the_resume(
         assert curves[0] == curves[1]
 
 
-def test_a_validation_loss_that_is_no_number_is_no_best(
+def test_nan_validation_loss_is_not_the_best(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*token_data.overrides, *RANDOM, "trainer.max_steps=20"]
@@ -145,7 +145,7 @@ def test_a_validation_loss_that_is_no_number_is_no_best(
 
 
 @pytest.mark.parametrize("moment", ["wait", "close"])
-def test_a_signal_after_the_last_step_meets_a_finished_training(
+def test_signal_after_last_step_finds_finished_training(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     real = getattr(CheckpointManager, moment)
@@ -182,7 +182,7 @@ def out_of_memory(_: torch.Tensor) -> torch.Tensor:
     [(lambda loss: loss * float("nan"), NonFiniteLoss), (out_of_memory, torch.OutOfMemoryError)],
     ids=["nan", "memory"],
 )
-def test_a_step_that_fails_leaves_an_emergency_checkpoint_that_goes_on_exactly(
+def test_failed_step_leaves_emergency_checkpoint_that_resumes_exactly(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: Any, error: type
 ) -> None:
     words = [*token_data.overrides, "model.dropout=0.1", "trainer.max_steps=12"]
@@ -202,7 +202,7 @@ def test_a_step_that_fails_leaves_an_emergency_checkpoint_that_goes_on_exactly(
     assert differing(final(tmp_path / "whole"), final(tmp_path / "failed")) == []
 
 
-def test_an_emergency_save_that_fails_does_not_hide_what_it_was_made_for(
+def test_failed_emergency_save_does_not_hide_original_error(
     token_data: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -221,7 +221,7 @@ def test_an_emergency_save_that_fails_does_not_hide_what_it_was_made_for(
     assert "the emergency save failed: MemoryError: nor for a save" in caplog.text
 
 
-def test_a_full_disk_under_tensorboard_ends_tensorboard_alone(
+def test_full_disk_under_tensorboard_only_ends_tensorboard(
     token_data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"
@@ -236,7 +236,7 @@ def test_a_full_disk_under_tensorboard_ends_tensorboard_alone(
     assert load(run / "checkpoints" / "latest.pt")["step"] == 80
 
 
-def test_the_history_is_on_the_device_before_the_checkpoint_that_it_leads_to(
+def test_history_is_synced_before_its_checkpoint(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a power loss could leave a state whose steps nobody knows any more."""
@@ -256,7 +256,7 @@ def test_the_history_is_on_the_device_before_the_checkpoint_that_it_leads_to(
     assert saved == [(2, True), (4, True), (6, True)]
 
 
-def test_a_half_applied_step_is_never_saved(
+def test_half_applied_step_is_never_saved(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*token_data.overrides, "optimizer=muon", "trainer.max_steps=12", *SAVING]
@@ -276,7 +276,7 @@ def test_a_half_applied_step_is_never_saved(
     assert load(folder / "latest.pt")["step"] == 5
 
 
-def test_weights_that_are_not_finite_never_become_a_checkpoint(
+def test_non_finite_weights_are_never_saved(
     token_data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The loss of the step that spoils the weights is still a number."""
@@ -291,7 +291,7 @@ def test_weights_that_are_not_finite_never_become_a_checkpoint(
     assert not list((tmp_path / "run" / "checkpoints").glob("emergency_*"))
 
 
-def test_other_data_under_the_same_name_is_noticed(token_data: Any, tmp_path: Path) -> None:
+def test_resume_detects_changed_data_under_same_name(token_data: Any, tmp_path: Path) -> None:
     mine = tmp_path / "mine.bin"
     mine.write_bytes(token_data.train.read_bytes())
     words = [*token_data.overrides, f"data.train={mine}", "trainer.max_steps=2"]
@@ -306,7 +306,7 @@ def test_other_data_under_the_same_name_is_noticed(token_data: Any, tmp_path: Pa
     assert final(run)["step"] == 4
 
 
-def test_a_finished_run_says_what_to_raise(token_data: Any, tmp_path: Path) -> None:
+def test_finished_run_names_key_to_raise(token_data: Any, tmp_path: Path) -> None:
     for end, key in (("max_steps=3", "trainer.max_steps"), ("max_epochs=1", "trainer.max_epochs")):
         run = tmp_path / end.partition("=")[0]
         words = [*token_data.overrides, f"trainer.{end}", "trainer.batch_size=31"]
@@ -321,9 +321,7 @@ def test_a_finished_run_says_what_to_raise(token_data: Any, tmp_path: Path) -> N
         assert finished_notice(more, validate_run(more)) is None
 
 
-def test_an_end_that_is_lowered_below_the_saved_step_is_named_as_past(
-    token_data: Any, tmp_path: Path
-) -> None:
+def test_max_steps_below_saved_step_is_reported_as_past(token_data: Any, tmp_path: Path) -> None:
     train([*token_data.overrides, "trainer.max_steps=3"], tmp_path / "run")
     lower = start_of(["+resume=latest", "trainer.max_steps=1"], tmp_path / "run")
     assert lower.state is not None
@@ -340,9 +338,7 @@ def cut_off_at_step_3(run: Path) -> None:
         (folder / name).hardlink_to(folder / "rolling_step_000003.pt")
 
 
-def test_a_save_that_was_cut_off_is_finished_and_keeps_its_record(
-    token_data: Any, tmp_path: Path
-) -> None:
+def test_resume_completes_interrupted_save_with_its_record(token_data: Any, tmp_path: Path) -> None:
     words = [*token_data.overrides, "trainer.max_steps=6", "trainer.eval_every=3"]
     run = tmp_path / "run"
     train([*words, "checkpoint.save_every=3"], run)
@@ -356,7 +352,7 @@ def test_a_save_that_was_cut_off_is_finished_and_keeps_its_record(
     assert load(folder / "latest.pt")["config"]["optimizer"]["lr"] == 9
 
 
-def test_a_finished_run_is_touched_only_if_its_last_save_was_cut_off(
+def test_finished_run_changes_only_to_complete_interrupted_save(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*token_data.overrides, "trainer.max_steps=6", "trainer.eval_every=3"]
@@ -380,7 +376,7 @@ def test_a_finished_run_is_touched_only_if_its_last_save_was_cut_off(
     assert load(folder / "latest.pt")["config"]["optimizer"]["lr"] != 9
 
 
-def test_an_epoch_that_ended_with_another_batch_is_still_that_one(
+def test_epoch_end_with_other_batch_size_keeps_its_number(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The evaluation after step 2 waits for the resume, which has sixteen times the batch."""
@@ -393,7 +389,7 @@ def test_an_epoch_that_ended_with_another_batch_is_still_that_one(
     assert not [path.name for path in (run / "checkpoints").iterdir() if "-" in path.name]
 
 
-def test_an_epoch_whose_last_evaluation_a_signal_cut_off_is_saved_after_the_resume(
+def test_resume_saves_epoch_end_after_interrupted_evaluation(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """62 blocks are two steps of 31, and the evaluation after the second meets a signal."""
@@ -408,9 +404,7 @@ def test_an_epoch_whose_last_evaluation_a_signal_cut_off_is_saved_after_the_resu
     assert (epoch.name, load(epoch)["step"]) == ("epoch_00000.pt", 2)
 
 
-def test_of_two_ends_the_one_that_was_reached_is_to_be_raised(
-    token_data: Any, tmp_path: Path
-) -> None:
+def test_message_names_the_limit_that_was_reached(token_data: Any, tmp_path: Path) -> None:
     words = [*token_data.overrides, "trainer.max_steps=3", "trainer.max_epochs=9"]
     train(words, tmp_path / "run")
     again = start_of(["+resume=latest"], tmp_path / "run")
@@ -418,7 +412,7 @@ def test_of_two_ends_the_one_that_was_reached_is_to_be_raised(
     assert notice is not None and "raise trainer.max_steps (now 3)" in notice
 
 
-def test_steps_that_are_made_again_are_compared(
+def test_repeated_steps_are_compared(
     token_data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = [*token_data.overrides, "trainer.max_steps=9", *SAVING]
@@ -436,13 +430,13 @@ def test_steps_that_are_made_again_are_compared(
     assert [event["step"] for event in events(tmp_path / "run")] == list(range(1, 10))
 
 
-def test_without_checkpoints_there_is_no_folder_for_them(token_data: Any, tmp_path: Path) -> None:
+def test_checkpoint_off_creates_no_folder(token_data: Any, tmp_path: Path) -> None:
     words = [*token_data.overrides, "trainer.max_steps=2", "checkpoint=off"]
     train(words, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_vocabulary_that_is_too_small_names_the_file(token_data: Any, tmp_path: Path) -> None:
+def test_too_small_vocabulary_names_the_file(token_data: Any, tmp_path: Path) -> None:
     words = [*token_data.overrides, "model.vocab_size=20"]
     with pytest.raises(InputError, match=r"train\.bin: token \d+ .*model\.vocab_size=20"):
         validate_run(start_of(words, tmp_path / "run"))
@@ -451,7 +445,7 @@ def test_a_vocabulary_that_is_too_small_names_the_file(token_data: Any, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_every_rank_draws_numbers_of_its_own_that_follow_from_the_step(
+def test_each_rank_draws_its_own_numbers_seeded_by_the_step(
     token_data: Any, tmp_path: Path
 ) -> None:
     """Only the first rank's generators are saved; equal ones would drop out the same units."""
@@ -473,7 +467,7 @@ def test_every_rank_draws_numbers_of_its_own_that_follow_from_the_step(
     assert len({tuple(one) for one in numbers}) == 5
 
 
-def test_a_run_whose_name_another_took_saves_nothing_there(
+def test_run_with_stolen_lock_saves_nothing(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def check(lock: RunLock) -> None:

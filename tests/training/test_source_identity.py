@@ -44,7 +44,7 @@ def git(folder: Path, *words: str) -> str:
 
 
 @pytest.mark.parametrize("folder", TRAINS)
-def test_an_edit_of_code_that_trains_is_another_digest(package: Path, folder: str) -> None:
+def test_editing_training_code_changes_the_digest(package: Path, folder: str) -> None:
     before = source_digest(package)
     assert before == source_digest(PACKAGE)  # wherever it is installed
     file = min((package / folder).glob("[a-z]*.py"))
@@ -54,7 +54,7 @@ def test_an_edit_of_code_that_trains_is_another_digest(package: Path, folder: st
     assert len({before, edited, source_digest(package)}) == 3
 
 
-def test_what_does_not_train_is_no_part_of_the_digest(package: Path) -> None:
+def test_digest_excludes_code_that_does_not_train(package: Path) -> None:
     before = source_digest(package)
     (package / "tools" / "show.py").write_text("")
     (package / "model" / "notes.txt").write_text("")
@@ -64,7 +64,7 @@ def test_what_does_not_train_is_no_part_of_the_digest(package: Path) -> None:
 
 @GIT
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_commit_and_its_changes_are_those_that_git_names(package: Path, packed: bool) -> None:
+def test_commit_and_dirty_flag_agree_with_git(package: Path, packed: bool) -> None:
     root = package.parent
     assert commit_of(package) is None
     git(root, "init", "-q")
@@ -87,7 +87,7 @@ def test_the_commit_and_its_changes_are_those_that_git_names(package: Path, pack
 
 
 @pytest.mark.parametrize("content", ["", "ref: refs/heads/gone", "ref: ../../etc", "\0\xff", "12"])
-def test_a_checkout_that_is_damaged_has_no_commit(package: Path, content: str) -> None:
+def test_damaged_checkout_has_no_commit(package: Path, content: str) -> None:
     (package.parent / ".git").mkdir()
     (package.parent / ".git" / "HEAD").write_text(content)
     assert commit_of(package) is None
@@ -95,7 +95,7 @@ def test_a_checkout_that_is_damaged_has_no_commit(package: Path, content: str) -
 
 
 @pytest.mark.parametrize("script", [None, "sleep 600", "exit 128"])
-def test_a_git_that_hangs_fails_or_is_not_there_is_not_waited_for(
+def test_hanging_failing_or_missing_git_is_not_waited_for(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None
 ) -> None:
     (tmp_path / "bin").mkdir()
@@ -125,10 +125,10 @@ NOW = Versions(**LIBRARIES, **KNOWN)
         ({"code": "9c1b0000"}, "code 9c1b0000 (no commit) → 3f2a0000 (commit abababab, clean)"),
     ],
 )
-def test_other_sources_are_told_and_nothing_else(before: dict[str, Any], said: str | None) -> None:
+def test_only_changed_code_is_reported(before: dict[str, Any], said: str | None) -> None:
     found = changed_code(NOW, Versions(**LIBRARIES, **before))
     assert found is None if said is None else str(found).startswith(said)
 
 
-def test_a_commit_of_which_nothing_more_is_known() -> None:
+def test_commit_without_dirty_flag_is_described() -> None:
     assert described(replace(NOW, dirty=None)) == "3f2a0000 (commit abababab)"

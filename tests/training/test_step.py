@@ -95,7 +95,7 @@ FAILURES: dict[str, tuple[Callable[[torch.Tensor], Any], type[BaseException]]] =
 @pytest.mark.parametrize("optimizer", [AdamWConfig(), MuonConfig()], ids=["adamw", "muon"])
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("at", [1, 3])
-def test_a_step_that_fails_leaves_everything_as_it_was(
+def test_failed_step_leaves_state_unchanged(
     failure: str, at: int, optimizer: AdamWConfig | MuonConfig
 ) -> None:
     fail, error = FAILURES[failure]
@@ -118,7 +118,7 @@ def test_a_step_that_fails_leaves_everything_as_it_was(
     assert differing(state.model.state_dict(), twin.model.state_dict()) == []
 
 
-def test_the_sentence_for_a_loss_that_is_not_finite() -> None:
+def test_non_finite_loss_message_says_how_to_resume() -> None:
     state = state_of(AdamWConfig())
     with pytest.raises(NonFiniteLoss) as raised:
         stepper_of(state, loss=Failing(state, 1, lambda x: x * float("nan"))).step(state, 0)
@@ -126,7 +126,7 @@ def test_the_sentence_for_a_loss_that_is_not_finite() -> None:
         assert words in str(raised.value)
 
 
-def test_an_update_that_is_cut_off_is_told_apart() -> None:
+def test_interrupted_update_raises_half_applied() -> None:
     """Muon has stepped when AdamW fails: the state is neither the old nor the new one."""
     state = state_of(MuonConfig())
 
@@ -148,7 +148,7 @@ def run(batch_size: int, grad_accum: int, steps: int = 3) -> tuple[list[StepResu
 
 
 @pytest.mark.parametrize(("batch_size", "grad_accum"), [(6, 2), (3, 4), (1, 12)])
-def test_accumulated_micro_batches_are_one_big_batch(batch_size: int, grad_accum: int) -> None:
+def test_accumulated_micro_batches_equal_one_large_batch(batch_size: int, grad_accum: int) -> None:
     (whole, weights), (parts, accumulated) = run(12, 1), run(batch_size, grad_accum)
     for one, other in zip(whole, parts, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-6)
@@ -157,7 +157,7 @@ def test_accumulated_micro_batches_are_one_big_batch(batch_size: int, grad_accum
         torch.testing.assert_close(weight, accumulated[name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_trains_on_the_blocks_of_its_position() -> None:
+def test_step_trains_on_blocks_of_its_position() -> None:
     seen: list[torch.Tensor] = []
     state = state_of(AdamWConfig())
 
@@ -169,7 +169,7 @@ def test_a_step_trains_on_the_blocks_of_its_position() -> None:
     assert torch.equal(torch.cat(seen), LOADER.batch(17, 6)[0])
 
 
-def test_the_norm_is_that_before_clipping_and_the_update_that_after() -> None:
+def test_norm_is_reported_before_clipping_and_update_is_clipped() -> None:
     big, clipped, free = (state_of(AdamWConfig(), dropout=0.0) for _ in range(3))
     norm = stepper_of(big, grad_clip=0.0).step(big, 0).grad_norm
     assert norm > 0.1
@@ -186,7 +186,7 @@ def test_the_norm_is_that_before_clipping_and_the_update_that_after() -> None:
     assert squares(free) == pytest.approx(share * norm**2, rel=1e-3)
 
 
-def test_an_overflowing_float16_gradient_skips_the_step_and_lowers_the_scale() -> None:
+def test_float16_overflow_skips_update_and_lowers_scale() -> None:
     state = state_of(AdamWConfig(), dropout=0.0)
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100, enabled=True)
     weights = copy.deepcopy(state.model.state_dict())
@@ -196,7 +196,7 @@ def test_an_overflowing_float16_gradient_skips_the_step_and_lowers_the_scale() -
     assert state.scaler.get_scale() == 2.0**99
 
 
-def test_each_micro_batch_is_told_before_it_begins() -> None:
+def test_hook_is_called_before_each_micro_batch() -> None:
     state = state_of(AdamWConfig())
     told: list[tuple[int, int]] = []
     hooks = StepHooks(on_micro_batch=lambda *part: told.append(part))

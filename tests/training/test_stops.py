@@ -34,7 +34,7 @@ def emergencies(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("emergency_*.pt"))
 
 
-def test_a_save_on_request_is_made_and_told_and_the_training_goes_on(
+def test_sigusr1_saves_and_training_continues(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, told = tmp_path / "run", []
@@ -55,7 +55,7 @@ def test_a_save_on_request_is_made_and_told_and_the_training_goes_on(
     assert told == [(signal.SIGUSR1, 1, 3)], "a launcher is told once, and when the save is there"
 
 
-def test_a_sample_that_a_signal_met_is_broken_off_and_not_shown(
+def test_signal_during_sample_drops_the_sample(
     token_data: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -81,7 +81,7 @@ def test_a_sample_that_a_signal_met_is_broken_off_and_not_shown(
 
 
 @pytest.mark.parametrize("grace", ["3000", "null"])
-def test_an_emergency_save_that_does_not_fit_is_left_out_and_the_newest_named(
+def test_emergency_save_that_would_miss_deadline_is_skipped_and_newest_named(
     token_data: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -119,7 +119,9 @@ train(sys.argv[2:], Path(sys.argv[1]))
 """
 
 
-def test_a_signal_while_a_model_compiles_ends_it_at_once(token_data: Any, tmp_path: Path) -> None:
+def test_signal_during_compilation_ends_process_immediately(
+    token_data: Any, tmp_path: Path
+) -> None:
     words = [*token_data.overrides, "trainer.compile=true", "trainer.max_steps=9"]
     words += ["checkpoint.save_every=3"]  # else a warning says that it is never reached
     done = subprocess.run(

@@ -32,7 +32,7 @@ def make_steps(measured: Meter, clock: Clock, steps: range, seconds: float) -> N
         measured.count(step)
 
 
-def test_the_first_step_which_compiles_does_not_set_the_time_left(clock: Clock) -> None:
+def test_time_left_ignores_first_step_that_compiles(clock: Clock) -> None:
     measured = Meter(100, torch.device("cpu"))
     measured.start(0)
     make_steps(measured, clock, range(1, 2), seconds=180)
@@ -47,7 +47,7 @@ def test_the_first_step_which_compiles_does_not_set_the_time_left(clock: Clock) 
     assert (speed.seconds_left, speed.tokens_per_s) == ((19 * 0.5 + 5) / 19 * 980, 200)
 
 
-def test_a_resumed_process_counts_its_own_steps_only(clock: Clock) -> None:
+def test_meter_counts_steps_of_this_process_only(clock: Clock) -> None:
     measured = Meter(100, torch.device("cpu"))
     measured.start(500)
     make_steps(measured, clock, range(501, 511), seconds=2)
@@ -55,7 +55,7 @@ def test_a_resumed_process_counts_its_own_steps_only(clock: Clock) -> None:
     assert (measured.steps, measured.seconds) == (10, 20)
 
 
-def test_going_back_keeps_what_the_process_did(clock: Clock) -> None:
+def test_rollback_keeps_step_count_of_process(clock: Clock) -> None:
     measured = Meter(100, torch.device("cpu"))
     measured.start(0)
     make_steps(measured, clock, range(1, 8), seconds=1)
@@ -66,7 +66,7 @@ def test_going_back_keeps_what_the_process_did(clock: Clock) -> None:
     assert (measured.steps, measured.seconds) == (11, 11)
 
 
-def test_steps_that_take_no_time_divide_nothing_by_zero(clock: Clock) -> None:
+def test_steps_of_zero_duration_do_not_divide_by_zero(clock: Clock) -> None:
     measured = Meter(100, torch.device("cpu"))
     measured.start(0)
     make_steps(measured, clock, range(1, 3), seconds=0)
@@ -74,7 +74,7 @@ def test_steps_that_take_no_time_divide_nothing_by_zero(clock: Clock) -> None:
     assert math.isfinite(speed.tokens_per_s) and speed.seconds_left == 0
 
 
-def test_the_share_of_the_peak_is_logged_where_the_peak_is_known(clock: Clock) -> None:
+def test_mfu_is_logged_when_peak_is_known(clock: Clock) -> None:
     known = Meter(100, torch.device("cpu"), peak_tokens_per_s=1000)
     known.start(0)
     make_steps(known, clock, range(1, 2), seconds=1)
@@ -103,5 +103,5 @@ def test_the_share_of_the_peak_is_logged_where_the_peak_is_known(clock: Clock) -
         ("AMD EPYC", "float32", None),
     ],
 )
-def test_peaks_by_the_name_of_the_device(name: str, precision: str, tera: float | None) -> None:
+def test_peak_flops_by_device_name(name: str, precision: str, tera: float | None) -> None:
     assert peak_flops(name, precision) == (None if tera is None else tera * 1e12)
