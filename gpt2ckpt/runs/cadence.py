@@ -1,7 +1,7 @@
-"""Which losses metrics.jsonl should hold, by how often each process of a run logged them.
+"""The losses that metrics.jsonl should hold, by how often each process of a run logged them.
 
-A config says how often its own process logs, and not since which step. So each process records it;
-of steps that no record covers nothing is expected. Everything here is pure.
+A config says how often a process logs, but not from which step on. So each process records both. Of
+steps without a record no loss is expected. Everything here is pure.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cadence:
-    """From the step after `after` on, a loss is logged every so many steps; 0: none is due."""
+    """After the step `after`, losses are logged every `train` and `val` steps; 0: never."""
 
     after: int
     train: int = 0
@@ -27,10 +27,9 @@ def cadence_of(step: int, frozen: Mapping[str, Any]) -> Cadence:
 def continued(
     parts: Sequence[Cadence], new: Cadence, shared: int | None = None
 ) -> tuple[Cadence, ...]:
-    """Return the parts of a run that continues with `new`.
+    """Return the cadences of a run that resumes with `new`.
 
-    Up to the step `shared` they are those of the run so far; from there to `new`, those of a branch
-    of which nothing is recorded.
+    The steps after `shared` (default: none) up to `new` belong to a branch without a record.
     """
     shared = new.after if shared is None else shared
     kept = [part for part in parts if part.after < shared]
@@ -39,10 +38,9 @@ def continued(
 
 
 def due(parts: Sequence[Cadence], until: int) -> tuple[set[int], set[int]]:
-    """Return the steps up to `until` of which a training and a validation loss must be there.
+    """Return the steps up to `until` that must have a training and a validation loss.
 
-    A stop can come between the last step of a process and its evaluation, so that none is expected
-    at that step.
+    A process can stop between its last step and the evaluation after it: none is expected there.
     """
     train: set[int] = set()
     val: set[int] = set()

@@ -1,4 +1,4 @@
-"""Claiming a directory for a new run, so that no two runs ever share one."""
+"""Claim a directory for a new run or sweep, so that no two runs share a directory."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from gpt2ckpt.runs.lock import RunLock, is_locked
 
 @dataclass(frozen=True)
 class Claim:
-    """A directory that this process alone may train in; `notice` is for the user, if not empty."""
+    """A directory that only this process may train in, and a notice to print, if not empty."""
 
     directory: Path
     lock: RunLock
@@ -25,11 +25,11 @@ class Claim:
 
 
 def claim(wanted: Path, now: datetime, *, is_given: bool) -> Claim:
-    """Claim `wanted` for a new run.
+    """Claim a directory for a new run.
 
-    A name that the user gave (`is_given`) is taken as it is unless it holds checkpoints or lives:
-    then it is left untouched and the run gets `wanted_run_YYYYMMDD_HHMMSS`. A name that ends in a
-    time stamp of ours moves on to the next free second.
+    A default name ends in a time stamp: the next free second is taken. A name that the user gave
+    (`is_given`) is taken as it is. If that directory already holds a run or is locked, it is left
+    untouched, and the run gets `wanted_run_YYYYMMDD_HHMMSS`.
 
     Raises InputError if the directory cannot be made.
     """
@@ -41,9 +41,9 @@ def claim(wanted: Path, now: datetime, *, is_given: bool) -> Claim:
             try:
                 lock = RunLock(wanted)
             except InputError:
-                pass  # another start was faster: it is that one's now
+                pass  # another start was faster
             else:
-                if not holds_run(wanted):  # that one may have ended since
+                if not holds_run(wanted):  # that start may have ended since
                     return Claim(wanted, lock)
                 lock.release()
         made = _claim_stamped(wanted.with_name(f"{wanted.name}_run"), now)
@@ -53,16 +53,22 @@ def claim(wanted: Path, now: datetime, *, is_given: bool) -> Claim:
 
 
 def reclaim(wanted: Path) -> Claim:
-    """Claim `wanted` itself. Raises InputError if it lives or cannot be made."""
+    """Claim `wanted` itself. Raises InputError if it is locked or cannot be made."""
     with _making("run", wanted):
         wanted.mkdir(parents=True, exist_ok=True)
         return Claim(wanted, RunLock(wanted))
 
 
 def claim_sweep(wanted: Path, *, is_given: bool, is_continued: bool) -> Path:
-    """The folder of a sweep: `wanted`, or of a new one beside it where that was given and is taken.
+    """Return the folder of a sweep: `wanted`, or a new folder beside it if `wanted` is taken.
 
-    Raises InputError if it cannot be made.
+    Args:
+        wanted: the folder, with a time stamp if it is a default name.
+        is_given: whether the user gave `wanted`.
+        is_continued: whether the sweep resumes in `wanted`, beside other launches of it.
+
+    Raises:
+        InputError: if the folder cannot be made.
     """
     with _making("sweep", wanted):
         if not is_given:
@@ -75,31 +81,31 @@ def claim_sweep(wanted: Path, *, is_given: bool, is_continued: bool) -> Path:
 
 
 def _hold(sweep: Path, *, shared: bool) -> bool:
-    """Keep new sweeps out of the folder until this process ends; false if this one is to keep out.
+    """Lock a sweep's folder against new sweeps until this process ends; return whether it is free.
 
-    Those that go on in it (`shared`) may be several, and are never kept out: they find each other's
+    Launches that resume the sweep share the lock and are never refused: they find each other's
     jobs.
     """
     descriptor = os.open(sweep / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     state = try_lock(descriptor, shared=shared)
     if state is not Lock.TAKEN:
         return shared or state is Lock.UNSUPPORTED
-    return shared or not holds_sweep(sweep)  # one may have ended since we looked
+    return shared or not holds_sweep(sweep)  # another sweep may have ended in it since
 
 
 def claim_base(stamped: Path) -> Path:
-    """`outputs/gpt2_run` for `outputs/gpt2_run_20251106_143022`; other names as they are."""
+    """Return a name without its time stamp: gpt2_run for gpt2_run_20251106_143022."""
     match = STAMPED.fullmatch(stamped.name)
     return stamped.with_name(match["base"]) if match else stamped
 
 
 def claim_name(base: Path, now: datetime) -> Path:
-    """Create `base_YYYYMMDD_HHMMSS`, moving on to the next free second. Raises OSError."""
+    """Create `base_YYYYMMDD_HHMMSS` of the next free second. Raises OSError."""
     base.parent.mkdir(parents=True, exist_ok=True)
     while True:
         directory = base.with_name(f"{base.name}_{now:{STAMP}}")
         try:
-            directory.mkdir()  # atomic: of any number of starts one gets it
+            directory.mkdir()  # atomic: only one of several starts creates it
         except FileExistsError:
             now += timedelta(seconds=1)
         else:
@@ -107,21 +113,21 @@ def claim_name(base: Path, now: datetime) -> Path:
 
 
 def holds_run(directory: Path) -> bool:
-    """Whether there is any .pt file in the directory's checkpoints/, or a history of steps."""
+    """Return whether a directory holds a .pt file in checkpoints/, or a history of steps."""
     history = directory / HISTORY
     has_history = history.is_file() and history.stat().st_size > 0
     return has_history or holds_checkpoints(directory)
 
 
 def holds_sweep(directory: Path) -> bool:
-    """Whether any folder in `directory` holds a run."""
+    """Return whether any folder in `directory` holds a run."""
     return directory.is_dir() and any(holds_run(job) for job in directory.iterdir())
 
 
 def holds_checkpoints(directory: Path) -> bool:
-    """Whether there is any .pt file in the directory's checkpoints/, at any depth.
+    """Return whether a directory holds a .pt file in checkpoints/, at any depth.
 
-    Raises InputError where that cannot be known: it may be full of them.
+    Raises InputError if the folder cannot be read: it may hold checkpoints.
     """
     folder = directory / CHECKPOINTS
 
@@ -152,13 +158,13 @@ def _claim_stamped(base: Path, now: datetime) -> Claim:
 
 
 def protection_notice(wanted: Path, made: Path, key: str) -> str:
-    """What to tell whose directory, given by `key`, was taken already."""
-    from gpt2ckpt.config.compose import as_typed  # here: a listing needs no Hydra
+    """Return the notice for a user whose directory, given by `key`, already holds a run."""
+    from gpt2ckpt.config.compose import as_typed  # imports Hydra, which a listing does without
 
     given = as_typed(key, str(wanted))
     return (
         "CHECKPOINT DIRECTORY PROTECTION\n"
-        f"  {wanted} already holds a run; nothing in it is touched.\n"
+        f"  {wanted} already holds a run, and is left untouched.\n"
         f"  This run trains in {made}.\n"
-        f"  To go on with the old one instead: +resume=latest {given}"
+        f"  To resume the old run instead: +resume=latest {given}"
     )

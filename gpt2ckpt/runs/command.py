@@ -1,4 +1,4 @@
-"""Commands for the user to copy: with the interpreter that has what they need."""
+"""Commands for the user to copy, with the interpreter that has the package."""
 
 import os
 import shlex
@@ -7,13 +7,18 @@ import sys
 from pathlib import Path
 
 
-def command(module: str, *words: str, anywhere: bool = False) -> str:
-    """`python -m gpt2ckpt.MODULE WORDS`; the words are spelled for the shell already.
+def command(module: str, *arguments: str, anywhere: bool = False) -> str:
+    """Return `python -m gpt2ckpt.MODULE ARGUMENTS`, to be copied into a shell.
 
-    Where `python` in this shell is another interpreter than the one that runs, as without its
-    virtual environment activated, that one is named: briefly, or so that it is found `anywhere`.
+    If `python` in the shell is not the interpreter that runs (its virtual environment is not
+    activated), the command names the interpreter.
+
+    Args:
+        module: the command.
+        arguments: already quoted for the shell.
+        anywhere: whether the interpreter needs an absolute path: the user may change the directory.
     """
-    return " ".join([_interpreter(anywhere=anywhere), "-m", f"gpt2ckpt.{module}", *words])
+    return " ".join([_interpreter(anywhere=anywhere), "-m", f"gpt2ckpt.{module}", *arguments])
 
 
 def _interpreter(*, anywhere: bool) -> str:

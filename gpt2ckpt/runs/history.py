@@ -1,8 +1,8 @@
-"""One history per run directory: what metrics.jsonl keeps when a run resumes, where the rest is.
+"""Bring metrics.jsonl to the step that a run resumes from: one history per run directory.
 
-Lines of steps that are trained again with the same settings wait in a file beside it, to be
-compared. Lines of what is abandoned go to the folder that the abandoned checkpoints are in, damaged
-lines to a folder of damaged files.
+Lines of steps that are trained again with the same settings move to .replay.jsonl, to be compared.
+Lines of abandoned steps move to the folder of the archived checkpoints, damaged lines to a
+quarantine folder.
 """
 
 from contextlib import suppress
@@ -25,46 +25,46 @@ from gpt2ckpt.runs.wandb_lineage import WandbLineage, WandbRun, decode, encode, 
 from gpt2ckpt.units import plural
 
 Events = list[Line]
-SHOWN = 5  # damaged lines that are named one by one
+SHOWN = 5  # damaged lines whose number and reason are printed
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run goes on: after `step` of the state in `source`; 0 and None begin it."""
+    """Where a run resumes: after `step`, from the state in `source`; 0 and None for a new run."""
 
     step: int = 0
     source: Path | None = None
 
     @cached_property
     def branch(self) -> Events:
-        """What was logged after the run had gone back, if `source` was abandoned by that."""
+        """The archived lines that belong to `source`, if it is an archived checkpoint."""
         if self.source is None or not self.source.parent.name.startswith(ABANDONED):
             return []
         return metrics_file.read_lines(self.source.parent / HISTORY).events
 
     @property
     def shared_step(self) -> int:
-        """The last step that `source` shares with the history of the run as it is now."""
+        """The last step that `source` shares with the present history of the run."""
         return min([self.step, *(line.step - 1 for line in self.branch)])
 
 
 @dataclass(frozen=True)
 class Past:
-    """What a run directory records of its past; `curves` is None if nothing usable is recorded."""
+    """The records of a run directory; `lineage` is None if it is missing or damaged."""
 
     directory: Path
     logged: Lines
     waiting: Lines
-    curves: WandbLineage | None
+    lineage: WandbLineage | None
 
     @classmethod
     def of(cls, directory: Path) -> "Past":
-        """Read it, before anything in the directory is changed. Raises OSError."""
+        """Read the records of `directory`. Raises OSError."""
         logged, waiting = (metrics_file.read_lines(directory / name) for name in (HISTORY, REPLAY))
         return cls(directory, logged, waiting, _read_lineage(directory))
 
     def problems(self, point: Point) -> list[str]:
-        """What is wrong with the history up to `point`, a sentence each."""
+        """Return a line for each problem of the history up to `point`."""
         path = self.directory / HISTORY
         logged = [line.event for line in self.logged.events if line.step <= point.step]
         if point.step and not self.logged.events:
@@ -72,8 +72,8 @@ class Past:
             return [f"{path} {state}: the history of this run begins after step {point.step}"]
         found = []
         if not self.logged.is_sorted:
-            found.append(f"{path}: its lines were not in the order of their steps, and are sorted")
-        expected = due(self.curves.logged if self.curves else (), point.shared_step)
+            found.append(f"{path}: its lines were not in the order of their steps: sorted")
+        expected = due(self.lineage.logged if self.lineage else (), point.shared_step)
         for key, steps in zip(("train_loss", "val_loss"), expected, strict=True):
             missing = steps - {event["step"] for event in logged if key in event}
             if missing:
@@ -83,30 +83,30 @@ class Past:
 
 
 def identity_in(directory: Path, identity: RunIdentity) -> RunIdentity:
-    """`identity` as the run in `directory` recorded it when it went on."""
-    curves = _read_lineage(directory)
-    if curves is None:
+    """Return `identity` with the ids that the run in `directory` recorded at its last resume."""
+    lineage = _read_lineage(directory)
+    if lineage is None:
         return identity
-    linked = curves.active if curves.active != curves.run_id else None
-    return replace(identity, id=curves.run_id, wandb_id=linked)
+    linked = lineage.active if lineage.active != lineage.run_id else None
+    return replace(identity, id=lineage.run_id, wandb_id=linked)
 
 
 def run_id_in(directory: Path) -> str | None:
-    """The id of the run that `directory` belongs to; None if nothing is recorded."""
-    curves = _read_lineage(directory)
-    return curves.run_id if curves else None
+    """Return the id of the run in `directory`; None if it is not recorded."""
+    lineage = _read_lineage(directory)
+    return lineage.run_id if lineage else None
 
 
 def forked_from(directory: Path) -> Path | None:
-    """The file that the run in `directory` was started from, if it is a fork."""
-    curves = _read_lineage(directory)
-    return Path(curves.forked_from) if curves and curves.forked_from else None
+    """Return the file that the run in `directory` was forked from; None if it is not a fork."""
+    lineage = _read_lineage(directory)
+    return Path(lineage.forked_from) if lineage and lineage.forked_from else None
 
 
 def origin_in(directory: Path) -> tuple[str, int] | None:
-    """The W&B run that the active one was split off from, and the last step that they share."""
-    curves = _read_lineage(directory)
-    return curves.active_run.origin if curves else None
+    """Return the W&B run that the active one is linked to, and the last step that they share."""
+    lineage = _read_lineage(directory)
+    return lineage.active_run.origin if lineage else None
 
 
 def start_history(
@@ -115,15 +115,15 @@ def start_history(
     frozen: dict[str, Any],
     follows: datetime | None = None,
 ) -> None:
-    """Record the first settings of a new run. Raises OSError.
+    """Record the settings of a new run. Raises OSError.
 
-    `follows` is a time that it counts as trained after, where the clock cannot be trusted.
+    `follows` is a time after which the run counts as trained, if the clock was set back.
     """
     first = {identity.id: WandbRun([(0, settings_digest(frozen))])}
     origin = str(Path(identity.parent.file).absolute()) if identity.parent else None
     logged = (cadence_of(0, frozen),)
-    curves = WandbLineage(identity.id, identity.id, first, origin, logged, follows)
-    _write_lineage(directory, curves)
+    lineage = WandbLineage(identity.id, identity.id, first, origin, logged, follows)
+    _write_lineage(directory, lineage)
 
 
 def continue_history(
@@ -133,19 +133,33 @@ def continue_history(
     *,
     saved: dict[str, Any],
     frozen: dict[str, Any],
-    aside: Path | None,
+    archive: Path | None,
     follows: datetime | None = None,
 ) -> list[str]:
-    """Bring the history to `point`, from which the run resumes with `frozen` instead of `saved`.
+    """Bring the history to the point from which the run resumes.
 
-    `aside` is the folder of the archived checkpoints; `follows` is as for `start_history`. Returns
-    the lines to print. Each file is replaced atomically, and nothing is dropped before it is kept
-    elsewhere: a kill in between loses nothing. Raises OSError.
+    Each file is replaced atomically, and a line is written elsewhere before it is removed: a kill
+    at any instant loses nothing.
+
+    Args:
+        past: the records of the run directory.
+        identity: the run.
+        point: where the run resumes.
+        saved: the config of the saved state.
+        frozen: the config to train with.
+        archive: the folder of the archived checkpoints, if any were archived.
+        follows: as for `start_history`.
+
+    Returns:
+        The lines to print.
+
+    Raises:
+        OSError: if a file cannot be written.
     """
     notices = [*past.problems(point), *_quarantine(past)]
     settings, directory = settings_digest(frozen), past.directory
     own = identity.wandb_id or identity.id
-    before = past.curves or WandbLineage(
+    before = past.lineage or WandbLineage(
         identity.id, own, {own: WandbRun([(0, settings_digest(saved))])}
     )
     own = own if point.source else before.run_id
@@ -156,14 +170,14 @@ def continue_history(
     branch, shared = point.branch, point.shared_step
     lost = _after(shared, _joined(waiting, logged))
     again = _after(point.step, branch) if branch else lost
-    curve = before.by_id.get(own, before.active_run) if branch else before.active_run
-    same = list(takewhile(lambda line: curve.settings_of(line.step) == settings, again))
-    if lost and (aside or branch or same != again):
-        if aside is None:
-            aside = unused_folder(directory / CHECKPOINTS, ABANDONED, datetime.now())
-            durable.make_directory(aside)
-        durable.write(aside / HISTORY, join(lost))
-    if not (aside or branch):
+    run = before.by_id.get(own, before.active_run) if branch else before.active_run
+    same = list(takewhile(lambda line: run.settings_of(line.step) == settings, again))
+    if lost and (archive or branch or same != again):
+        if archive is None:
+            archive = unused_folder(directory / CHECKPOINTS, ABANDONED, datetime.now())
+            durable.make_directory(archive)
+        durable.write(archive / HISTORY, join(lost))
+    if not (archive or branch):
         same = [*_until(point.step, waiting), *same]
     _write_replay(directory / REPLAY, same)
     kept = join([*_until(shared, logged), *_until(point.step, branch)])
@@ -178,14 +192,14 @@ def continue_history(
 
 
 def _quarantine(past: Past) -> list[str]:
-    """Copy what is damaged to a folder of its own; a sentence for each file."""
+    """Copy damaged lines and files to a quarantine folder; return a line for each file."""
     damaged = {HISTORY: past.logged.damaged, REPLAY: past.waiting.damaged}
     contents = {name: b"".join(line.content for line in of) for name, of in damaged.items() if of}
     reasons = {name: _reasons(of) for name, of in damaged.items() if of}
-    if past.curves is None:
+    if past.lineage is None:
         with suppress(FileNotFoundError):
             contents[LINEAGE] = (past.directory / LINEAGE).read_bytes()
-            reasons[LINEAGE] = "it is damaged, and a linked W&B run is not known any more"
+            reasons[LINEAGE] = "damaged: a linked W&B run is no longer known"
     if not contents:
         return []
     folder = unused_folder(past.directory / CHECKPOINTS, CORRUPT, datetime.now())
@@ -199,18 +213,18 @@ def _quarantine(past: Past) -> list[str]:
 
 
 def _reasons(damaged: list[DamagedLine]) -> str:
-    """What is wrong with which lines; of many the first few."""
+    """Return the damaged lines by number with their reasons; of many the first few."""
     shown = "; ".join(f"line {line.number}: {line.reason}" for line in damaged[:SHOWN])
     more = f"; and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else ""
-    return f"{plural(len(damaged), 'damaged line')} taken out ({shown}{more})"
+    return f"{plural(len(damaged), 'damaged line')} removed ({shown}{more})"
 
 
-def _notice(curves: WandbLineage) -> str:
-    assert curves.active_run.origin is not None
-    name, step = curves.active_run.origin
+def _notice(lineage: WandbLineage) -> str:
+    assert lineage.active_run.origin is not None
+    name, step = lineage.active_run.origin
     return (
         f"W&B cannot rewrite the steps after {step} that its run {name} has with other settings: "
-        f"from here on this is its run {curves.active}, linked to that one"
+        f"this training continues in the linked W&B run {lineage.active}"
     )
 
 
@@ -223,7 +237,7 @@ def _until(step: int, events: Events) -> Events:
 
 
 def _joined(first: Events, second: Events) -> Events:
-    """Both, in the order of steps; what the first has of a step is what counts."""
+    """Return both in the order of their steps; a line of `first` replaces one of `second`."""
     known = {line.kind for line in first}
     return sorted(
         [*first, *(line for line in second if line.kind not in known)], key=lambda line: line.step
@@ -243,9 +257,9 @@ def _read_lineage(directory: Path) -> WandbLineage | None:
         return decode(path.read_text())
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
         return None
-    except OSError as error:  # it may say that the run is another one
+    except OSError as error:  # the file may name another run
         raise unreadable_message(path, error) from error
 
 
-def _write_lineage(directory: Path, curves: WandbLineage) -> None:
-    durable.write(directory / LINEAGE, f"{encode(curves)}\n".encode())
+def _write_lineage(directory: Path, lineage: WandbLineage) -> None:
+    durable.write(directory / LINEAGE, f"{encode(lineage)}\n".encode())

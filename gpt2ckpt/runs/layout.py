@@ -1,4 +1,4 @@
-"""What a run directory is called, and what is in it."""
+"""The names of run directories, and of the files in a run directory."""
 
 import re
 from pathlib import Path
@@ -11,11 +11,11 @@ CHECKPOINTS = "checkpoints"
 HISTORY = "metrics.jsonl"
 EVENTS = "events.jsonl"  # runs/events.py
 LOG = "train.log"  # as in conf/train.yaml
-RECORD = ".hydra"  # what Hydra records of each launch
+RECORD = ".hydra"  # Hydra's record of each launch
 TENSORBOARD = "tensorboard"
-WANDB = "wandb"  # W&B itself calls it so
+WANDB = "wandb"  # the name that W&B gives it
 LOCK_NAME = "run.lock"
-REPLAY = ".replay.jsonl"  # events of steps that are trained again, until they are compared
+REPLAY = ".replay.jsonl"  # lines of steps that are trained again, until they are compared
 JOBS = "jobs.jsonl"  # of a sweep: sweeps/journal.py
 LINEAGE = ".history.json"  # runs/wandb_lineage.py
 
@@ -30,7 +30,7 @@ def hydra_record(directory: Path) -> str:
 
 
 def run_title(directory: Path) -> str:
-    """Return the name of a run for loggers: its directory's, of a sweep's job with the sweep's."""
+    """Return the name of a run for loggers: that of its directory; of a job, SWEEP/JOB."""
     directory = directory.absolute()
     for folder in directory.parents:
         if (folder / JOBS).is_file():

@@ -1,8 +1,9 @@
 """The lock of a live run, on one machine and between machines that share a file system.
 
-On one machine the kernel knows: flock(2) on the directory dies with its process. Between machines
-such a lock may not be seen, so run.lock names the owner, which rewrites it every few seconds; who
-wants the directory watches it by its own clock, and takes over only what has stopped changing.
+On one machine the kernel keeps the lock: flock(2) on the directory, which ends with its process.
+Other machines may not see that lock. For them run.lock names the owner, which rewrites the file
+every few seconds (a heartbeat). A process on another machine watches run.lock by its own clock, and
+takes the lock over only if the file has stopped changing.
 """
 
 import atexit
@@ -27,26 +28,34 @@ from gpt2ckpt.runs.owner import SIZE, Verdict, decode, encode, judge, this_proce
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 5.0
-WATCH_SECONDS = 60.0  # without a beat: longer than a file system's cache of another machine
-LOOK_SECONDS = 1.0
-# What a process of a run opens by name and writes to: a link would lead the writes elsewhere.
+BEAT_SECONDS = 5.0  # between heartbeats
+WATCH_SECONDS = 60.0  # without a heartbeat: longer than a network file system caches a file
+POLL_SECONDS = 1.0
+# The files that a process of a run writes to by name: a link would lead the writes elsewhere.
 WRITTEN = (LOCK_NAME, HISTORY, EVENTS, LOG, RECORD)
 
 
 class RunLock:
-    """The right to train in a directory, from its construction to `release` or the process's end.
+    """The right to train in a directory, from construction until `release` or the process ends.
 
-    run.lock is there as long as it is held. Deleting it frees nothing on the same machine.
+    While the lock is held, run.lock exists. Deleting run.lock does not release the lock on the same
+    machine.
     """
 
     def __init__(
         self, directory: Path, *, beat: float = BEAT_SECONDS, watch: float = WATCH_SECONDS
     ) -> None:
-        """Take the lock. Raises InputError naming the living owner; nothing is changed then.
+        """Take the lock of `directory`. On a full disk it holds on this machine only.
 
-        The same for a directory in which a file that a run writes to is a link. Raises OSError if
-        the directory cannot be written; on a full disk the lock holds on this machine only.
+        Args:
+            directory: the run directory.
+            beat: seconds between heartbeats.
+            watch: seconds without a heartbeat after which the owner on another machine is dead.
+
+        Raises:
+            LockedError: if a living process holds the lock; nothing has been changed.
+            InputError: if a file that a run writes to is a link; nothing has been changed.
+            OSError: if the directory cannot be written.
         """
         refuse_links(directory)
         self._path = directory / LOCK_NAME
@@ -65,7 +74,7 @@ class RunLock:
         atexit.register(self.release)
 
     def release(self) -> None:
-        """Give the lock back; more than once is no error, nor in a child of the owner."""
+        """Release the lock. A second call does nothing, nor does a call in a child process."""
         if self._descriptor >= 0 and os.getpid() == self._owner.pid:
             self._ended.set()
             self._heart.join(timeout=1)
@@ -77,7 +86,7 @@ class RunLock:
     def undo(self) -> None:
         """Release the lock of a directory in which nothing was changed.
 
-        The time of its last change is set back, so that a backup or a sync finds none.
+        The modification time is restored, so that a backup does not find a change.
         """
         if self._descriptor < 0:
             return
@@ -90,25 +99,27 @@ class RunLock:
             os.close(directory)
 
     def follow(self, directory: Path) -> None:
-        """Tell the lock the new name of its directory, which this process has just renamed."""
+        """Set the new name of the locked directory, after this process renamed it."""
         self._path = directory / LOCK_NAME
 
     def check_place(self) -> None:
-        """Raise OSError if the directory that was locked no longer has its name."""
+        """Raise OSError if another directory has the name of the locked one."""
         if not os.path.samestat(os.fstat(self._descriptor), self._path.parent.stat()):
             raise OSError(errno.ESTALE, "another directory has taken its place")
 
     def check(self) -> None:
-        """Raise OSError if another process has a run in a directory of this name by now: the one
-        that was locked has been moved, and what is written by its name would go to that run."""
+        """Raise OSError if another process trains another run under this directory's name.
+
+        The locked directory was moved then, and writes by name would go to that other run.
+        """
         if not self._is_mine():
             raise OSError(errno.EBUSY, _refusal(self._path.parent))
-        with contextlib.suppress(FileNotFoundError):  # a directory that was removed, and made again
+        with contextlib.suppress(FileNotFoundError):  # removed and created again
             own = os.open(LINEAGE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptor)
             with os.fdopen(own, "rb") as file:
                 of_another = file.read() != (self._path.parent / LINEAGE).read_bytes()
             if of_another:
-                raise OSError(errno.EBUSY, f"{self._path.parent} is another run's by now")
+                raise OSError(errno.EBUSY, f"{self._path.parent} now belongs to another run")
 
     def _close(self) -> None:
         if self._descriptor >= 0:
@@ -116,7 +127,7 @@ class RunLock:
             self._descriptor = -1
 
     def _take(self, watch: float) -> None:
-        """Create run.lock; one that is there already must be that of a dead process."""
+        """Create run.lock; replace it if its owner is dead."""
         while True:
             try:
                 self._create()
@@ -135,7 +146,7 @@ class RunLock:
             verdict = judge(owner, self._owner, kernel_lock_is_free=self._by_kernel)
             if verdict is Verdict.UNKNOWN:
                 if owner:
-                    message = "%s was locked by %s: watching for %.0f s whether that lives"
+                    message = "%s was locked by %s: watching for %.0f s whether it is alive"
                     log.warning(message, self._path.parent, owner, watch)
                 if _changes(self._path, found, watch):
                     verdict = Verdict.ALIVE
@@ -144,7 +155,7 @@ class RunLock:
             self._remove(found)
 
     def _create(self) -> None:
-        """Atomic, and whole from the first instant. Raises FileExistsError if it is there."""
+        """Create run.lock atomically with its content. Raises FileExistsError if it exists."""
         temporary = durable.temporary_name(self._path)
         try:
             with temporary.open("xb") as file:
@@ -162,7 +173,7 @@ class RunLock:
             temporary.unlink(missing_ok=True)
 
     def _remove(self, dead: bytes) -> None:
-        """Remove the record of a dead owner; should another have come meanwhile, that one stays."""
+        """Remove the record `dead`, unless another process has replaced it meanwhile."""
         moved = durable.temporary_name(self._path)
         try:
             self._path.rename(moved)
@@ -181,21 +192,21 @@ class RunLock:
                     self._lose()
                     return
                 self._beat()
-            except OSError as error:  # a full or slow disk is no reason to stop
+            except OSError as error:  # a full or slow disk does not stop the training
                 if error.errno == errno.ELOOP and not is_reported:
                     is_reported = True
                     log.warning(
-                        "%s is a link, or another file than this run's: nothing is written to it, "
-                        "and other machines cannot see that the run lives",
+                        "%s is a link or another run's file: nothing is written to it, and other "
+                        "machines cannot see that this run is alive",
                         self._path,
                     )
 
     def _beat(self) -> None:
-        """Rewrite run.lock, so that other machines see it change. Raises OSError."""
+        """Rewrite run.lock with another content, for other machines to see. Raises OSError."""
         self._beats += 1
         record = encode(self._owner, self._beats)
         with self._opened(os.O_RDWR) as descriptor:
-            if os.fstat(descriptor).st_nlink > 1:  # a snapshot by hard links has it, too
+            if os.fstat(descriptor).st_nlink > 1:  # a snapshot by hard links shares it
                 durable.write(self._path, record)
                 return
             os.pwrite(descriptor, record, 0)
@@ -203,28 +214,25 @@ class RunLock:
 
     @contextlib.contextmanager
     def _opened(self, flags: int) -> Iterator[int]:
-        """Open run.lock, if it is the file of this process.
-
-        Raises OSError: ELOOP if a link or another file has its name.
-        """
+        """Open run.lock. Raises OSError: ELOOP if it is a link or not this process's file."""
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self._path, flags)
         try:
-            # By its content: the number of an inode is given again once a file is deleted.
+            # Its content tells: the inode number of a deleted file is used again.
             owner = decode(os.pread(descriptor, SIZE, 0))
             if owner is None or owner.token != self._owner.token:
-                raise OSError(errno.ELOOP, "it is not the file of this run", str(self._path))
+                raise OSError(errno.ELOOP, "not the file of this run", str(self._path))
             yield descriptor
         finally:
             os.close(descriptor)
 
     def _is_mine(self) -> bool:
-        """False if run.lock names another process; one that is gone or torn names none."""
+        """Return whether run.lock names no other process; a missing or torn one names none."""
         owner = decode(_read(self._path) or b"")
         return owner is None or owner.token == self._owner.token
 
     def _lose(self) -> None:
-        """This process stood still for so long that another machine took its run over."""
+        """Stop this process: it was suspended, and another machine has taken the run over."""
         log.error("%s; this process stops", _refusal(self._path.parent))
         os.kill(self._owner.pid, signal.SIGTERM)
 
@@ -236,12 +244,15 @@ class RunLock:
 
 
 def is_locked(directory: Path) -> bool:
-    """Whether a living process trains in `directory`, or one on another machine may; asks only."""
+    """Return whether a process trains in `directory`, or a process on another machine may.
+
+    Nothing is changed or waited for.
+    """
     return _ask(directory) is not Verdict.DEAD
 
 
 def refuse_if_locked(directory: Path) -> None:
-    """Raise InputError naming the process that trains in `directory`, if one surely does."""
+    """Raise LockedError if a process on this machine trains in `directory`."""
     if _ask(directory) is Verdict.ALIVE:
         raise LockedError(_refusal(directory))
 
@@ -254,13 +265,12 @@ def unwritable(directory: Path, error: OSError) -> InputError:
 
 
 def refuse_links(directory: Path) -> None:
-    """Raise InputError if a file that a run writes to is a symbolic link, wherever it leads, or if
-    something else than a file has its name."""
+    """Raise InputError if a file that a run writes to is a symbolic link or not a regular file."""
     for path in (directory / name for name in WRITTEN):
         refuse_link(path)
         if path.exists() and not (path.is_dir() if path.name == RECORD else path.is_file()):
             wanted = "folder" if path.name == RECORD else "regular file"
-            raise InputError(f"{path} is no {wanted}, which a run needs there: move it away")
+            raise InputError(f"{path} is not a {wanted}, which a run needs there: move it away")
 
 
 def _ask(directory: Path) -> Verdict:
@@ -269,7 +279,7 @@ def _ask(directory: Path) -> Verdict:
     except (FileNotFoundError, NotADirectoryError):
         return Verdict.DEAD
     except OSError:
-        return Verdict.UNKNOWN  # it cannot be looked into
+        return Verdict.UNKNOWN
     state = try_lock(descriptor, shared=True)
     os.close(descriptor)
     if state is Lock.HELD:
@@ -284,9 +294,9 @@ def _ask(directory: Path) -> Verdict:
 
 
 def _flock(descriptor: int, directory: Path) -> bool:
-    """Lock a directory; False where its file system has no such locks.
+    """Lock a directory; return whether its file system has such locks.
 
-    Raises InputError if another process holds it. One that only asks does for an instant.
+    Raises LockedError if another process holds the lock. `_ask` holds it for an instant.
     """
     for _ in range(10):
         state = try_lock(descriptor)
@@ -297,19 +307,19 @@ def _flock(descriptor: int, directory: Path) -> bool:
 
 
 def _changes(path: Path, content: bytes, seconds: float) -> bool:
-    """Whether a file gets another content within `seconds` of this process's own clock."""
+    """Return whether the content of a file changes within `seconds` of this process's clock."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        time.sleep(min(LOOK_SECONDS, left))
+        time.sleep(min(POLL_SECONDS, left))
         if _read(path) != content:
             return True
     return False
 
 
 def _read(path: Path) -> bytes | None:
-    """The start of a file, opened anew, as another machine's writes are only seen then.
+    """Return the start of a file, opened again, to see the writes of another machine.
 
-    None if there is none. A link, or what is no file, holds nothing.
+    None if the file does not exist; empty if it is a link or not a regular file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

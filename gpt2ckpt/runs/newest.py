@@ -1,8 +1,8 @@
-"""Which run was trained last, by what the runs record of themselves.
+"""Find the run that was trained last, by the times that the runs record themselves.
 
-A directory may have any name, and may be copied, moved or unpacked, so neither its name nor the
-times of its files are looked at: the heads of the newest checkpoints say when these were saved, and
-the last line of metrics.jsonl when the last step was logged, both in UTC. No tensor is read.
+A directory may have any name, and may be copied, moved or unpacked. So neither its name nor the
+times of its files count, but the time of saving in the newest checkpoints' metadata, and the time
+in the last line of metrics.jsonl, both in UTC. No tensor is read.
 """
 
 import json
@@ -34,17 +34,23 @@ from gpt2ckpt.runs.layout import (
     TENSORBOARD,
     WANDB,
 )
+from gpt2ckpt.units import plural
 
-NONE_YET = "it holds no checkpoint"
-OF_SWEEP = "it is a job of a sweep, which +resume=auto leaves to the sweep; +resume=latest takes it"
-TAIL = 1 << 14  # bytes at the end of metrics.jsonl, in which its last line is found
+NO_CHECKPOINT = "it holds no checkpoint"
+SWEEP_JOB = "it is a job of a sweep, which +resume=auto skips; +resume=latest resumes it"
+TAIL = 1 << 14  # bytes at the end of metrics.jsonl that contain its last line
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run says of itself. `trained` is the time of its last known step, if it says one.
+    """What a run directory records.
 
-    `problem` is why no checkpoint of it can be read. `is_job` for a job of a sweep.
+    Attributes:
+        directory: the run directory.
+        is_job: whether the run is a job of a sweep.
+        name: the run's name.
+        trained: the time of its last known step.
+        problem: why none of its checkpoints can be read; empty if one can.
     """
 
     directory: Path
@@ -55,58 +61,61 @@ class RunRecord:
 
     @property
     def age(self) -> tuple[datetime, bool, str]:
-        """A key to sort by; of a run and its copies, the one that still has our name is last."""
+        """A key to sort by. Of a run and its copies, a directory with a name of ours is newest."""
         stamped = STAMPED.fullmatch(self.directory.name) is not None
         return self.trained or datetime.min.replace(tzinfo=UTC), stamped, str(self.directory)
 
 
 @dataclass(frozen=True)
 class Newest:
-    """The run that was trained last, if there is one, and later ones that are passed over."""
+    """The run that was trained last, if any, and the newer runs that were skipped."""
 
     directory: Path | None
     skipped: list[tuple[Path, str]] = field(default_factory=list)
 
 
 def newest_run(root: Path, name: str | None = None, *, with_jobs: bool = True) -> Newest:
-    """The run below `root` that was trained last; with `name`, of those that are called so.
+    """Return the run below `root` that was trained last.
 
-    Without `with_jobs`, jobs of sweeps do not count: a later one is passed over. A run in which no
-    checkpoint can be read counts if it says when it was trained: an older one must not take its
-    place unnoticed.
+    A run whose checkpoints are all unreadable counts if it records when it was trained: an older
+    run must not silently take its place.
+
+    Args:
+        root: the folder of the runs.
+        name: take only runs of this name.
+        with_jobs: whether jobs of sweeps count; if not, a newer job is skipped.
     """
     found = [read_record(directory, is_job=is_job) for directory, is_job in run_directories(root)]
     named = [record for record in found if name in (None, record.name)]
     records = [record for record in named if with_jobs or not record.is_job]
-    usable = [r for r in records if not r.problem or (r.problem != NONE_YET and r.trained)]
+    usable = [r for r in records if not r.problem or (r.problem != NO_CHECKPOINT and r.trained)]
     newest = max(usable, key=lambda record: record.age, default=None)
     later = [r for r in records if r.problem and _is_later(r, newest)]
     later.sort(key=lambda record: record.age, reverse=True)
-    others = {0: "", 1: "; nor does another run"}.get(
-        len(later) - 1, f"; nor do {len(later) - 1} other runs"
-    )
+    more = len(later) - 1
+    others = f"; {plural(more, 'other newer run')} skipped, too" if more > 0 else ""
     skipped = [(record.directory, record.problem + others) for record in later[:1]]
     jobs = [r for r in named if r not in records and not r.problem and _is_later(r, newest)]
     if jobs:
-        skipped.append((max(jobs, key=lambda record: record.age).directory, OF_SWEEP))
+        skipped.append((max(jobs, key=lambda record: record.age).directory, SWEEP_JOB))
     return Newest(newest.directory if newest else None, skipped)
 
 
 def _is_later(record: RunRecord, newest: RunRecord | None) -> bool:
-    """Whether a run was trained later than the newest one, or may have been."""
+    """Return whether a run was trained later than `newest`, or may have been."""
     return newest is None or record.trained is None or record.age > newest.age
 
 
 def run_directories(root: Path) -> list[tuple[Path, bool]]:
-    """Every run directory below `root`, and whether it is a sweep's job; a linked one once.
+    """Return each run directory below `root`, and whether it is a job of a sweep.
 
-    Hidden directories are not looked into. One that cannot be read may be a run: it is among them.
-    Raises InputError if `root` cannot be read.
+    A directory that cannot be read may be a run, and is among them. Of a run and its links, one is
+    returned. Hidden directories are not searched. Raises InputError if `root` cannot be read.
     """
     found: dict[Path, Path] = {}
 
     def note_unreadable(error: OSError) -> None:
-        if error.filename and not isinstance(error, FileNotFoundError):  # else deleted meanwhile
+        if error.filename and not isinstance(error, FileNotFoundError):  # deleted meanwhile
             found[Path(error.filename).absolute()] = Path(error.filename)
 
     require_access(root)
@@ -133,19 +142,19 @@ def run_directories(root: Path) -> list[tuple[Path, bool]]:
 
 
 def read_record(directory: Path, *, is_job: bool = False) -> RunRecord:
-    """What the run in `directory` says of itself."""
+    """Return what the run in `directory` records."""
     metas, problem = list(_newest_metas(directory / CHECKPOINTS)), ""
     if not metas:
         problem = "no checkpoint in it can be read"
-        with suppress(InputError):  # where the folder itself cannot be read
+        with suppress(InputError):  # the folder itself cannot be read
             if not holds_checkpoints(directory):
-                problem = NONE_YET
+                problem = NO_CHECKPOINT
     name = next((meta.run.name for meta in metas if meta.run.name), None) or _launched_as(directory)
     return RunRecord(directory, is_job, name, _trained(directory, metas), problem)
 
 
 def last_trained(directory: Path, folder: Path) -> datetime | None:
-    """When the run in `directory`, with its checkpoints in `folder`, was trained last."""
+    """Return when the run in `directory`, with checkpoints in `folder`, was trained last."""
     return _trained(directory, list(_newest_metas(folder)))
 
 
@@ -153,15 +162,15 @@ def parse_moment(text: str) -> datetime | None:
     """Return a time out of a file, with its time zone; None for any other text."""
     with suppress(OverflowError, ValueError):
         moment = datetime.fromisoformat(text)
-        # The first and the last year have moments that another time zone cannot tell.
+        # In the first and last year, another time zone's form of the moment may not exist.
         return moment.astimezone() if 1 < moment.year < 9999 else None
     return None
 
 
 def behind(directory: Path, now: datetime) -> datetime | None:
-    """A time after all that the runs beside `directory` record, where the clock is behind them.
+    """Return a time after all that the runs beside `directory` record; None if `now` is after them.
 
-    The clock may have been set back. A run that starts now records this time, and counts as newer.
+    If the clock was set back, a run that starts now records this time, to count as the newest.
     """
     with suppress(OSError):
         beside = [path for path in directory.parent.iterdir() if path != directory]
@@ -172,7 +181,7 @@ def behind(directory: Path, now: datetime) -> datetime | None:
 
 
 def _newest_metas(folder: Path) -> Iterator[CheckpointMeta]:
-    """The heads of the files that the newest state of a run can be in; else of any one."""
+    """Yield the metadata of each file that may hold the newest state; else of any one file."""
     files = {path: names.role_of(path.name) for path in _files(folder)}
 
     def last(role: Role) -> list[Path]:
@@ -196,7 +205,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _trained(directory: Path, metas: list[CheckpointMeta]) -> datetime | None:
-    """The latest of what the checkpoints, the history and the start record; else by the name."""
+    """Return the latest time that checkpoints, history and start record; else that of the name."""
     moments = [
         *(parse_moment(meta.saved_at) for meta in metas),
         _last_logged(directory),
@@ -212,7 +221,7 @@ def _trained(directory: Path, metas: list[CheckpointMeta]) -> datetime | None:
 
 
 def _last_logged(directory: Path) -> datetime | None:
-    """When the last step in metrics.jsonl was logged."""
+    """Return when the last step in metrics.jsonl was logged."""
     with suppress(OSError), (directory / HISTORY).open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
         for line in reversed(file.read().splitlines()):
@@ -229,7 +238,7 @@ def _started_after(directory: Path) -> datetime | None:
 
 
 def _launched_as(directory: Path) -> str | None:
-    """The name in what Hydra recorded of the launch; it is only read where nothing else says it."""
+    """Return the name in Hydra's record of the launch, for a run whose checkpoints lack it."""
     with suppress(OSError, UnicodeDecodeError):
         text = (directory / RECORD / "config.yaml").read_text()
         match = re.search(r"^name: *['\"]?(.*?)['\"]?$", text, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Who holds a run directory, as its run.lock says, and whether that process lives."""
+"""The owner of a run directory, as run.lock records it, and whether that process is alive."""
 
 import json
 import os
@@ -9,22 +9,27 @@ from datetime import datetime
 from enum import Enum
 from pathlib import Path
 
-SIZE = 512  # bytes of a record: one in place of another needs no new space on the disk
+SIZE = 512  # bytes of a record, always the same: rewriting one needs no new disk space
 
 
 class Verdict(Enum):
-    """What can be said at once of the process that a record names."""
+    """What a record says at once about its process."""
 
     ALIVE = "alive"
     DEAD = "dead"
-    UNKNOWN = "unknown"  # on another machine: it lives if its record changes
+    UNKNOWN = "unknown"  # on another machine: alive if its record changes
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process: `boot` and `pids` name the kernel and the pid namespace in which `pid` counts.
+    """A process that holds a run directory.
 
-    `birth` is when it began, in clock ticks after that boot: another process may get its number.
+    Attributes:
+        pid: its number, in the pid namespace `pids` of the kernel that booted as `boot`.
+        host: its machine.
+        started: when it took the lock, as text.
+        birth: when it started, in clock ticks after boot: a later process may get the same number.
+        token: random text that identifies this lock.
     """
 
     pid: int
@@ -40,7 +45,7 @@ class Owner:
 
 
 def this_process() -> Owner:
-    """A record for this process."""
+    """Return a record of this process."""
     return Owner(
         os.getpid(),
         socket.gethostname(),
@@ -53,12 +58,12 @@ def this_process() -> Owner:
 
 
 def encode(owner: Owner, beat: int) -> bytes:
-    """A record of `SIZE` bytes; another `beat` makes another record."""
+    """Return a record of `SIZE` bytes, which differs for each `beat`."""
     return json.dumps({**asdict(owner), "beat": beat}).encode().ljust(SIZE - 1) + b"\n"
 
 
 def decode(content: bytes) -> Owner | None:
-    """The owner in a record; None for anything else."""
+    """Return the owner in a record; None if `content` is not a record."""
     try:
         fields = json.loads(content)
         return Owner(
@@ -75,10 +80,10 @@ def decode(content: bytes) -> Owner | None:
 
 
 def judge(owner: Owner | None, here: Owner, *, kernel_lock_is_free: bool) -> Verdict:
-    """Whether `owner` lives, asked by the process `here`.
+    """Return whether `owner` is alive, as far as the process `here` can tell at once.
 
-    `kernel_lock_is_free`: a kernel lock on the directory was to be had, which no living process of
-    the same kernel would have left. Between machines neither such locks nor clocks can be trusted.
+    `kernel_lock_is_free`: the kernel lock of the directory could be taken, so that no living
+    process of the same kernel holds it. Between machines, neither locks nor clocks are reliable.
     """
     if owner is None:
         return Verdict.UNKNOWN
@@ -93,9 +98,9 @@ def judge(owner: Owner | None, here: Owner, *, kernel_lock_is_free: bool) -> Ver
 
 
 def birth_of(pid: int) -> int | None:
-    """When a process began, in clock ticks after the boot; None if there is none.
+    """Return when a process started, in clock ticks after boot; None if it does not exist.
 
-    Source: proc(5), field 22 of /proc/PID/stat; the name before it may hold blanks and brackets.
+    Source: proc(5), field 22 of /proc/PID/stat. The name before it may contain blanks and brackets.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -149,7 +149,7 @@ def _continue_history(
         point,
         saved=start.state.config if start.state else start.frozen,
         frozen=start.frozen,
-        aside=archive,
+        archive=archive,
         follows=behind(past.directory, datetime.now(UTC)),
     )
 

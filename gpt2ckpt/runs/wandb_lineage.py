@@ -1,9 +1,8 @@
-"""Which settings trained which steps of a run, and under which W&B run each was sent.
+"""The W&B runs of a run: which settings trained which steps, and where these were logged.
 
-W&B, and whoever compares losses, must know whether a step that is trained again will have the value
-that it had. It has where the settings are the same; where a run goes back to an older step with
-others, W&B cannot rewrite what it has, and the continuation is sent as a run of its own: a curve.
-Everything here is decided without touching a file.
+A step that is trained again has the same loss if its settings are the same. W&B cannot rewrite a
+logged step. So a run that goes back to an older step with other settings continues as another W&B
+run, linked to the one that it leaves. Everything here is pure: no file is read or written.
 """
 
 import hashlib
@@ -23,10 +22,12 @@ SAME_UP_TO_ROUNDING = tuple(
 
 @dataclass(frozen=True)
 class WandbRun:
-    """What was sent under one W&B id: `parts` are (the step after which they hold, settings).
+    """One W&B run.
 
-    `furthest` is the last step that was logged. A linked curve has its `origin`: the id of the one
-    that it left, and the last step that they share.
+    Attributes:
+        parts: pairs of a step and the digest of the settings that trained the steps after it.
+        furthest: the last logged step.
+        origin: of a linked W&B run, the id of the one that it left, and the last shared step.
     """
 
     parts: list[tuple[int, str]]
@@ -34,19 +35,19 @@ class WandbRun:
     origin: tuple[str, int] | None = None
 
     def settings_of(self, step: int) -> str | None:
-        """The settings that trained `step`."""
+        """Return the digest of the settings that trained `step`."""
         held = [settings for start, settings in self.parts if start < step]
         return held[-1] if held else None
 
     def fits(self, step: int, settings: str) -> bool:
-        """Whether all that was sent after `step` is what `settings` would give again."""
+        """Return whether `settings` would log the same losses after `step` as those logged."""
         if self.furthest <= step:
             return True
         later = [part for start, part in self.parts if step < start < self.furthest]
         return {self.settings_of(step + 1), *later} == {settings}
 
     def continued(self, step: int, settings: str) -> "WandbRun":
-        """This curve up to `step`, and `settings` from there on."""
+        """Return this W&B run up to `step`, with `settings` after it."""
         parts = [part for part in self.parts if part[0] < step]
         if not parts or parts[-1][1] != settings:
             parts.append((step, settings))
@@ -55,11 +56,16 @@ class WandbRun:
 
 @dataclass(frozen=True)
 class WandbLineage:
-    """All curves of a run by their W&B id, and the `active` one, which metrics.jsonl shows.
+    """What a run records of its past.
 
-    `forked_from` is the file that a fork was started from; `logged` says how often its processes
-    log losses, for those steps of which that is known. `follows` is a time that the run counts as
-    trained after: the clock was behind the runs beside it when it started.
+    Attributes:
+        run_id: the id of the run.
+        active: the id of the W&B run that has the history in metrics.jsonl.
+        by_id: all W&B runs of the run.
+        forked_from: the file that a fork started from.
+        logged: how often its processes log losses, for the steps of which that is known.
+        follows: a time after which the run counts as trained, if the clock was set back at its
+            start.
     """
 
     run_id: str
@@ -71,19 +77,19 @@ class WandbLineage:
 
     @property
     def active_run(self) -> WandbRun:
-        """The active curve."""
+        """The active W&B run."""
         return self.by_id[self.active]
 
     def logged_to(self, step: int) -> "WandbLineage":
-        """The same, after it was found that the active curve goes as far as `step`."""
+        """Return the lineage after the active W&B run was found to have logged `step`."""
         known = replace(self.active_run, furthest=max(self.active_run.furthest, step))
         return replace(self, by_id={**self.by_id, self.active: known})
 
     def continue_from(self, own: str, step: int, settings: str) -> "WandbLineage":
-        """The curves of a run that goes on after `step`, from a state of the curve `own`.
+        """Return the lineage of a run that resumes after `step` from a state of the W&B run `own`.
 
-        A curve that fits is kept. Else a linked one is begun, whose id follows from what it is, so
-        that the same command gives the same id again if it is killed before its first save.
+        A W&B run that fits is continued. Otherwise a linked one starts. Its id is a digest, so that
+        the same command gives the same id again after a kill before its first save.
         """
         by_id, name = dict(self.by_id), own
         by_id.setdefault(own, WandbRun([(0, settings)]))
@@ -92,14 +98,13 @@ class WandbLineage:
             linked = f"{self.run_id}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
             by_id.setdefault(linked, WandbRun(by_id[name].parts, step, origin=(name, step)))
             name = linked
-        curve = by_id[name]
-        if curve.furthest <= step:
-            by_id[name] = curve.continued(step, settings)
+        if by_id[name].furthest <= step:
+            by_id[name] = by_id[name].continued(step, settings)
         return replace(self, active=name, by_id=by_id)
 
 
 def settings_digest(frozen: Values) -> str:
-    """The same for two configs exactly where they train the same, but for rounding."""
+    """Return a digest that two configs share if they train the same, except for rounding."""
     flat = flatten(frozen)
     moving = {
         key: value
@@ -110,31 +115,31 @@ def settings_digest(frozen: Values) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def encode(curves: WandbLineage) -> str:
-    """As JSON."""
+def encode(lineage: WandbLineage) -> str:
+    """Return the lineage as JSON."""
     by_id = {
-        name: {"parts": curve.parts, "furthest": curve.furthest, "origin": curve.origin}
-        for name, curve in curves.by_id.items()
+        name: {"parts": run.parts, "furthest": run.furthest, "origin": run.origin}
+        for name, run in lineage.by_id.items()
     }
-    values: dict[str, Any] = {"run_id": curves.run_id, "active": curves.active, "curves": by_id}
-    values["logged"] = [(part.after, part.train, part.val) for part in curves.logged]
-    if curves.forked_from is not None:
-        values["forked_from"] = curves.forked_from
-    if curves.follows is not None:
-        values["follows"] = curves.follows.isoformat()
+    values: dict[str, Any] = {"run_id": lineage.run_id, "active": lineage.active, "curves": by_id}
+    values["logged"] = [(part.after, part.train, part.val) for part in lineage.logged]
+    if lineage.forked_from is not None:
+        values["forked_from"] = lineage.forked_from
+    if lineage.follows is not None:
+        values["follows"] = lineage.follows.isoformat()
     return json.dumps(values, indent=1)
 
 
 def decode(text: str) -> WandbLineage | None:
-    """The inverse of `encode`; None for what is no such thing."""
+    """Return the lineage in JSON of `encode`; None for other text."""
     try:
         values = json.loads(text)
-        by_id = {str(name): _curve(value) for name, value in values["curves"].items()}
+        by_id = {str(name): _wandb_run(value) for name, value in values["curves"].items()}
         origin = values.get("forked_from")
         forked_from = None if origin is None else str(origin)
         logged = tuple(Cadence(*map(int, part)) for part in values.get("logged", ()))
         after = values.get("follows")
-        curves = WandbLineage(
+        lineage = WandbLineage(
             run_id=str(values["run_id"]),
             active=str(values["active"]),
             by_id=by_id,
@@ -144,10 +149,10 @@ def decode(text: str) -> WandbLineage | None:
         )
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
         return None
-    return curves if curves.active in by_id else None
+    return lineage if lineage.active in by_id else None
 
 
-def _curve(value: Mapping[str, Any]) -> WandbRun:
+def _wandb_run(value: Mapping[str, Any]) -> WandbRun:
     origin = value["origin"]
     return WandbRun(
         [(int(start), str(settings)) for start, settings in value["parts"]],

@@ -28,7 +28,7 @@ def test_edited_metrics_file_is_reported_and_the_resume_is_exact(
     done = succeed(run("train", [f"+resume={source}"], tmp_path))
     [kept] = (copy / "checkpoints").glob("corrupt_*/metrics.jsonl")
     assert "metrics.jsonl lacks the train_loss of 2 steps: 7, 9\n" in done.out
-    reasons = "2 damaged lines taken out (line 8: train_loss is null; line 33: not JSON)"
+    reasons = "2 damaged lines removed (line 8: train_loss is null; line 33: not JSON)"
     assert f"metrics.jsonl: {reasons}; kept in " in done.out
     assert len(kept.read_text().splitlines()) == 2
     assert "replay: 99 steps identical" in done.out  # 21 to 120, without the one that was cut short

@@ -43,7 +43,7 @@ def back(run: Path, step: int, settings: tuple[str, ...] = SAME, **more: Any) ->
     source = more.pop("source", run / "checkpoints" / "latest.pt")
     notices = continue_history(
         *(Past.of(run), identity, Point(step, source)),
-        **{"saved": frozen_of(SAME), "frozen": frozen_of(settings), "aside": None, **more},
+        **{"saved": frozen_of(SAME), "frozen": frozen_of(settings), "archive": None, **more},
     )
     return "\n".join(notices)
 
@@ -117,7 +117,7 @@ def test_a_difference_before_the_last_kill_is_still_told(run: Path) -> None:
 def test_going_back_keeps_the_lines_beside_the_checkpoints_and_compares_them(run: Path) -> None:
     lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     aside = aside_in(run)
-    assert back(run, 10, aside=aside) == ""
+    assert back(run, 10, archive=aside) == ""
     assert (run / "metrics.jsonl").read_bytes() == b"".join(lines[:10])
     assert (aside / "metrics.jsonl").read_bytes() == b"".join(lines[10:])
     assert steps(run / REPLAY) == list(range(11, 31))
@@ -146,14 +146,14 @@ def test_going_back_past_a_change_compares_up_to_it(run: Path) -> None:
     """Steps 11 to 30 come again as they were, those with another learning rate do not."""
     assert back(run, 30, OTHER) == ""
     log(run, range(31, 41), loss=0.5)
-    said = back(run, 10, aside=aside_in(run))
-    assert "linked to that one" in said
+    said = back(run, 10, archive=aside_in(run))
+    assert "continues in the linked W&B run" in said
     assert steps(run / REPLAY) == list(range(11, 31))
 
 
 def test_returning_to_a_branch_that_was_left_returns_to_its_history(run: Path) -> None:
     aside = aside_in(run)
-    said = back(run, 10, OTHER, aside=aside)
+    said = back(run, 10, OTHER, archive=aside)
     linked = identity_in(run, RUN)
     assert said and linked.wandb_id
     log(run, range(11, 16), loss=0.5)
@@ -174,7 +174,7 @@ def test_a_run_that_begins_again_is_the_run_that_it_was(run: Path) -> None:
     fresh = RunIdentity("ffffffff", "gpt2")
     past = Past.of(run)
     assert (
-        continue_history(past, fresh, Point(), saved={}, frozen=frozen_of(SAME), aside=None) == []
+        continue_history(past, fresh, Point(), saved={}, frozen=frozen_of(SAME), archive=None) == []
     )
     assert identity_in(run, fresh) == RUN
     assert steps(run / REPLAY) == list(range(1, 31))
@@ -246,7 +246,7 @@ def test_damaged_lines_are_reported_and_quarantined(run: Path) -> None:
     [folder] = (run / "checkpoints").glob("corrupt_*")
     assert said.splitlines() == [
         f"{run}/metrics.jsonl lacks the train_loss of 1 step: 12",
-        f"{run}/metrics.jsonl: 2 damaged lines taken out (line 12: train_loss is null; line "
+        f"{run}/metrics.jsonl: 2 damaged lines removed (line 12: train_loss is null; line "
         f"25: not JSON); kept in {folder}/metrics.jsonl",
     ]
     assert (folder / "metrics.jsonl").read_bytes() == null + b'{"step": 25, "tra\n'
@@ -263,8 +263,8 @@ def test_damage_of_the_waiting_lines_and_of_the_record_is_quarantined(run: Path)
     (run / ".history.json").write_bytes(b'{"run_id": 1e999')
     said = back(run, 20)
     [folder] = (run / "checkpoints").glob("corrupt_*")
-    assert f"{run}/.replay.jsonl: 1 damaged line taken out (line 3: not JSON)" in said
-    assert f"{run}/.history.json: it is damaged" in said
+    assert f"{run}/.replay.jsonl: 1 damaged line removed (line 3: not JSON)" in said
+    assert f"{run}/.history.json: damaged" in said
     assert (folder / ".replay.jsonl").read_bytes() == b"\xff\x00\n" and was
     assert (folder / ".history.json").read_bytes() == b'{"run_id": 1e999'
     assert identity_in(run, RUN) == RUN
@@ -274,9 +274,7 @@ def test_lines_in_another_order_are_sorted_in_the_file(run: Path) -> None:
     path = run / "metrics.jsonl"
     whole = path.read_bytes()
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(reversed(whole.splitlines())) + b"\r\n")
-    assert back(run, 30) == (
-        f"{path}: its lines were not in the order of their steps, and are sorted"
-    )
+    assert back(run, 30) == (f"{path}: its lines were not in the order of their steps: sorted")
     assert path.read_bytes().replace(b"\r", b"") == whole
     assert back(run, 30) == ""
 

@@ -36,7 +36,7 @@ def test_what_is_no_file_in_the_place_of_one_is_refused(name: str, tmp_path: Pat
     path = tmp_path / name
     for make in (path.touch,) if name == RECORD else (path.mkdir, lambda: os.mkfifo(path)):
         make()
-        with pytest.raises(InputError, match=rf"{name} is no (regular file|folder)"):
+        with pytest.raises(InputError, match=rf"{name} is not a (regular file|folder)"):
             RunLock(tmp_path)
         refuse_if_locked(tmp_path)
         assert list(tmp_path.iterdir()) == [path]
@@ -122,7 +122,7 @@ def test_a_logger_whose_folder_is_a_link_is_off(
         loggers.add("TensorBoard", lambda: TensorBoardLogger(run / name))
     loggers.log({"step": 1, "train_loss": 1.0})
     loggers.close(60)
-    [warning] = [record.message for record in caplog.records if "is off" in record.message]
+    [warning] = [record.message for record in caplog.records if "is disabled" in record.message]
     assert f"{run / name} is a symbolic link" in warning
     assert list(victim.iterdir()) == []
     assert len(read(run / "metrics.jsonl")) == 1

@@ -111,7 +111,7 @@ def test_a_run_that_was_moved_knows_the_one_that_took_its_name(tmp_path: Path) -
             (run / LINEAGE).write_text("another")
             lock.check()
             (tmp_path / "moved" / LINEAGE).write_text("own")
-            with pytest.raises(OSError, match="run is another run's by now"):
+            with pytest.raises(OSError, match="run now belongs to another run"):
                 lock.check()
             (run / LINEAGE).write_text("own")
             lock.check()

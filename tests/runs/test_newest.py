@@ -13,7 +13,7 @@ from run_helpers import damage, frozen_of, save
 from gpt2ckpt.checkpoint.state import RunIdentity
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.runs.history import start_history
-from gpt2ckpt.runs.newest import OF_SWEEP, behind, last_trained, newest_run, read_record
+from gpt2ckpt.runs.newest import SWEEP_JOB, behind, last_trained, newest_run, read_record
 from gpt2ckpt.runs.resume import Scope, locate, read, skipped_runs
 
 MORNING, NOON, EVENING = (f"2025-11-06T{hour}:00:00.000+00:00" for hour in ("08", "12", "20"))
@@ -85,7 +85,7 @@ def test_runs_without_a_checkpoint_are_passed_over_and_reported_if_they_are_newe
     start_history(tmp_path / "begun", RunIdentity("1", "x"), frozen_of(()))
     assert newest_run(tmp_path).directory == run
     [(_, reason)] = newest_run(tmp_path).skipped
-    assert reason == "it holds no checkpoint; nor does another run"
+    assert reason == "it holds no checkpoint; 1 other newer run skipped, too"
     shutil.rmtree(run)
     assert locate("auto", Scope(tmp_path)) is None
     with pytest.raises(CheckpointError, match=r"holds no run with a checkpoint \(.*debug: it hol"):
@@ -145,7 +145,7 @@ def test_the_jobs_of_sweeps_count_but_not_for_auto(tmp_path: Path) -> None:
     (tmp_path / "gpt2_sweep_20251106_120000" / "jobs.jsonl").touch()
     found = [locate(what, Scope(tmp_path)) for what in ("latest", "best", "auto")]
     assert [place and place.directory for place in found] == [job, job, single]
-    assert [place and place.skipped for place in found] == [(), (), ((job, OF_SWEEP),)]
+    assert [place and place.skipped for place in found] == [(), (), ((job, SWEEP_JOB),)]
     make(tmp_path / "gpt2_run_20251106_200000", EVENING)
     later = locate("auto", Scope(tmp_path))
     assert later and later.skipped == ()  # the job is older than the run that is resumed
@@ -159,7 +159,7 @@ def test_a_fresh_start_of_auto_reports_the_job_of_a_sweep_that_it_does_not_take(
     make(tmp_path / "sweep" / "1", MORNING)
     (tmp_path / "sweep" / "jobs.jsonl").touch()
     assert locate("auto", Scope(tmp_path)) is None
-    assert skipped_runs(Scope(tmp_path)) == [(job, OF_SWEEP)]
+    assert skipped_runs(Scope(tmp_path)) == [(job, SWEEP_JOB)]
 
 
 def test_a_run_that_starts_after_the_clock_was_set_back_is_newer(tmp_path: Path) -> None:
