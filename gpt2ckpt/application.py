@@ -1,4 +1,4 @@
-"""What the commands with a config share: Hydra's command line."""
+"""The command line of the commands with a config, parsed as Hydra parses it."""
 
 import argparse
 import contextlib
@@ -30,20 +30,31 @@ from gpt2ckpt.exits import FULL_ERROR, reported_errors
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What was typed: overrides, and the flags that Hydra answers itself."""
+    """A parsed command line.
 
-    root: str  # the command's own config, whose keys it has
+    Attributes:
+        root: the command, whose config has the keys.
+        flags: the flags, for Hydra.
+        overrides: the overrides, with strings quoted for Hydra.
+        config_name: the primary config.
+        config_dir: the user's config folder.
+        multirun: whether the command line is a sweep.
+        asks_hydra: whether nothing is run: --help, --cfg, --info, shell completion.
+        asks_help: whether --help was given.
+    """
+
+    root: str
     flags: list[str]
     overrides: list[str]
     config_name: str
     config_dir: Path | None
     multirun: bool
-    asks_hydra: bool  # --help, --cfg, --info, shell completion: nothing is run
+    asks_hydra: bool
     asks_help: bool
 
 
 def parse_command_line(root: str) -> CommandLine:
-    """Parse sys.argv as Hydra does. Raises ConfigError naming the nearest flag."""
+    """Parse sys.argv for the command `root`. Raises ConfigError, with the nearest flag."""
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
@@ -51,7 +62,7 @@ def parse_command_line(root: str) -> CommandLine:
 
     parser.error = refuse  # type: ignore[method-assign]
     if (typed := _first_unknown_flag(parser)) and key_meant(typed, root):
-        refuse(f"unrecognized arguments: {typed}")  # -prompt would be read as -p rompt
+        refuse(f"unrecognized arguments: {typed}")  # argparse would read -prompt as -p rompt
     # Intermixed: flags may stand anywhere among the overrides.
     args: argparse.Namespace = parser.parse_intermixed_args()
     name, config_dir = _config_file(args, root)
@@ -74,36 +85,36 @@ def parse_command_line(root: str) -> CommandLine:
 
 
 def _first_unknown_flag(parser: argparse.ArgumentParser) -> str:
-    """The first word that looks like a flag and is not spelled like one; empty if there is none."""
+    """Return the first argument that looks like a flag but is none; empty if there is none."""
     known = {flag for action in parser._actions for flag in action.option_strings}
-    for word in sys.argv[1:]:
-        if re.match(r"--?[A-Za-z]", word) and word.partition("=")[0] not in known:
-            return word
+    for argument in sys.argv[1:]:
+        if re.match(r"--?[A-Za-z]", argument) and argument.partition("=")[0] not in known:
+            return argument
     return ""
 
 
 def _explain_flag(message: str, parser: argparse.ArgumentParser, root: str) -> str:
-    """Why a flag is refused: a key is written key=value, a misspelt flag has a nearest one."""
+    """Return why a flag is refused, with the nearest flag, or the key that it means."""
     flags = [flag for action in parser._actions for flag in action.option_strings]
-    word = _first_unknown_flag(parser)
-    name, equals, value = word.partition("=")
-    if not word:
-        return f"{message}. --help lists what there is."
+    flag = _first_unknown_flag(parser)
+    name, equals, value = flag.partition("=")
+    if not flag:
+        return f"{message}. --help lists all keys and flags."
     if len(name) > 3 and (hint := did_you_mean(name, flags, cutoff=0.75)):
         return f"{message}.{hint}"
-    following = sys.argv[sys.argv.index(word) + 1 :]
+    following = sys.argv[sys.argv.index(flag) + 1 :]
     if not equals and following and not re.match(r"-\D|.*=", following[0]):
         value = following[0]
     if instead := key_meant(name, root, value):
-        return f"there is no flag {name}: settings are written key=value. Did you mean {instead}?"
-    return f"{message}. Settings are written key=value, without dashes; --help lists what there is."
+        return f"there is no flag {name}: write settings as key=value. Did you mean {instead}?"
+    return f"{message}. Write settings as key=value, without dashes; --help lists all keys."
 
 
 def _config_file(args: argparse.Namespace, root: str) -> tuple[str, Path | None]:
-    """The name of the primary config, and the user's folder with configs.
+    """Return the name of the primary config and the user's config folder.
 
-    --config-name may be a path, and --config-path is --config-dir: conf/ stays where the command's
-    own config comes from, on which that of the user builds.
+    --config-name may be a path. --config-path means --config-dir: the command's own config, which
+    the user's builds on, always comes from conf/.
     """
     given = args.config_dir or args.config_path
     flag = "--config-dir" if args.config_dir else "--config-path"
@@ -122,11 +133,11 @@ def _config_file(args: argparse.Namespace, root: str) -> tuple[str, Path | None]
     own = folder / f"{name}.yaml" if folder else None
     is_ours = (conf_directory() / f"{name}.yaml").is_file()
     if args.config_name and own and own.is_file() and is_ours:
-        raise ConfigError(f"{own} has the name of a config of this program: give it another name")
+        raise ConfigError(f"{own} has the name of a config of gpt2ckpt: rename the file")
     if not is_ours and not (own and own.is_file()):
         there = sorted(file.stem for file in folder.glob("*.yaml")) if folder else []
         hint = did_you_mean(name, there) or (
-            "" if folder else " Give the folder of your own config with --config-dir=DIR."
+            "" if folder else " Give the folder of your config with --config-dir=DIR."
         )
         where = f" in {folder}" if folder else ""
         raise ConfigError(f"there is no config {name}{where}.{hint}")
@@ -134,7 +145,7 @@ def _config_file(args: argparse.Namespace, root: str) -> tuple[str, Path | None]
 
 
 def _spelled_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[str]:
-    """The flags of `args` as words of a command line."""
+    """Return the flags of `args` as arguments of a command line."""
     flags = []
     for action in parser._actions:
         value = getattr(args, action.dest, None)
@@ -147,9 +158,12 @@ def _spelled_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 def run_simple(
     name: str, task: Callable[[Any], None], check: Callable[[Values], None] = lambda values: None
 ) -> None:
-    """Run a command that makes no run directory: its typed config goes to `task`.
+    """Run a command without a run directory.
 
-    `check` gets the values first, in which some may still be missing, and may raise ConfigError.
+    Args:
+        name: the command.
+        task: runs the command with its typed config.
+        check: may raise ConfigError for the composed values, before missing ones are refused.
     """
     with reported_errors():
         line = parse_command_line(name)
@@ -164,13 +178,13 @@ def run_simple(
 
 
 def ask_hydra(line: CommandLine) -> None:
-    """Answer --help, and let Hydra answer --cfg and the like."""
+    """Print --help, or let Hydra answer --cfg, --info and shell completion."""
     if line.asks_help:
         composed = compose_config(line.config_name, line.overrides, line.config_dir, line.root)
         print(page(line.root, composed, line.config_dir))
         return
     if "--shell-completion" in line.flags and line.overrides != ["install=bash"]:
-        with contextlib.suppress(ConfigError), explained(line.root):  # a word is half typed
+        with contextlib.suppress(ConfigError), explained(line.root):  # half an argument is typed
             run_hydra(line, lambda config: None)
         return
     refuse_non_options(line.overrides)
@@ -179,9 +193,9 @@ def ask_hydra(line: CommandLine) -> None:
 
 
 def run_hydra(line: CommandLine, task: Callable[[Any], Any], more: Sequence[str] = ()) -> None:
-    """Let Hydra run `task` with this command line, plus the overrides `more`.
+    """Let Hydra run `task` with this command line and the overrides `more`.
 
-    What is raised in it comes out as it is: Hydra's own printing and exit code 1 are left out.
+    Errors of `task` are raised as they are: Hydra does not print them or exit itself.
     """
     register_schemas()
     arguments, full = sys.argv, os.environ.get(FULL_ERROR)

@@ -1,4 +1,4 @@
-"""`python -m gpt2ckpt.checkpoints VERB`: look at checkpoints, check, mend and free them."""
+"""`python -m gpt2ckpt.checkpoints VERB`: list, verify, repair, prune and export checkpoints."""
 
 from gpt2ckpt.signals.early import handle_signals_early
 
@@ -26,7 +26,7 @@ MODULES = {
 
 
 class Verbs(Mapping[str, Verb]):
-    """The verbs by name; the module of one is imported when it is asked for."""
+    """The verbs by name; a verb's module is imported when the verb is looked up."""
 
     def __getitem__(self, name: str) -> Verb:
         verb: Verb = import_module(f"gpt2ckpt.tools.{MODULES[name]}").VERB
@@ -43,12 +43,12 @@ VERBS = Verbs()
 
 
 def main() -> None:
-    """Entry point of the command; ends the process with the exit code of the verb."""
+    """Run the command; end the process with the exit code of the verb."""
     with reported_errors():
         try:
             code = call(VERBS, sys.argv[1:])
         finally:
-            sys.stdout.flush()  # a closed pipe shows here, not when the interpreter ends
+            sys.stdout.flush()  # raises here for a closed pipe, not when the interpreter ends
         sys.exit(code)
 
 

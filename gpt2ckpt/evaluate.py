@@ -1,4 +1,4 @@
-"""`python -m gpt2ckpt.evaluate ckpt=PATH`: loss and perplexity on the whole validation split."""
+"""`python -m gpt2ckpt.evaluate ckpt=PATH`: loss and perplexity on the validation split."""
 
 from gpt2ckpt.signals.early import handle_signals_early
 
@@ -19,12 +19,12 @@ from gpt2ckpt.units import perplexity
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command."""
     run_simple("evaluate", _evaluate)
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    """Every block of the split once, in order, without overlap, each weighted equally."""
+    """Evaluate every block of the split once, in order, without overlap, weighted equally."""
     at_least("batch_size", config.batch_size, 1)
     from gpt2ckpt.data.loader import validation
     from gpt2ckpt.training.evaluation import evaluate
@@ -32,7 +32,7 @@ def _evaluate(config: EvaluateConfig) -> None:
 
     if config.data is None and is_pretrained(config.ckpt):
         raise ConfigError(
-            f"ckpt={config.ckpt} holds weights and not what they were trained on: add "
+            f"ckpt={config.ckpt} holds weights without the data of their training: add "
             "data=text data.val=FILES, data=tokens data.val=FILES, or data=embedded"
         )
     trained = load_trained(config.ckpt, config.device, config.precision)
@@ -43,7 +43,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     val, description = open_validation(data, shape.vocab_size, shape.block_size)
     batches = validation(val, shape.block_size, config.batch_size)
     result = evaluate(trained.model, batches, trained.hardware, stop=lambda: False)
-    assert result is not None  # nobody asks it to stop
+    assert result is not None  # it is never stopped
     step = "" if trained.step is None else f", step {trained.step}"
     print(f"{trained.path}{step}; {description}")
     answer: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""How a command ends: any error as one sentence with the contract's exit code.
+"""How every command ends: an error becomes one message and an exit code.
 
-Imports neither Hydra nor torch: `checkpoints list` takes less time than importing either.
+This module imports neither Hydra nor torch, which take longer than `checkpoints list`.
 """
 
 import atexit
@@ -19,14 +19,16 @@ from gpt2ckpt.openmp import set_wait_policy
 from gpt2ckpt.signals.early import Interrupted, handle_signals_early
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-_exit_codes: list[int] = []  # the last one is that of this process; none if it is not ours to end
+# The last one is the exit code of this process; empty in a process of another program.
+_exit_codes: list[int] = []
 
 
 @contextlib.contextmanager
 def reported_errors(*, tidies: bool = True) -> Iterator[None]:
-    """End the process with one sentence and the contract's exit code on any error.
+    """End the process with one message and an exit code at any error in the block.
 
-    A signal ends it, too: by an exception, so that temporary files go, unless `tidies` is false.
+    A stopping signal raises an exception in the block, so that temporary files are removed. Unless
+    `tidies`, it ends the process at once.
     """
     own_process()
     wants_trace = os.environ.get(FULL_ERROR) == "1"
@@ -60,33 +62,33 @@ def reported_errors(*, tidies: bool = True) -> Iterator[None]:
 
 
 def _refusal(error: OSError) -> str:
-    """Return what an operating system refused, on which file, and what to do about it."""
+    """Return which file the operating system refused, why, and what to do."""
     if not error.filename:
         return f"{type(error).__name__}: {error}"
     match error.errno:
         case errno.EACCES | errno.EPERM:
-            remedy = ". ls -ld shows who may use it"
+            remedy = ". Check its permissions with ls -ld"
         case errno.ENOSPC | errno.EDQUOT:
             remedy = ". Free space on that disk"
         case errno.EROFS | errno.EIO:
-            remedy = ". dmesg shows what is wrong with that disk"
+            remedy = ". Check the disk with dmesg"
         case _:
             remedy = ""
     return f"{error.filename}: {error.strerror}{remedy}"
 
 
 def own_process() -> None:
-    """Declare that this process runs one of our commands, or a job of it, and nothing else."""
+    """Declare that this process runs one of our commands, or a job of one, and nothing else."""
     _exit_codes.append(0)
 
 
 def skip_exit_hooks() -> None:
-    """Let a process of ours end without the exit hooks of libraries: one of them would hang.
+    """Let a process of ours end without the exit hooks of libraries, of which one would hang.
 
-    The exit code stands, and logs are closed.
+    Logs are closed, and the exit code is kept.
     """
     if _exit_codes:
-        atexit.register(_leave)  # the hook that is registered last runs first
+        atexit.register(_leave)  # the last registered hook runs first
 
 
 def _leave() -> None:
@@ -100,15 +102,15 @@ def _note_exit_code(error: BaseException | None) -> None:
     _exit_codes.append(code if isinstance(code, int) else int(code is not None))
 
 
-def _fail(sentence: str, code: int, wants_trace: bool) -> NoReturn:
+def _fail(message: str, code: int, wants_trace: bool) -> NoReturn:
     if wants_trace:
         traceback.print_exc()
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 def _flush() -> None:
-    """Write out what was printed; a terminal or pipe that is gone must not change the exit code."""
+    """Flush the output; a closed terminal or pipe must not change the exit code."""
     console.drain()
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -19,12 +19,12 @@ from gpt2ckpt.runs.command import command
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command."""
     run_simple("prepare", _prepare, _check_data)
 
 
 def _check_data(values: Values) -> None:
-    """Raise ConfigError unless the data is text, before a key of it is asked for."""
+    """Raise ConfigError unless the data is text, before a missing key of it is refused."""
     data = values["data"]
     if data is None or (isinstance(data, dict) and data.get("kind") == "tokens"):
         wrong = "data is missing" if data is None else "data=tokens is already sharded"

@@ -13,7 +13,7 @@ from gpt2ckpt.config.schema import SampleConfig
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command."""
     run_simple("sample", _sample)
 
 
@@ -29,8 +29,8 @@ def _sample(config: SampleConfig) -> None:
     trained = load_trained(config.ckpt, config.device, config.precision)
     for path, reason in trained.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
-    if sentence := notice(config.prompt, trained.model.config.vocab_size):
-        print(sentence, file=sys.stderr)
+    if warning := notice(config.prompt, trained.model.config.vocab_size):
+        print(warning, file=sys.stderr)
     for number in range(config.num_samples):
         sampling = Sampling(
             prompt=config.prompt,

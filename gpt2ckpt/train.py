@@ -1,4 +1,4 @@
-"""`python -m gpt2ckpt.train [overrides]`: train a GPT-2, or go on with a run."""
+"""`python -m gpt2ckpt.train [overrides]`: train a GPT-2, or resume a run."""
 
 from gpt2ckpt.signals.early import exit_code, handle_signals_early
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Entry point of the command; never returns normally on an error."""
+    """Run the command; an error ends the process."""
     is_rank = read_ranks(os.environ) is not None
     with exit_without_teardown(), reported_errors(tidies=is_rank), open_process_group() as group:
         if isinstance(group, DistributedGroup) and not group.is_first:
@@ -75,11 +75,11 @@ def _line_of_attempt(line: CommandLine, group: ProcessGroup) -> CommandLine:
 
 
 def _single(line: CommandLine, group: ProcessGroup) -> int:
-    """Train one run; everything that can be refused is refused before Hydra makes a directory."""
+    """Train one run and return the exit code. All checks come before a directory is created."""
     composed = _compose_launch(line)
     wanted = Path(composed.hydra.run.dir)
     if composed.hydra.job.chdir:
-        raise ConfigError("hydra.job.chdir=true would move the relative paths: leave it out")
+        raise ConfigError("hydra.job.chdir=true would change relative paths: leave it out")
     is_given = any(sets(word, "hydra.run.dir") for word in line.overrides)
     scope = Scope(wanted.parent, wanted if is_given else None, _name_given(line, composed))
     start = find_start(
@@ -90,7 +90,7 @@ def _single(line: CommandLine, group: ProcessGroup) -> int:
         locks=not composed.values["dry_run"],
     )
     if group.directory_of_first_attempt() and start.directory is None:
-        start = replace(start, restarts_run=True)  # that attempt never came to a save
+        start = replace(start, restarts_run=True)  # the first attempt did not save
     with start.held():
         validated = validate_run(start)
         if notice := finished_notice(start, validated):
@@ -114,7 +114,7 @@ def _train(
     *,
     is_given: bool,
 ) -> int:
-    """Claim the directory and train in it under Hydra; the exit code."""
+    """Take the directory and train in it under Hydra; return the exit code."""
     from gpt2ckpt.training.agreement import agree  # imports torch
     from gpt2ckpt.training.hardware import hardware_of
     from gpt2ckpt.training.session import train_claimed
@@ -132,9 +132,9 @@ def _train(
         try:
             outcomes.append(train_claimed(claim, start, validated, hardware, group))
         except Exception as error:
-            outcomes.append(error)  # Hydra would print about it, too
+            outcomes.append(error)  # Hydra would print it, too
 
-    console.install()  # from here on nothing waits for whoever reads
+    console.install()  # from here on no output blocks
     directory, record = quoted(str(claim.directory)), hydra_record(claim.directory)
     run_hydra(line, task, [f"hydra.run.dir={directory}", f"hydra.output_subdir={record}"])
     if isinstance(outcomes[0], Exception):
@@ -148,9 +148,9 @@ def _compose(line: CommandLine, overrides: list[str]) -> Composed:
 
 
 def _compose_launch(line: CommandLine) -> Composed:
-    """The config of the command line, or if it makes none alone, the words that say what to resume.
+    """Return the config of the command line; if it does not compose, that of its launch overrides.
 
-    A resume may name a key that only the groups of its run have: optimizer.momentum, say.
+    A resume may set a key that only the groups of its run have, such as optimizer.momentum.
     """
     try:
         return _compose(line, line.overrides)
@@ -162,26 +162,27 @@ def _compose_launch(line: CommandLine) -> Composed:
 
 
 def _name_given(line: CommandLine, composed: Composed) -> str | None:
-    """The run's name if the user gave one: typed, or in an experiment or a config of their own."""
+    """Return the run's name if the user gave one, as an override or in a config file."""
     typed = [o.value() for o in parse_overrides(line.overrides) if o.key_or_group == "name"]
     name = str(typed[-1] if typed else composed.values["name"])
     return name if typed or name != TrainConfig.name else None
 
 
 def _with_recorded_overrides(line: CommandLine, start: Start) -> CommandLine:
-    """The line with all overrides of the run that is resumed, for Hydra to record.
+    """Return the command line with all overrides of the resumed run, for Hydra to record.
 
-    Without those that conf/ no longer knows: the frozen config has what is needed.
+    Overrides that no longer compose are left out: the frozen config has their values.
     """
     if start.found is None:
         return line
     launch = _launch_overrides(line)
-    words = composable(start.overrides, lambda words: _compose(line, [*words, *launch]).values)
-    return replace(line, overrides=[*words, *launch])
+    kept = composable(start.overrides, lambda some: _compose(line, [*some, *launch]).values)
+    return replace(line, overrides=[*kept, *launch])
 
 
 def _launch_overrides(line: CommandLine) -> list[str]:
-    return [word for word in line.overrides if not task_overrides([word])]
+    """Return Hydra's own overrides, resume, fork and dry_run."""
+    return [override for override in line.overrides if not task_overrides([override])]
 
 
 if __name__ == "__main__":

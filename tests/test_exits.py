@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("number", "expected"),
     [
-        (errno.EACCES, "some/file: Permission denied. ls -ld shows who may use it"),
+        (errno.EACCES, "some/file: Permission denied. Check its permissions with ls -ld"),
         (errno.ENOSPC, "some/file: No space left on device. Free space on that disk"),
-        (errno.EROFS, "some/file: Read-only file system. dmesg shows what is wrong with that disk"),
+        (errno.EROFS, "some/file: Read-only file system. Check the disk with dmesg"),
         (errno.ENOTDIR, "some/file: Not a directory"),
     ],
 )

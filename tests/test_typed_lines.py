@@ -8,7 +8,7 @@ from gpt2ckpt.application import parse_command_line
 from gpt2ckpt.errors import ConfigError
 
 FLAGS = {
-    "train --batch_size=8": "no flag --batch_size: settings are written key=value. Did you",
+    "train --batch_size=8": "no flag --batch_size: write settings as key=value. Did you",
     "train --batch-size 8": "Did you mean trainer.batch_size=8?",
     "train --checkpoint_freq 250": "Did you mean checkpoint.save_every=250?",
     "train --keep_checkpoints 10": "Did you mean checkpoint.keep_rolling=10?",
@@ -23,7 +23,7 @@ FLAGS = {
     "train -max_steps 10": "Did you mean trainer.max_steps=10?",
     "train --gpus=2": "Did you mean torchrun --standalone --nproc_per_node=N",
     "train --multirn": "Did you mean --multirun?",
-    "train --nonsense=3": "Settings are written key=value, without dashes",
+    "train --nonsense=3": "Write settings as key=value, without dashes",
     "sample --max_new_tokens=5": "Did you mean max_tokens=5?",
     "sample -prompt Hello": "Did you mean prompt=Hello?",
     "sample --start Hello": "Did you mean prompt=Hello?",
@@ -62,12 +62,12 @@ def test_valid_flags_are_passed_to_hydra(monkeypatch: pytest.MonkeyPatch) -> Non
         ("train --config-dir=gone", "--config-dir=gone: there is no such directory"),
         ("train --config-path=own.yaml", "--config-path=own.yaml is a file: name its folder"),
         ("train --config-name=gone/own", "--config-name=gone/own: there is no file gone/own.yaml"),
-        ("train --config-name=own", "there is no config own. Give the folder of your own config"),
+        ("train --config-name=own", "there is no config own. Give the folder of your config"),
         (
             "train --config-dir=. --config-name=owm",
             "there is no config owm in .. Did you mean own?",
         ),
-        ("train --config-name=./sub/train", "sub/train.yaml has the name of a config of this"),
+        ("train --config-name=./sub/train", "sub/train.yaml has the name of a config of gpt2ckpt"),
     ],
 )
 def test_invalid_config_name_or_path_is_explained(

@@ -79,7 +79,7 @@ def plan_sweep(line: CommandLine) -> SweepPlan:
     line = replace(line, overrides=[_written_out(override) for override in parsed])
     first = _compose(line, [_one_value(override) for override in parsed])
     if first.hydra.job.chdir:
-        raise ConfigError("hydra.job.chdir=true would move the relative paths: leave it out")
+        raise ConfigError("hydra.job.chdir=true would change relative paths: leave it out")
     _check_resume(line, first.values)
     params = OmegaConf.to_container(first.hydra.sweeper.get("params") or OmegaConf.create({}))
     assert isinstance(params, dict)
