@@ -1,33 +1,40 @@
-"""What to do about a loss or a gradient that is no finite number, a loss that jumps, bad weights.
+"""Non-finite losses and weights, loss spikes, and the reactions: stop, skip the batch, roll back.
 
-The step that meets one has not touched the weights, so the state before it is good: the batch is
-skipped. Where several in a row are bad, or a weight is, the weights themselves must be older than
-the trouble: the run goes back to its last regular checkpoint, past all batches since. Regular ones
-alone count, since an emergency one stands at a step that no other run of the same seed would have.
+A step that detects an anomaly has not changed the weights, so the state before it is good, and the
+batch is skipped. After several anomalies in a row, or with non-finite weights, the weights
+themselves are suspect: the run rolls back to its last regular checkpoint and continues after all
+batches since. Emergency checkpoints do not count, since another run with the same seed would not
+have them.
 """
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from statistics import fmean, pstdev
 
 from gpt2ckpt.checkpoint.state import AnomalyCounts
+from gpt2ckpt.checkpoint.store import Found
+from gpt2ckpt.config.schema import TrainerConfig
 from gpt2ckpt.errors import UserError
+from gpt2ckpt.training.state import TrainingState
 
-IN_A_ROW = 3  # bad batches one after the other that cast doubt on the weights
-LEAST_SPREAD = 1e-3  # of the mean: losses that hardly differ make no spike of a small step
+log = logging.getLogger(__name__)
+
+IN_A_ROW = 3  # anomalies in consecutive batches after which the weights are suspect
+LEAST_SPREAD = 1e-3  # of the mean: nearly constant losses do not turn a small step into a spike
 
 
 class TrainingAnomaly(UserError):
-    """A number that no training can be made with."""
+    """A loss or weights that the training cannot continue with."""
 
 
 class NonFiniteLoss(TrainingAnomaly):
-    """A loss or gradient norm that is not a finite number; the weights have not seen it."""
+    """A loss or gradient norm that is not finite; the weights are unchanged."""
 
 
 class LossSpike(TrainingAnomaly):
-    """A loss far above those before it, in nats per token; the weights have not seen it."""
+    """A loss, in nats per token, far above the recent ones; the weights are unchanged."""
 
     def __init__(self, message: str, loss: float = math.nan) -> None:
         super().__init__(message)
@@ -35,24 +42,33 @@ class LossSpike(TrainingAnomaly):
 
 
 class NonFiniteWeights(TrainingAnomaly):
-    """A weight or a moment of the optimizer that is not a finite number."""
+    """A weight or an optimizer moment that is not finite."""
 
 
 class Reaction(Enum):
+    """The possible reactions to an anomaly."""
+
     STOP = auto()
     SKIP = auto()
     GO_BACK = auto()
 
 
-def summary_of(bad: TrainingAnomaly) -> str:
+def summary_of(anomaly: TrainingAnomaly) -> str:
     """Return what happened, without the advice on what to do."""
-    return str(bad).partition(":")[0]
+    return str(anomaly).partition(":")[0]
 
 
 def choose_reaction(
     counts: AnomalyCounts, policy: str, max_rollbacks: int, *, weights_are_bad: bool = False
 ) -> Reaction:
-    """What to do about a bad number that has just come."""
+    """Return the reaction to a new anomaly.
+
+    Args:
+        counts: The anomalies before it.
+        policy: trainer.on_bad_loss.
+        max_rollbacks: The number of anomalies after which the run stops.
+        weights_are_bad: Whether the weights are not finite.
+    """
     if policy == "stop" or counts.handled >= max_rollbacks:
         return Reaction.STOP
     if weights_are_bad or counts.in_a_row + 1 >= IN_A_ROW:
@@ -60,10 +76,95 @@ def choose_reaction(
     return Reaction.SKIP
 
 
-def spike_score(loss: float, recent: Sequence[float], window: int) -> float:
-    """How many standard deviations `loss` lies above the mean of the last `window` losses.
+def resolve_anomaly(
+    anomaly: TrainingAnomaly,
+    state: TrainingState,
+    trainer: TrainerConfig,
+    blocks: int,
+    last_regular: Callable[[], Found | None],
+) -> Found | None:
+    """Skip the batch with an anomaly, or return the checkpoint to roll back to.
 
-    0 until there are so many.
+    Args:
+        anomaly: The anomaly.
+        state: The training state, which is moved past the batch.
+        trainer: The policy and its limits.
+        blocks: Number of blocks in the batch.
+        last_regular: Returns the last regular checkpoint, if any.
+
+    Raises:
+        TrainingAnomaly: The run must stop: by the policy, after too many anomalies, or because
+            there is no checkpoint to roll back to.
+    """
+    counters, counts = state.counters, state.counters.anomalies
+    weights_are_bad = isinstance(anomaly, NonFiniteWeights)
+    reaction = choose_reaction(
+        counts, trainer.on_bad_loss, trainer.max_rollbacks, weights_are_bad=weights_are_bad
+    )
+    found = last_regular() if reaction is Reaction.GO_BACK else None
+    if reaction is Reaction.STOP or (reaction is Reaction.GO_BACK and found is None):
+        raise _final(anomaly, reaction, trainer, counts.handled) from anomaly
+    first = counters.position
+    if not weights_are_bad:
+        counters.position += blocks
+    if found is None:
+        counts.skip(blocks)
+        log.warning(
+            "step %d: blocks %s to %s are skipped, rollback %d of at most %d: %s",
+            counters.step + 1,
+            f"{first:,}",
+            f"{counters.position - 1:,}",
+            counts.handled,
+            trainer.max_rollbacks,
+            summary_of(anomaly),
+        )
+    return found
+
+
+def _final(
+    anomaly: TrainingAnomaly, reaction: Reaction, trainer: TrainerConfig, handled: int
+) -> TrainingAnomaly:
+    """Return the error that ends a run, with what to do."""
+    if trainer.on_bad_loss == "stop":
+        return anomaly
+    if reaction is Reaction.GO_BACK:
+        advice = (
+            ", and there is no regular checkpoint to go back to: train with a lower optimizer.lr, "
+            "or save sooner with checkpoint.save_every"
+        )
+    else:
+        advice = (
+            f", after {handled} rollbacks: resume with +resume=latest and a lower optimizer.lr, or "
+            f"raise trainer.max_rollbacks (now {trainer.max_rollbacks})"
+        )
+    return type(anomaly)(summary_of(anomaly) + advice)
+
+
+def roll_back(state: TrainingState, found: Found) -> None:
+    """Restore the checkpoint `found`, and continue after the blocks trained or skipped since."""
+    position, handled = state.counters.position, state.counters.anomalies.handled
+    step = state.counters.step
+    state.restore(found.state)
+    counters = state.counters
+    counters.anomalies.handled = handled + 1
+    counters.anomalies.skipped_blocks += position - counters.position
+    counters.anomalies.in_a_row = 0
+    log.warning(
+        "rollback %d: from step %d back to step %d (%s), past the %s blocks since",
+        handled + 1,
+        step,
+        counters.step,
+        found.path.name,
+        f"{position - counters.position:,}",
+    )
+    counters.position = position
+
+
+def spike_score(loss: float, recent: Sequence[float], window: int) -> float:
+    """Return how many standard deviations `loss` lies above the mean of the recent losses.
+
+    The mean and the deviation are those of `recent`, the last `window` losses; the score is 0 until
+    there are that many.
     """
     if len(recent) < window:
         return 0.0
@@ -72,15 +173,16 @@ def spike_score(loss: float, recent: Sequence[float], window: int) -> float:
 
 
 def check_loss(loss: float, norm: float, *, norm_may_overflow: bool) -> None:
-    """Raise NonFiniteLoss for a loss or gradient norm that must not reach the weights.
+    """Raise NonFiniteLoss if the loss or the gradient norm is not finite.
 
-    With float16 an overflowing gradient is normal: the scaler skips the step and halves.
+    With `norm_may_overflow`, only the loss is checked: in float16 the gradient scaler skips the
+    update of an overflowing gradient and lowers its scale.
     """
     if not math.isfinite(loss) or not (math.isfinite(norm) or norm_may_overflow):
         raise NonFiniteLoss(
-            f"the loss is {loss} and the gradient norm {norm}: the weights have not seen it. To go "
-            "on as before would meet it again: +resume=latest with a lower optimizer.lr, or with "
-            "trainer.on_bad_loss=rollback, which skips the batch"
+            f"the loss is {loss} and the gradient norm {norm}: the weights have not seen it. An "
+            "unchanged resume would meet it again: use +resume=latest with a lower optimizer.lr, "
+            "or with trainer.on_bad_loss=rollback, which skips the batch"
         )
 
 
@@ -90,8 +192,8 @@ def check_spike(loss: float, recent: Sequence[float], window: int, zscore: float
     if score > zscore:
         raise LossSpike(
             f"the loss {loss:.4f} lies {score:.1f} standard deviations above the last {window} "
-            f"(trainer.spike_zscore={zscore:g}): the weights have not seen it. To go on: "
-            "+resume=latest with a lower optimizer.lr, with trainer.on_bad_loss=rollback, which "
+            f"(trainer.spike_zscore={zscore:g}): the weights have not seen it. Resume with "
+            "+resume=latest and a lower optimizer.lr, with trainer.on_bad_loss=rollback, which "
             "skips the batch, or with trainer.spike_zscore=null",
             loss,
         )

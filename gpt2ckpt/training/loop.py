@@ -10,11 +10,16 @@ from dataclasses import dataclass
 from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.signals.deadline import StepAbandoned
 from gpt2ckpt.signals.training import TrainingSignals, Watchdog
-from gpt2ckpt.training.anomalies import LossSpike, TrainingAnomaly, summary_of
+from gpt2ckpt.training.anomalies import (
+    LossSpike,
+    TrainingAnomaly,
+    resolve_anomaly,
+    roll_back,
+    summary_of,
+)
 from gpt2ckpt.training.data_check import DataChanged
 from gpt2ckpt.training.evaluation import Evaluation
 from gpt2ckpt.training.reporting import Reporter
-from gpt2ckpt.training.rollback import resolve_anomaly, roll_back
 from gpt2ckpt.training.saving import Saver
 from gpt2ckpt.training.state import TrainingState
 from gpt2ckpt.training.step import HalfApplied, Stepper, StepResult

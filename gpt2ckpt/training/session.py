@@ -28,12 +28,12 @@ from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.signals.deadline import Deadline
 from gpt2ckpt.signals.training import TrainingSignals
-from gpt2ckpt.training import run_summary
+from gpt2ckpt.training import run_summary, start_report
 from gpt2ckpt.training.data_check import DataCheck, data_identity
-from gpt2ckpt.training.disk_check import checkpoint_bytes
 from gpt2ckpt.training.evaluation import Evaluation, evaluate
 from gpt2ckpt.training.hardware import Hardware, prepare_process
 from gpt2ckpt.training.loop import Loop
+from gpt2ckpt.training.plan_check import checkpoint_bytes
 from gpt2ckpt.training.progress import open_progress
 from gpt2ckpt.training.replay_check import ReplayCheck
 from gpt2ckpt.training.reporting import Reporter
@@ -92,7 +92,7 @@ class Session:
         self.group.join(hardware.device)
         events = EventLog(self.directory) if self.group.is_first else NO_EVENTS
         try:
-            run_summary.record_start(events, self.start, hardware, self.group.size)
+            start_report.record_start(events, self.start, hardware, self.group.size)
             state = self._build_state()
             outcome, counters = self._train(state, events), state.counters
             if outcome.stopped is None:
@@ -119,7 +119,9 @@ class Session:
         )
         loop = self._build_loop(state, provenance, events)
         if self.group.is_first:
-            run_summary.start(self.directory, self.start, self.validated, hardware, self.group.size)
+            start_report.log_start(
+                self.directory, self.start, self.validated, hardware, self.group.size
+            )
         waits = STOP_WAITS
         try:
             stopped = loop.run()
@@ -128,7 +130,7 @@ class Session:
         finally:
             loop.reporter.close(waits, loop.saver.deadline)
         if self.group.is_first:
-            run_summary.end(self.directory, loop.reporter, stopped)
+            run_summary.log_end(self.directory, loop.reporter, stopped)
         manager = loop.saver.manager
         if manager is not None and manager.failed_step is not None:
             self._report_failed_last_save(manager.failed_step, stopped)

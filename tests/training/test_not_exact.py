@@ -8,7 +8,7 @@ import pytest
 import torch
 from training_helpers import train
 
-from gpt2ckpt.training import run_summary
+from gpt2ckpt.training import start_report
 from gpt2ckpt.training.source_identity import described
 from gpt2ckpt.training.state import versions
 
@@ -69,7 +69,7 @@ def test_edited_code_is_named(
 ) -> None:
     own = versions()
     edited = replace(own, code="9c1bffff00", commit="ab" * 20, dirty=True)
-    monkeypatch.setattr(run_summary, "versions", lambda: edited)
+    monkeypatch.setattr(start_report, "versions", lambda: edited)
     [said] = resume(stopped, caplog)
     assert said.startswith(f"code {described(own)} → 9c1bffff (commit abababab, dirty)")
 

@@ -23,19 +23,18 @@ from gpt2ckpt.data.digest import Contents
 from gpt2ckpt.data.tokens import Piece, TokenStream
 from gpt2ckpt.files.disk_usage import UNKNOWN_FREE
 from gpt2ckpt.parallel.process_group import SingleProcess
-from gpt2ckpt.training import run_summary
-from gpt2ckpt.training.console_format import Row, layout
+from gpt2ckpt.training import run_summary, start_report
+from gpt2ckpt.training.console_format import Row, layout, rows_of
 from gpt2ckpt.training.hardware import Hardware
 from gpt2ckpt.training.reporting import Reporter
-from gpt2ckpt.training.run_summary import (
+from gpt2ckpt.training.run_summary import saved_text, summary
+from gpt2ckpt.training.start_report import (
     checkpoint_rows,
     data_rows,
     length_rows,
     machine_rows,
     memory_row,
     model_rows,
-    saved_text,
-    summary,
 )
 from gpt2ckpt.training.state import Counters
 from gpt2ckpt.training.throughput import Meter
@@ -120,14 +119,14 @@ def test_report_describes_the_run() -> None:
 def test_report_of_a_real_run_has_every_row(token_data: Any, tmp_path: Path) -> None:
     start = start_of([*token_data.overrides, "trainer.max_steps=2"], tmp_path / "run")
     validated = validate_run(start)
-    lines, _ = run_summary.plan(tmp_path / "run", start, validated, HARDWARE, 1)
+    lines, _ = start_report.plan(tmp_path / "run", start, validated, HARDWARE, 1)
     labels = [line[:13].strip() for line in lines if line[0] != " "]
     assert labels == [
         *["device", "precision", "compute", "model", "parameters", "work", "step", "training"],
         *["time", "train data", "val data", "memory", "run", "checkpoints", "disk"],
     ]
     assert f"run          {tmp_path / 'run'}" in lines
-    preview, _ = run_summary.plan(tmp_path / "run", start, validated, HARDWARE, 1, is_preview=True)
+    preview, _ = start_report.plan(tmp_path / "run", start, validated, HARDWARE, 1, is_preview=True)
     assert not any(line.startswith("run ") for line in preview)
 
 
@@ -284,7 +283,7 @@ def test_summary_without_answer_of_the_file_system() -> None:
 
 
 def test_weights_row_lists_skipped_files() -> None:
-    rows = run_summary.rows_of("weights", ["skipped a.pt: damaged", "b.pt: 5 tensors"])
+    rows = rows_of("weights", ["skipped a.pt: damaged", "b.pt: 5 tensors"])
     assert layout(rows) == [
         "weights      skipped a.pt: damaged",
         "             b.pt: 5 tensors",

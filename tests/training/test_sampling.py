@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from training_helpers import differing, train
 
-from gpt2ckpt.checkpoint.store import load
+from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.data import tokenizer
 from gpt2ckpt.training import sampling
 from gpt2ckpt.training.sampling import encode_prompt, notice

@@ -12,7 +12,7 @@ import pytest
 from training_helpers import events, train
 
 from gpt2ckpt.checkpoint.manager import CheckpointManager
-from gpt2ckpt.checkpoint.store import load
+from gpt2ckpt.checkpoint.reading import load
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.training import sampling
 

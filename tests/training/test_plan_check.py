@@ -9,10 +9,10 @@ import pytest
 from training_helpers import start_of, train
 
 from gpt2ckpt.training import reporting
-from gpt2ckpt.training.disk_check import memory_needed
 from gpt2ckpt.training.hardware import choose_hardware
-from gpt2ckpt.training.plan_warnings import (
+from gpt2ckpt.training.plan_check import (
     disk_warnings,
+    memory_needed,
     memory_warnings,
     plan_warnings,
     time_warnings,

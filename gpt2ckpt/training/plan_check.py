@@ -1,17 +1,82 @@
-"""Warnings about plans that are possible and hardly meant, before hours are spent on them."""
+"""Checks of a run before it starts: whether it fits the disk, and warnings about unusual plans."""
 
+from pathlib import Path
+
+from gpt2ckpt.checkpoint.policy import COPIES
+from gpt2ckpt.checkpoint.reservation import RESERVATION, with_margin
+from gpt2ckpt.config.checks import FSDP
+from gpt2ckpt.config.schema import ModelConfig, TrainConfig
+from gpt2ckpt.errors import InputError
+from gpt2ckpt.files import disk_usage, durable
+from gpt2ckpt.model.counts import count_parameters
+from gpt2ckpt.runs.layout import CHECKPOINTS
+from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training.validate_run import ValidatedRun
 from gpt2ckpt.units import human_bytes, human_duration
 
+BYTES_PER_VALUE = 4  # float32
+TENSORS_PER_PARAMETER = 4  # the parameter, AdamW's two moments, and its step count
+PARAMETERS_PER_LAYER = 12  # four matrices and two norms, each with a bias
+METADATA_BYTES = 1 << 15  # generators, config, overrides
+METADATA_BYTES_PER_TENSOR = 640  # name, digest, offset, headers and padding
 MANY_EPOCHS = 100
-"""Passes over the training data: more than nanoGPT's recipe for a megabyte of Shakespeare, 82.
-Beyond about 40, repeated text teaches a language model nothing more (Muennighoff et al. 2023,
-"Scaling Data-Constrained Language Models", arXiv:2305.16264)."""
-LONG = 30 * 24 * 3600.0  # seconds of training that is left
+"""Passes over the data. nanoGPT's recipe for a megabyte of Shakespeare has 82. Beyond about 40,
+repeated text teaches a language model nothing more (Muennighoff et al. 2023, "Scaling
+Data-Constrained Language Models", arXiv:2305.16264)."""
+LONG = 30 * 24 * 3600.0  # seconds of remaining training that are a warning
+
+
+def check_free_space(start: Start, config: TrainConfig, directory: Path) -> None:
+    """Refuse a run if the disk is too full for its first save and the emergency reserve.
+
+    Files that a dead process left in `directory` count as free, since the start deletes them.
+
+    Raises:
+        InputError: There is too little free space.
+    """
+    if not config.checkpoint.enabled:
+        return
+    size = checkpoint_bytes(start, config)
+    needed = COPIES * size + with_margin(size)
+    folder = directory / CHECKPOINTS
+    left = [*durable.abandoned_temporaries(folder), folder / RESERVATION]
+    free = disk_usage.measure_free(folder) + disk_usage.disk_bytes(left)
+    if free < needed:
+        raise InputError(
+            f"the disk of {directory} is full: {human_bytes(free)} are free, and the first "
+            f"save with the space kept for an emergency save takes {human_bytes(needed)}: "
+            "free space, or train elsewhere with hydra.run.dir=DIR"
+        )
+
+
+def checkpoint_bytes(start: Start, config: TrainConfig) -> int:
+    """Return the size of a checkpoint in bytes: that of the resumed one, else an upper estimate."""
+    if start.found is not None:
+        return start.found.path.stat().st_size
+    tensors = TENSORS_PER_PARAMETER * (PARAMETERS_PER_LAYER * config.model.n_layer + 4)
+    metadata = METADATA_BYTES + tensors * METADATA_BYTES_PER_TENSOR
+    return _values(config) * BYTES_PER_VALUE + metadata
+
+
+def memory_needed(config: TrainConfig, ranks: int) -> int:
+    """Return the bytes of weights, gradients and optimizer moments on one rank."""
+    values = _values(config) + count_parameters(config.model).total
+    return values * BYTES_PER_VALUE // (ranks if config.trainer.parallel == FSDP else 1)
+
+
+def _values(config: TrainConfig) -> int:
+    """Return the number of values in the weights and their optimizer moments."""
+    matrices = count_matrices(config.model) if config.optimizer.kind == "muon" else 0
+    return 3 * count_parameters(config.model).total - matrices
+
+
+def count_matrices(model: ModelConfig) -> int:
+    """Return the number of values in the block matrices, of which Muon keeps only one moment."""
+    return 12 * model.n_layer * model.n_embd * model.n_embd
 
 
 def plan_warnings(validated: ValidatedRun) -> list[str]:
-    """Return a sentence for each thing that the config and the data make odd together."""
+    """Return a warning for each unusual relation between the config, the data and the length."""
     return [*_epochs(validated), *_schedule(validated), *_never_reached(validated)]
 
 
@@ -26,7 +91,7 @@ def memory_warnings(needed: int, total: int) -> list[str]:
 
 
 def disk_warnings(coming: int, free: int) -> list[str]:
-    """Return a warning if the checkpoints that are still to come take more bytes than are free."""
+    """Return a warning if the future checkpoints may take more bytes than are free."""
     if coming <= free:
         return []
     return [
@@ -37,7 +102,7 @@ def disk_warnings(coming: int, free: int) -> list[str]:
 
 
 def time_warnings(seconds_left: float | None, steps_left: int) -> list[str]:
-    """Return a warning if the steps that are left take months; None is a time not known yet."""
+    """Return a warning if the remaining steps take more than a month; None is an unknown time."""
     if seconds_left is None or seconds_left <= LONG:
         return []
     return [
@@ -88,9 +153,9 @@ def _schedule(validated: ValidatedRun) -> list[str]:
 
 
 def _never_reached(validated: ValidatedRun) -> list[str]:
-    """What is asked for every so many steps, of which the run has fewer."""
+    """Warn about intervals, in steps, that are longer than the run."""
     trainer, checkpoint = validated.config.trainer, validated.config.checkpoint
-    asked = [
+    intervals = [
         ("trainer.log_every", trainer.log_every, "only the first and the last step are logged"),
         ("trainer.eval_every", trainer.eval_every, "evaluated only at the end"),
         ("trainer.sample_every", trainer.sample_every, "no text sample"),
@@ -102,7 +167,7 @@ def _never_reached(validated: ValidatedRun) -> list[str]:
     ]
     missed = [
         f"{key}={every:,} ({effect})"
-        for key, every, effect in asked
+        for key, every, effect in intervals
         if every > validated.total_steps
     ]
     if not missed:
