@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from experiments.checkpoint_cost.states import tensors
-from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.manager import CheckpointManager, SavingOptions
 from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
 
 State = dict[str, Any]
@@ -30,7 +30,9 @@ class Own:
     def __init__(self, folder: Path, *, in_background: bool) -> None:
         logging.basicConfig(level=logging.WARNING)
         retention = Retention(keep_rolling=1, keep_emergency=1)
-        self._manager = CheckpointManager(folder, retention, None, in_background=in_background)
+        self._manager = CheckpointManager(
+            folder, retention, None, options=SavingOptions(in_background=in_background)
+        )
 
     def save(self, state: State, number: int) -> None:
         state["step"] = number

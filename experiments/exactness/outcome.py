@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.exactness.matrix import MOMENTS, STEPS, Case
-from gpt2ckpt.checkpoint.comparison import compare_tensors
-from gpt2ckpt.checkpoint.reading import check, read_head
+from gpt2ckpt.checkpoint.reading import check, compare_tensors, read_head
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.recovery_drill.results import differing_losses, differing_state
 

@@ -1,25 +1,33 @@
-"""The best model of a run: what best_model.pt holds, and nothing that is remembered elsewhere."""
+"""The best model of a run, as best_model.pt holds it. No other record of it is kept."""
 
+import contextlib
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2ckpt.checkpoint import names
+from gpt2ckpt.checkpoint.guard import Guard
 from gpt2ckpt.checkpoint.policy import Link, Publish
 from gpt2ckpt.checkpoint.reading import check, read_meta
 from gpt2ckpt.checkpoint.repair import INDEPENDENT
 from gpt2ckpt.checkpoint.state import CheckpointMeta
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
-from gpt2ckpt.files import durable
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Best:
-    """The validation loss of the best model, in nats per token, and the step that it is of.
+    """The best model of a run.
 
-    `evaluated_on` is a digest of the blocks that the loss was measured on; a file that is older
-    than it has None, and `data` in any case, a digest of all of the run's data.
+    Attributes:
+        loss: its validation loss in nats per token.
+        step: its step.
+        evaluated_on: digest of the blocks that the loss was measured on; None in older files.
+        data: digest of all data of the run.
     """
 
     loss: float
@@ -28,7 +36,7 @@ class Best:
     data: str | None = None
 
     def is_on(self, evaluated_on: str, data: str) -> bool:
-        """Whether a loss that was measured on these blocks can be compared with it."""
+        """Return whether a loss measured on these blocks can be compared with this loss."""
         return evaluated_on == self.evaluated_on if self.evaluated_on else data == self.data
 
 
@@ -40,44 +48,67 @@ def best_of(meta: CheckpointMeta) -> Best | None:
     return Best(loss, meta.step, meta.data.evaluated_on, meta.data.digest or None)
 
 
-def find_best_file(folder: Path, step: int, run: str) -> Path | None:
-    """Return a valid file of `step`, the best one of the run with the id `run`; None without one.
+class BestModel:
+    """The best model in a checkpoints/ folder, for the thread that saves.
 
-    best_model.pt is missing after a run went back to an older state, or after a user deleted it.
+    `current` is what best_model.pt holds, or None before `look` and without a usable file.
     """
-    files = Store(folder).files()
-    return next((path for path in files if _holds_best(path, step, run)), None)
+
+    def __init__(self, folder: Path, guard: Guard, *, is_saved: bool) -> None:
+        self.current: Best | None = None
+        self._folder, self._guard, self._is_saved = folder, guard, is_saved
+
+    def look(self, known: CheckpointMeta | None, check_owner: Callable[[], None]) -> None:
+        """Read `current` from best_model.pt, after a repair of that file. Never raises.
+
+        If the file is missing, it is restored from another file of the best step that the state
+        `known` records. Nothing is changed if `check_owner` raises OSError.
+        """
+        path = self._folder / names.BEST
+        with contextlib.suppress(OSError):
+            check_owner()
+            self._guard.ensure_valid(path)
+            if self._is_saved and known is not None and not path.exists():
+                self._restore(known)
+        self.read()
+
+    def read(self) -> None:
+        """Read `current` from best_model.pt."""
+        path, found = self._folder / names.BEST, None
+        with contextlib.suppress(CheckpointError):
+            if path.exists():
+                found = self._guard.ask(lambda watch: best_of(read_meta(path)))
+        self.current = found  # at once: the training reads it meanwhile
+
+    def _restore(self, known: CheckpointMeta) -> None:
+        store = Store(self._folder)
+        if known.best_step is None:
+            return
+        try:
+            source = self._guard.ask(lambda watch: _find_best(store, known))
+            if source is not None:
+                store.copy(source, _operations(source.name))
+                log.info("restored %s from %s", names.BEST, source.name)
+        except (OSError, CheckpointError) as error:
+            log.warning("%s is missing and cannot be restored: %s", names.BEST, error)
 
 
-def restore_best_file(folder: Path, holder: Path) -> str:
-    """Let best_model.pt stand for the state in `holder`, a file in `folder`, and so its copy.
-
-    Returns what was done. Raises OSError or CheckpointError.
-    """
-    is_copy = names.role_of(holder.name) in INDEPENDENT
-    done: list[Publish | Link] = [Publish(names.BEST) if is_copy else Link(holder.name, names.BEST)]
-    if holder.name != names.BEST_BACKUP:
-        done.append(Publish(names.BEST_BACKUP))
-    apply_operations(folder, holder, done)
-    return f"{names.BEST} was missing, and is made again from {holder.name}"
-
-
-def apply_operations(folder: Path, source: Path, operations: list[Publish | Link]) -> None:
-    """Give names in `folder` the state in `source`. Raises OSError or CheckpointError."""
-    for operation in operations:
-        match operation:
-            case Publish(name):
-                durable.publish(folder / name, durable.chunks(source), check)
-            case Link(linked, name):
-                durable.link(folder / linked, folder / name)
+def _find_best(store: Store, known: CheckpointMeta) -> Path | None:
+    """Return a valid file of the best step of a run, by a state of that run; None without one."""
+    for path in store.files():
+        with contextlib.suppress(CheckpointError):
+            meta = read_meta(path)
+            is_best = meta.step == meta.best_step == known.best_step
+            if is_best and meta.run.id == known.run.id:
+                check(path)
+                return path
+    return None
 
 
-def _holds_best(path: Path, step: int, run: str) -> bool:
-    try:
-        meta = read_meta(path)
-        if (meta.step, meta.best_step, meta.run.id) != (step, step, run):
-            return False
-        check(path)
-    except CheckpointError:
-        return False
-    return True
+def _operations(source: str) -> list[Publish | Link]:
+    """Return what gives best_model.pt and its copy the state in the file with the name `source`."""
+    is_copy = names.role_of(source) in INDEPENDENT
+    operations: list[Publish | Link] = [
+        Publish(names.BEST) if is_copy else Link(source, names.BEST)
+    ]
+    return [*operations, *([Publish(names.BEST_BACKUP)] if source != names.BEST_BACKUP else [])]

@@ -1,25 +1,24 @@
-"""Finishing a save that a kill cut off between two of its names, from the file that it left.
+"""Completion of a save that a kill interrupted between two of its names.
 
-Nothing is captured anew: every name stands for the bytes that were saved, with the config that they
-were trained with.
+The names are given to the file that the save left: no state is captured again, and the names follow
+the config that the state was trained with.
 """
 
 from pathlib import Path
 
 from gpt2ckpt.checkpoint import names
-from gpt2ckpt.checkpoint.best import apply_operations
 from gpt2ckpt.checkpoint.policy import Link, Publish
 from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.checkpoint.state import CheckpointMeta
-from gpt2ckpt.checkpoint.store import Found
+from gpt2ckpt.checkpoint.store import Found, Store
 from gpt2ckpt.errors import CheckpointError
 
 
 def missing_operations(folder: Path, found: Found) -> list[Publish | Link]:
-    """What the save of `found` still has to do in `folder`, in the order in which saves do it.
+    """Return the operations that the save of `found` has not carried out, in their order.
 
-    By what the state says of itself. A name that is behind by steps, or missing, is to stand for
-    it; a file that cannot be read is left to those who repair.
+    A name is given to the state if it is missing or has an earlier step of the run. A file that
+    cannot be read is not replaced: that is left to a repair.
     """
     if found.path.parent.resolve() != folder.resolve():
         return []  # abandoned
@@ -49,19 +48,24 @@ def missing_operations(folder: Path, found: Found) -> list[Publish | Link]:
 
 
 def complete_save(folder: Path, found: Found) -> list[str]:
-    """Do what is left undone; the names that stand for the state since.
+    """Carry out the missing operations of the save of `found`.
 
-    Call it only while no other process saves into the folder. Raises OSError or CheckpointError; a
-    name then stands for what it stood for, or for the state.
+    Call it only while no other process saves into the folder.
+
+    Returns:
+        The names that the state has got.
+
+    Raises:
+        OSError, CheckpointError: each name then has its old state, or the state of `found`.
     """
     undone = missing_operations(folder, found)
-    apply_operations(folder, found.path, undone)
+    Store(folder).copy(found.path, undone)
     kept = (names.BEST_PREVIOUS, names.LATEST_BACKUP)
     return [operation.name for operation in undone if operation.name not in kept]
 
 
 def _moved(folder: Path, name: str, kept: str) -> list[Publish | Link]:
-    """What keeps the older state of a name that moves."""
+    """Return the operation that keeps the older state of a name under the name `kept`."""
     return [Link(name, kept)] if (folder / name).exists() else []
 
 

@@ -1,4 +1,4 @@
-"""One checkpoint file, read from its path: opened with care, and named in every error."""
+"""Reading of checkpoint files by path, with the path in every error; comparison of two files."""
 
 import contextlib
 import errno
@@ -23,19 +23,20 @@ Key = tuple[int, int, int, int]
 
 
 def check(path: Path, watch: durable.Watch = durable.no_progress) -> None:
-    """Raise CheckpointError unless every byte of the file is what was written.
+    """Raise CheckpointError unless every byte of the file is as it was written.
 
-    What `watch` raises, other than OSError, comes out as it is.
+    `watch` is called with the number of bytes of each read; its exceptions are passed on, except
+    OSError.
     """
     with _opened(path, watch) as file:
         format.verify(file)
 
 
 def blameless(error: CheckpointError) -> OSError | None:
-    """Return the reason why a file was not read that says nothing of its bytes; else None.
+    """Return the OSError that prevented reading a file, if it does not mean a damaged file.
 
-    A file that this user may not open, or for which there is no descriptor left, is not damaged; a
-    device that cannot read it (EIO) says that it is.
+    A file that this user may not open, or for which no descriptor is free, is not damaged; a file
+    that the device cannot read (EIO) is.
     """
     cause = error.__cause__
     if not isinstance(cause, OSError) or cause.errno in (errno.EIO, errno.ENOENT):
@@ -72,7 +73,7 @@ def read_meta(path: Path) -> CheckpointMeta:
 
 
 def key_of(path: Path) -> Key | None:
-    """Return what tells one state of a file on disk, whatever its names; None if it has gone."""
+    """Return a key of the content of a file, equal for all its names; None if it does not exist."""
     try:
         info = path.stat()
     except OSError:
@@ -81,9 +82,9 @@ def key_of(path: Path) -> Key | None:
 
 
 def seal_of(path: Path) -> str:
-    """The seal of a checkpoint that was loaded: equal for files of equal content only.
+    """Return the seal of a checkpoint, which is equal only for files of equal content.
 
-    Raises CheckpointError naming the file if it cannot be read.
+    Raises CheckpointError naming the file if the file cannot be read.
     """
     with _opened(path) as file:
         file.seek(-format.SEAL_SIZE, os.SEEK_END)
@@ -91,7 +92,7 @@ def seal_of(path: Path) -> str:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file begins like a checkpoint of this project, whole or damaged."""
+    """Return whether a file begins as a checkpoint of this project does, damaged or not."""
     try:
         with _open(path) as file:
             return format.is_ours(file)
@@ -99,8 +100,45 @@ def is_checkpoint(path: Path) -> bool:
         return False
 
 
+def compare_tensors(path: Path, other: Path) -> tuple[list[str], int]:
+    """Compare two files tensor by tensor, bitwise and in constant memory; digests are not checked.
+
+    Returns:
+        A line for each tensor that differs in type, shape or a value, and the number of tensors.
+
+    Raises:
+        CheckpointError: a file is not a checkpoint.
+    """
+    with path.open("rb") as first, other.open("rb") as second:
+        a, b = format.read_index(first), format.read_index(second)
+        ours, theirs = format.tensors(a), format.tensors(b)
+        lines = [f"{name}: only in A" for name in ours.keys() - theirs.keys()]
+        lines += [f"{name}: only in B" for name in theirs.keys() - ours.keys()]
+        for name in (name for name in ours if name in theirs):
+            (dtype, shape, storage), (their_dtype, their_shape, stored) = ours[name], theirs[name]
+            if (dtype, shape) != (their_dtype, their_shape):
+                lines.append(f"{name}: {dtype} {shape} → {their_dtype} {their_shape}")
+            elif not _same_bytes(first, storage, second, stored):
+                lines.append(f"{name}: its values differ")
+        return lines, len({*ours, *theirs})
+
+
+def _same_bytes(first: BinaryIO, a: format.Storage, second: BinaryIO, b: format.Storage) -> bool:
+    first.seek(a.offset)
+    second.seek(b.offset)
+    left = a.size
+    while left > 0:
+        part = first.read(min(left, PIECE))
+        if not part:
+            raise CheckpointError(f"{Path(first.name)} has become shorter while it was read")
+        if part != second.read(len(part)):
+            return False
+        left -= len(part)
+    return True
+
+
 class _Watched(io.FileIO):
-    """A file that tells how many bytes each read gave."""
+    """A file that calls `watch` with the number of bytes of each read."""
 
     def __init__(self, descriptor: int, watch: durable.Watch) -> None:
         super().__init__(descriptor, "rb")
@@ -113,11 +151,11 @@ class _Watched(io.FileIO):
 
 
 def _open(path: Path, watch: durable.Watch = durable.no_progress) -> BinaryIO:
-    """Open a plain file. Opening a pipe would wait for a writer for ever, so that is not waited."""
+    """Open a regular file. O_NONBLOCK: opening a pipe would wait for a writer for ever."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise CheckpointError("it is no regular file")
+        raise CheckpointError("it is not a regular file")
     if watch is durable.no_progress:
         return open(descriptor, "rb")  # noqa: PTH123
     return io.BufferedReader(_Watched(descriptor, watch))

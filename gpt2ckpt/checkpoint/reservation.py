@@ -1,10 +1,11 @@
-"""Space on disk that is kept for one emergency save: a file of that size with nothing in it.
+"""Space on disk that is reserved for one emergency save: an empty file of the size of a checkpoint.
 
-An emergency save is written into its blocks, so that a disk which others fill up takes no state
-with it. Regular saves never use it.
+An emergency save is written into the blocks of this file, so that it succeeds on a full disk.
+Regular saves never use them.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,27 +13,58 @@ from pathlib import Path
 
 from gpt2ckpt.files import durable
 from gpt2ckpt.files.disk_usage import BLOCK
+from gpt2ckpt.units import human_bytes
 
+log = logging.getLogger(__name__)
 RESERVATION = ".emergency_reserve"
-MARGIN = 1 << 20  # bytes beyond the checkpoint and a fiftieth of it: what grows with a run, and
-# what XFS wants to be free (some hundred kilobytes) before it lets a directory grow
+# Bytes beyond the checkpoint and a fiftieth of it: checkpoints grow a little during a run, and XFS
+# needs some hundred kilobytes of free space before it lets a directory grow.
+MARGIN = 1 << 20
 
 
 @dataclass
 class Reservation:
-    """The reserve in a checkpoints/ folder; `held` is how many bytes of a save are safe now."""
+    """The reserved space in a checkpoints/ folder.
+
+    `keep` starts it, `surrender` hands it to an emergency save, `renew` takes it again after that,
+    and `release` gives the space back.
+
+    Attributes:
+        folder: checkpoints/.
+        held: bytes of a save for which space is reserved now.
+    """
 
     folder: Path
     held: int = 0
+    _is_wanted: bool = False
+    _logged: str | None = None  # the last reason why no space is reserved
 
     @property
     def path(self) -> Path:
         return self.folder / RESERVATION
 
-    def hold(self, size: int) -> str | None:
-        """Keep space for a save of `size` bytes; less than is held already changes nothing.
+    def keep(self, size: int) -> None:
+        """Reserve space for a save of `size` bytes, and log a reason for a failure once."""
+        self._is_wanted = True
+        reason = self.hold(size)
+        if reason and reason != self._logged:
+            log.warning(
+                "no space is kept for an emergency save of %s (%s): on a full disk it would fail",
+                human_bytes(size),
+                reason,
+            )
+        self._logged = reason
 
-        Returns None, or why there is no such space: what was held before is then held still.
+    def renew(self, size: int) -> None:
+        """Reserve space as `keep` does, if `keep` was called before."""
+        if self._is_wanted:
+            self.keep(size)
+
+    def hold(self, size: int) -> str | None:
+        """Reserve space for a save of `size` bytes, unless that much is reserved already.
+
+        Returns:
+            None, or the reason for a failure; the earlier reservation is then unchanged.
         """
         if size <= self.held:
             return None
@@ -46,24 +78,24 @@ class Reservation:
             return error.strerror or str(error)
         if real < wanted:
             self.release()
-            return "this file system promises space without keeping it"
+            return "this file system does not allocate the space that it promises"
         self.held = size
         return None
 
     def surrender(self) -> Path | None:
-        """The file for a save to write into, if space is held; nothing is held any more then."""
+        """Return the file whose blocks a save may use, and hold it no longer; None without one."""
         held, self.held = self.held, 0
         return self.path if held else None
 
     def release(self) -> None:
-        """Give the space back; also what a dead process left. Never fails."""
+        """Delete the file, also that of a dead process. Never raises."""
         self.held = 0
         with contextlib.suppress(OSError):
             self.path.unlink()
             durable.sync_directory(self.folder)
 
     def _shrink(self) -> None:
-        """Back to what was held before an attempt that failed half-way."""
+        """Undo a partial allocation."""
         if not self.held:
             self.release()
             return
@@ -72,12 +104,12 @@ class Reservation:
 
 
 def with_margin(size: int) -> int:
-    """The bytes that a save of `size` may come to."""
+    """Return the bytes to reserve for a save of `size` bytes."""
     return size + size // 50 + MARGIN
 
 
 def _allocate(path: Path, size: int) -> int:
-    """Give the file at least `size` bytes of disk. Returns those that it really takes."""
+    """Allocate `size` bytes of disk to the file, and return the bytes that it really takes."""
     with _opened(path) as descriptor:
         os.posix_fallocate(descriptor, 0, size)
         return os.fstat(descriptor).st_blocks * BLOCK
@@ -85,7 +117,7 @@ def _allocate(path: Path, size: int) -> int:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """Open the reserve, or make it; raises OSError for a link."""
+    """Open or create the file. Raises OSError for a symbolic link."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         yield descriptor

@@ -237,6 +237,12 @@ class CheckpointMeta:
         size, accum = (self.setting("trainer", key) for key in ("batch_size", "grad_accum"))
         return size * accum if type(size) is type(accum) is int else None
 
+    def without_tensors(self) -> "CheckpointMeta":
+        """Return the entries that hold no tensor."""
+        return CheckpointMeta(
+            **{part.name: getattr(self, part.name) for part in fields(CheckpointMeta)}
+        )
+
     def require_resumable(self, name: object) -> None:
         """Raise CheckpointError naming the first unusable entry of the state in file `name`.
 

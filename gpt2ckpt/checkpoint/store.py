@@ -1,7 +1,7 @@
-"""One checkpoints/ folder: puts states in under their roles, and finds valid ones again."""
+"""One checkpoints/ folder: saves states under their roles, and finds valid ones."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -9,35 +9,45 @@ from pathlib import Path
 from gpt2ckpt.checkpoint import format, names, policy
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, unused_folder
 from gpt2ckpt.checkpoint.names import Role
+from gpt2ckpt.checkpoint.policy import Delete, Link, Operation, Publish
 from gpt2ckpt.checkpoint.reading import check, load_state, read_meta
 from gpt2ckpt.checkpoint.state import CheckpointMeta, CheckpointState
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 
-NEXT_BEST = {  # where to look when no file of a role is valid, before the newest of all
+NEXT_BEST = {  # the roles to try when no file of a role is valid, before the newest of all files
     Role.BEST: (Role.BEST_BACKUP, Role.BEST_PREVIOUS),
     Role.BEST_PREVIOUS: (Role.BEST, Role.BEST_BACKUP),
 }
+Skipped = list[tuple[Path, str]]  # files that were not taken, each with the reason
 
 
 @dataclass(frozen=True)
 class Found:
-    """A valid state, where it was read from, and the files that were passed over before it."""
+    """A valid state, the file that it was read from, and the files that were skipped."""
 
     path: Path
     state: CheckpointState
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    skipped: Skipped = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder; `watch` is told of the bytes that `put` writes and reads back."""
+    """A checkpoints/ folder.
+
+    Its files are named by role; a name moves to another state by an atomic rename. Only files with
+    such names are replaced, moved or deleted.
+
+    Attributes:
+        folder: checkpoints/.
+        watch: called with the number of bytes of each write and read of `put`.
+    """
 
     folder: Path
     watch: durable.Watch = durable.no_progress
 
     def files(self) -> list[Path]:
-        """The checkpoints in the folder, by name; other people's files are passed over."""
+        """Return the checkpoints in the folder by name, without a user's own files."""
         if not self.folder.is_dir():
             return []
         return sorted(path for path in self.folder.iterdir() if names.role_of(path.name))
@@ -50,41 +60,63 @@ class Store:
         pinned: frozenset[str] = frozenset(),
         spare: Path | None = None,
     ) -> Path:
-        """Save a state under every role that `request` gives it; returns its own file.
+        """Save a state under every role of `request`, and delete what `retention` does not keep.
 
-        The space of a `spare` file is used for it, and the file is gone then. Raises OSError or
-        CheckpointError; the roles then stand for what they stood for, or for the new state where it
-        was already durable.
+        Args:
+            encoded: the bytes of the state.
+            request: the roles.
+            retention: the sizes of the pools.
+            pinned: names that are never deleted.
+            spare: a file whose disk blocks the new file uses; it is gone afterwards.
+
+        Returns:
+            The state's own file.
+
+        Raises:
+            OSError, CheckpointError: the save failed. Each name then has its old state, or the new
+                state where that was durable already.
         """
+        spares = [spare] if spare is not None else []
+
+        def publish(target: Path) -> None:
+            durable.publish(
+                target,
+                encoded.buffers,
+                check=lambda path: check(path, self.watch),
+                watch=self.watch,
+                spare=spares.pop() if spares else None,
+            )
+
         present = {path.name for path in self.files()}
-        operations = policy.plan_save(present, request, retention, pinned)
-        for operation in operations:
-            match operation:
-                case policy.Publish(name):
-                    durable.publish(
-                        self.folder / name,
-                        encoded.buffers,
-                        check=lambda path: check(path, self.watch),
-                        watch=self.watch,
-                        spare=spare,
-                    )
-                    spare = None
-                case policy.Link(source, name):
-                    durable.link(self.folder / source, self.folder / name, self.watch)
-                case policy.Delete():
-                    pass
-            self.watch(0)
-        surplus = [self.folder / op.name for op in operations if isinstance(op, policy.Delete)]
-        durable.delete(surplus)
+        self._apply(policy.plan_save(present, request, retention, pinned), publish)
         return self.folder / policy.own_names(request)[0]
 
-    def find(self, role: Role, run: str | None = None) -> Found:
-        """The state of `role`, or the next best valid one: a best for best, else the newest.
+    def copy(self, source: Path, operations: Sequence[Publish | Link]) -> None:
+        """Carry out `operations` with the state in the file `source` as the new state.
 
-        States of another run than the one with the id `run`, if given, are the last to be taken.
-        Raises CheckpointError if the folder holds no valid state at all.
+        Raises what `put` does.
         """
-        skipped: list[tuple[Path, str]] = []
+        self._apply(
+            operations, lambda target: durable.publish(target, durable.chunks(source), check)
+        )
+
+    def _apply(self, operations: Sequence[Operation], publish: Callable[[Path], None]) -> None:
+        for operation in operations:
+            match operation:
+                case Publish(name):
+                    publish(self.folder / name)
+                case Link(source, name):
+                    durable.link(self.folder / source, self.folder / name, self.watch)
+            self.watch(0)
+        durable.delete([self.folder / op.name for op in operations if isinstance(op, Delete)])
+
+    def find(self, role: Role, run: str | None = None) -> Found:
+        """Return the state of `role`, or the next best valid state.
+
+        That is another best state for `best`, otherwise the newest. States of another run than
+        `run`, if that is given, are tried last. Raises CheckpointError without any valid state.
+        """
+        skipped: Skipped = []
         files = self.files()
         if not files:
             raise CheckpointError(
@@ -95,41 +127,43 @@ class Store:
             raise CheckpointError(f"there is no {role} checkpoint in {self.folder}")
         if not any(names.role_of(path.name) is role for path in files):
             skipped.append((self.folder, f"it holds no {role} checkpoint"))
-        in_place, misplaced = self._by_contradiction(role, run)
+        in_place, misplaced = self._split_misplaced(role, run)
         skipped += [item for item in misplaced if names.role_of(item[0].name) in wanted]
         if found := _first_valid([*in_place, *(path for path, _ in misplaced)], skipped):
             return found
         raise CheckpointError(f"no valid checkpoint is left in {self.folder}: {_reasons(skipped)}")
 
     def last_regular(self, otherwise: Path | None) -> Found | None:
-        """The newest rolling file that is valid, else the file `otherwise`, if that is."""
+        """Return the newest valid rolling file, or else the file `otherwise` if it is valid."""
         files = [path for path in self.files() if names.role_of(path.name) is Role.ROLLING]
         files.sort(key=lambda path: names.number_in(path.name) or 0, reverse=True)
         return _first_valid([*files, *([otherwise] if otherwise else [])], [])
 
     def roll_back_to(self, chosen: Path, step: int, when: datetime) -> Path | None:
-        """Set aside every state later than `step`, which a run resumed from `chosen` abandons.
+        """Archive every state after `step`, and link latest.pt to the file `chosen`.
 
-        They are moved to abandoned_YYYYMMDD_HHMMSS/ and latest.pt becomes `chosen`. Returns that
-        folder, or None if there was nothing later.
+        Each state has a name at every instant: it is linked in the archive folder first.
+
+        Returns:
+            The folder abandoned_YYYYMMDD_HHMMSS/; None if there was no later state.
         """
         later = self.later_than(step)
         if not later:
             return None
-        aside = unused_folder(self.folder, ABANDONED, when)
-        durable.make_directory(aside)
+        archive = unused_folder(self.folder, ABANDONED, when)
+        durable.make_directory(archive)
         for path in later:
-            durable.link(path, aside / path.name)
+            durable.link(path, archive / path.name)
         durable.link(chosen, self.folder / names.LATEST)
         durable.delete([path for path in later if path.name != names.LATEST])
-        return aside
+        return archive
 
     def later_than(self, step: int) -> list[Path]:
         """Return the files of later steps, which a rollback to `step` archives."""
         return [path for path in self.files() if (step_of(path) or 0) > step]
 
     def candidates(self, role: Role) -> Iterator[Path]:
-        """Every file of the folder, in the order in which `find` tries them for `role`."""
+        """Yield every file of the folder in the order in which `find` tries them for `role`."""
 
         def age(path: Path) -> tuple[int, str]:
             return names.number_in(path.name) or 0, path.name
@@ -147,16 +181,15 @@ class Store:
         steps = {path: -1 if (step := step_of(path)) is None else step for path in rest}
         yield from sorted(rest, key=lambda path: steps[path], reverse=True)
 
-    def _by_contradiction(
-        self, role: Role, run: str | None
-    ) -> tuple[list[Path], list[tuple[Path, str]]]:
-        """The candidates; apart, with the reason, those that lie in the place of another."""
-        in_place, misplaced = [], []
+    def _split_misplaced(self, role: Role, run: str | None) -> tuple[list[Path], Skipped]:
+        """Return the candidates whose content fits their name, and the others with the reason."""
+        in_place: list[Path] = []
+        misplaced: Skipped = []
         for path in self.candidates(role):
             try:
                 reason = misplacement(path, run)
             except CheckpointError:
-                reason = None  # what is wrong with it is said when it is loaded
+                reason = None  # loading it gives the error
             if reason:
                 misplaced.append((path, reason))
             else:
@@ -164,10 +197,10 @@ class Store:
         return in_place, misplaced
 
     def _newer_than_latest(self, files: list[Path]) -> list[Path]:
-        """Later states of the run of latest.pt, the newest first; none if that cannot be read.
+        """Return the files of later states than latest.pt, newest first.
 
-        By what the files say of themselves, never by their times. What a run has left behind to go
-        back lies in another folder.
+        Compared are the run, the step and the time in the files, never the times of the files. The
+        list is empty if latest.pt cannot be read.
         """
         latest = self.folder / names.LATEST
         if latest not in files:
@@ -178,8 +211,8 @@ class Store:
                 ages[path] = _run_and_age(read_meta(path))
         if latest not in ages:
             return []
-        run, *age = ages[latest]
-        newer = [path for path, (owner, *its) in ages.items() if owner == run and its > age]
+        run = ages[latest][0]
+        newer = [path for path, age in ages.items() if age[0] == run and age > ages[latest]]
         return sorted(newer, key=lambda path: ages[path], reverse=True)
 
 
@@ -194,9 +227,9 @@ def step_of(path: Path) -> int | None:
 
 
 def misplacement(path: Path, run: str | None) -> str | None:
-    """Return why a file is not what its name says, or not of `run`; None if it is.
+    """Return why a file does not fit its name or the run with the id `run`; None if it fits both.
 
-    Raises CheckpointError if it cannot be read.
+    Raises CheckpointError if the file cannot be read.
     """
     meta = read_meta(path)
     reason = names.content_mismatch(path.name, meta)
@@ -205,8 +238,8 @@ def misplacement(path: Path, run: str | None) -> str | None:
     return f"{path} cannot be used as {path.name}: {reason}" if reason else None
 
 
-def _first_valid(paths: list[Path], skipped: list[tuple[Path, str]]) -> Found | None:
-    """The first state that can be loaded; the files before it go to `skipped`."""
+def _first_valid(paths: list[Path], skipped: Skipped) -> Found | None:
+    """Return the first state that can be loaded; the files before it are added to `skipped`."""
     for path in paths:
         try:
             return Found(path, load_state(path), skipped)
@@ -215,14 +248,14 @@ def _first_valid(paths: list[Path], skipped: list[tuple[Path, str]]) -> Found | 
     return None
 
 
-def _reasons(skipped: list[tuple[Path, str]]) -> str:
-    """Every file by name, those with the same reason together."""
+def _reasons(skipped: Skipped) -> str:
+    """Return the skipped files with their reasons; files with the same reason are listed once."""
     files: dict[str, list[str]] = {}
     for path, reason in skipped:
         files.setdefault(reason.removeprefix(f"{path} "), []).append(path.name)
-    return "; ".join(f"{', '.join(called)} {reason}" for reason, called in files.items())
+    return "; ".join(f"{', '.join(same)} {reason}" for reason, same in files.items())
 
 
 def _run_and_age(meta: CheckpointMeta) -> tuple[str, int, str]:
-    """The run of a state, its step, and when it was saved: two states of a step can differ."""
+    """Return the run, the step and the time of a state: two states of a step can differ."""
     return meta.run.id, meta.step if meta.has("step") else -1, meta.saved_at

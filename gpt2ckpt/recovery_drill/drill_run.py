@@ -6,9 +6,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gpt2ckpt.checkpoint.comparison import compare_tensors
 from gpt2ckpt.checkpoint.names import LATEST
-from gpt2ckpt.checkpoint.reading import check, read_head
+from gpt2ckpt.checkpoint.reading import check, compare_tensors, read_head
 from gpt2ckpt.config.earlier import in_blocks
 from gpt2ckpt.config.replay import Values
 from gpt2ckpt.errors import InputError

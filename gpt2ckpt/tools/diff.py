@@ -4,8 +4,7 @@ import argparse
 from typing import Any
 
 from gpt2ckpt.checkpoint import format
-from gpt2ckpt.checkpoint.comparison import compare_tensors
-from gpt2ckpt.checkpoint.reading import check
+from gpt2ckpt.checkpoint.reading import check, compare_tensors
 from gpt2ckpt.config.replay import Change, Effect, classify, difference, flatten
 from gpt2ckpt.tools.command_line import Verb
 from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
-from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.manager import CheckpointManager, ManagedRun, SavingOptions
 from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.data.loader import BlockLoader, validation, validation_digest
 from gpt2ckpt.errors import InputError
@@ -226,15 +226,19 @@ class Session:
             self.directory / CHECKPOINTS,
             retention_of(checkpoint),
             resumed_from,
-            in_background=checkpoint.async_save,
-            hang_seconds=checkpoint.hang_seconds,
-            scrub_every=checkpoint.scrub_every,
-            scrub_mb_per_s=checkpoint.scrub_mb_per_s,
-            check_owner=self.lock.check if self.lock else lambda: None,
-            saves_best=checkpoint.save_best,
-            run=run,
-            known=self.start.state if self.start.directory else None,
-            events=events,
+            options=SavingOptions(
+                in_background=checkpoint.async_save,
+                hang_seconds=checkpoint.hang_seconds,
+                scrub_every=checkpoint.scrub_every,
+                scrub_mb_per_s=checkpoint.scrub_mb_per_s,
+                saves_best=checkpoint.save_best,
+            ),
+            run=ManagedRun(
+                id=run,
+                state=self.start.state if self.start.directory else None,
+                check_owner=self.lock.check if self.lock else lambda: None,
+                events=events,
+            ),
         )
         manager.reserve(checkpoint_bytes(self.start, self.validated.config))
         return manager

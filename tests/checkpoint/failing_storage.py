@@ -14,7 +14,7 @@ from typing import Any
 from checkpoint_helpers import request, small_state
 from preload import Faults
 
-from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.manager import CheckpointManager, SavingOptions
 from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.checkpoint.store import Store
@@ -96,7 +96,9 @@ def go_without_links_and_folder_sync(folder: Path, faults: Faults) -> None:
 
 def hang(folder: Path, faults: Faults) -> None:
     """A write that hangs for a while, and then one that hangs for good."""
-    manager = CheckpointManager(folder, KEEP, None, in_background=True, hang_seconds=HANG)
+    manager = CheckpointManager(
+        folder, KEEP, None, options=SavingOptions(in_background=True, hang_seconds=HANG)
+    )
     manager.save(small_state(1), request(1))
     manager.wait()
     heard.clear()

@@ -9,7 +9,7 @@ import pytest
 from checkpoint_helpers import flip_random_byte, request, small_state, step_of
 
 from gpt2ckpt.checkpoint.best import Best
-from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.manager import CheckpointManager, ManagedRun, SavingOptions
 from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.checkpoint.reading import load, load_state
 from gpt2ckpt.checkpoint.state import CheckpointMeta
@@ -35,11 +35,17 @@ def found(step: int, loss: float) -> Best:
     return Best(loss, step, "b" * 32, "d" * 32)
 
 
-def opened(folder: Path, known: CheckpointMeta | None = None, **more: Any) -> CheckpointManager:
+def opened(
+    folder: Path,
+    known: CheckpointMeta | None = None,
+    source: Path | None = None,
+    **more: Any,
+) -> CheckpointManager:
     latest = folder / "latest.pt"
-    source = latest if latest.exists() else None
-    known = load_state(latest) if source and known is None else known
-    return CheckpointManager(folder, Retention(3, 3), source, run=RUN, known=known, **more)
+    if source is None and latest.exists():
+        source, known = latest, known or load_state(latest)
+    run, options = ManagedRun(RUN, known), SavingOptions(**more)
+    return CheckpointManager(folder, Retention(3, 3), source, run=run, options=options)
 
 
 def save(manager: CheckpointManager, step: int, loss: float, best_step: int | None = None) -> None:
@@ -162,7 +168,7 @@ def test_a_damaged_file_without_a_copy_is_none_and_moves_away(folder: Path) -> N
 
 
 def test_a_file_of_another_run_is_no_best_of_this_one(folder: Path, tmp_path: Path) -> None:
-    other = CheckpointManager(tmp_path / "other", Retention(1, 1), None, run="ffff0000")
+    other = CheckpointManager(tmp_path / "other", Retention(1, 1), None, run=ManagedRun("ffff0000"))
     other.save(state(15, 0.5, run="ffff0000"), request(15, best=True))
     (folder / BEST).unlink()
     (folder / BEST).write_bytes((tmp_path / "other" / BEST).read_bytes())
@@ -201,7 +207,9 @@ def test_the_next_save_moves_no_damaged_file_over_a_valid_one(folder: Path) -> N
     """Resumed from another file than latest.pt, which nobody has looked at yet."""
     source = folder / "rolling_step_000020.pt"
     flip_random_byte(folder / "latest.pt", seed=1)
-    manager = CheckpointManager(folder, Retention(3, 3), source, run=RUN, known=load_state(source))
+    manager = CheckpointManager(
+        folder, Retention(3, 3), source, run=ManagedRun(RUN, load_state(source))
+    )
     save(manager, 40, 2.5, best_step=20)
     steps = {path.name: load(path)["step"] for path in Store(folder).files()}
     assert steps["latest.pt"] == 40

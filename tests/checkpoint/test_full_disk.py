@@ -164,7 +164,7 @@ def test_a_system_that_promises_without_keeping_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", lambda descriptor, start, size: None)
-    assert "without keeping it" in str(Reservation(tmp_path).hold(1 << 20))
+    assert "does not allocate the space" in str(Reservation(tmp_path).hold(1 << 20))
     monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
     assert "cannot reserve space" in str(Reservation(tmp_path).hold(1 << 20))
     assert names_in(tmp_path) == set()

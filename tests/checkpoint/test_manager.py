@@ -24,7 +24,7 @@ from checkpoint_helpers import (
 )
 
 from gpt2ckpt.checkpoint.event_sink import EventName, NoEvents
-from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.manager import CheckpointManager, ManagedRun, SavingOptions
 from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.checkpoint.store import Store
@@ -67,7 +67,8 @@ def test_a_save_is_recorded_durably_before_it_is_reported(
     tmp_path: Path, in_background: bool
 ) -> None:
     events = RecordedEvents()
-    manager = CheckpointManager(tmp_path, KEEP, None, in_background=in_background, events=events)
+    options, run = SavingOptions(in_background=in_background), ManagedRun(events=events)
+    manager = CheckpointManager(tmp_path, KEEP, None, options=options, run=run)
     events.manager = manager
     manager.save(small_state(250), request(250, regular=True, best=True))
     assert manager.wait()
@@ -92,7 +93,7 @@ def test_a_damaged_file_is_recorded_durably_before_it_is_touched(tmp_path: Path)
             seen.append((tmp_path / "latest.pt").read_bytes())
 
     events, damaged = Events(), (tmp_path / "latest.pt").read_bytes()
-    manager = CheckpointManager(tmp_path, KEEP, None, events=events)
+    manager = CheckpointManager(tmp_path, KEEP, None, run=ManagedRun(events=events))
     manager.save(small_state(200), request(200))
     manager.close()
     order = [name for name, *_ in events.calls]
@@ -135,7 +136,7 @@ def test_a_folder_that_is_another_run_s_by_now_is_left_alone(
         if others:
             raise OSError(errno.EBUSY, others[0])
 
-    manager = CheckpointManager(tmp_path, Retention(1, 1), None, check_owner=check)
+    manager = CheckpointManager(tmp_path, Retention(1, 1), None, run=ManagedRun(check_owner=check))
     manager.save(small_state(100), request(100))
     manager.reserve(1 << 20)
     found = manager.last_regular()
@@ -254,7 +255,7 @@ def test_a_start_cleans_up_after_dead_processes(tmp_path: Path) -> None:
 def test_without_memory_for_a_copy_the_training_waits_and_the_state_is_saved(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manager = CheckpointManager(tmp_path, KEEP, None, in_background=True)
+    manager = CheckpointManager(tmp_path, KEEP, None, options=SavingOptions(in_background=True))
     assert (
         manager.save(small_state(1), request(1, emergency=True)) is not None
     )  # starts the threads

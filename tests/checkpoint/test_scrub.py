@@ -23,7 +23,7 @@ from checkpoint_helpers import (
 )
 
 from gpt2ckpt.checkpoint import scrub
-from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.manager import CheckpointManager, SavingOptions
 from gpt2ckpt.checkpoint.names import Role, role_of
 from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.checkpoint.repair import diagnose
@@ -220,7 +220,7 @@ def test_saves_and_the_end_do_not_wait_for_a_round(
     state = tensors_state(1, kilobytes=2000)
     CheckpointManager(tmp_path, KEEP, None).save(state, request(1))
     manager = CheckpointManager(
-        tmp_path, KEEP, None, in_background=True, scrub_every=1, scrub_mb_per_s=0.1
+        tmp_path, KEEP, None, options=SavingOptions(True, scrub_every=1, scrub_mb_per_s=0.1)
     )
     until(lambda: manager._scrub._bytes > 0)
     assert manager.save({**state, "step": 2}, request(2, emergency=True)) is not None
@@ -241,7 +241,7 @@ def test_a_run_mends_itself_at_its_start_and_between_saves(
         put(tmp_path, step, regular=True, best=True)
     flip_random_byte(tmp_path / "best_model.pt", seed=2)
     manager = CheckpointManager(
-        tmp_path, KEEP, None, in_background=True, scrub_every=2, scrub_mb_per_s=1e6
+        tmp_path, KEEP, None, options=SavingOptions(True, scrub_every=2, scrub_mb_per_s=1e6)
     )
     until(lambda: len(warnings(caplog)) == 1)
     assert step_of(tmp_path / "best_model.pt") == 2
@@ -261,13 +261,13 @@ import logging, sys, time
 from pathlib import Path
 from checkpoint_helpers import request, small_state
 from gpt2ckpt.checkpoint import guard
-from gpt2ckpt.checkpoint.manager import CheckpointManager
+from gpt2ckpt.checkpoint.manager import CheckpointManager, SavingOptions
 from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.checkpoint.repair import diagnose
 logging.basicConfig(level="INFO", format="%(message)s")
 guard.PATIENCE = 1.0
 manager = CheckpointManager(
-    Path(sys.argv[1]), Retention(9, 9), None, in_background=True, scrub_every=1
+    Path(sys.argv[1]), Retention(9, 9), None, options=SavingOptions(True, scrub_every=1)
 )
 for step in (2, 3, 4):
     manager.save(small_state(step), request(step))
@@ -290,13 +290,13 @@ def test_a_read_that_hangs_delays_neither_saves_nor_the_end(tmp_path: Path) -> N
     for step in (2, 3, 4):
         assert f"saved rolling_step_00000{step}.pt" in done.stderr
     assert "checked every byte" not in done.stderr
-    assert "latest.pt: the disk has given nothing of it for 1 s; it is moved to" in done.stderr
+    assert "latest.pt: no byte of it was read for 1 s; the file was moved to" in done.stderr
     assert len(list(folder.glob("corrupt_*/latest.pt"))) == 1  # no save has lost it
 
 
 def test_without_scrubs_nothing_is_read(tmp_path: Path) -> None:
     put(tmp_path, 1)
-    manager = CheckpointManager(tmp_path, KEEP, None, in_background=True)
+    manager = CheckpointManager(tmp_path, KEEP, None, options=SavingOptions(in_background=True))
     for step in (2, 3):
         manager.save(small_state(step), request(step))
     manager.close()

@@ -75,5 +75,5 @@ def test_a_pipe_with_a_name_of_ours_does_not_hang(checkpoints, run) -> None:
     os.mkfifo(path)
     assert "DAMAGED" in checkpoints("list", run).out
     done = checkpoints("show", path)
-    assert (done.code, "is no regular file" in done.err) == (1, True)
+    assert (done.code, "is not a regular file" in done.err) == (1, True)
     shutil.rmtree(run)
