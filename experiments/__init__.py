@@ -1,1 +1,1 @@
-"""Studies that anyone can run again: a folder each, with its README, script and results."""
+"""Studies that can be repeated, each with README, script and results."""

@@ -1,4 +1,4 @@
-"""Measurements that are processes of their own, and the machine that they run on."""
+"""Runs measurements in separate processes and describes the machine."""
 
 import json
 import os
@@ -12,7 +12,7 @@ IS_BUSY = 0.5  # load average from which on other programs are likely to disturb
 
 
 def run_worker(module: str, *words: str) -> Any:
-    """What `python -m module words` prints as JSON in its last line; nothing else is shown."""
+    """Run `python -m module arguments` and return the JSON in its last line of output."""
     command = [sys.executable, "-m", module, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -21,14 +21,14 @@ def run_worker(module: str, *words: str) -> Any:
 
 
 def resident_bytes(key: str) -> int:
-    """VmRSS, what is resident now, or VmHWM, the most that ever was (Linux; 0 elsewhere)."""
+    """Return VmRSS (resident memory) or VmHWM (its peak) in bytes; 0 except on Linux."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), 0)
 
 
 def machine() -> dict[str, Any]:
-    """What it runs on; asked in another process, for this one is to stay small."""
+    """Return a description of the machine, from another process to keep this one small."""
     ask = (
         "import json, platform, torch; print(json.dumps({"
         "'cpu': torch.cpu.get_capabilities().get('cpu_name', platform.processor()), "

@@ -1,17 +1,17 @@
-"""Tables of measurements as Markdown."""
+"""Formats measurements as Markdown tables."""
 
 from collections.abc import Iterable
 from statistics import median
 
 
 def spread(values: Iterable[float], form: str) -> str:
-    """Median, least and most."""
+    """Return median, minimum and maximum as text."""
     known = list(values)
     middle, least, most = (format(pick(known), form) for pick in (median, min, max))
     return f"{middle} ({least} to {most})"
 
 
 def grid(head: list[str], rows: Iterable[list[str]]) -> str:
-    """A table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

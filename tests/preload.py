@@ -1,4 +1,4 @@
-"""Making real system calls of another process fail or hang: see faultfs.c and more_calls.c."""
+"""Makes system calls of another process fail or hang: see faultfs.c and more_calls.c."""
 
 import atexit
 import errno
@@ -17,7 +17,7 @@ SOURCE = Path(__file__).with_name("more_calls.c")
 
 @dataclass(frozen=True)
 class Faults:
-    """A library that is preloaded, and the file that says what goes wrong."""
+    """A preloaded library and the file that lists its faults."""
 
     library: Path
     list: Path
@@ -27,7 +27,7 @@ class Faults:
         return {**os.environ, "LD_PRELOAD": str(self.library), "FAULTS": str(self.list)}
 
     def set(self, *faults: tuple[str, int, str]) -> None:
-        """From now on: calls, an error number (or minus seconds to hang), part of the path."""
+        """Replace the faults: system call, error number (or -seconds to hang), path pattern."""
         lines = "".join(f"{call} {what} {pattern}\n" for call, what, pattern in faults)
         beside = self.list.with_suffix(".new")
         beside.write_text(lines)

@@ -1,4 +1,4 @@
-"""A console whose reader has stopped, or is slow, or reads as usual."""
+"""Console output with a reader that has stopped, is slow, or reads normally."""
 
 import contextlib
 import os
@@ -44,7 +44,7 @@ def test_active_reader_gets_all_lines_in_order() -> None:
 
 
 def test_stopped_reader_does_not_block_the_process() -> None:
-    """Far more lines than the pipe and the queue hold; then the reader comes back to some."""
+    """The output exceeds the pipe and the queue; then the reader returns."""
     read, write = os.pipe()
     process = subprocess.Popen(command(MUCH, 60_000), stdout=write, stderr=subprocess.DEVNULL)
     os.close(write)
@@ -103,7 +103,7 @@ while True:
 def test_signal_ends_a_process_with_a_blocked_console(
     tmp_path: Path, phase: str, errors: str
 ) -> None:
-    """Its main thread waits in print, or its writing thread does; not one more byte fits."""
+    """The main thread or the writing thread is blocked in a write, because the pipe is full."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     with contextlib.suppress(BlockingIOError):

@@ -1,4 +1,4 @@
-"""A console that lacks a character of the output costs that character's look, and no line."""
+"""A character that the console cannot display is replaced, and no line is lost."""
 
 import os
 import subprocess

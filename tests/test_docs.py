@@ -1,4 +1,4 @@
-"""The documentation's links lead somewhere, and its commands are ones that would run."""
+"""Links in the documentation refer to existing files, and its commands compose."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""How a command ends: what an operating system refuses is told with the file and what to do."""
+"""An error of the operating system is reported with the file and what to do."""
 
 import errno
 import subprocess

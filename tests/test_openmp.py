@@ -1,4 +1,4 @@
-"""OpenMP's threads wait briefly, unless the user has said how."""
+"""The OpenMP wait policy is set unless the user has set it."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Flags that Hydra does not have are answered with the key to write; config files are found."""
+"""Unknown flags are refused with the key to write, and config files are found."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""What a checkpoint costs: stall, time to durable, bytes, memory; and what reading one costs."""
+"""Measures the cost of checkpoints: stall, time to durable, bytes, memory, reading."""

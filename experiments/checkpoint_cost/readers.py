@@ -1,4 +1,4 @@
-"""One way of reading each, and the time that it takes: from the page cache or from the device."""
+"""Measures reading in several ways, from the page cache or from the device."""
 
 import json
 import os
@@ -26,7 +26,7 @@ FILES = {  # what is read, in a folder of the saver's
 
 
 def prepare(name: str, folder: Path) -> None:
-    """Write the state once in every way, each in a folder of its own."""
+    """Write the state once by every saver, each into its own folder."""
     state = build_state(name)
     for variant in FILES:
         target = folder / variant
@@ -37,7 +37,7 @@ def prepare(name: str, folder: Path) -> None:
 
 
 def measure(variant: str, folder: Path, *, cached: bool) -> dict[str, float]:
-    """Seconds that `variant` takes for its file, and the file's bytes."""
+    """Return the seconds that `variant` takes for its file, and the size of the file."""
     kind, action = READERS[variant]
     path = folder / kind / FILES[kind]
     files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -50,7 +50,7 @@ def measure(variant: str, folder: Path, *, cached: bool) -> dict[str, float]:
 
 
 def list_many(folder: Path) -> dict[str, float]:
-    """Seconds from command to end of `checkpoints list` for a hundred files of this size.
+    """Return the seconds of the command `checkpoints list` for a hundred files of this size.
 
     They are sparse: the first and last megabyte of a real one, a hole between. A listing reads
     neither tensors nor holes.
@@ -92,7 +92,7 @@ def _load_torch(path: Path) -> None:
 
 
 def _load_torch_mapped(path: Path) -> None:
-    """Mapped, and copied out of the map: a training must not change what the file gives it."""
+    """Load by mmap and copy, since a training must not change the file."""
     state = torch.load(path, weights_only=True, mmap=True)
     _copy(state)
 

@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def take_turns(name: str, folder: Path, repeats: int) -> dict[str, dict[str, list[Any]]]:
-    """All measurements of one state, by task and variant."""
+    """Return all measurements of one state by task and variant."""
     turns: dict[str, dict[str, list[Any]]] = {}
 
     def measure(task: str, variant: str, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""One way of saving each: the folder holds one good state at any time, durable when it says so."""
+"""The savers: each keeps a valid state in a folder at any time."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ class Saver(Protocol):
 
 
 class Own:
-    """gpt2ckpt: a regular save with all its roles, read back and compared, as in a training."""
+    """gpt2ckpt: a regular save with all roles, as in a training."""
 
     def __init__(self, folder: Path, *, in_background: bool) -> None:
         logging.basicConfig(level=logging.WARNING)
@@ -44,7 +44,7 @@ class Own:
 
 
 class TorchSave:
-    """torch.save to a new file, fsync, and over the old name: what a careful script does."""
+    """torch.save to a new file, fsync and rename, as in a careful script."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -58,11 +58,11 @@ class TorchSave:
         temporary.replace(self._folder / "state.pt")
 
     def wait(self) -> None:
-        """Nothing is under way."""
+        """Return at once."""
 
 
 class Safetensors:
-    """safetensors.torch.save_file with the same care; it holds tensors only."""
+    """safetensors.torch.save_file, fsync and rename; tensors only."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -77,7 +77,7 @@ class Safetensors:
         temporary.replace(self._folder / "state.safetensors")
 
     def wait(self) -> None:
-        """Nothing is under way."""
+        """Return at once."""
 
 
 class Distributed:

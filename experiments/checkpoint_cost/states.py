@@ -1,4 +1,4 @@
-"""The states that are saved: a GPT-2 with the state of its AdamW after one step."""
+"""The saved states: a GPT-2 with its AdamW state after one step."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ MODELS = {
 
 
 def build_state(name: str) -> dict[str, Any]:
-    """A state as training captures it, of random numbers; the tensors are the live ones."""
+    """Return a state as a training captures it, with random values and live tensors."""
     torch.manual_seed(0)
     model = GPT2(MODELS[name])
     optimizer = build_optimizer(AdamWConfig(), model, "cpu")
@@ -36,14 +36,14 @@ def build_state(name: str) -> dict[str, Any]:
 
 
 def change(state: dict[str, Any]) -> None:
-    """Change every parameter and its averages in place, as a step does."""
+    """Change every parameter and its moments in place, as a step does."""
     with torch.no_grad():
         for tensor in tensors(state).values():
             tensor.add_(1e-4)
 
 
 def tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Every distinct tensor of the state by a dotted name."""
+    """Return every distinct tensor of the state by dotted name."""
     flat = {f"model.{name}": tensor for name, tensor in state["model"].items()}
     flat.pop("model.lm_head.weight", None)  # tied to the token embedding
     for name, kinds in state["optimizer"]["state"].items():
@@ -52,5 +52,5 @@ def tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def size_of(state: dict[str, Any]) -> int:
-    """Bytes of all tensors."""
+    """Return the bytes of all tensors."""
     return sum(tensor.nbytes for tensor in tensors(state).values())

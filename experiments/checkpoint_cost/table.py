@@ -1,4 +1,4 @@
-"""The results as Markdown."""
+"""Formats the results as Markdown."""
 
 from collections.abc import Callable
 from statistics import median
@@ -12,7 +12,7 @@ Turns = dict[str, dict[str, list[Any]]]
 
 
 def as_markdown(results: dict[str, Any]) -> str:
-    """The whole report."""
+    """Return the report."""
     facts, states = results["machine"], results["turns"]
     parts = [
         "# Results\n",
@@ -28,7 +28,7 @@ def as_markdown(results: dict[str, Any]) -> str:
 
 
 def later(turn: dict[str, Any], key: str) -> float:
-    """The median over the saves of a process that come after its first."""
+    """Return the median over the saves of a process without its first."""
     return float(median(save[key] for save in turn["saves"][1:]))
 
 

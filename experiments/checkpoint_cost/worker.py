@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: prints a line of JSON."""
+"""Runs one measurement in its own process and prints a line of JSON."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ SAVES = 2  # timed after the first, which is reported by itself
 
 
 def measure_saves(variant: str, name: str, folder: Path) -> dict[str, Any]:
-    """What each save costs: seconds stopped, seconds to durable, CPU seconds, bytes written."""
+    """Return the cost of each save: seconds stopped and to durable, CPU seconds, bytes written."""
     from experiments.checkpoint_cost.savers import SAVERS
     from experiments.checkpoint_cost.states import build_state, change, size_of
 
@@ -42,13 +42,13 @@ def measure_saves(variant: str, name: str, folder: Path) -> dict[str, Any]:
 
 
 def _bytes_written() -> int:
-    """Bytes that this process has sent to storage so far (proc(5), write_bytes)."""
+    """Return the bytes that this process has sent to storage (proc(5), write_bytes)."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["write_bytes"])
 
 
 def _forget_peak() -> None:
-    """Let VmHWM begin again at what is resident now (proc(5), clear_refs)."""
+    """Reset VmHWM to the memory that is resident now (proc(5), clear_refs)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

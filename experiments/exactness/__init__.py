@@ -1,1 +1,1 @@
-"""Is a resumed run bitwise the run that never stopped? Every kind of checkpoint, every moment."""
+"""Checks that resumed runs equal an undisturbed run bitwise."""

@@ -1,4 +1,4 @@
-"""One training of the study, in this process or under torchrun."""
+"""Runs one training of the study, in this process or under torchrun."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ class Job:
 
 
 def train(job: Job) -> None:
-    """The whole of one training in this process, or under torchrun. Raises if it failed."""
+    """Run one training in this process or under torchrun. Raises if it failed."""
     log = job.directory.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [*job.words, f"hydra.run.dir={job.directory}"]

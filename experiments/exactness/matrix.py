@@ -1,4 +1,4 @@
-"""What is tried: ways to train, moments to stop at, kinds of checkpoint to go on from."""
+"""The cases: ways to train, moments to stop at, kinds of checkpoint to resume from."""
 
 import re
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ DROPOUT = ["model.dropout=0.1"]
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train: what differs from the base, and on how many ranks."""
+    """A way to train: overrides of the base, and the number of ranks."""
 
     name: str
     more: list[str]
@@ -54,7 +54,7 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """A name for a folder."""
+        """The name of the folder."""
         return re.sub(r"\W+", "_", self.name)
 
     @property
@@ -81,7 +81,7 @@ VARIANTS = [
 
 @dataclass(frozen=True)
 class Case:
-    """One resume: the variant, when its run was stopped, and from what it goes on."""
+    """A resume: the variant, when its run was stopped, and from which checkpoint it resumes."""
 
     variant: Variant
     moment: str
@@ -89,11 +89,11 @@ class Case:
 
     @property
     def name(self) -> str:
-        """A name for a folder."""
+        """The name of the folder."""
         return re.sub(r"\W+", "_", f"{self.variant.name} {self.moment} {self.kind}")
 
     def file_in(self, checkpoints: Path) -> Path:
-        """The newest file of this kind."""
+        """Return the newest file of this kind."""
         role = KINDS[self.kind] or BACKUPS[self.moment]
         files = [path for path in checkpoints.iterdir() if role_of(path.name) is role]
         return max(files, key=lambda path: path.name)
@@ -104,7 +104,7 @@ def cases(variants: list[Variant]) -> list[Case]:
 
 
 def groups(variants: list[Variant]) -> list[list[Variant]]:
-    """What is tried together, and written down before the next group begins."""
+    """Return the cases that run together before their results are written."""
     keys = [(variant.ranks, "trainer.compile=true" in variant.more) for variant in variants]
     return [
         [v for v, key in zip(variants, keys, strict=True) if key == wanted]

@@ -1,4 +1,4 @@
-"""Copying a run directory to go on in it, and comparing how it ended."""
+"""Copies a run directory to resume in it, and compares the result."""
 
 import shutil
 from pathlib import Path
@@ -11,13 +11,13 @@ from gpt2ckpt.recovery_drill.results import differing_losses, differing_state
 
 
 def copy_run(copies: Path, case: Case, directory: Path) -> Path:
-    """A copy of the run as it was at the moment of `case`; returns the file to go on from."""
+    """Copy the run at the moment of `case` and return the file to resume from."""
     shutil.copytree(copies / str(MOMENTS[case.moment]), directory)
     return case.file_in(directory / "checkpoints")
 
 
 def compare(variant: str, moment: str, kind: str, directory: Path, steady: Path) -> dict[str, Any]:
-    """Whether the run in `directory` ended bitwise as `steady`: weights, optimizer, losses."""
+    """Return whether the run equals `steady` bitwise: weights, optimizer, losses."""
     ours, theirs = (run / "checkpoints" / "latest.pt" for run in (directory, steady))
     check(ours)
     differing, tensors = compare_tensors(ours, theirs)

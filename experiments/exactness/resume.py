@@ -17,7 +17,7 @@ from gpt2ckpt.training.validate_run import validate_run
 
 
 def resume(file: Path, directory: Path) -> None:
-    """Go on from `file` in its run directory, to the end."""
+    """Resume from `file` in its run directory and train to the end."""
     values = {"resume": str(file), "fork": None}
     start = find_start(values, [], Scope(directory.parent, directory), _not_needed, locks=True)
     for line in start.notices():

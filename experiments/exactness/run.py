@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def study(folder: Path, variants: list[Variant], at_once: int) -> Iterator[dict[str, Any]]:
-    """A row for each resume, and one for each run that made the checkpoints, as they come."""
+    """Yield a row for each resume and for each run that wrote the checkpoints."""
     write_tokens(folder)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -89,7 +89,7 @@ def study(folder: Path, variants: list[Variant], at_once: int) -> Iterator[dict[
 
 
 def write_tokens(folder: Path) -> None:
-    """Tokens that follow from their predecessor most of the time, by plain arithmetic."""
+    """Write tokens that mostly follow from their predecessor by arithmetic."""
     tokens, state = [0], 12345
     for _ in range(BLOCKS_PER_EPOCH * BLOCK + 20 * BLOCK):
         state = (state * 1103515245 + 12345) % 2**31
@@ -101,13 +101,13 @@ def write_tokens(folder: Path) -> None:
 
 
 def unbroken(folder: Path, variant: Variant) -> Job:
-    """Saves at its end only, and nobody sends it a signal."""
+    """Return the undisturbed training, which saves at its end only."""
     words = [*variant.words, f"trainer.eval_every={EVAL_EVERY}", f"checkpoint.save_every={STEPS}"]
     return Job(folder / "unbroken" / variant.folder, words, variant.ranks)
 
 
 def source(folder: Path, variant: Variant) -> Job:
-    """The run that makes the checkpoints: a save after every step, an emergency at each moment."""
+    """Return the training that saves after every step and at each moment on a signal."""
     words = [*variant.words, f"trainer.eval_every={EVAL_EVERY}", "checkpoint.save_every=1"]
     words.append(f"checkpoint.keep_rolling={STEPS}")
     copies = folder / "copies" / variant.folder
@@ -115,7 +115,7 @@ def source(folder: Path, variant: Variant) -> Job:
 
 
 def resumed(folder: Path, case: Case) -> Job:
-    """Goes on, in a copy of the directory, from one file of it."""
+    """Return the training that resumes from one file in a copy of the directory."""
     directory = folder / "resumed" / case.name
     copied = copy_run(folder / "copies" / case.variant.folder, case, directory)
     return Job(directory, [f"+resume={copied}"], case.variant.ranks, resumed=copied)

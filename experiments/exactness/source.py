@@ -20,7 +20,7 @@ PATIENCE = 120  # seconds until a save is on disk
 
 
 def train_and_copy(copies: Path, directory: Path) -> None:
-    """Run `gpt2ckpt.train` on sys.argv; between two steps its directory is copied."""
+    """Run `gpt2ckpt.train` with sys.argv and copy its directory between steps."""
     real_step = Stepper.step
 
     def step(self: Stepper, state: Any, position: int) -> StepResult:
@@ -36,7 +36,7 @@ def train_and_copy(copies: Path, directory: Path) -> None:
 
 
 def _copy(directory: Path, copy: Path, step: int) -> None:
-    """The emergency save comes last, and is durable before the next step begins."""
+    """Wait for the emergency save, which is durable before the next step."""
     wanted = f"emergency_step_{step:06d}_*.pt"
     end = time.monotonic() + PATIENCE
     while not list((directory / "checkpoints").glob(wanted)):

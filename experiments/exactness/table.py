@@ -1,4 +1,4 @@
-"""The results as Markdown."""
+"""Formats the results as Markdown."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 
 def as_markdown(results: dict[str, Any]) -> str:
-    """A table for each moment: a line per variant, a column per kind of checkpoint."""
+    """Return a table per moment with variants as rows and kinds of checkpoint as columns."""
     facts, rows = results["machine"], results["cases"]
     resumed = [row for row in rows if row["kind"] != "-"]
     same = sum(row["same"] for row in resumed)

@@ -1,4 +1,4 @@
-"""The faults, one function each: what a trainer did is looked up on disk and put into words."""
+"""The faults, one function each; results are determined from the files on disk."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ SPACE = 24 << 20  # bytes of the small disk
 
 @dataclass
 class Process:
-    """A start of a trainer, in a child of this process, which has its libraries loaded."""
+    """A trainer in a forked child of this process, which has imported its libraries."""
 
     pid: int
     output: Path
@@ -54,7 +54,7 @@ class Process:
 
 
 class Battery:
-    """All faults for one trainer, in a folder of its own."""
+    """All faults for one trainer, in its own folder."""
 
     def __init__(self, peer: Peer, folder: Path, seed: int) -> None:
         self.peer, self.folder, self.dice = peer, folder, random.Random(seed)
@@ -62,7 +62,7 @@ class Battery:
         common.make_tokens(folder / "tokens.bin")
 
     def run(self) -> dict[str, str]:
-        """What came of each fault, in words."""
+        """Return the result of each fault as text."""
         reference = self.folder / "reference"
         if self.start(reference).wait():
             raise RuntimeError(f"{self.peer.name} does not train:\n{self.text(reference)}")
@@ -90,7 +90,7 @@ class Battery:
     # ------------------------------------------------------------ starting and stopping
 
     def start(self, directory: Path, *words: str) -> Process:
-        """The trainer on `directory`, with more words for its command line."""
+        """Start the trainer in `directory` with more arguments."""
         output = self.folder / f"{directory.name}.out"
         pid = os.fork()
         if pid:
@@ -120,7 +120,7 @@ class Battery:
         return max((step for step, _ in self.peer.losses(directory)), default=0)
 
     def stopped(self, name: str, number: int, step: int, *words: str) -> Path:
-        """A run that got a signal after `step`."""
+        """Return a run that got a signal after `step`."""
         directory = self.folder / name
         process = self.start(directory, *words)
         while process.poll() is None and self.steps(directory) < step:
@@ -141,7 +141,7 @@ class Battery:
         return self.start(directory, "--resume", *words).wait()
 
     def off(self, directory: Path) -> str:
-        """How far the weights at the end are from those of the undisturbed run."""
+        """Return the largest difference of the final weights from the undisturbed run."""
         other = self.peer.final(directory)
         worst = max(float((self.weights[k] - other[k]).abs().max()) for k in self.weights)
         return (

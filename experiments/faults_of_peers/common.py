@@ -22,7 +22,7 @@ SEED = 1337
 
 @dataclass(frozen=True)
 class Settings:
-    """The command line of a trainer; `pause` are seconds after each step."""
+    """The arguments of a trainer; `pause` is in seconds after each step."""
 
     directory: Path
     lr: float
@@ -31,7 +31,7 @@ class Settings:
 
 
 def settings() -> Settings:
-    """Parse the command line and settle what makes a training repeatable."""
+    """Parse the arguments and make the training deterministic."""
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
     parser.add_argument("--lr", type=float, default=LR)
@@ -43,7 +43,7 @@ def settings() -> Settings:
 
 
 def make_tokens(path: Path) -> None:
-    """A random walk over 64 words, uint16: an epoch is 80 steps."""
+    """Write a random walk over 64 tokens, uint16; an epoch is 80 steps."""
     import numpy as np
 
     walk = np.cumsum(np.random.default_rng(0).integers(-2, 3, 80 * BATCH * BLOCK + 1)) % VOCABULARY
@@ -51,7 +51,7 @@ def make_tokens(path: Path) -> None:
 
 
 def blocks(path: Path) -> "list[tuple[object, object]]":
-    """Inputs and targets of every block, int64 tensors."""
+    """Return inputs and targets of every block, int64 tensors."""
     import numpy as np
     import torch
 
@@ -64,7 +64,7 @@ def blocks(path: Path) -> "list[tuple[object, object]]":
 
 
 def build_model() -> "object":
-    """GPT-2 of transformers with dropout: 2 layers of 32."""
+    """Return a GPT-2 of transformers with 2 layers of width 32 and dropout."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -84,14 +84,14 @@ def build_model() -> "object":
 
 
 def note(given: Settings, step: int, loss: float) -> None:
-    """Append a step to losses.txt; on a full disk nothing, since that is no trainer's doing."""
+    """Append a step to losses.txt; ignore a full disk, which is not the trainer's fault."""
     with contextlib.suppress(OSError), (given.directory / "losses.txt").open("a") as file:
         file.write(f"{step} {loss!r}\n")
     time.sleep(given.pause)  # lets a tool that takes seconds over a signal still meet a training
 
 
 def finish(directory: Path, weights: object) -> None:
-    """Write the weights at the end, for the study."""
+    """Write the final weights for the study."""
     import torch
 
     with contextlib.suppress(OSError, RuntimeError):
@@ -99,7 +99,7 @@ def finish(directory: Path, weights: object) -> None:
 
 
 def quiet() -> None:
-    """No progress bars, no network, no telemetry."""
+    """Disable progress bars, network and telemetry."""
     os.environ.update(
         HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false"
     )

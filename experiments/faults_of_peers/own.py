@@ -1,4 +1,4 @@
-"""gpt2ckpt itself, by its command; what the others write to losses.txt stands in metrics.jsonl."""
+"""gpt2ckpt by its command; the losses are in metrics.jsonl instead of losses.txt."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def losses(directory: object) -> list[tuple[int, float]]:
-    """The steps in metrics.jsonl."""
+    """Return the steps in metrics.jsonl."""
     from pathlib import Path
 
     path = Path(str(directory)) / "metrics.jsonl"

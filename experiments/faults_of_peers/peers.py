@@ -1,4 +1,4 @@
-"""The trainers of the comparison: where each keeps its checkpoints, and what they say."""
+"""The trainers of the comparison, with their checkpoint files and how to read them."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ from experiments.faults_of_peers import own
 
 @dataclass(frozen=True)
 class Peer:
-    """One trainer. `newest` are the files that a resume reads, `rate` the learning rate in use."""
+    """A trainer; `newest` returns the files that a resume reads, `rate` the learning rate."""
 
     name: str
     module: str
@@ -24,7 +24,7 @@ class Peer:
     preload: tuple[str, ...] = ()
 
     def losses(self, directory: Path) -> list[tuple[int, float]]:
-        """What it logged, in order: a step may be there twice."""
+        """Return the logged steps in order, with repetitions."""
         if self.module == "own":
             return own.losses(directory)
         path = directory / "losses.txt"
@@ -32,13 +32,13 @@ class Peer:
         return [(int(step), float(loss)) for step, loss in map(str.split, lines)]
 
     def final(self, directory: Path) -> dict[str, Any]:
-        """The weights at the end."""
+        """Return the final weights."""
         if self.module == "own":
             return _load(directory / "checkpoints/latest.pt")["model"]
         return _load(directory / "final.pt")
 
     def main(self) -> None:
-        """Train as sys.argv says."""
+        """Train with the arguments in sys.argv."""
         importlib.import_module(f"experiments.faults_of_peers.{self.module}").main()
 
 

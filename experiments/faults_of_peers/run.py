@@ -23,7 +23,7 @@ PACKAGES = ("torch", "lightning", "transformers", "accelerate", "gpt2ckpt")
 
 
 def main() -> None:
-    """All trainers, each in a process of its own; or one, whose findings are printed as JSON."""
+    """Run all trainers, each in its own process; or one, printing its results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=[peer.module for peer in PEERS])
     parser.add_argument("--seed", type=int, default=1)

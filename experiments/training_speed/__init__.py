@@ -1,1 +1,1 @@
-"""Training speed and memory on a CPU, beside a plain reference and transformers."""
+"""Measures training speed and memory on a CPU beside a reference and transformers."""

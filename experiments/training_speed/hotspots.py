@@ -1,4 +1,4 @@
-"""Where the time of a step goes: torch.profiler's operators, put together by what they are for."""
+"""Measures where the time of a step goes, by grouping the operators of torch.profiler."""
 
 from collections import defaultdict
 
@@ -24,7 +24,7 @@ GROUPS = {
 
 
 def profile(shape: Shape, steps: int = 3) -> dict[str, float]:
-    """Seconds per step by group, largest first. Profiling itself adds a little to each."""
+    """Return seconds per step by group, largest first, including some profiling overhead."""
     step = own.build_step(shape)
     for _ in range(shape.warm_up):
         step()
@@ -38,7 +38,7 @@ def profile(shape: Shape, steps: int = 3) -> dict[str, float]:
 
 
 def group_of(event: FunctionEvent) -> str:
-    """What an operator is for. An operator inside of another goes with the outer one."""
+    """Return the group of an operator; a nested operator counts as the outer one."""
     chain = [event.name]
     parent = event.cpu_parent
     while parent is not None:

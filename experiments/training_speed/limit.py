@@ -1,4 +1,4 @@
-"""The matrix products of a training step and nothing else: no step can be faster.
+"""Measures only the matrix products of a training step, a lower bound of its time.
 
 Each is timed by itself in the layout that training has it in, with operands in memory that was
 touched before, and the fastest of several times counts.
@@ -23,7 +23,7 @@ TRIALS = 7
 
 @dataclass(frozen=True)
 class Product:
-    """Y = X W^T: `count` of them in a step, `batch` at a time; X [rows, inner], W [columns, inner].
+    """Products Y = X W^T with X [rows, inner], W [columns, inner]: `count` per step, in `batch`es.
 
     Its backward pass has two products of the same size: dX = dY W and dW = dY^T X.
     """
@@ -42,7 +42,7 @@ class Product:
 
 
 def products(shape: Shape, vocabulary: int) -> Iterator[Product]:
-    """Every product of the forward pass. Attention is counted without the causal mask."""
+    """Return every product of the forward pass; attention without the causal mask."""
     tokens, width, layers = shape.tokens, shape.n_embd, shape.n_layer
     heads, head_width = shape.batch * shape.n_head, shape.n_embd // shape.n_head
     yield Product("queries, keys, values", layers, tokens, width, 3 * width)
@@ -55,7 +55,7 @@ def products(shape: Shape, vocabulary: int) -> Iterator[Product]:
 
 
 def measure(shape: Shape) -> dict[str, object]:
-    """Seconds by product, and in all, of one step in the precision that gpt2ckpt takes here."""
+    """Return the seconds of each product and of all, in the precision that gpt2ckpt uses."""
     config = own.read_config(shape)
     hardware = own.choose(config)
     prepare_process(hardware, deterministic=config.trainer.deterministic)

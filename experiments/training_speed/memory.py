@@ -1,4 +1,4 @@
-"""What a training step of gpt2ckpt holds, added up from the shapes."""
+"""Computes the memory of a training step of gpt2ckpt from the shapes."""
 
 from experiments.training_speed import own
 from experiments.training_speed.shapes import Shape
@@ -10,7 +10,7 @@ FLOAT, HALF = 4, 2  # bytes
 
 
 def accounted_bytes(shape: Shape) -> dict[str, int]:
-    """Bytes by part, under bfloat16 autocast as on a CPU that computes in it (float32 otherwise).
+    """Return the bytes by part, under bfloat16 autocast if the CPU supports it.
 
     A block keeps for its backward pass, per token and in units of its width C: in float32 the
     inputs of its two norms (2 C); in the dtype of the products the outputs of the norms (2 C),

@@ -1,4 +1,4 @@
-"""gpt2ckpt as it trains by default: its own config, loader, step and optimizer."""
+"""gpt2ckpt with its default config, loader, step and optimizer."""
 
 from collections.abc import Callable
 
@@ -23,32 +23,32 @@ from gpt2ckpt.training.validate_run import DEFAULT_STEPS
 
 
 def read_config(shape: Shape) -> TrainConfig:
-    """The config of `python -m gpt2ckpt.train` with the shape's overrides."""
+    """Return the config of `python -m gpt2ckpt.train` with the overrides of a shape."""
     values = compose_config("train", shape.overrides).values
     config: TrainConfig = build_typed("train", freeze(values))
     return config
 
 
 def open_loader(config: TrainConfig) -> BlockLoader:
-    """The training blocks in their order: the same for every variant."""
+    """Return the training blocks in order, equal for every variant."""
     size = config.model.block_size
     corpus = open_corpus(config.data, config.model.vocab_size, size)
     return BlockLoader(corpus.train, size, config.seed)
 
 
 def new_model(config: TrainConfig) -> GPT2:
-    """The model with its first weights: the same for every variant."""
+    """Return the model with its initial weights, equal for every variant."""
     seed_everything(config.seed)
     return GPT2(config.model)
 
 
 def choose(config: TrainConfig) -> Hardware:
-    """What `auto` comes to on this machine."""
+    """Return the precision that `auto` selects on this machine."""
     return choose_hardware(config.trainer.device, config.trainer.precision, config.trainer.threads)
 
 
 def build_step(shape: Shape) -> Callable[[], float]:
-    """A function that makes the next step of a training with the defaults; it returns the loss."""
+    """Return a function that trains the next step with the defaults and returns its loss."""
     config = read_config(shape)
     hardware = choose(config)
     prepare_process(hardware, deterministic=config.trainer.deterministic)

@@ -1,4 +1,4 @@
-"""transformers' GPT2LMHeadModel in a plain loop."""
+"""GPT2LMHeadModel of transformers in a plain loop."""
 
 import contextlib
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from gpt2ckpt.model.huggingface import to_huggingface
 
 
 def build_step(shape: Shape, *, best: bool) -> Callable[[], float]:
-    """A function that makes the next step and returns its loss.
+    """Return a function that trains the next step and returns its loss.
 
     Without `best`, as the documentation shows a loop: float32 and torch's AdamW. With it, what is
     documented as faster: bfloat16 autocast, the fused AdamW, no cache of keys and values, which

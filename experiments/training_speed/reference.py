@@ -15,7 +15,7 @@ from experiments.training_speed.shapes import THREADS, Shape
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm."""
+    """Attention and MLP, each after a norm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Token ids and targets [B, T] to the mean cross entropy; nanoGPT's parameter names."""
+    """Maps token ids and targets [B, T] to the mean cross entropy, with nanoGPT's names."""
 
     def __init__(self, shape: Shape, vocabulary: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Model(nn.Module):
 
 
 def build_step(shape: Shape, *, compiled: bool) -> Callable[[], float]:
-    """A function that makes the next step and returns its loss."""
+    """Return a function that trains the next step and returns its loss."""
     torch.set_num_threads(THREADS)
     config = own.read_config(shape)
     model = Model(shape, config.model.vocab_size)

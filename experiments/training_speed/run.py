@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def take_turns(shapes: list[str], repeats: int) -> dict[str, dict[str, list[Any]]]:
-    """All measurements of every variant, by shape and variant."""
+    """Return all measurements by shape and variant."""
     turns: dict[str, dict[str, list[Any]]] = {name: {} for name in shapes}
     for turn in range(repeats):
         for name in shapes:

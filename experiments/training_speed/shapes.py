@@ -1,4 +1,4 @@
-"""The shapes that are measured: the default model, one between, and GPT-2 124M."""
+"""The measured shapes: the default model, one between, and GPT-2 124M."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ THREADS = 2
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and its batch; `steps` are timed after `warm_up` others."""
+    """A model and its batch; `steps` steps are timed after `warm_up` others."""
 
     n_layer: int
     n_head: int
@@ -24,7 +24,7 @@ class Shape:
 
     @property
     def overrides(self) -> list[str]:
-        """What to type after `python -m gpt2ckpt.train` to train this on a CPU."""
+        """Overrides of `python -m gpt2ckpt.train` that train this shape on a CPU."""
         return [
             *(f"model.n_layer={self.n_layer}", f"model.n_head={self.n_head}"),
             *(f"model.n_embd={self.n_embd}", f"model.block_size={self.context}"),

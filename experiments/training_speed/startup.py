@@ -1,4 +1,4 @@
-"""Seconds from a command to its first step, to its help, and to the answer to a mistake."""
+"""Measures the seconds from a command to its first step, help page or error message."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ COMMANDS = {
 
 
 def measure() -> dict[str, list[float]]:
-    """Every command in turn, `REPEATS` times over, in an empty folder."""
+    """Run every command in turn, `REPEATS` times, in an empty folder."""
     times: dict[str, list[float]] = {}
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}  # works without an installation, too
@@ -41,7 +41,7 @@ def measure() -> dict[str, list[float]]:
 
 
 def _until_first_step(folder: str, environment: dict[str, str]) -> float:
-    """Runs `python -m gpt2ckpt.train` until it reports step 1, and ends it there."""
+    """Run `python -m gpt2ckpt.train` until it reports step 1, then end it."""
     start = time.perf_counter()
     with subprocess.Popen(
         TRAIN, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""The results as Markdown."""
+"""Formats the results as Markdown."""
 
 from statistics import median
 from typing import Any
@@ -15,7 +15,7 @@ Turns = list[dict[str, Any]]
 
 
 def as_markdown(results: dict[str, Any]) -> str:
-    """The whole report."""
+    """Return the report."""
     turns = results["turns"]
     parts = [
         *("# Results\n", _machine(results["machine"], turns)),
@@ -32,7 +32,7 @@ def as_markdown(results: dict[str, Any]) -> str:
 
 
 def speeds(turns: Turns, shape: str) -> list[float]:
-    """Tokens per second in each turn: of its median step."""
+    """Return the tokens per second of the median step in each turn."""
     return [SHAPES[shape].tokens / median(turn["seconds"]) for turn in turns]
 
 

@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: prints a line of JSON."""
+"""Runs one measurement in its own process and prints a line of JSON."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from gpt2ckpt.openmp import set_wait_policy
 
 
 def build_step(variant: str, shape: Shape) -> Callable[[], float]:
-    """The step of a variant: it trains on the next blocks and returns the loss."""
+    """Return a function that trains a step of a variant and returns its loss."""
     from experiments.training_speed import own, reference
 
     if variant == OWN:
@@ -26,7 +26,7 @@ def build_step(variant: str, shape: Shape) -> Callable[[], float]:
 
 
 def measure(variant: str, shape: Shape) -> dict[str, Any]:
-    """Seconds of each timed step, losses of all steps, and memory in bytes."""
+    """Return seconds of each timed step, losses of all steps, and memory in bytes."""
     from experiments.training_speed import own
 
     own.open_loader(own.read_config(shape))  # PyTorch and the tokenizer are no model's memory

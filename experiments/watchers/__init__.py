@@ -1,1 +1,1 @@
-"""How much longer does a training take while one of those that watch it fails?"""
+"""Measures how much longer a training takes while a watcher fails."""

@@ -21,7 +21,7 @@ MOST = 1.10  # times the undisturbed time, in which a disturbed training is to e
 
 
 def main() -> None:
-    """Train undisturbed, disturbed, undisturbed, and so on, and write a table after each."""
+    """Train undisturbed and disturbed in turn, and write a table after each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=8000, help="of each training")
     parser.add_argument("--only", default="", help="a part of a combination's name")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _words(folder: Path, steps: int) -> list[str]:
-    """A small model on random tokens, with everything on that may be disturbed."""
+    """Return the arguments of a small training with every watcher enabled."""
     tokens = np.random.default_rng(0).integers(0, 64, 3000)
     for split, part in (("train", tokens[:2000]), ("val", tokens[2000:])):
         part.astype("<u2").tofile(folder / f"{split}.bin")

@@ -1,4 +1,4 @@
-"""Corpora of each kind, and what is refused."""
+"""Corpora of each kind open, and unusable ones are refused."""
 
 import subprocess
 import sys
@@ -186,7 +186,7 @@ def test_digest_covers_validation_text(tmp_path: Path) -> None:
 
 
 def test_a_different_split_has_a_different_digest(tmp_path: Path) -> None:
-    """The tokens are the same, and so are the contents of the file."""
+    """The tokens and the contents of the file are the same."""
     (tmp_path / "a.txt").write_text("one two three four\n" * 20)
     first, second = (
         open_corpus(_text(tmp_path / "a.txt", None, part), VOCAB_SIZE, 4) for part in (0.2, 0.3)

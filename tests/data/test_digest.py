@@ -1,4 +1,4 @@
-"""Digests of whole files: what they cover, when they are known, and the cache of them."""
+"""Digests of complete files: their coverage, their computation in the background, their cache."""
 
 import json
 import os
@@ -18,7 +18,7 @@ VALUES = np.random.default_rng(0).integers(0, 50257, 1_500_000).astype("<u2")
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of a cache of this test's own, which remembers files of any size and age."""
+    """Return the file of a separate cache that stores digests of files of any size and age."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(digest, "_CACHED", 0)
     monkeypatch.setattr(digest, "_SETTLED", -1.0)
@@ -37,7 +37,7 @@ def opened(path: Path) -> TokenFile:
 
 
 def read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[bool, list[str] | None]:
-    """Whether the file is read, and its digest."""
+    """Return whether the file was read, and its digest."""
     calls = []
     real = digest._digest
     with monkeypatch.context() as patch:
@@ -106,7 +106,7 @@ def test_digest_is_cached_until_the_file_changes(
 def test_digest_of_a_just_written_file_is_not_cached(
     file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another change in the same tick of the file system's clock would not show."""
+    """A change within the same tick of the file system clock would not be detected."""
     monkeypatch.setattr(digest, "_SETTLED", 60.0)
     assert [read_again(file, monkeypatch)[0] for _ in range(2)] == [True, True]
 

@@ -1,4 +1,4 @@
-"""The default split of the embedded text: honest, and the same at every start."""
+"""The default split of the embedded text is deterministic and without overlap."""
 
 import re
 
@@ -18,13 +18,13 @@ def tokens_of(split: str, fraction: float = 0.1) -> tuple[list[int], list[int]]:
 
 
 def white(tokens: list[int]) -> float:
-    """The share of tokens that are white space alone."""
+    """Return the share of tokens that are whitespace."""
     encoding = gpt2_encoding()
     return sum(not encoding.decode_single_token_bytes(t).strip() for t in tokens) / len(tokens)
 
 
 def overlap(train: list[int], val: list[int], length: int = 13) -> float:
-    """The share of the sequences of 13 tokens of `val` that are in `train`, too."""
+    """Return the share of the 13-token sequences of `val` that also occur in `train`."""
     known = {tuple(train[i : i + length]) for i in range(len(train) - length + 1)}
     asked = [tuple(val[i : i + length]) for i in range(len(val) - length + 1)]
     return sum(sequence in known for sequence in asked) / len(asked)

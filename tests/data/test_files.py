@@ -1,4 +1,4 @@
-"""What a user may write in data.train."""
+"""Paths and globs in data.train expand to files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Batches by position, and validation in order."""
+"""The loader returns batches by position and validation blocks in order."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from gpt2ckpt.data.tokens import Piece, TokenStream
 
 
 def _stream(tokens: int, cut: int = 0) -> TokenStream:
-    """Token i is i, so that a batch shows where it was read; in two pieces."""
+    """Return a stream of two pieces in which token i is i, so that a batch shows its position."""
     whole = np.arange(tokens, dtype=np.uint16)
     return TokenStream([Piece("a", whole[:cut]), Piece("b", whole[cut:])], 50257)
 

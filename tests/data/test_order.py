@@ -1,4 +1,4 @@
-"""The computed permutation: complete, mixed, and the same for ever."""
+"""The data order is a permutation, is mixed, and never changes."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Shards: exact bytes, all or nothing, and the same tokens as the text they are made of."""
+"""Shards have exact bytes, are written atomically, and contain the tokens of their text."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Token files of every format, what is refused, and a file that changes while it is open."""
+"""Token files of every format are read, unsupported files refused, and changes detected."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Text in pieces gives the tokens of the whole text, whatever the text."""
+"""Tokenizing text in pieces gives the tokens of the complete text."""
 
 from pathlib import Path
 

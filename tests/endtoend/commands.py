@@ -1,4 +1,4 @@
-"""Running the real commands, and reading what they leave behind."""
+"""Runs complete commands and reads their results."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ PATIENCE = 300  # seconds that a command may take on a busy machine
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -35,14 +35,14 @@ class Done:
 
     @property
     def sentence(self) -> str:
-        """The one line of an error, which is all that a user gets to read."""
+        """The single line of an error message."""
         [line] = self.err.splitlines()
         assert line.startswith("error: ")
         return line.removeprefix("error: ")
 
 
 def environment() -> dict[str, str]:
-    """This interpreter first in PATH, this package found from anywhere, no full traces."""
+    """Return an environment that finds this interpreter and package, without full tracebacks."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     python_path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
     kept = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
@@ -94,7 +94,7 @@ def succeed(done: Done) -> Done:
 
 
 def wait_until(process: "Process", holds: Callable[[], bool]) -> None:
-    """Until something has been done by a process that must not end before."""
+    """Wait until a condition holds; fail if the process ends before."""
     end = time.monotonic() + PATIENCE
     while not holds():
         assert process.poll() is None and time.monotonic() < end, finish(process)
@@ -102,7 +102,7 @@ def wait_until(process: "Process", holds: Callable[[], bool]) -> None:
 
 
 def events(run_directory: Path, key: str = "train_loss") -> list[tuple[int, float]]:
-    """Step and value of each event of metrics.jsonl that has `key`."""
+    """Return step and value of each event of metrics.jsonl with `key`."""
     path = run_directory / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     whole = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -114,7 +114,7 @@ def steps_done(run_directory: Path) -> int:
 
 
 def opened(path: Path) -> dict[str, Any]:
-    """A checkpoint as anybody opens it."""
+    """Return a checkpoint loaded by plain torch.load."""
     state: dict[str, Any] = torch.load(path, weights_only=True)
     return state
 
@@ -124,7 +124,7 @@ def latest(run_directory: Path) -> dict[str, Any]:
 
 
 def same_bits(first: Any, second: Any) -> bool:
-    """Whether two states are equal in structure and in every bit of their tensors."""
+    """Return whether two states have equal structure and bitwise equal tensors."""
     if isinstance(first, torch.Tensor):
         return first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):
@@ -135,7 +135,7 @@ def same_bits(first: Any, second: Any) -> bool:
 
 
 def tree(folder: Path) -> dict[str, tuple[str, int]]:
-    """Every path below `folder`: what it holds, and when that changed."""
+    """Return content and modification time of every path below `folder`."""
     found = {}
     for path in sorted(folder.rglob("*")):
         content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"

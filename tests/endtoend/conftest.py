@@ -1,4 +1,4 @@
-"""One finished run that the tests of the commands share: they copy it, or only read it."""
+"""A finished run that the tests share: they copy it or only read it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from commands import run, succeed
 
 @dataclass(frozen=True)
 class Reference:
-    """A run of 120 steps in `directory`, and the words of its command but hydra.run.dir."""
+    """Train 120 steps in `directory` and return the arguments without hydra.run.dir."""
 
     directory: Path
     words: list[str]

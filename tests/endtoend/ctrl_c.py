@@ -40,7 +40,7 @@ class Stop:
 
 
 def catches_signals(process: "subprocess.Popen[str]") -> bool:
-    """Whether SIGTERM has a handler: Python gives it none, so it is ours."""
+    """Return whether SIGTERM has a handler; Python does not install one."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()
     except OSError:
@@ -74,7 +74,7 @@ def stop_at(
 
 
 def problem_of(done: Done, number: signal.Signals, phase: str, folder: Path) -> str:
-    """What is not as promised, or nothing."""
+    """Return the problems of a stopped run; empty if there are none."""
     everything = f"\n{done.out[-3000:]}\n{done.err[-3000:]}"
     for word in ("Traceback", "KeyboardInterrupt", "Exception ignored", "Error"):
         if word in done.out + done.err:
@@ -97,7 +97,7 @@ def problem_of(done: Done, number: signal.Signals, phase: str, folder: Path) -> 
 def stop_often(
     words: list[str], folder: Path, count: int, seed: int, numbers: tuple[signal.Signals, ...]
 ) -> Iterator[Stop]:
-    """`count` runs, each stopped at a random moment: in turn in its start, its steps, its end."""
+    """Stop `count` runs at random moments of their start, their steps and their end in turn."""
     dice = random.Random(seed)
     begin = time.monotonic()
     yield stop_at(words, _made(folder / "stop_0"), numbers[0], 1, 0.0)
@@ -116,7 +116,7 @@ def _made(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Write token files, stop runs on them, and print what came out."""
+    """Write token files, stop runs on them, and print the results."""
     import numpy as np
 
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 50

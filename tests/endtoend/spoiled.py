@@ -1,4 +1,4 @@
-"""The train command, in which a weight turns infinite after step 9: on the last rank alone."""
+"""The train command with a weight that becomes infinite after step 9 on the last rank."""
 
 import os
 from typing import Any

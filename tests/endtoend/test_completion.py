@@ -18,7 +18,7 @@ done
 
 
 def test_bash_completes_options_and_keys(tmp_path: Path) -> None:
-    """The last line cannot be completed: Hydra reads it itself. It prints nothing either."""
+    """A line that Hydra parses cannot be completed and prints nothing."""
     command = ["bash", "-c", SCRIPT]
     done = subprocess.run(
         command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=300

@@ -1,4 +1,4 @@
-"""Signals at random moments of real runs, their start and their end included: see ctrl_c.py."""
+"""Signals at random moments of runs, including start and end: see ctrl_c.py."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Token files that are damaged or replaced while a training reads them, or between two starts."""
+"""Token files that change during a training, and warnings about data."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from commands import finish, opened, run, start, steps_done, succeed, wait_until
 
 
 def own_data(token_data: Any, folder: Path) -> list[str]:
-    """The words of a training on copies of the data that may be changed."""
+    """Return the arguments of a training on copies of the data."""
     for path in (token_data.train, token_data.val):
         shutil.copy(path, folder / path.name)
     return [*token_data.overrides, "data.train=train.bin", "data.val=val.bin"]
@@ -20,7 +20,7 @@ def own_data(token_data: Any, folder: Path) -> list[str]:
 def test_data_file_truncated_during_training_saves_an_emergency_checkpoint(
     token_data: Any, tmp_path: Path, name: str
 ) -> None:
-    """Mapped, it would end the process by SIGBUS: no emergency checkpoint, not a word."""
+    """A mapped file would end the process by SIGBUS, without an emergency checkpoint."""
     words = [*own_data(token_data, tmp_path), "trainer.max_steps=100000", "checkpoint=light"]
     words += ["trainer.eval_every=5", "hydra.run.dir=run"]
     process = start("train", words, tmp_path)
@@ -38,7 +38,7 @@ def test_data_file_truncated_during_training_saves_an_emergency_checkpoint(
 def test_start_warns_about_32_bit_tokens_and_overlapping_validation_data(
     token_data: Any, tmp_path: Path
 ) -> None:
-    """32-bit tokens are read as such, and a validation file that is trained on is a warning."""
+    """32-bit tokens are recognized, and overlapping data is a warning."""
     words = own_data(token_data, tmp_path)
     wide = np.fromfile(tmp_path / "train.bin", dtype="<u2").astype("<u4")
     wide.tofile(tmp_path / "train.bin")

@@ -1,4 +1,4 @@
-"""Whole commands on disks that are full, fill up, know no links, or lose the run's directory."""
+"""Complete commands on a full disk, without hard links, or without the run directory."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(folder: Path, spare: int) -> Path:
-    """A file of somebody else's that leaves `spare` bytes free."""
+    """Write a file that leaves `spare` bytes free."""
     path = folder / "somebody_elses.bin"
     with path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - spare)
@@ -65,7 +65,7 @@ def test_run_is_refused_on_a_full_disk_and_survives_one_that_fills_up(
 def test_removed_run_directory_fails_saves_but_not_the_training(
     token_data: Any, tmp_path: Path
 ) -> None:
-    """It is not made again by itself, every save says so, and nothing is raised."""
+    """The directory is not created again, every save reports an error, and nothing is raised."""
     words = [*token_data.overrides, "trainer.max_steps=100000", "checkpoint.save_every=5"]
     process = start("train", [*words, "hydra.run.dir=run"], tmp_path)
     wait_until(process, lambda: steps_done(tmp_path / "run") >= 10)
@@ -84,7 +84,7 @@ def test_removed_run_directory_fails_saves_but_not_the_training(
 def test_hanging_disk_blocks_neither_the_training_nor_its_end(
     token_data: Any, tmp_path: Path
 ) -> None:
-    """Nothing comes back from fsync any more, of checkpoints and history alike."""
+    """fsync of checkpoints and metrics.jsonl hangs."""
     faults = preload.build(tmp_path)
     words = [*token_data.overrides, "trainer.max_steps=100000", "checkpoint.save_every=5"]
     words += ["checkpoint.hang_seconds=2", "hydra.run.dir=run"]
@@ -104,7 +104,7 @@ def test_hanging_disk_blocks_neither_the_training_nor_its_end(
 
 
 def test_training_and_resume_work_without_hard_links(token_data: Any, tmp_path: Path) -> None:
-    """exFAT, by FUSE: no hard links, names of one state are copies."""
+    """On exFAT (FUSE) files of one state are copies."""
     for disk in formatted("exfat", tmp_path / "disk"):
         words = [*token_data.overrides, "trainer.max_steps=20", "checkpoint.save_every=10"]
         done = succeed(run("train", [*words, "trainer.eval_every=20", "hydra.run.dir=run"], disk))

@@ -1,4 +1,4 @@
-"""A dry run shows what the start would show, warnings included, and writes nothing."""
+"""A dry run prints what a start prints, including warnings, and writes nothing."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ LABELS = re.compile(
 def dry_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
-    """The command with dry_run=true: its exit code and all that it prints."""
+    """Run the command with dry_run=true and return its exit code and output."""
     monkeypatch.chdir(tmp_path)
 
     def dry_run(*words: str) -> tuple[int, str]:
@@ -36,7 +36,7 @@ def dry_run(
 
 
 def announced(out: str) -> list[str]:
-    """The lines of the plan, without the directory and the disk: free space changes by itself."""
+    """Return the lines of the plan without the directory and the disk, which change."""
     lines = [line for line in out.splitlines() if LABELS.match(line)]
     return [line for line in lines if not line.startswith(("disk", "run "))]
 

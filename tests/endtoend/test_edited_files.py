@@ -1,4 +1,4 @@
-"""A run whose files were edited or damaged since it stopped resumes, and reports each of them."""
+"""A run with edited or damaged files resumes and reports each of them."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def test_edited_metrics_file_is_reported_and_the_resume_is_exact(
 
 
 def test_resume_reports_edited_source_code(reference: Any, tmp_path: Path) -> None:
-    """The user's own copy of the project, with the gradients clipped a hundred times harder."""
+    """The copy of the project clips gradients at a hundredth of the norm."""
     shutil.copytree(reference.directory, tmp_path / "run", copy_function=shutil.copy2)
     for name in ("gpt2ckpt", "conf"):
         unread = shutil.ignore_patterns("__pycache__")
@@ -61,7 +61,7 @@ def test_resume_reports_edited_source_code(reference: Any, tmp_path: Path) -> No
 def test_resume_repairs_a_damaged_file_before_the_first_save(
     reference: Any, tmp_path: Path
 ) -> None:
-    """One flipped bit, two more steps: nothing that was valid is lost, and nothing is damaged."""
+    """After one flipped bit and two more steps, all states exist in valid files."""
     folder = tmp_path / "run" / "checkpoints"
     subprocess.run(
         ["cp", "-a", reference.directory, tmp_path / "run"], check=True

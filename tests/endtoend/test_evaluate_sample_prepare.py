@@ -1,4 +1,4 @@
-"""The other commands, on what the first one trained."""
+"""The commands evaluate, sample and prepare."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def done(reference: Any, folder: Path, token_data: Any) -> dict[str, Done]:
 
 
 def in_transformers(state: dict[str, Any], activation: str = "gelu_new") -> GPT2LMHeadModel:
-    """The trained weights in a model of transformers."""
+    """Return the trained weights in a transformers model."""
     shape = {key: state["config"]["model"][key] for key in ("n_layer", "n_head", "n_embd")}
     shape |= {"vocab_size": 64, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}
     model = GPT2LMHeadModel(GPT2Config(**shape, activation_function=activation)).eval()
@@ -70,7 +70,7 @@ def in_transformers(state: dict[str, Any], activation: str = "gelu_new") -> GPT2
 
 
 def loss_of_transformers(model: GPT2LMHeadModel, tokens: Path) -> tuple[float, int]:
-    """Mean over all whole blocks of 32 of the loss that transformers gives."""
+    """Return the mean loss by transformers over all complete blocks of 32."""
     stream = torch.from_numpy(np.fromfile(tokens, dtype="<u2").astype(np.int64))
     starts = range(0, len(stream) - 32, 32)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_evaluate_equals_transformers_for_a_trained_checkpoint(
 def test_evaluate_and_sample_read_huggingface_and_nanogpt_weights(
     reference: Any, token_data: Any, tmp_path: Path
 ) -> None:
-    """A Hugging Face folder as transformers writes it, and a file like nanoGPT's (exact GELU)."""
+    """Read a Hugging Face folder by transformers and a nanoGPT checkpoint (exact GELU)."""
     state = latest(reference.directory)
     in_transformers(state).save_pretrained(tmp_path / "hf")
     shape = {key: state["config"]["model"][key] for key in ("n_layer", "n_head", "n_embd", "bias")}
@@ -161,7 +161,7 @@ def test_prepare_never_overwrites_shards(folder: Path, done: dict[str, Done]) ->
 def test_run_starts_from_the_weights_of_a_checkpoint(
     reference: Any, folder: Path, done: dict[str, Done]
 ) -> None:
-    """The checkpoint sets the shape; the losses go on where the trained model was."""
+    """The checkpoint sets the shape, and the first loss is that of the trained model."""
     out = succeed(done["init"]).out
     losses = [
         float(line.split("loss ")[1].split()[0]) for line in out.splitlines() if "| loss" in line
@@ -185,7 +185,7 @@ def test_sample_writes_the_requested_number_of_texts(folder: Path, done: dict[st
 def test_model_with_another_vocabulary_is_sampled_as_token_ids(
     reference: Any, folder: Path
 ) -> None:
-    """The command that a run prints at its end has no prompt; one that has is replaced, or ids."""
+    """The command that a run prints works; a prompt must consist of token ids."""
     ckpt = [f"ckpt={reference.directory}", "max_tokens=4"]
     done = side_by_side(
         folder,

@@ -1,4 +1,4 @@
-"""Resuming, forking and protecting a run on the real command line, from a finished one."""
+"""Resume, fork and protection of a finished run on the command line."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from commands import Done, events, latest, opened, same_bits, side_by_side, succ
 
 
 def flip(path: Path) -> None:
-    """Flip one bit in a tensor, in place, so that hard links are damaged too."""
+    """Flip one bit in a tensor in place, which also damages hard links."""
     content = bytearray(path.read_bytes())
     content[int(0.6 * len(content))] ^= 16
     with path.open("r+b") as file:
@@ -19,7 +19,7 @@ def flip(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the finished run for every command."""
+    """Return a copy of the finished run for every command."""
     folder = tmp_path_factory.mktemp("going_on")
     for name in ("finished", "protected", "forked_from", "extended", "flipped"):
         shutil.copytree(reference.directory, folder / name, copy_function=shutil.copy2)
@@ -34,7 +34,7 @@ def before(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def done(reference: Any, folder: Path, before: dict[str, Any]) -> dict[str, Done]:
-    """Each command works in a directory of its own, so that they can run side by side."""
+    """Run each command in its own directory, so that they can run in parallel."""
 
     def resume(name: str, *words: str) -> tuple[str, list[str]]:
         return "train", ["+resume=latest", f"hydra.run.dir={name}", *words]
@@ -93,7 +93,7 @@ def test_fork_is_a_new_run_that_records_its_parent(
 
 
 def test_resume_applies_and_prints_only_changed_keys(done: dict[str, Done], folder: Path) -> None:
-    """The command repeats data.val=FILE: a key of data=tokens, which it does not repeat."""
+    """The command repeats data.val=FILE, a key of data=tokens, without data=tokens."""
     result = succeed(done["extended"])
     assert "resuming from extended/checkpoints/latest.pt, step 120" in result.out
     changes = [line for line in result.out.splitlines() if " → " in line]
@@ -123,7 +123,7 @@ def test_every_launch_writes_its_hydra_record(
 
 
 def test_resume_skips_corrupt_latest_and_names_it(done: dict[str, Done], folder: Path) -> None:
-    """A flipped bit in every other region of the file: tests/runs/test_resume.py."""
+    """Other regions of the file are tested in tests/runs/test_resume.py."""
     result = succeed(done["flipped"])
     assert "skipped flipped/checkpoints/latest.pt: " in result.out
     used = result.out.partition("resuming from ")[2].splitlines()[0]

@@ -1,4 +1,4 @@
-"""Help and mistakes are answered without the seconds that importing torch takes."""
+"""Help and error messages are printed without importing torch."""
 
 import subprocess
 import sys

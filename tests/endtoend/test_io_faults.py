@@ -1,4 +1,4 @@
-"""Whole commands on file systems whose calls fail, with a library that makes them fail."""
+"""Complete commands while a preloaded library makes system calls fail."""
 
 import errno
 import signal
@@ -42,7 +42,7 @@ def faulty(faults: preload.Faults, name: str, words: list[str], cwd: Path) -> Do
 def test_training_succeeds_if_disk_space_cannot_be_measured(
     token_data: Any, tmp_path: Path, faults: preload.Faults
 ) -> None:
-    """The report of every tenth save, the check before each save, and the summary at the end."""
+    """The disk report, the check before each save and the final summary still work."""
     (tmp_path / "run" / "notes").mkdir(parents=True)
     faults.set(("statvfs", EIO, "run"), ("opendir", EACCES, "notes$"))
     words = [*token_data.overrides, "trainer.max_steps=12", "checkpoint.save_every=1"]
@@ -53,7 +53,7 @@ def test_training_succeeds_if_disk_space_cannot_be_measured(
 
 
 def start_spoiled(words: list[str], cwd: Path, faults: preload.Faults) -> forkserver.Forked:
-    """A training in which a weight turns infinite after step 9, so that it goes back."""
+    """Start a training with a weight that becomes infinite after step 9, which rolls it back."""
     program = str(Path(__file__).with_name("spoiled.py"))
     everything = {**faults.environment, **environment()}
     return forkserver.start(program, [*words, "trainer.on_bad_loss=rollback"], cwd, everything)
@@ -86,7 +86,7 @@ def test_kill_resume_rollback_and_prepare_work_without_directory_fsync(
 def test_rollback_succeeds_on_a_full_disk_and_completes_later(
     token_data: Any, tmp_path: Path, faults: preload.Faults
 ) -> None:
-    """Until the disk works again. What was logged meanwhile is not lost then."""
+    """The files are changed when the disk has space again, without losing events."""
     run_dir, log = tmp_path / "run", tmp_path / "run" / "train.log"
     words = [*token_data.overrides, "checkpoint.save_every=5", "trainer.max_steps=20000"]
     words += ["trainer.eval_every=8", "trainer.eval_steps=1", "checkpoint.save_epochs=false"]
@@ -115,7 +115,7 @@ CALLS += " opendir stat statvfs flock"
 def test_no_failing_system_call_ends_a_training(
     token_data: Any, tmp_path: Path, faults: preload.Faults
 ) -> None:
-    """One call after another fails for a while, on every path of the run."""
+    """Each system call fails for a while, for every path of the run."""
     run_dir = tmp_path / "run"
     words = [*token_data.overrides, "model.n_layer=1", "model.n_embd=8", "model.n_head=1"]
     words += ["checkpoint.save_every=2", "checkpoint.scrub_every=3", "checkpoint.keep_rolling=2"]
@@ -138,7 +138,7 @@ def test_no_failing_system_call_ends_a_training(
 
 
 def test_files_have_the_permissions_of_the_umask(token_data: Any, tmp_path: Path) -> None:
-    """As a group needs it that shares a directory."""
+    """A group that shares a directory needs that."""
     words = [*token_data.overrides, "trainer.max_steps=4", "checkpoint.save_every=2"]
     words += ["logger=tensorboard", "hydra.run.dir=run", "trainer.eval_every=2"]
     prepare = ["data=text", "data.train=prose.txt", "out=shards"]

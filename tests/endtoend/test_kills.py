@@ -1,4 +1,4 @@
-"""A run that is killed at random moments ends as the one that was left alone, bit by bit."""
+"""A run that is killed at random moments ends bitwise equal to an undisturbed run."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ SETTINGS = [
 
 
 def start(folder: Path, *more: str) -> "subprocess.Popen[str]":
-    """A training in a process group of its own, to be killed with all that it starts."""
+    """Start a training in its own process group, to be killed with its children."""
     command = [sys.executable, "-m", "gpt2ckpt.train", *SETTINGS, *more]
     env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     env |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
@@ -71,7 +71,7 @@ def steps_done(run: Path) -> int:
 
 
 def kill_in_the_middle(process: "subprocess.Popen[str]", run: Path, dice: random.Random) -> None:
-    """SIGKILL once some more steps are done, and a little later: between steps, in a save, …"""
+    """Send SIGKILL a random time after some more steps."""
     target = steps_done(run) + dice.randrange(1, max(2, 2 * STEPS // (KILLS + 2)))
     while steps_done(run) < target and process.poll() is None:
         time.sleep(0.002)
@@ -91,7 +91,7 @@ def state_of(run: Path) -> dict[str, Any]:
 
 
 def assert_same(one: Any, other: Any, path: str = "") -> None:
-    """Equal structure and bits."""
+    """Assert equal structure and bitwise equal tensors."""
     assert type(one) is type(other), path
     if isinstance(one, torch.Tensor):
         assert one.dtype == other.dtype and torch.equal(one, other), path
@@ -109,7 +109,7 @@ def assert_same(one: Any, other: Any, path: str = "") -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Token files of random walks over 64 words: an epoch is 62 steps and two thirds."""
+    """Write token files of random walks over 64 tokens; an epoch is 62 2/3 steps."""
     folder = tmp_path_factory.mktemp("kills")
     walk = np.cumsum(np.random.default_rng(0).integers(-2, 3, 8000)) % 64
     walk[: 376 * 16 + 1].astype("<u2").tofile(folder / "train.bin")
@@ -125,7 +125,7 @@ def undisturbed(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(folder: Path) -> tuple[Path, str]:
-    """A run that was killed again and again, with all loggers on; and its last output."""
+    """Return a run with all loggers that was killed repeatedly, and its last output."""
     run, dice = folder / "killed", random.Random(SEED)
     words = ("hydra.run.dir=killed", "+resume=auto", "logger=all")
     for _ in range(KILLS):
@@ -193,7 +193,7 @@ def test_ctrl_c_saves_and_the_printed_command_resumes_bitwise(
 
 
 def test_resume_from_every_kind_of_checkpoint_is_exact(folder: Path, undisturbed: Path) -> None:
-    """Each in a fork, so that the undisturbed run stays as it is."""
+    """Each resume is a fork, so that the undisturbed run is unchanged."""
     for name in ("best_model_previous.pt", "epoch_00000.pt", "rolling_step_000225.pt"):
         source = undisturbed / "checkpoints" / name
         run = f"from_{name}"

@@ -1,4 +1,4 @@
-"""What `latest` and `auto` mean on the real command line, where several runs share outputs/."""
+"""`latest` and `auto` on the command line with several runs in outputs/."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from gpt2ckpt.checkpoints import main as checkpoints
 
 @pytest.fixture(scope="module")
 def folder(reference: Any, token_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run under the youngest name, and a later one under a name given by hand."""
+    """Return two runs: the newer name is the older run, and the newer run has a manual name."""
     folder = tmp_path_factory.mktemp("shared")
     older = folder / "outputs" / "reference_run_20991231_235959"
     shutil.copytree(reference.directory, older, copy_function=shutil.copy2)
@@ -33,7 +33,7 @@ def preview(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[str, str]]:
-    """What a start would do, and its error: a dry run in this process."""
+    """Return the output and error of a dry run in this process."""
 
     def call(*words: str) -> tuple[str, str]:
         monkeypatch.chdir(folder)
@@ -48,13 +48,13 @@ def preview(
 
 
 def test_latest_is_the_run_that_was_trained_last(preview: Any) -> None:
-    """It was the one with the latest time stamp in its name: others could not be found."""
+    """The name of a directory does not matter."""
     for word in ("resume=latest", "+resume=auto"):
         assert "resuming from outputs/mine/checkpoints/latest.pt, step 2" in preview(word)[0]
 
 
 def test_name_selects_among_runs_in_one_folder(preview: Any) -> None:
-    """A job that was started for the first time took over another job's run."""
+    """A first start must not resume the run of another job."""
     assert "would start a new run in outputs/beta_run_" in preview("+resume=auto", "name=beta")[0]
     out, _ = preview("+resume=auto", "name=reference", "optimizer.lr=1e-2")
     assert "outputs/reference_run_20991231_235959 is finished: step 120" in out

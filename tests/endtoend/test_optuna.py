@@ -1,4 +1,4 @@
-"""A search with Optuna trains its trials, keeps its study, and resumes it."""
+"""A search with Optuna trains its trials, stores its study, and resumes it."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Config files and sweeps of the user's own on the real command line, as plain Hydra takes them."""
+"""Config files and sweeps of the user on the command line, as in plain Hydra."""
 
 import subprocess
 import sys

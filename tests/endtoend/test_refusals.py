@@ -1,4 +1,4 @@
-"""What cannot work ends in one sentence and an exit code, before anything is written."""
+"""Invalid commands end with one error message and an exit code before writing."""
 
 import os
 import shlex
@@ -40,7 +40,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
-    """All of them in one directory, which must stay empty."""
+    """Run all commands in one directory, which must stay empty."""
     cwd = tmp_path_factory.mktemp("empty")
     done = side_by_side(cwd, {words: ("train", shlex.split(words)) for words in WRONG})
     assert tree(cwd) == {}

@@ -1,4 +1,4 @@
-"""No key and no value of the environment is written into a run: config, checkpoints, logs, W&B."""
+"""No API key or environment value is written into a run directory."""
 
 from pathlib import Path
 from typing import Any

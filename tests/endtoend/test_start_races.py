@@ -1,4 +1,4 @@
-"""Two processes that resume one run at the same time: one trains, on the newest state."""
+"""Of two processes that resume a run at the same time, one trains, from the newest state."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from commands import events, finish, latest, run, start, succeed, tree, wait_unt
 
 
 def files(directory: Path) -> dict[str, tuple[str, int]]:
-    """All of a run but the lock, whose owner rewrites it."""
+    """Return the content of a run directory except the lock file."""
     return {name: fact for name, fact in tree(directory).items() if name != "run.lock"}
 
 

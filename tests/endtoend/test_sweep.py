@@ -1,4 +1,4 @@
-"""A multirun trains a full run for every job, and goes on where it was when given again."""
+"""A multirun trains a complete run for every job, and the same command resumes it."""
 
 import shutil
 import subprocess
@@ -23,7 +23,7 @@ def words(token_data: Any, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def swept(token_data: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
-    """Three jobs, the first of which lacks its data."""
+    """Return a sweep of three jobs, the first of which has no data."""
     cwd = tmp_path_factory.mktemp("sweep")
     for name in ("a.bin", "b.bin"):
         shutil.copy(token_data.train, cwd / name)
@@ -72,7 +72,7 @@ def test_failed_job_stops_no_other_job_and_the_table_shows_the_error(
 
 
 def test_printed_command_resumes_the_best_job(swept: tuple[Path, Done], tmp_path: Path) -> None:
-    """In a copy of everything, through a shell, as a user pastes it."""
+    """The command is run by a shell in a copy of all files."""
     shutil.copytree(swept[0], tmp_path / "copy")
     [typed] = [line for line in swept[1].out.splitlines() if line.startswith("to train it furt")]
     [place] = [line for line in swept[1].out.splitlines() if line.startswith("best: ")]

@@ -22,7 +22,7 @@ LAUNCHERS = {"basic": [], "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_
 
 
 def done_in(sweep: Path) -> int:
-    """Steps that all jobs have logged."""
+    """Return the number of steps that all jobs have logged."""
     return sum(steps_done(job) for job in sweep.iterdir()) if sweep.is_dir() else 0
 
 

@@ -1,4 +1,4 @@
-"""A signal to a sweep: the jobs that train save and stop, and no other begins."""
+"""On a signal to a sweep, running jobs save and stop, and no other job starts."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ PARALLEL = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 def test_signal_to_a_sweep_saves_running_jobs_and_starts_no_other(
     token_data: Any, tmp_path: Path, number: signal.Signals, launcher: list[str], training: int
 ) -> None:
-    """To the main process alone, as by `kill`: its workers are told by it."""
+    """The signal goes only to the main process, which stops its workers."""
     words = ["-m", *token_data.overrides, "seed=1,2,3,4", "trainer.max_steps=3000"]
     words += ["checkpoint.save_every=3000", "hydra.sweep.dir=sweep", *launcher]
     sweep = tmp_path / "sweep"

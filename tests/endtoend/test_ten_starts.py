@@ -1,4 +1,4 @@
-"""Ten commands at once in one folder: a run directory each, and none touches another's."""
+"""Simultaneous commands in one folder get separate run directories."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Two ranks under a real torchrun, on the CPU by gloo."""
+"""Two ranks under torchrun, on CPUs with gloo."""
 
 import contextlib
 import os
@@ -61,7 +61,7 @@ def run_alone(words: list[str], cwd: Path) -> Done:
 
 
 def kill(group: Group) -> None:
-    """SIGKILL to torchrun and to every rank: each has a process group of its own."""
+    """Send SIGKILL to torchrun and to every rank, each in its own process group."""
     with contextlib.suppress(psutil.NoSuchProcess):
         launcher = psutil.Process(group.pid)
         for process in [launcher, *launcher.children()]:
@@ -71,7 +71,7 @@ def kill(group: Group) -> None:
 
 
 def send(group: Group, rank: int, number: signal.Signals) -> None:
-    """Send a signal to one rank alone."""
+    """Send a signal to one rank only."""
     for process in psutil.Process(group.pid).children():
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.environ().get("RANK") == str(rank):
@@ -88,7 +88,7 @@ def wait_for_step(group: Group, directory: Path, step: int) -> None:
 
 
 def assert_same_run(found: Path, expected: Path, where: str = "") -> None:
-    """Every bit of the last state, and every loss, once for each step."""
+    """Assert that the last states and all losses are bitwise equal."""
     for key in EXACT:
         assert same_bits(latest(found)[key], latest(expected)[key]), f"{where}: {key}"
     for key in ("train_loss", "val_loss"):
@@ -102,7 +102,7 @@ def words(token_data: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
-    """A run on two ranks, with dropout, that nothing disturbed."""
+    """Return an undisturbed run with dropout on two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     done = succeed(run([*words, DROPOUT, "hydra.run.dir=whole"], folder))
     return folder / "whole", done
@@ -110,7 +110,7 @@ def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 @pytest.fixture(scope="module")
 def alone(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same without dropout by one process."""
+    """Return an undisturbed run without dropout in one process."""
     folder = tmp_path_factory.mktemp("alone")
     succeed(run_alone([*words, "hydra.run.dir=alone"], folder))
     return folder / "alone"
@@ -146,7 +146,7 @@ def test_ranks_print_an_error_once_and_write_nothing(words: list[str], tmp_path:
 def test_group_restarted_by_torchrun_resumes_bitwise_in_its_directory(
     words: list[str], whole: tuple[Path, Done], tmp_path: Path
 ) -> None:
-    """First another rank is killed, then the first; no directory and no resume is given."""
+    """The second rank is killed, then the first; the command has neither directory nor resume."""
     group = start([*words, DROPOUT], tmp_path, "--max-restarts=2")
     while not (found := list(tmp_path.glob("outputs/*/metrics.jsonl"))) and group.poll() is None:
         time.sleep(0.01)
@@ -166,7 +166,7 @@ def test_group_restarted_by_torchrun_resumes_bitwise_in_its_directory(
 def test_group_killed_at_random_equals_an_undisturbed_run_bitwise(
     words: list[str], whole: tuple[Path, Done], tmp_path: Path
 ) -> None:
-    """GPT2CKPT_RANK_KILLS sets how often: once in the suite, since each costs a start."""
+    """GPT2CKPT_RANK_KILLS sets the number of kills (1 by default)."""
     run_words = [*words, DROPOUT, "hydra.run.dir=killed", "+resume=auto"]
     directory, dice = tmp_path / "killed", random.Random(SEED)
     for left in range(KILLS, 0, -1):
@@ -184,7 +184,7 @@ def test_group_killed_at_random_equals_an_undisturbed_run_bitwise(
 def test_signal_to_one_rank_stops_all_and_another_number_of_ranks_resumes(
     words: list[str], alone: Path, tmp_path: Path
 ) -> None:
-    """2 ranks, then 1, then 2: the losses of one rank that was never stopped, but for rounding."""
+    """2 ranks, then 1, then 2 have the losses of one undisturbed rank, up to rounding."""
     directory = tmp_path / "run"
     group = start([*words, "hydra.run.dir=run"], tmp_path)
     wait_for_step(group, directory, 10)
@@ -232,7 +232,7 @@ def test_sharded_model_is_saved_unsharded_and_resumes_in_one_process(
 def test_non_finite_weights_on_one_rank_roll_back_all_ranks(
     words: list[str], tmp_path: Path
 ) -> None:
-    """As one process does: the same steps and blocks, and the same losses but for rounding."""
+    """Two ranks have the steps, blocks and (up to rounding) losses of one process."""
     short = [*words, "checkpoint.save_every=3", "trainer.max_steps=25"]
     short += ["trainer.eval_every=0", "trainer.on_bad_loss=rollback"]
     program = [str(Path(__file__).with_name("spoiled.py"))]

@@ -1,4 +1,4 @@
-"""A run whose experiment and config files were renamed is resumed from its frozen config."""
+"""A run resumes from its frozen config after its config files were renamed."""
 
 import shlex
 from pathlib import Path
@@ -91,7 +91,7 @@ def dry_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> tuple[str, str, int]:
-    """What the command would do, in this process: output, error and exit code."""
+    """Run the command in this process and return its output, error and exit code."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.argv", ["train", *words])
     with pytest.raises(SystemExit) as end:

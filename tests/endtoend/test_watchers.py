@@ -56,7 +56,7 @@ def ended(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def test_undisturbed_training_uses_every_watcher(ended: dict[str, Ended]) -> None:
-    """Else a disturbance would disturb nothing."""
+    """Otherwise the faults would have no effect."""
     undisturbed = ended[NONE.name]
     assert undisturbed.code == 0
     for line in ("sample: ", "disk: the run takes", "checked every byte of"):
@@ -76,7 +76,7 @@ def test_failing_watcher_does_not_change_the_result(
 def test_failing_watcher_does_not_delay_a_save_on_sigterm(
     disturbance: Disturbance, words: list[str], tmp_path: Path
 ) -> None:
-    """It would not end in an hour, and has thirty seconds, as schedulers give them."""
+    """The training has thirty seconds to end, as under a scheduler."""
     more = ["trainer.max_steps=1000000", "checkpoint.grace_seconds=30"]
     library = preload.build(tmp_path).library
     folder = tmp_path / "run"

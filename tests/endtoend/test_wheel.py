@@ -1,4 +1,4 @@
-"""The wheel carries everything, and works from anywhere without the repository."""
+"""The wheel is complete and works without the repository."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ pytest.importorskip("build", reason="the extra dev brings it")
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The content of a wheel built from a copy of the sources: a build writes beside them."""
+    """Return the content of a wheel built from a copy of the sources."""
     source = tmp_path_factory.mktemp("source")
     for name in ("gpt2ckpt", "conf", "pyproject.toml", "README.md", "LICENSE"):
         subprocess.run(["cp", "-r", str(ROOT / name), str(source / name)], check=True)

@@ -1,4 +1,4 @@
-"""Twenty wrong ways to resume: each one sentence, the right exit code, and nothing changed."""
+"""Wrong resumes are refused with one message and the right exit code, and change nothing."""
 
 import shutil
 import subprocess
@@ -96,7 +96,7 @@ def run_lines(lines: list[str], cwd: Path) -> dict[str, Done]:
 
 
 def fix(directory: Path, fixed: bool) -> bool:
-    """Let nobody, not even root, make or remove a file in `directory`; whether that works."""
+    """Make `directory` immutable even for root, and return whether that is possible."""
     command = ["chattr", "+i" if fixed else "-i", str(directory)]
     return subprocess.run(command, capture_output=True).returncode == 0
 

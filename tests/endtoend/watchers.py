@@ -94,7 +94,7 @@ class Disturbance:
 
     @property
     def name(self) -> str:
-        """What a table or a test calls it."""
+        """The name in tables and tests."""
         return f"{self.watcher}: {self.way}"
 
 
@@ -136,7 +136,7 @@ ALL = [
 
 @dataclass(frozen=True)
 class Ended:
-    """How a training ended, and what it left."""
+    """The result of a training."""
 
     code: int
     seconds: float
@@ -144,7 +144,7 @@ class Ended:
     output: str
 
     def differences(self, undisturbed: "Ended") -> list[str]:
-        """Return what is not as in an undisturbed training; bitwise for the state."""
+        """Return the differences from an undisturbed training; states are compared bitwise."""
         found = [] if self.code == undisturbed.code else [f"exit code {self.code}"]
         own, other = (_latest(ended.run) for ended in (self, undisturbed))
         found += [f"latest.pt: {key}" for key in EXACT if not _same(own[key], other[key])]
@@ -162,7 +162,7 @@ def train(
     stop_after: int | None = None,
     forks: bool = False,
 ) -> Ended:
-    """Train in a new folder with `words`; SIGTERM after `stop_after` steps, if that is given.
+    """Train in a new folder; send SIGTERM after `stop_after` steps if it is given.
 
     With `forks` the time of the imports is saved, where nothing is injected into them.
     """
@@ -216,7 +216,7 @@ def _environment(disturbance: Disturbance, faults: preload.Faults, folder: Path)
 
 @contextlib.contextmanager
 def _console(kind: str, log: Path) -> Iterator[int]:
-    """Give a descriptor for the output of a training, and the reader that it deserves."""
+    """Yield a descriptor for the output of a training with the reader of this fault."""
     if kind == "file":
         yield os.open(log, os.O_WRONLY | os.O_CREAT)
         return
@@ -236,7 +236,7 @@ def _console(kind: str, log: Path) -> Iterator[int]:
 
 
 def _fill(pipe: int) -> None:
-    """Let not one byte more find space in it."""
+    """Fill the pipe completely."""
     fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(pipe, False)
     with contextlib.suppress(BlockingIOError):
@@ -254,7 +254,7 @@ def _read_all(terminal: int, log: Path) -> None:
 
 @contextlib.contextmanager
 def _stopped_service(process: Process, is_wanted: bool) -> Iterator[None]:
-    """Stop W&B's service process as soon as there is one; end it at the end."""
+    """Stop the service process of W&B when it starts; kill it at the end."""
     stopped: list[psutil.Process] = []
 
     def stop() -> None:

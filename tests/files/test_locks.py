@@ -1,4 +1,4 @@
-"""Kernel locks: who gets one, and what is answered where the file system has none."""
+"""Kernel locks exclude other processes; file systems without locks are recognized."""
 
 import errno
 import fcntl

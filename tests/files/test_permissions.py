@@ -1,4 +1,4 @@
-"""Directories that a user cannot look into are named, and never taken for empty ones."""
+"""Unreadable directories are reported, never treated as empty."""
 
 import subprocess
 import sys
@@ -62,7 +62,7 @@ def closed(path: Path, mode: int = 0) -> Iterator[None]:
 
 
 def looked(cwd: Path) -> tuple[dict[str, str], str]:
-    """What each way to look for something answers, and what was printed on stderr."""
+    """Return the answer of each lookup, and the output on stderr."""
     done = subprocess.run(
         unprivileged([sys.executable, "-c", LOOK]),
         **{"cwd": cwd, "env": {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True},

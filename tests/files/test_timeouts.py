@@ -1,4 +1,4 @@
-"""Asking a file system that fails or hangs."""
+"""Calls into a file system that fails or hangs."""
 
 import errno
 import threading

@@ -1,4 +1,4 @@
-"""A logger that hangs: nothing waits for it, and what it misses is counted."""
+"""A hanging logger blocks nothing, and its dropped events are counted."""
 
 import logging
 import subprocess
@@ -17,7 +17,7 @@ from gpt2ckpt.loggers.base import MetricRecord
 
 
 class Stuck:
-    """A logger that hangs in an event until `goes_on` is set."""
+    """A logger that hangs in its first event until `goes_on` is set."""
 
     def __init__(self) -> None:
         self.hangs, self.goes_on = threading.Event(), threading.Event()

@@ -11,7 +11,7 @@ PATIENCE = 60
 
 
 class Recorder:
-    """Remembers what it was told, and fails from the call number `fails_at` on."""
+    """Records its calls, and fails from call number `fails_at` on."""
 
     def __init__(self, fails_at=None, error=RuntimeError):
         self.calls = []

@@ -1,4 +1,4 @@
-"""train.log and metrics.jsonl on a disk that is full, and files that were deleted."""
+"""train.log and metrics.jsonl on a full or hanging disk, and after their deletion."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from gpt2ckpt.loggers.metrics_file import MetricsFile, read
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 64 KiB."""
+    """Return the mount point of a tmpfs of 64 KiB."""
     yield from mounted(["-t", "tmpfs", "-o", "size=64k", "tmpfs"], tmp_path / "disk")
 
 
@@ -142,7 +142,7 @@ def test_pending_lines_are_counted_and_a_torn_line_is_ended(tmp_path: Path) -> N
 
 
 def test_snapshot_by_hard_links_is_unchanged(tmp_path: Path) -> None:
-    """One that was made before the file was opened, and one of a run that is alive."""
+    """One snapshot is taken before the file is opened, one while it is open."""
     path, first, second = (tmp_path / name for name in ("log", "first", "second"))
     path.write_text("before\n")
     os.link(path, first)

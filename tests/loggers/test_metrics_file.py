@@ -115,7 +115,7 @@ def test_rewind_keeps_damaged_lines(path):
 
 
 def test_full_disk_loses_no_event_and_leaves_no_torn_line(path):
-    """A limit on the file size makes the kernel take a part of a line, then nothing."""
+    """A limit on the file size makes the kernel write part of a line, then nothing."""
     script = """
         import pathlib, resource, signal, sys
         from gpt2ckpt.loggers.metrics_file import MetricsFile

@@ -1,4 +1,4 @@
-"""No content of metrics.jsonl makes reading it fail; each damaged line is named with its reason."""
+"""Reading metrics.jsonl never fails, and each damaged line is reported with a reason."""
 
 import json
 import math

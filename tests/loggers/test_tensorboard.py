@@ -79,7 +79,7 @@ def test_purge_step_hides_that_step_and_later_ones_only(tmp_path):
 
 
 def test_events_missing_in_earlier_files_are_written_again(tmp_path):
-    """The first process lost 30 and 50 to a queue; the second one resumes from 60."""
+    """The first process dropped 30 and 50; the second one resumes from 60."""
     log_steps(tmp_path, [10, 20, 40, 60, 70])
     history = [event(step, train_loss=float(step)) for step in range(10, 70, 10)]
     history.insert(2, event(20, val_loss=4.5))
@@ -168,7 +168,7 @@ SHOWN = {
 
 
 def hparams_tab(outputs):
-    """What TensorBoard's own backend answers for the tab HParams: each run's values and metrics."""
+    """Return the hyperparameters and metrics of each run as TensorBoard's HParams backend does."""
     multiplexer = EventMultiplexer()
     multiplexer.AddRunsFromDirectory(str(outputs))
     multiplexer.Reload()
@@ -196,7 +196,7 @@ def hparams_tab(outputs):
 
 
 def test_hparams_tab_shows_config_and_last_losses_of_each_run(tmp_path):
-    """Two runs, the first resumed; each stays one run, called as its directory is."""
+    """Two runs, the first of which was resumed, are two runs named after their directories."""
     muon = {**CONFIG, "optimizer": {"kind": "muon", "momentum": 0.9}}
     for name, config in (("first", CONFIG), ("second", muon)):
         logger = TensorBoardLogger(tmp_path / name / "tensorboard", 1, (), config)

@@ -27,7 +27,7 @@ def event(step, **values):
 
 @pytest.fixture
 def environ(tmp_path):
-    """No account, no settings and no network of the machine's user."""
+    """Return an environment without a W&B account, settings or network."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     (tmp_path / "home").mkdir()
     (tmp_path / "run").mkdir()
@@ -42,7 +42,7 @@ def run_script(body, tmp_path, environ, **options):
 
 
 def history(tmp_path, run_id="run1"):
-    """Per process the history rows that it wrote, as {key: value} with the step under _step."""
+    """Return the history rows of each process as {key: value}, with the step as _step."""
     from wandb.proto import wandb_internal_pb2
 
     rows = []
@@ -58,7 +58,7 @@ def history(tmp_path, run_id="run1"):
 
 
 def metrics(tmp_path):
-    """What W&B was told of its metrics."""
+    """Return the metric definitions sent to W&B."""
     from wandb.proto import wandb_internal_pb2
 
     (path,) = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
@@ -111,7 +111,7 @@ def test_tokens_seen_is_the_x_axis(tmp_path, environ):
 
 
 def test_resumed_wandb_run_has_every_step_once(tmp_path, environ):
-    """The first process logs to 40 and resumes from 20; the second is killed, its end lost."""
+    """The first process logs to 40, the second resumes from 20 and is killed without its end."""
     offline = {**environ, "WANDB_MODE": "offline"}
     first = """
         logger = open_logger(resume=False)
@@ -232,7 +232,7 @@ def test_importing_the_module_does_not_import_wandb():
 
 
 def leveldb_log(records):
-    """The records as LevelDB's log format has them, after W&B's header of 7 bytes."""
+    """Return records in LevelDB's log format after the 7-byte header of W&B."""
     out = bytearray(7)
     for data in records:
         rest, first = data, True
@@ -250,7 +250,7 @@ def leveldb_log(records):
 
 @pytest.mark.parametrize("gap", range(10))
 def test_records_across_block_boundaries_are_read(gap):
-    """A record that leaves `gap` bytes of a block, then one over three blocks, then a small one."""
+    """The first record leaves `gap` bytes of a block, the second spans three blocks."""
     records = [b"a" * (32 * 1024 - 14 - gap), b"b" * 70_000, b"c"]
     content = leveldb_log(records)
     assert list(_records(content)) == records

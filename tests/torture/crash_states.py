@@ -1,4 +1,4 @@
-"""What a power loss may leave of a run, by the simulator of tests/checkpoint/crash_states.py."""
+"""Crash states by the simulator of tests/checkpoint/crash_states.py."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ CHUNK = 400  # states between two looks at what failed
 
 
 def torture(folder: Path, states: int, seed: int) -> Tally:
-    """So many different crash states of random histories with every role."""
+    """Check `count` different crash states of random histories with every role."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoint"))
     from crash_states import run_crash_states
 

@@ -33,7 +33,7 @@ COMMANDS = 200  # of that many episodes one also resumes by the command
 
 @dataclass
 class Pristine:
-    """The run as it was: the bytes of each file on disk and its names; the states by their step."""
+    """A snapshot of a run: content and names of each file, and the states by step."""
 
     run: Path
     content: dict[str, bytes] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Pristine:
         self.groups = list(inodes.values())
 
     def restore(self) -> None:
-        """Every file and every link as they were."""
+        """Restore every file and hard link."""
         for path in self.folder.iterdir():
             path.unlink()
         for first, *others in self.groups:
@@ -71,7 +71,7 @@ class Pristine:
 
 
 def torture(folder: Path, episodes: int, seed: int) -> Tally:
-    """As many damages as asked for, each undone again."""
+    """Apply `count` damages and undo each."""
     tally, begun = Tally("damaged files"), time.monotonic()
     pristine = make_run(folder)
     for number in range(episodes):
@@ -90,7 +90,7 @@ def torture(folder: Path, episodes: int, seed: int) -> Tally:
 
 
 def make_run(folder: Path) -> Pristine:
-    """A real run with a file of every role: epochs, bests, and an emergency save by SIGUSR1."""
+    """Train a run with a file of every role, with an emergency save by SIGUSR1."""
     tiny.make_data(folder)
     run = folder / "run"
     words = [*tiny.WORDS, "trainer.eval_every=4", "optimizer.lr=3e-3"]
@@ -144,7 +144,7 @@ def _swap_names(first: Path, second: Path) -> None:
 
 
 def _judge(pristine: Pristine, kinds: list[str], tally: Tally, dice: random.Random) -> None:
-    """Raise AssertionError for damage that nobody notices or from which nobody recovers."""
+    """Raise AssertionError for damage that is not detected or not recovered from."""
     changed = pristine.changed()
     kind = kinds[0] if len(kinds) == 1 else "several at once"
     if not changed:
@@ -168,7 +168,7 @@ def _is_some_state(pristine: Pristine, name: str) -> bool:
 
 
 def _recover(pristine: Pristine, selector: str, good: set[str], changed: set[str]) -> None:
-    """What the selector finds is bitwise one of the states, and the meant one where it is left."""
+    """Assert that the selector finds a saved state bitwise, the intended one if it is intact."""
     try:
         found = resume.read(resume.Place(pristine.run, resume.SELECTORS[selector]))
     except CheckpointError as error:
@@ -185,7 +185,7 @@ def _recover(pristine: Pristine, selector: str, good: set[str], changed: set[str
 
 
 def _resume_for_real(pristine: Pristine, dice: random.Random, tally: Tally) -> None:
-    """The same by the command, in a copy: it trains on to the end."""
+    """Do the same by the command in a copy, which trains to the end."""
     copy = pristine.run.with_name("copy")
     shutil.copytree(pristine.run, copy)
     selector = dice.choice(SELECTORS)

@@ -33,7 +33,7 @@ class Disk:
     mount: Path
 
     def leave_free(self, size: int) -> None:
-        """Fill the disk but for about `size` bytes."""
+        """Fill the disk except for about `size` bytes."""
         with contextlib.suppress(OSError), (self.mount / "filler").open("ab") as file:
             free = shutil.disk_usage(self.mount).free
             if free > size:
@@ -44,7 +44,7 @@ class Disk:
 
 
 def torture(folder: Path, episodes: int, seed: int) -> Tally:
-    """So many episodes, on the two file systems in turn."""
+    """Run `count` episodes on the two file systems in turn."""
     tally, begun = Tally("full disk"), time.monotonic()
     tiny.make_data(folder)
     with contextlib.ExitStack() as stack:
@@ -123,7 +123,7 @@ def _best_loss(run: Path) -> float | None:
 
 @contextlib.contextmanager
 def _mounted(folder: Path, kind: str) -> Iterator[Disk]:
-    """A file system of SIZE bytes. Raises CalledProcessError where mounting is not allowed."""
+    """Mount a file system of SIZE bytes. Raises CalledProcessError without the right to mount."""
     mount, image = folder / kind, folder / f"{kind}.img"
     mount.mkdir()
     if kind == "tmpfs":

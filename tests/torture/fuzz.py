@@ -63,7 +63,7 @@ _armed: list[str] | None = None  # what the audit hook saw while a reader ran
 
 @dataclass(frozen=True)
 class Target:
-    """A reader: `make` gives an input, `read` reads it. `must_refuse` where it was not sealed."""
+    """A reader: `make` returns an input, `read` reads it; unsealed input must be refused."""
 
     make: Callable[[random.Random], bytes]
     read: Callable[[bytes], None]
@@ -71,7 +71,7 @@ class Target:
 
 
 def torture(folder: Path, inputs: int, seed: int) -> Tally:
-    """So many inputs, in batches that are processes of their own."""
+    """Read `count` inputs in batches, each in its own process."""
     tally, begun = Tally("fuzzed inputs"), time.monotonic()
     targets = _targets(folder)
     done = 0
@@ -84,7 +84,7 @@ def torture(folder: Path, inputs: int, seed: int) -> Tally:
 
 
 def _batch(targets: dict[str, Target], seed: int, count: int, tally: Tally) -> int:
-    """Inputs of the seeds from `seed` on; how many were done, the one that killed it included."""
+    """Read the inputs of the seeds from `seed` on; return how many, including a fatal one."""
     shared = mmap.mmap(-1, 8)
     reading, writing = os.pipe()
     pid = os.fork()
@@ -147,7 +147,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _one(targets: dict[str, Target], seed: int) -> tuple[str, str | None]:
-    """One input: which reader got it and what came of it, and what was wrong if anything was."""
+    """Read one input; return the reader, the result and the problem if there is one."""
     global _armed  # noqa: PLW0603
     dice = random.Random(seed)
     name = dice.choices(list(targets), [target.weight for target in targets.values()])[0]
@@ -222,7 +222,7 @@ def _targets(folder: Path) -> dict[str, Target]:
 
 
 def scratch_write(path: Path, data: bytes) -> None:
-    """Write an input; this is ours, and not a reader's doing."""
+    """Write an input, which the audit hook must not attribute to a reader."""
     global _armed  # noqa: PLW0603
     armed, _armed = _armed, None
     path.write_bytes(data)
@@ -230,7 +230,7 @@ def scratch_write(path: Path, data: bytes) -> None:
 
 
 def _state() -> dict[str, Any]:
-    """All that a real state has, in few bytes."""
+    """Return a small state with everything that a real state has."""
     weight = torch.arange(32, dtype=torch.float32).reshape(4, 8)
     config = freeze(tiny.compose(tiny.WORDS))
     return {
@@ -250,7 +250,7 @@ def _state() -> dict[str, Any]:
 
 
 def _foreign_files(folder: Path) -> dict[str, Path]:
-    """A small whole file for every other reader."""
+    """Return a small valid file for every other reader."""
     files = {name: folder / f"corpus_{name}" for name in ("metrics", "lock", "nanogpt", "tokens")}
     files |= {name: folder / f"corpus_{name}" for name in ("wandb", "text")}
     events = [{"step": s, "time": 1.5, "train_loss": 2.5, "val_loss": "NaN"} for s in range(8)]
@@ -272,7 +272,7 @@ def _foreign_files(folder: Path) -> dict[str, Path]:
 
 
 def _wandb_log() -> bytes:
-    """Whole, split and padded chunks as LevelDB's log has them."""
+    """Return complete, split and padded chunks in LevelDB's log format."""
     from wandb.proto import wandb_internal_pb2
 
     log = bytearray(b":W&B\x00\x00\x00"[:7])
@@ -339,7 +339,7 @@ def _read_tokens(path: Path) -> None:
 
 
 class _Tools:
-    """The verbs that look at a run, over a folder in which every role is the input."""
+    """Run the verbs that read a run on a folder in which every role is the input."""
 
     def __init__(self, run: Path) -> None:
         self.run, self.folder = run, run / "checkpoints"
@@ -368,7 +368,7 @@ class _Tools:
 
 
 class _Lock:
-    """The label of a run that lives: read for the sentence that refuses a second process."""
+    """Read the lock file of a running run for the message that refuses a second process."""
 
     def __init__(self, run: Path) -> None:
         run.mkdir()
@@ -384,7 +384,7 @@ class _Lock:
 
 
 class _Folder:
-    """A Hugging Face folder of which one file is the input."""
+    """Read a Hugging Face folder with the input as one of its files."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name

@@ -32,7 +32,7 @@ WAYS = {tiny.fork: 50, tiny.fork_main: 5, tiny.command: 1}  # how often, of 56
 
 @dataclass(frozen=True)
 class Reference:
-    """The training that nobody kills, and how long it took."""
+    """The undisturbed training and its duration."""
 
     words: list[str]
     run: Path
@@ -42,7 +42,7 @@ class Reference:
 
 
 def torture(folder: Path, kills: int, seed: int) -> Tally:
-    """Whole lives until at least `kills` kills have hit a living process."""
+    """Train runs until at least `kills` kills have hit a running process."""
     tally, begun = Tally("SIGKILL"), time.monotonic()
     tiny.make_data(folder)
     references = [_reference(folder, number) for number in range(len(VARIANTS))]
@@ -72,7 +72,7 @@ def _reference(folder: Path, number: int) -> Reference:
 
 
 def _live(run: Path, references: list[Reference], dice: random.Random, tally: Tally) -> None:
-    """One life with its kills. Raises AssertionError for what must not be."""
+    """Train one run with kills. Raises AssertionError if a guarantee is violated."""
     reference = dice.choice(references)
     kills, safe = dice.randint(LEAST, MOST), 0
     for number in range(kills):
@@ -106,7 +106,7 @@ def _check(run: Path, safe: int) -> None:
 
 
 def _kill_at_random(child: Child, run: Path, usual: float, dice: random.Random) -> bool:
-    """Kill the child somewhere; whether it was still alive."""
+    """Kill the child at a random moment; return whether it was still running."""
     end = time.monotonic() + tiny.PATIENCE
     match dice.randrange(3):
         case 0:  # any moment, the start included

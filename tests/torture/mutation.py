@@ -1,4 +1,4 @@
-"""Inputs that are nearly right: changed bytes, changed JSON, and checkpoints sealed again."""
+"""Almost valid inputs: changed bytes, changed JSON, and resealed checkpoints."""
 
 import json
 import random
@@ -19,7 +19,7 @@ WORDS = [0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0
 
 
 def bytes_like(corpus: bytes, dice: random.Random, others: list[bytes]) -> bytes:
-    """`corpus` changed in one to four ways; now and then something else altogether."""
+    """Return `corpus` with one to four changes, or sometimes unrelated bytes."""
     if dice.randrange(50) == 0:
         return dice.choice([b"", dice.randbytes(dice.randrange(3000)), dice.choice(others)])
     data = bytearray(corpus)
@@ -57,7 +57,7 @@ def _change(data: bytearray, dice: random.Random, others: list[bytes]) -> None:
 
 
 def json_like(value: Any, dice: random.Random) -> Any:
-    """`value` with one to three entries changed, removed, added or moved."""
+    """Return `value` with one to three entries changed, removed, added or moved."""
     changed = json.loads(json.dumps(value))
     for _ in range(dice.choice((1, 1, 2, 3))):
         changed = _change_entry(changed, dice)
@@ -86,7 +86,7 @@ def _change_entry(value: Any, dice: random.Random) -> Any:
 
 
 def _some(dice: random.Random) -> Any:
-    """Any JSON value, of the kinds that make trouble."""
+    """Return a JSON value that is likely to cause problems."""
     match dice.randrange(8):
         case 0 | 1:
             return dice.choice(NUMBERS)
@@ -110,7 +110,7 @@ def _deep(depth: int) -> Any:
 
 
 class Sealed:
-    """A checkpoint whose metadata or table is changed and which is then sealed again, as whole."""
+    """Checkpoints with changed metadata or tables and a valid seal."""
 
     def __init__(self, own: bytes) -> None:
         with ZipFile(BytesIO(own)) as file:
@@ -120,7 +120,7 @@ class Sealed:
         }
 
     def make(self, dice: random.Random) -> bytes:
-        """One such file."""
+        """Return a changed and resealed checkpoint."""
         name = dice.choice(("meta.json", "meta.json", "tensors.json"))
         text = json.dumps(json_like(self.parts[name], dice))
         if dice.randrange(20) == 0:  # what json.dumps would not write

@@ -32,7 +32,7 @@ ROUND = {"kills": 40, "damages": 800, "fuzz": 8000, "disk_full": 8, "crash_state
 
 
 def main() -> int:
-    """Run the parts in rounds; with --minutes round after round until these are over."""
+    """Run the parts in rounds; with --minutes repeat the rounds until the time is over."""
     args = _arguments()
     tiny.warm_up()
     seed = args.seed if args.seed is not None else random.randrange(1 << 30)
@@ -68,7 +68,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(part: str, count: int, seed: int) -> Tally:
-    """One part in a folder of its own, which stays only where something failed."""
+    """Run one part in its own folder, which is kept only after a failure."""
     folder = Path(tempfile.mkdtemp(prefix=f"torture_{part}_"))
     print(f"{part}: {count:,} from seed {seed}", file=sys.stderr, flush=True)
     tally = PARTS[part](folder, count, seed)
@@ -90,7 +90,7 @@ def _add(tallies: dict[str, Tally], part: str, more: Tally) -> None:
 
 
 def _report(args: argparse.Namespace, seed: int, tallies: list[Tally]) -> None:
-    """Write the table so far to the file that was asked for."""
+    """Write the table so far to the output file."""
     if args.output is None:
         return
     where = f"{platform.system()} {platform.release()}, {os.cpu_count()} cores"

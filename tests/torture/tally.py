@@ -1,4 +1,4 @@
-"""What a part of the torture did: how many of what, and each failure with its seed."""
+"""The results of a part of the torture: counts, and failures with their seeds."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Tally:
-    """Counts of one part. `done` counts what was asked for; `counts` say what came of it."""
+    """Counts of one part: `done` counts the episodes, `counts` their results."""
 
     name: str
     done: int = 0
@@ -16,12 +16,12 @@ class Tally:
     skipped: str = ""
 
     def fail(self, seed: int, sentence: str) -> None:
-        """Note a failure; `seed` is that of the one episode."""
+        """Record a failure; `seed` is that of the episode."""
         self.counts["FAILED"] += 1
         self.failures.append(f"{self.name}, seed {seed}: {sentence}")
 
     def row(self) -> list[str]:
-        """The cells of a table's row."""
+        """Return the cells of a table row."""
         listed = self.counts.most_common()
         outcomes = self.skipped or "; ".join(f"{what} {count:,}" for what, count in listed)
         return [
@@ -34,7 +34,7 @@ class Tally:
 
 
 def table(tallies: list[Tally]) -> str:
-    """All parts as Markdown."""
+    """Return all parts as Markdown."""
     head = ["part", "done", "what came of it", "failures", "seconds"]
     rows = [head, ["---"] * len(head), *(tally.row() for tally in tallies)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)

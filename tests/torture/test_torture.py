@@ -1,4 +1,4 @@
-"""A minute of torture; `make torture MINUTES=30` is for more."""
+"""A short run of the torture; `make torture MINUTES=30` runs more."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ COUNTS = {"--kills": 3, "--damages": 60, "--fuzz": 600, "--disk-full": 2, "--cra
 
 
 def test_torture_loses_no_state_and_runs_no_code() -> None:
-    """A process of its own, since only one that has computed nothing can fork trainings."""
+    """It needs its own process: only one without computed tensors can fork trainings."""
     words = [word for part, count in COUNTS.items() for word in (part, str(count))]
     done = subprocess.run(
         [sys.executable, "-m", "tests.torture.run", *words],

@@ -61,13 +61,13 @@ COMPARED = ("model", "optimizer", "rng", "data", "step", "epoch", "tokens_seen",
 
 
 def warm_up() -> None:
-    """What a child would do first, once. No tensor is computed with: it could not fork then."""
+    """Import what a child needs, without computing tensors, which would prevent forks."""
     torch.set_num_threads(1)
     compose(WORDS)
 
 
 def make_data(folder: Path) -> None:
-    """Random walks over 64 words: an epoch is nine steps and a bit."""
+    """Write random walks over 64 tokens; an epoch is a little more than nine steps."""
     folder.mkdir(parents=True, exist_ok=True)
     walk = np.cumsum(np.random.default_rng(0).integers(-2, 3, 3000)) % 64
     walk[: 37 * 16 + 1].astype("<u2").tofile(folder / "train.bin")
@@ -76,18 +76,18 @@ def make_data(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Child:
-    """A start of the command. `output` is the file with what it printed."""
+    """A started command; `output` is the file with its output."""
 
     pid: int
     output: Path
 
     def ended(self) -> int | None:
-        """The exit code, or None while it runs; -N for signal N."""
+        """Return the exit code, -N for signal N, or None while it runs."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
 
     def wait(self, seconds: float = PATIENCE) -> int:
-        """Wait for the end; one that hangs is killed, and TimeoutError is raised."""
+        """Wait for the end; kill a hanging process and raise TimeoutError."""
         end = time.monotonic() + seconds
         while (code := self.ended()) is None:
             if time.monotonic() > end:
@@ -98,17 +98,17 @@ class Child:
         return code
 
     def kill(self) -> None:
-        """SIGKILL; it must not have ended yet."""
+        """Send SIGKILL to the running process."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
     def text(self) -> str:
-        """What it has printed so far."""
+        """Return the output so far."""
         return self.output.read_text(errors="replace")
 
 
 def fork(words: list[str], run: Path, output: Path, what: str | None = "auto") -> Child:
-    """Train in `run`, with `+resume=WHAT`, in a child that need not compose anything."""
+    """Train in `run` with `+resume=WHAT` in a forked child, without composing a config."""
 
     def train() -> int:
         values = {"resume": what, "fork": False} if what else compose(words)
@@ -130,7 +130,7 @@ def fork(words: list[str], run: Path, output: Path, what: str | None = "auto") -
 
 
 def fork_main(words: list[str], run: Path, output: Path, what: str | None = "auto") -> Child:
-    """The same by the command's own `main()`."""
+    """Do the same by the `main()` of the command."""
 
     def main() -> int:
         sys.argv = ["gpt2ckpt.train", *_complete(words, run, what)]
@@ -145,7 +145,7 @@ def _complete(words: list[str], run: Path, what: str | None) -> list[str]:
 
 
 def compose(words: list[str]) -> dict[str, Any]:
-    """The values of a config; composed once in a process and in the ones that it forks."""
+    """Return the values of a config, composed once per process tree."""
     return copy.deepcopy(_composed(tuple(words)))
 
 
@@ -184,7 +184,7 @@ def _child(action: Callable[[], int], cwd: Path, output: Path) -> Child:
 
 
 def command(words: list[str], run: Path, output: Path, what: str | None = "auto") -> Child:
-    """The same by the real command line: a fresh interpreter."""
+    """Do the same by the command line in a new interpreter."""
     output.parent.mkdir(parents=True, exist_ok=True)
     words = _complete(words, run, what)
     with output.open("w") as file:
@@ -197,7 +197,7 @@ def command(words: list[str], run: Path, output: Path, what: str | None = "auto"
 
 
 def acknowledged(output: str) -> int:
-    """The newest step that the output says is saved; 0 if none is."""
+    """Return the newest step reported as saved; 0 if there is none."""
     return max((int(step) for step in SAVED.findall(output)), default=0)
 
 
@@ -213,7 +213,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 
 def newest_valid(run: Path) -> int:
-    """The step that a resume would begin with; 0 where it would begin anew."""
+    """Return the step from which a resume would start; 0 for a new run."""
     try:
         return int(Store(run / "checkpoints").find(names.Role.LATEST).state.step)
     except CheckpointError:
@@ -221,7 +221,7 @@ def newest_valid(run: Path) -> int:
 
 
 def damaged_files(run: Path) -> list[str]:
-    """Names of roles whose file is not valid in every byte."""
+    """Return the roles with a damaged file."""
     found = []
     for path in Store(run / "checkpoints").files():
         try:
@@ -237,12 +237,12 @@ def final_state(run: Path) -> dict[str, Any]:
 
 
 def best_step(run: Path) -> int:
-    """The step of best_model.pt itself, not of what a resume would take for it."""
+    """Return the step in best_model.pt, not of a fallback that a resume would use."""
     return int(load(run / "checkpoints" / names.BEST)["step"])
 
 
 def differing(first: Any, second: Any, path: str = "") -> str | None:
-    """The first place where two states differ in any bit, or None."""
+    """Return the first difference between two states, or None."""
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         same = first.dtype == second.dtype and first.shape == second.shape
         same = same and first.numpy().tobytes() == second.numpy().tobytes()
