@@ -11,9 +11,9 @@ from typing import Any
 IS_BUSY = 0.5  # load average from which on other programs are likely to disturb
 
 
-def run_worker(module: str, *words: str) -> Any:
+def run_worker(module: str, *args: str) -> Any:
     """Run `python -m module arguments` and return the JSON in its last line of output."""
-    command = [sys.executable, "-m", module, *words]
+    command = [sys.executable, "-m", module, *args]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")

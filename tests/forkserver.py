@@ -39,7 +39,7 @@ class Request:
     """A command to start: see `start`."""
 
     program: str
-    words: list[str]
+    args: list[str]
     cwd: str
     environment: dict[str, str]
     new_session: bool
@@ -126,7 +126,7 @@ def _server(preloaded: str, python_path: str) -> Server:
 
 def start(
     program: str,
-    words: Sequence[str],
+    args: Sequence[str],
     cwd: Path,
     environment: Mapping[str, str],
     *,
@@ -141,7 +141,7 @@ def start(
         new_session: whether the command leads a process group of its own.
     """
     server = _server(environment.get("LD_PRELOAD", ""), environment["PYTHONPATH"])
-    request = Request(program, list(words), str(cwd), dict(environment), new_session)
+    request = Request(program, list(args), str(cwd), dict(environment), new_session)
     files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
     out, err = (file.fileno() if output is None else output for file in files)
     return Forked(server.start(request, out, err), files)
@@ -199,7 +199,7 @@ def _run(request: Request) -> None:
     # The interpreter's own streams remember what the descriptors were before.
     sys.stdout = sys.__stdout__ = _stream(1, errors=sys.stdout.errors)
     sys.stderr = sys.__stderr__ = _stream(2, errors=sys.stderr.errors, buffering=1)
-    sys.argv = [request.program, *request.words]
+    sys.argv = [request.program, *request.args]
     if request.program.endswith(".py"):
         sys.path.insert(0, str(Path(request.program).parent))
         runpy.run_path(request.program, run_name="__main__")

@@ -29,8 +29,8 @@ with reported_errors():
 """
 
 
-def command(script: str, *words: object) -> list[str]:
-    return [sys.executable, "-c", script, *map(str, words)]
+def command(script: str, *args: object) -> list[str]:
+    return [sys.executable, "-c", script, *map(str, args)]
 
 
 def test_active_reader_gets_all_lines_in_order() -> None:

@@ -27,9 +27,9 @@ def hydra_commands() -> list[tuple[str, list[str]]]:
     found = []
     for page in PAGES:
         for module, rest in COMMAND.findall(page.read_text()):
-            words = shlex.split(rest.replace("…", ""), comments=True)
+            overrides = shlex.split(rest.replace("…", ""), comments=True)
             if module in ROOTS:
-                found.append((module, [word for word in words if "=" in word]))
+                found.append((module, [word for word in overrides if "=" in word]))
     return found
 
 
@@ -37,11 +37,11 @@ def hydra_commands() -> list[tuple[str, list[str]]]:
 def test_documented_commands_compose(module: str, overrides: list[str]) -> None:
     single = [word if set("['") & set(word) else word.split(",")[0] for word in overrides]
     given = [override for override in single if "WHAT" not in override]
-    words = quote_strings(given, module, multirun=False)
+    overrides = quote_strings(given, module, multirun=False)
     if module == "drill":
-        own, words = split_overrides(words)
+        own, overrides = split_overrides(overrides)
         compose_config("drill", own)
-    compose_config("train" if module == "drill" else module, words)
+    compose_config("train" if module == "drill" else module, overrides)
 
 
 def test_architecture_page_lists_every_module() -> None:

@@ -34,19 +34,19 @@ FLAGS = {
 }
 
 
-def parse(monkeypatch: pytest.MonkeyPatch, words: str) -> object:
-    name, *arguments = words.split()
+def parse(monkeypatch: pytest.MonkeyPatch, line: str) -> object:
+    name, *arguments = line.split()
     monkeypatch.setattr("sys.argv", ["program", *arguments])
     return parse_command_line(name)
 
 
-@pytest.mark.parametrize("words", FLAGS)
+@pytest.mark.parametrize("line", FLAGS)
 def test_unknown_flag_error_names_the_key_to_write(
-    monkeypatch: pytest.MonkeyPatch, words: str
+    monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        parse(monkeypatch, words)
-    assert FLAGS[words] in str(raised.value)
+        parse(monkeypatch, line)
+    assert FLAGS[line] in str(raised.value)
 
 
 def test_valid_flags_are_passed_to_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_valid_flags_are_passed_to_hydra(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("line", "expected"),
     [
         ("train --config-dir=gone", "--config-dir=gone: there is no such directory"),
         ("train --config-path=own.yaml", "--config-path=own.yaml is a file: name its folder"),
@@ -71,12 +71,12 @@ def test_valid_flags_are_passed_to_hydra(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_invalid_config_name_or_path_is_explained(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: str, expected: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, expected: str
 ) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("own.yaml", "sub/train.yaml"):
         (tmp_path / name).write_text("defaults: [train, _self_]\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as raised:
-        parse(monkeypatch, words)
+        parse(monkeypatch, line)
     assert expected in str(raised.value)

@@ -52,8 +52,8 @@ def measure(variant: str, folder: Path, *, cached: bool) -> dict[str, float]:
 def list_many(folder: Path) -> dict[str, float]:
     """Return the seconds of the command `checkpoints list` for a hundred files of this size.
 
-    They are sparse: the first and last megabyte of a real one, a hole between. A listing reads
-    neither tensors nor holes.
+    The files are sparse: the first and last megabyte of a checkpoint with a hole between, since
+    a listing does not read tensors.
     """
     source = folder / "gpt2ckpt" / FILES["gpt2ckpt"]
     many = folder / "many" / "checkpoints"

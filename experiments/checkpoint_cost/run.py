@@ -1,6 +1,6 @@
-"""Run the whole study: python -m experiments.checkpoint_cost.run [--quick]. Writes results/.
+"""Runs the study: python -m experiments.checkpoint_cost.run [--quick]. Writes results/.
 
-Every measurement is a process of its own; the variants take turns.
+Every measurement runs in its own process; the variants take turns.
 """
 
 import argparse

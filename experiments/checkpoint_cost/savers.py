@@ -81,9 +81,9 @@ class Safetensors:
 
 
 class Distributed:
-    """torch.distributed.checkpoint into a new folder each, the one before last removed.
+    """torch.distributed.checkpoint into a new folder per save, deleting the one before last.
 
-    In the background with a stager that is kept, so that its memory is used again: its fastest way.
+    The asynchronous variant reuses its stager and thus its memory, which is its fastest mode.
     """
 
     def __init__(self, folder: Path, *, in_background: bool) -> None:

@@ -17,11 +17,11 @@ LIMIT = 600  # seconds for one training
 
 @dataclass(frozen=True)
 class Job:
-    """A training: the words of its command, how many ranks, where copies go if any are made, and
-    the file that a resume goes on from."""
+    """A training: its overrides, its number of ranks, where copies are stored (None for no copies),
+    and the file to resume from."""
 
     directory: Path
-    words: list[str]
+    overrides: list[str]
     ranks: int
     copies: Path | None = None
     resumed: Path | None = None
@@ -31,19 +31,19 @@ def train(job: Job) -> None:
     """Run one training in this process or under torchrun. Raises if it failed."""
     log = job.directory.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = [*job.words, f"hydra.run.dir={job.directory}"]
-    code = _torchrun(job, words, log) if job.ranks > 1 else _here(job, words, log)
+    overrides = [*job.overrides, f"hydra.run.dir={job.directory}"]
+    code = _torchrun(job, overrides, log) if job.ranks > 1 else _here(job, overrides, log)
     if code:
         raise RuntimeError(f"{job.directory.name} ended with {code}:\n{log.read_text()[-3000:]}")
 
 
-def _torchrun(job: Job, words: list[str], log: Path) -> int:
+def _torchrun(job: Job, overrides: list[str], log: Path) -> int:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={job.ranks}", "-m"]
     module = ["experiments.exactness.source", str(job.copies)] if job.copies else ["gpt2ckpt.train"]
     root = str(Path(__file__).resolve().parents[2])
     with log.open("wb") as output:
         done = subprocess.run(
-            [sys.executable, *launch, *module, *words],
+            [sys.executable, *launch, *module, *overrides],
             env={**os.environ, "PYTHONPATH": root},
             stdout=output,
             stderr=output,
@@ -53,12 +53,12 @@ def _torchrun(job: Job, words: list[str], log: Path) -> int:
     return done.returncode
 
 
-def _here(job: Job, words: list[str], log: Path) -> int:
+def _here(job: Job, overrides: list[str], log: Path) -> int:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    sys.argv = ["gpt2ckpt.train", *words]
+    sys.argv = ["gpt2ckpt.train", *overrides]
     try:
         if job.resumed:
             resume(job.resumed, job.directory)

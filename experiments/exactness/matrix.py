@@ -58,7 +58,7 @@ class Variant:
         return re.sub(r"\W+", "_", self.name)
 
     @property
-    def words(self) -> list[str]:
+    def overrides(self) -> list[str]:
         muon = "optimizer=muon" in self.more
         base = [word for word in BASE if not (muon and word.startswith("optimizer.lr"))]
         return [*base, *self.more]

@@ -1,7 +1,7 @@
-"""A resume in this process: everything that the command does between Hydra and its exit code.
+"""Resumes in this process: everything that the command does after Hydra.
 
-Hydra itself takes longer than these trainings, and composes a config that a resume without
-overrides does not look at.
+Hydra takes longer than these trainings and composes a config that a resume without overrides does
+not use.
 """
 
 from pathlib import Path

@@ -1,11 +1,10 @@
-"""Run the whole study: python -m experiments.exactness.run. Writes results/.
+"""Runs the study: python -m experiments.exactness.run. Writes results/.
 
-A part of it, by --only WORD, is only printed.
+A part of it, selected by --only TEXT, is only printed.
 
-Each training is a process of its own. On one rank it is forked from a server that has imported the
-modules and done nothing, which saves the seconds of the import. The runs that are not resumed are
-the real command; a resume begins behind Hydra (resume.py). Two ranks are the real command under
-torchrun throughout.
+Each training runs in its own process. On one rank it is forked from a server that has imported the
+modules, which saves seconds. First starts are the complete command; resumes skip Hydra (resume.py).
+Two ranks are always the complete command under torchrun.
 """
 
 import argparse
@@ -102,16 +101,20 @@ def write_tokens(folder: Path) -> None:
 
 def unbroken(folder: Path, variant: Variant) -> Job:
     """Return the undisturbed training, which saves at its end only."""
-    words = [*variant.words, f"trainer.eval_every={EVAL_EVERY}", f"checkpoint.save_every={STEPS}"]
-    return Job(folder / "unbroken" / variant.folder, words, variant.ranks)
+    overrides = [
+        *variant.overrides,
+        f"trainer.eval_every={EVAL_EVERY}",
+        f"checkpoint.save_every={STEPS}",
+    ]
+    return Job(folder / "unbroken" / variant.folder, overrides, variant.ranks)
 
 
 def source(folder: Path, variant: Variant) -> Job:
     """Return the training that saves after every step and at each moment on a signal."""
-    words = [*variant.words, f"trainer.eval_every={EVAL_EVERY}", "checkpoint.save_every=1"]
-    words.append(f"checkpoint.keep_rolling={STEPS}")
+    overrides = [*variant.overrides, f"trainer.eval_every={EVAL_EVERY}", "checkpoint.save_every=1"]
+    overrides.append(f"checkpoint.keep_rolling={STEPS}")
     copies = folder / "copies" / variant.folder
-    return Job(folder / "source" / variant.folder, words, variant.ranks, copies)
+    return Job(folder / "source" / variant.folder, overrides, variant.ranks, copies)
 
 
 def resumed(folder: Path, case: Case) -> Job:

@@ -1,5 +1,6 @@
-"""A real training that is asked for an emergency save at each moment, and leaves a copy of its run
-directory as a kill right after that moment would have left it.
+"""A training with an emergency save at each moment, after which its run directory is copied.
+
+The copy is what a kill right after that moment would have left.
 
 python -m experiments.exactness.source COPIES OVERRIDES..., also under torchrun.
 """

@@ -89,7 +89,7 @@ class Battery:
 
     # ------------------------------------------------------------ starting and stopping
 
-    def start(self, directory: Path, *words: str) -> Process:
+    def start(self, directory: Path, *args: str) -> Process:
         """Start the trainer in `directory` with more arguments."""
         output = self.folder / f"{directory.name}.out"
         pid = os.fork()
@@ -102,7 +102,7 @@ class Battery:
             os.dup2(descriptor, 2)
             os.chdir(self.folder)
             sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
-            sys.argv = [self.peer.module, str(directory), *words]
+            sys.argv = [self.peer.module, str(directory), *args]
             self.peer.main()
             code = 0
         except SystemExit as stop:
@@ -119,10 +119,10 @@ class Battery:
     def steps(self, directory: Path) -> int:
         return max((step for step, _ in self.peer.losses(directory)), default=0)
 
-    def stopped(self, name: str, number: int, step: int, *words: str) -> Path:
+    def stopped(self, name: str, number: int, step: int, *args: str) -> Path:
         """Return a run that got a signal after `step`."""
         directory = self.folder / name
-        process = self.start(directory, *words)
+        process = self.start(directory, *args)
         while process.poll() is None and self.steps(directory) < step:
             time.sleep(0.002)
         with contextlib.suppress(ProcessLookupError):
@@ -137,8 +137,8 @@ class Battery:
     def text(self, directory: Path) -> str:
         return (self.folder / f"{directory.name}.out").read_text(errors="replace")
 
-    def resume(self, directory: Path, *words: str) -> int:
-        return self.start(directory, "--resume", *words).wait()
+    def resume(self, directory: Path, *args: str) -> int:
+        return self.start(directory, "--resume", *args).wait()
 
     def off(self, directory: Path) -> str:
         """Return the largest difference of the final weights from the undisturbed run."""
@@ -153,9 +153,9 @@ class Battery:
     def kills(self) -> str:
         directory, failed = self.folder / "killed", 0
         for number in range(KILLS):
-            words = ["--resume"] if number else []
+            args = ["--resume"] if number else []
             step = self.steps(directory) + self.dice.randint(6, 16)
-            process = self.start(directory, *words)
+            process = self.start(directory, *args)
             while process.poll() is None and self.steps(directory) < step:
                 time.sleep(0.002)
             time.sleep(self.dice.random() * 0.02)
@@ -277,8 +277,8 @@ def _contents(directory: Path) -> dict[str, bytes]:
 @contextlib.contextmanager
 def _small_disk(mount: Path) -> Iterator[Path]:
     mount.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", f"size={SPACE}", "tmpfs", str(mount)]
-    subprocess.run(words, check=True, capture_output=True)
+    args = ["mount", "-t", "tmpfs", "-o", f"size={SPACE}", "tmpfs", str(mount)]
+    subprocess.run(args, check=True, capture_output=True)
     try:
         yield mount
     finally:

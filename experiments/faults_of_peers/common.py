@@ -1,10 +1,10 @@
-"""What every trainer of the comparison shares: the model, the data, the settings, how it is killed.
+"""The parts that all trainers of the comparison share: model, data, settings, command line.
 
 Each trainer is a program `python -m experiments.faults_of_peers.NAME DIR [--lr X] [--resume]` that
 trains the same small GPT-2 on the same tokens in DIR, saves every SAVE_EVERY steps, appends a line
 `STEP LOSS` to DIR/losses.txt after each step (then waits for --pause seconds), and with --resume
-goes on as that tool's documentation says. At the end it writes DIR/final.pt, the state dict of the
-model.
+resumes as the documentation of the tool recommends. At the end it writes DIR/final.pt, the state
+dict of the model.
 """
 
 import argparse

@@ -1,5 +1,6 @@
-"""Hugging Face Trainer: save_steps, save_total_limit, resume_from_checkpoint=True, and the
-checkpoint on SIGTERM that its TrainingArguments offer for preemptible machines."""
+"""Hugging Face Trainer with save_steps, save_total_limit and resume_from_checkpoint=True.
+
+It also saves on SIGTERM, which TrainingArguments offers for preemptible machines."""
 
 from experiments.faults_of_peers import common
 

@@ -1,6 +1,6 @@
 """PyTorch Lightning with its ModelCheckpoint: save_last, top k of the newest, ckpt_path="last".
 
-The documented settings for a run that may be stopped at any time: `every_n_train_steps`,
+These are the documented settings for a run that may be stopped at any time: `every_n_train_steps`,
 `save_last`, and `Trainer.fit(ckpt_path=...)` (Lightning's "Save and load progress" pages), and a
 checkpoint when an exception ends the training, which "last" finds too.
 """

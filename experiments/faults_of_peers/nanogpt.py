@@ -1,7 +1,7 @@
-"""nanoGPT's way: torch.save in place, of model, optimizer and iter_num; resume='resume' loads it.
+"""nanoGPT's method: torch.save of model, optimizer and iter_num in place; a resume loads it.
 
 Written for this study after karpathy/nanoGPT, train.py: one ckpt.pt, random batches, no state of
-generators in the file.
+random generators.
 """
 
 import torch

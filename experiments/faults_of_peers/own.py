@@ -12,7 +12,7 @@ def main() -> None:
 
     given = common.settings()
     tokens = given.directory.parent / "tokens.bin"
-    words = [
+    overrides = [
         *("data=tokens", f"data.train={tokens}", f"data.val={tokens}", "logger=none"),
         *("model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.dropout=0.1"),
         *(f"model.block_size={common.BLOCK}", f"model.vocab_size={common.VOCABULARY}"),
@@ -22,7 +22,7 @@ def main() -> None:
         *("schedule=constant", "schedule.warmup_steps=0", f"optimizer.lr={given.lr}"),
         *(f"checkpoint.save_every={common.SAVE_EVERY}", f"hydra.run.dir={given.directory}"),
     ]
-    sys.argv = ["gpt2ckpt.train", *words, *(["+resume=latest"] if given.resume else [])]
+    sys.argv = ["gpt2ckpt.train", *overrides, *(["+resume=latest"] if given.resume else [])]
     code = 0
     try:
         train.main()

@@ -33,9 +33,9 @@ def main() -> None:
         return
     found = {}
     for peer in PEERS:
-        words = [sys.executable, "-m", "experiments.faults_of_peers.run", "--only", peer.module]
+        args = [sys.executable, "-m", "experiments.faults_of_peers.run", "--only", peer.module]
         done = subprocess.run(
-            [*words, "--seed", str(args.seed)], stdout=subprocess.PIPE, text=True, check=True
+            [*args, "--seed", str(args.seed)], stdout=subprocess.PIPE, text=True, check=True
         )
         *lines, last = done.stdout.splitlines()
         print("\n".join(lines), flush=True)

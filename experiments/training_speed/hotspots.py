@@ -10,7 +10,7 @@ from experiments.training_speed.shapes import Shape
 
 LOSS = "_LinearCrossEntropy"
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_")
-# The first group one of whose words is in the operator's name.
+# The first group with a name that occurs in the operator's name.
 GROUPS = {
     "attention": ("bmm", "scaled_dot_product", "_softmax", "triu"),
     "layer norm": ("native_layer_norm",),
@@ -49,7 +49,7 @@ def group_of(event: FunctionEvent) -> str:
         return "matrix products, output layer" if in_loss else "matrix products, blocks"
     if in_loss:
         return "softmax and cross entropy"
-    for group, words in GROUPS.items():
-        if any(word in name for name in chain for word in words):
+    for group, names in GROUPS.items():
+        if any(part in name for name in chain for part in names):
             return group
     return "everything else"

@@ -1,7 +1,7 @@
 """Measures only the matrix products of a training step, a lower bound of its time.
 
-Each is timed by itself in the layout that training has it in, with operands in memory that was
-touched before, and the fastest of several times counts.
+Each product is timed alone in the layout of a training, with operands in resident memory. The
+fastest of several runs counts.
 """
 
 import dataclasses

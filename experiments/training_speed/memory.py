@@ -12,11 +12,11 @@ FLOAT, HALF = 4, 2  # bytes
 def accounted_bytes(shape: Shape) -> dict[str, int]:
     """Return the bytes by part, under bfloat16 autocast if the CPU supports it.
 
-    A block keeps for its backward pass, per token and in units of its width C: in float32 the
+    A block stores for its backward pass, per token and in units of its width C: in float32 the
     inputs of its two norms (2 C); in the dtype of the products the outputs of the norms (2 C),
-    queries, keys and values (3 C), what attention mixed (C), and the hidden layer before and after
-    GELU (8 C); and of short blocks the attention weights. Autocast's copies of the weights are kept
-    too. Of the logits there is one chunk, with a few rows in float32.
+    queries, keys and values (3 C), the output of attention (C), and the hidden layer before and
+    after GELU (8 C); for short blocks also the attention weights. Autocast stores copies of the
+    weights. One chunk of the logits is stored, with a few rows in float32.
     """
     config = own.read_config(shape)
     counts, tokens, width = count_parameters(config.model), shape.tokens, shape.n_embd

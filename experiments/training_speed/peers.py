@@ -14,9 +14,9 @@ from gpt2ckpt.model.huggingface import to_huggingface
 def build_step(shape: Shape, *, best: bool) -> Callable[[], float]:
     """Return a function that trains the next step and returns its loss.
 
-    Without `best`, as the documentation shows a loop: float32 and torch's AdamW. With it, what is
-    documented as faster: bfloat16 autocast, the fused AdamW, no cache of keys and values, which
-    training does not read. Dropout is off, as in the other variants.
+    Without `best` it is the documented loop: float32 and torch's AdamW. With `best` it uses what is
+    documented as faster: bfloat16 autocast, fused AdamW, and no cache of keys and values. Dropout
+    is off, as in the other variants.
     """
     torch.set_num_threads(THREADS)
     config = own.read_config(shape)

@@ -1,4 +1,4 @@
-"""A plain training step as nanoGPT makes it on a CPU, written for this comparison.
+"""A training step like nanoGPT's on a CPU, written for this comparison.
 
 float32, scaled-dot-product attention, all logits at once, AdamW that is not fused (nanoGPT asks for
 the fused one on CUDA only), gradients clipped by torch.nn.utils.clip_grad_norm_.

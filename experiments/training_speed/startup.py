@@ -48,8 +48,8 @@ def _until_first_step(folder: str, environment: dict[str, str]) -> float:
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            words = line.split()
-            if words[:1] == ["step"] and words[1].startswith("1/"):
+            fields = line.split()
+            if fields[:1] == ["step"] and fields[1].startswith("1/"):
                 seconds = time.perf_counter() - start
                 process.kill()
                 return seconds

@@ -1,6 +1,6 @@
-"""`python -m experiments.watchers.run`: trainings with one failing watcher each, as a table.
+"""`python -m experiments.watchers.run`: measures trainings with one failing watcher each.
 
-Each is compared with the undisturbed trainings right before and after it, in wall time and bitwise.
+Each is compared with the undisturbed trainings before and after it, in time and bitwise.
 """
 
 import argparse
@@ -32,18 +32,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         library = preload.build(folder).library
-        words = _words(folder, args.steps)
-        before = train(NONE, words, folder / "0", library)
+        overrides = _overrides(folder, args.steps)
+        before = train(NONE, overrides, folder / "0", library)
         for number, disturbance in enumerate(chosen, 1):
-            found = train(disturbance, words, folder / f"{number}_disturbed", library)
-            after = train(NONE, words, folder / str(number), library)
+            found = train(disturbance, overrides, folder / f"{number}_disturbed", library)
+            after = train(NONE, overrides, folder / str(number), library)
             rows.append(_row(disturbance, found, before, after))
             before = after
             _write(rows, args.steps, f"{facts['cpu']}, {facts['cores']} cores, {facts['torch']}")
     print((RESULTS / "table.md").read_text())
 
 
-def _words(folder: Path, steps: int) -> list[str]:
+def _overrides(folder: Path, steps: int) -> list[str]:
     """Return the arguments of a small training with every watcher enabled."""
     tokens = np.random.default_rng(0).integers(0, 64, 3000)
     for split, part in (("train", tokens[:2000]), ("val", tokens[2000:])):

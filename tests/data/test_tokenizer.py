@@ -106,7 +106,7 @@ BLANKS = [" ", "\n", "\t", "\r\n", "\xa0", "\u3000"]
 def mixed_text() -> str:
     """Return 10 MB of words, many scripts, emoji, whitespace runs and decoded random bytes.
 
-    SHAKE-256 provides the random numbers: the text is the same with every version of Python.
+    SHAKE-256 generates the random numbers, so the text is the same in every version of Python.
     """
     names = json.loads((_data_folder() / "encoder.json").read_bytes())
     words = [name.replace("Ġ", " ") for name in names if name.lstrip("Ġ").isalnum()]

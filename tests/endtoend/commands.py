@@ -34,7 +34,7 @@ class Done:
     err: str
 
     @property
-    def sentence(self) -> str:
+    def message(self) -> str:
         """The single line of an error message."""
         [line] = self.err.splitlines()
         assert line.startswith("error: ")
@@ -50,7 +50,7 @@ def environment() -> dict[str, str]:
 
 
 def start(
-    name: str, words: Sequence[str], cwd: Path, more: Mapping[str, str] | None = None
+    name: str, args: Sequence[str], cwd: Path, more: Mapping[str, str] | None = None
 ) -> "Forked":
     """`python -m gpt2ckpt.NAME WORDS` in the background, with `more` in its environment.
 
@@ -58,15 +58,15 @@ def start(
     """
     from tests import forkserver  # found by pytest, not by ctrl_c.py as a script
 
-    return forkserver.start(f"gpt2ckpt.{name}", words, cwd, {**environment(), **(more or {})})
+    return forkserver.start(f"gpt2ckpt.{name}", args, cwd, {**environment(), **(more or {})})
 
 
 def start_interpreter(
-    name: str, words: Sequence[str], cwd: Path, more: Mapping[str, str] | None = None
+    name: str, args: Sequence[str], cwd: Path, more: Mapping[str, str] | None = None
 ) -> "subprocess.Popen[str]":
     """The same in a new interpreter, for tests of its start, its code or its environment."""
     return subprocess.Popen(
-        [sys.executable, "-m", f"gpt2ckpt.{name}", *words],
+        [sys.executable, "-m", f"gpt2ckpt.{name}", *args],
         **{"cwd": cwd, "env": {**environment(), **(more or {})}, "text": True},
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
     )
@@ -77,8 +77,8 @@ def finish(process: "Process") -> Done:
     return Done(process.returncode, out, err)
 
 
-def run(name: str, words: Sequence[str], cwd: Path) -> Done:
-    return finish(start(name, words, cwd))
+def run(name: str, args: Sequence[str], cwd: Path) -> Done:
+    return finish(start(name, args, cwd))
 
 
 def side_by_side(cwd: Path, commands: dict[str, tuple[str, Sequence[str]]]) -> dict[str, Done]:

@@ -1,9 +1,9 @@
-"""Ctrl+C, or another signal, at random moments of a run, its start and its end included.
+"""Sends Ctrl+C or another signal at random moments of a run, including its start and its end.
 
     python tests/endtoend/ctrl_c.py 50 [SEED]
 
-The first moment is that from which the process can catch signals at all: the kernel's own list of
-caught signals says so. Before, in the interpreter's own start, nobody can.
+The earliest moment is when the process has a handler for the signal, which the kernel lists in
+/proc. Before that, while the interpreter starts, no program can handle signals.
 """
 
 import random
@@ -27,9 +27,9 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 @dataclass(frozen=True)
 class Stop:
-    """What a run that got a signal `seconds` after `step` left; `problem` is empty if all is well.
+    """The result of a signal `seconds` after `step`; `problem` is empty if all is correct.
 
-    `phase` says what the signal met: nothing to save, a training, or a run that had ended.
+    `phase` is what the signal interrupted: a start, a training, or a finished run.
     """
 
     number: signal.Signals
@@ -50,13 +50,13 @@ def catches_signals(process: "subprocess.Popen[str]") -> bool:
 
 
 def stop_at(
-    words: list[str], folder: Path, number: signal.Signals, step: int, seconds: float
+    overrides: list[str], folder: Path, number: signal.Signals, step: int, seconds: float
 ) -> Stop:
-    """Start `words` in a directory of its own and send the signal at a moment.
+    """Start `overrides` in its own directory and send the signal `seconds` after `step` steps.
 
-    The moment is `seconds` after `step` steps were done; after the first instant for step 0.
+    Step 0 is the earliest moment.
     """
-    process = start_interpreter("train", [*words, "hydra.run.dir=run"], folder)
+    process = start_interpreter("train", [*overrides, "hydra.run.dir=run"], folder)
     run_directory = folder / "run"
     while process.poll() is None and not (
         steps_done(run_directory) >= step if step else catches_signals(process)
@@ -95,19 +95,19 @@ def problem_of(done: Done, number: signal.Signals, phase: str, folder: Path) -> 
 
 
 def stop_often(
-    words: list[str], folder: Path, count: int, seed: int, numbers: tuple[signal.Signals, ...]
+    overrides: list[str], folder: Path, count: int, seed: int, numbers: tuple[signal.Signals, ...]
 ) -> Iterator[Stop]:
     """Stop `count` runs at random moments of their start, their steps and their end in turn."""
     dice = random.Random(seed)
     begin = time.monotonic()
-    yield stop_at(words, _made(folder / "stop_0"), numbers[0], 1, 0.0)
+    yield stop_at(overrides, _made(folder / "stop_0"), numbers[0], 1, 0.0)
     start_up = time.monotonic() - begin  # and an end, which is short
     for turn in range(1, count):
         step, longest = (0, start_up) if turn % 3 == 1 else (STEPS, 0.3)
         if turn % 3 == 2:
             step, longest = dice.randrange(1, STEPS), 0.03
         place, number = _made(folder / f"stop_{turn}"), numbers[turn % len(numbers)]
-        yield stop_at(words, place, number, step, dice.random() * longest)
+        yield stop_at(overrides, place, number, step, dice.random() * longest)
 
 
 def _made(folder: Path) -> Path:
@@ -126,10 +126,10 @@ def main() -> None:
         walk = np.cumsum(np.random.default_rng(0).integers(-2, 3, 3000)) % 64
         for split, tokens in (("train", walk[:2000]), ("val", walk[2000:])):
             tokens.astype("<u2").tofile(folder / f"{split}.bin")
-        words = [*SETTINGS, f"data.train={folder}/train.bin", f"data.val={folder}/val.bin"]
+        overrides = [*SETTINGS, f"data.train={folder}/train.bin", f"data.val={folder}/val.bin"]
         print(f"seed {seed}, {count} times SIGINT")
         stops = []
-        for stop in stop_often(words, folder, count, seed, (signal.SIGINT,)):
+        for stop in stop_often(overrides, folder, count, seed, (signal.SIGINT,)):
             print(f"  {stop.seconds:.3f} s after step {stop.step}: {stop.phase}", flush=True)
             stops.append(stop)
     for phase, times in sorted(Counter(stop.phase for stop in stops).items()):

@@ -33,20 +33,20 @@ def fill(folder: Path, spare: int) -> Path:
 def test_run_is_refused_on_a_full_disk_and_survives_one_that_fills_up(
     token_data: Any, disk: Path
 ) -> None:
-    words = [*token_data.overrides, "trainer.max_steps=60", "checkpoint.save_every=20"]
+    overrides = [*token_data.overrides, "trainer.max_steps=60", "checkpoint.save_every=20"]
     others = fill(disk, spare=NEEDED // 4)
-    refused = run("train", [*words, "hydra.run.dir=run"], disk)
+    refused = run("train", [*overrides, "hydra.run.dir=run"], disk)
     assert refused.code == 1
-    assert "are free, and the first save" in refused.sentence and " MB" in refused.sentence
+    assert "are free, and the first save" in refused.message and " MB" in refused.message
     assert sorted(path.name for path in disk.iterdir()) == [others.name], "something was written"
-    sweep = run("train", ["-m", *words, "seed=1,2", "hydra.sweep.dir=sweep"], disk)
+    sweep = run("train", ["-m", *overrides, "seed=1,2", "hydra.sweep.dir=sweep"], disk)
     assert sweep.code == 1
     table = " ".join((disk / "sweep" / "table.txt").read_text().split())
     assert table.count("are free, and the first save") == 2, "of each job"
     assert not list(disk.glob("sweep/*/checkpoints")), "a job began that cannot save"
     others.unlink()
 
-    process = start("train", [*words, "hydra.run.dir=run"], disk)
+    process = start("train", [*overrides, "hydra.run.dir=run"], disk)
     saves = disk / "run" / "checkpoints"
     wait_until(process, (saves / "rolling_step_000020.pt").exists)
     process.send_signal(signal.SIGSTOP)
@@ -66,8 +66,8 @@ def test_removed_run_directory_fails_saves_but_not_the_training(
     token_data: Any, tmp_path: Path
 ) -> None:
     """The directory is not created again, every save reports an error, and nothing is raised."""
-    words = [*token_data.overrides, "trainer.max_steps=100000", "checkpoint.save_every=5"]
-    process = start("train", [*words, "hydra.run.dir=run"], tmp_path)
+    overrides = [*token_data.overrides, "trainer.max_steps=100000", "checkpoint.save_every=5"]
+    process = start("train", [*overrides, "hydra.run.dir=run"], tmp_path)
     wait_until(process, lambda: steps_done(tmp_path / "run") >= 10)
     (tmp_path / "run").rename(tmp_path / "moved")
     there = len(events(tmp_path / "moved"))
@@ -86,9 +86,9 @@ def test_hanging_disk_blocks_neither_the_training_nor_its_end(
 ) -> None:
     """fsync of checkpoints and metrics.jsonl hangs."""
     faults = preload.build(tmp_path)
-    words = [*token_data.overrides, "trainer.max_steps=100000", "checkpoint.save_every=5"]
-    words += ["checkpoint.hang_seconds=2", "hydra.run.dir=run"]
-    process = start("train", words, tmp_path, faults.environment)
+    overrides = [*token_data.overrides, "trainer.max_steps=100000", "checkpoint.save_every=5"]
+    overrides += ["checkpoint.hang_seconds=2", "hydra.run.dir=run"]
+    process = start("train", overrides, tmp_path, faults.environment)
     run_directory = tmp_path / "run"
     wait_until(process, (run_directory / "checkpoints" / "latest.pt").exists)
     faults.set(("fsync", -3600, str(run_directory)))
@@ -106,8 +106,10 @@ def test_hanging_disk_blocks_neither_the_training_nor_its_end(
 def test_training_and_resume_work_without_hard_links(token_data: Any, tmp_path: Path) -> None:
     """On exFAT (FUSE) files of one state are copies."""
     for disk in formatted("exfat", tmp_path / "disk"):
-        words = [*token_data.overrides, "trainer.max_steps=20", "checkpoint.save_every=10"]
-        done = succeed(run("train", [*words, "trainer.eval_every=20", "hydra.run.dir=run"], disk))
+        overrides = [*token_data.overrides, "trainer.max_steps=20", "checkpoint.save_every=10"]
+        done = succeed(
+            run("train", [*overrides, "trainer.eval_every=20", "hydra.run.dir=run"], disk)
+        )
         assert "SAVE FAILED" not in done.out
         saves = disk / "run" / "checkpoints"
         assert {opened(path)["step"] for path in saves.glob("*.pt")} == {10, 20}

@@ -23,9 +23,9 @@ def dry_run(
     """Run the command with dry_run=true and return its exit code and output."""
     monkeypatch.chdir(tmp_path)
 
-    def dry_run(*words: str) -> tuple[int, str]:
+    def dry_run(*overrides: str) -> tuple[int, str]:
         before = tree(tmp_path)
-        monkeypatch.setattr("sys.argv", ["train", *words, "dry_run=true"])
+        monkeypatch.setattr("sys.argv", ["train", *overrides, "dry_run=true"])
         with pytest.raises(SystemExit) as end:
             main()
         assert tree(tmp_path) == before
@@ -44,13 +44,13 @@ def announced(out: str) -> list[str]:
 def test_dry_run_prints_the_start_summary_and_the_time_of_a_resume(
     token_data: Any, tmp_path: Path, dry_run: Callable[..., tuple[int, str]]
 ) -> None:
-    words = [*token_data.overrides, "trainer.max_steps=6", "schedule.steps=9"]
-    code, out = dry_run(*words, "hydra.run.dir=mine")
+    overrides = [*token_data.overrides, "trainer.max_steps=6", "schedule.steps=9"]
+    code, out = dry_run(*overrides, "hydra.run.dir=mine")
     assert code == 0
     assert "disk  " in out and "\nrun  " not in out
     assert "warning      schedule.steps=9 is longer than the run of 6 steps" in out
     assert max(map(len, announced(out))) <= 80
-    real = succeed(run("train", [*words, "hydra.run.dir=mine"], tmp_path))
+    real = succeed(run("train", [*overrides, "hydra.run.dir=mine"], tmp_path))
     until_first_step = real.out.partition("\nstep 1/6")[0]
     assert announced(out) == announced(until_first_step) != []
     code, out = dry_run("+resume=latest", "trainer.max_steps=5000", "hydra.run.dir=mine")
@@ -65,12 +65,12 @@ def test_dry_run_of_a_resume_prints_why_it_is_not_exact(
     dry_run: Callable[..., tuple[int, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = ["hydra.run.dir=mine", "trainer.threads=1", "trainer.max_steps=2"]
-    succeed(run("train", [*token_data.overrides, *words], tmp_path))
-    words = ["+resume=latest", "hydra.run.dir=mine", "trainer.threads=2", "trainer.max_steps=3"]
+    overrides = ["hydra.run.dir=mine", "trainer.threads=1", "trainer.max_steps=2"]
+    succeed(run("train", [*token_data.overrides, *overrides], tmp_path))
+    overrides = ["+resume=latest", "hydra.run.dir=mine", "trainer.threads=2", "trainer.max_steps=3"]
     monkeypatch.setenv("MKL_DYNAMIC", "FALSE")
-    _, out = dry_run(*words)
-    start = succeed(run("train", words, tmp_path)).out
+    _, out = dry_run(*overrides)
+    start = succeed(run("train", overrides, tmp_path)).out
     [shown], [line] = (
         [line for line in text.splitlines() if "not bitwise the same" in line]
         for text in (out, start)

@@ -48,9 +48,9 @@ def test_resume_reports_edited_source_code(reference: Any, tmp_path: Path) -> No
     edited = step.read_text().replace("self.grad_clip or math.inf", "0.01 * self.grad_clip")
     assert edited != step.read_text()
     step.write_text(edited)
-    words = ["+resume=latest", "hydra.run.dir=run", "trainer.max_steps=121"]
+    overrides = ["+resume=latest", "hydra.run.dir=run", "trainer.max_steps=121"]
     copy = {"PYTHONPATH": str(tmp_path)}
-    done = succeed(finish(start_interpreter("train", words, tmp_path, copy)))
+    done = succeed(finish(start_interpreter("train", overrides, tmp_path, copy)))
     old = latest(reference.directory)["versions"]["code"]
     new = latest(tmp_path / "run")["versions"]["code"]
     assert old != new
@@ -72,13 +72,15 @@ def test_resume_repairs_a_damaged_file_before_the_first_save(
         file.write(content)
     damaged = [path for path in folder.iterdir() if path.samefile(folder / "latest.pt")]
     assert len(damaged) > 1
-    words = ["+resume=latest", "hydra.run.dir=run", "trainer.max_steps=122"]
-    done = succeed(run("train", words, tmp_path))
-    [aside] = folder.glob("corrupt_*")
-    assert {path.name for path in aside.iterdir()} == {path.name for path in damaged}
+    overrides = ["+resume=latest", "hydra.run.dir=run", "trainer.max_steps=122"]
+    done = succeed(run("train", overrides, tmp_path))
+    [quarantine] = folder.glob("corrupt_*")
+    assert {path.name for path in quarantine.iterdir()} == {path.name for path in damaged}
     [line] = [line for line in done.out.splitlines() if "DAMAGED ON DISK" in line]
     assert all(path.name in line for path in damaged)
-    assert f"repaired from best_model_backup.pt. The damaged file is kept in {aside.name}" in line
+    assert (
+        f"repaired from best_model_backup.pt. The damaged file is kept in {quarantine.name}" in line
+    )
     steps = {path.name: load(path)["step"] for path in folder.glob("*.pt")}  # each verified
     assert (steps["latest.pt"], steps["latest_backup.pt"]) == (122, 120)
     assert steps["rolling_step_000120.pt"] == 120

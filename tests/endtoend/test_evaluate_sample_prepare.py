@@ -32,7 +32,7 @@ def done(reference: Any, folder: Path, token_data: Any) -> dict[str, Done]:
     shards = ["data=tokens", "data.train=shards/train_*.bin", "data.val=shards/val_*.bin"]
     text = ["data=text", "data.train='prose *.txt'", "data.val_fraction=0.2"]
     weights = f"model.init_from={reference.directory}/checkpoints/best_model.pt"
-    init = [weights, *reference.words[:3], *QUICK, "trainer.sample_every=0"]
+    init = [weights, *reference.overrides[:3], *QUICK, "trainer.sample_every=0"]
     ckpt = f"ckpt={reference.directory}"
     prepared = side_by_side(
         folder,
@@ -42,11 +42,11 @@ def done(reference: Any, folder: Path, token_data: Any) -> dict[str, Done]:
             "on_val": ("evaluate", [ckpt, "data=tokens", f"data.val={token_data.val}"]),
         },
     )
-    words = [*shards, *TINY, *QUICK, "hydra.run.dir=on_shards"]
+    overrides = [*shards, *TINY, *QUICK, "hydra.run.dir=on_shards"]
     return prepared | side_by_side(
         folder,
         {
-            "train": ("train", words),
+            "train": ("train", overrides),
             "again": ("prepare", [*text, "out=shards"]),
             "init": ("train", [*init, "hydra.run.dir=from_weights"]),
         },
@@ -122,7 +122,7 @@ def test_evaluate_and_sample_read_huggingface_and_nanogpt_weights(
         assert (answer["tokens"], answer["step"]) == (tokens, None)
     assert succeed(done["sample"]).out.startswith("1 2 3 ")
     assert done["no data"].code == 2
-    assert "add data=text data.val=FILES" in done["no data"].sentence
+    assert "add data=text data.val=FILES" in done["no data"].message
 
 
 def test_evaluate_needs_no_training_files(done: dict[str, Done]) -> None:
@@ -155,7 +155,7 @@ def test_samples_appear_while_training(done: dict[str, Done]) -> None:
 
 def test_prepare_never_overwrites_shards(folder: Path, done: dict[str, Done]) -> None:
     assert done["again"].code == 1
-    assert done["again"].sentence.startswith("shards already contains shards (train_000000.bin)")
+    assert done["again"].message.startswith("shards already contains shards (train_000000.bin)")
 
 
 def test_run_starts_from_the_weights_of_a_checkpoint(
@@ -175,8 +175,8 @@ def test_run_starts_from_the_weights_of_a_checkpoint(
 
 def test_sample_writes_the_requested_number_of_texts(folder: Path, done: dict[str, Done]) -> None:
     succeed(done["train"])
-    words = ["ckpt=on_shards", "prompt='The quick, brown'", "max_tokens=8"]
-    done = run("sample", [*words, "num_samples=2", "seed=5"], folder)
+    overrides = ["ckpt=on_shards", "prompt='The quick, brown'", "max_tokens=8"]
+    done = run("sample", [*overrides, "num_samples=2", "seed=5"], folder)
     first, second = succeed(done).out.split("-" * 40 + "\n")
     assert first.startswith("The quick, brown") and len(first) > len("The quick, brown") + 3
     assert second.startswith("The quick, brown") and second != first

@@ -36,8 +36,8 @@ def before(folder: Path) -> dict[str, Any]:
 def done(reference: Any, folder: Path, before: dict[str, Any]) -> dict[str, Done]:
     """Run each command in its own directory, so that they can run in parallel."""
 
-    def resume(name: str, *words: str) -> tuple[str, list[str]]:
-        return "train", ["+resume=latest", f"hydra.run.dir={name}", *words]
+    def resume(name: str, *overrides: str) -> tuple[str, list[str]]:
+        return "train", ["+resume=latest", f"hydra.run.dir={name}", *overrides]
 
     source = folder / "forked_from" / "checkpoints" / "rolling_step_000100.pt"
     longer = "trainer.max_steps=123"
@@ -45,9 +45,9 @@ def done(reference: Any, folder: Path, before: dict[str, Any]) -> dict[str, Done
         folder,
         {
             "finished": resume("finished"),
-            "protected": ("train", [*reference.words, longer, "hydra.run.dir=protected"]),
+            "protected": ("train", [*reference.overrides, longer, "hydra.run.dir=protected"]),
             "fork": ("train", [f"+resume={source}", "+fork=true", "trainer.max_steps=102"]),
-            "extended": resume("extended", longer, reference.words[2]),
+            "extended": resume("extended", longer, reference.overrides[2]),
             "flipped": resume("flipped", longer),
         },
     )
@@ -128,9 +128,9 @@ def test_resume_skips_corrupt_latest_and_names_it(done: dict[str, Done], folder:
     assert "skipped flipped/checkpoints/latest.pt: " in result.out
     used = result.out.partition("resuming from ")[2].splitlines()[0]
     assert used.endswith(", step 120") and "latest.pt" not in used
-    whole, mended = latest(folder / "extended"), latest(folder / "flipped")
-    assert same_bits(whole["model"], mended["model"])
-    assert same_bits(whole["optimizer"], mended["optimizer"])
+    whole, repaired = latest(folder / "extended"), latest(folder / "flipped")
+    assert same_bits(whole["model"], repaired["model"])
+    assert same_bits(whole["optimizer"], repaired["optimizer"])
 
 
 def test_files_of_a_run_open_with_standard_tools(reference: Any) -> None:

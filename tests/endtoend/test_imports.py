@@ -39,15 +39,15 @@ print(code, *slow, file=sys.stderr)
 def test_commands_do_not_import_slow_packages_early(
     tmp_path: Path, command: str, code: int
 ) -> None:
-    words = [sys.executable, "-c", RUN, *command.split()]
-    done = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    args = [sys.executable, "-c", RUN, *command.split()]
+    done = subprocess.run(args, env=environment(), cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == str(code)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_help_lists_config_groups_and_resume(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "gpt2ckpt.train", "--help"]
-    out = subprocess.run(words, env=environment(), cwd=tmp_path, capture_output=True, text=True)
+    args = [sys.executable, "-m", "gpt2ckpt.train", "--help"]
+    out = subprocess.run(args, env=environment(), cwd=tmp_path, capture_output=True, text=True)
     for expected in ("+resume=latest", "optimizer: adamw, muon", "checkpoint: light, off, safe"):
         assert expected in out.stdout
     assert "schema" not in out.stdout  # what is registered for Hydra alone is nothing to choose

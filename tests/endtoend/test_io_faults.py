@@ -35,8 +35,8 @@ def faults(tmp_path: Path) -> preload.Faults:
     return preload.build(folder)
 
 
-def faulty(faults: preload.Faults, name: str, words: list[str], cwd: Path) -> Done:
-    return finish(start(name, words, cwd, faults.environment))
+def faulty(faults: preload.Faults, name: str, overrides: list[str], cwd: Path) -> Done:
+    return finish(start(name, overrides, cwd, faults.environment))
 
 
 def test_training_succeeds_if_disk_space_cannot_be_measured(
@@ -45,18 +45,18 @@ def test_training_succeeds_if_disk_space_cannot_be_measured(
     """The disk report, the check before each save and the final summary still work."""
     (tmp_path / "run" / "notes").mkdir(parents=True)
     faults.set(("statvfs", EIO, "run"), ("opendir", EACCES, "notes$"))
-    words = [*token_data.overrides, "trainer.max_steps=12", "checkpoint.save_every=1"]
-    done = succeed(faulty(faults, "train", [*words, "hydra.run.dir=run"], tmp_path))
+    overrides = [*token_data.overrides, "trainer.max_steps=12", "checkpoint.save_every=1"]
+    done = succeed(faulty(faults, "train", [*overrides, "hydra.run.dir=run"], tmp_path))
     assert "disk: the run takes " in done.out
     assert done.out.count("free space not known") == 3, "at the start, in between, at the end"
     assert latest(tmp_path / "run")["step"] == 12
 
 
-def start_spoiled(words: list[str], cwd: Path, faults: preload.Faults) -> forkserver.Forked:
+def start_spoiled(overrides: list[str], cwd: Path, faults: preload.Faults) -> forkserver.Forked:
     """Start a training with a weight that becomes infinite after step 9, which rolls it back."""
     program = str(Path(__file__).with_name("spoiled.py"))
     everything = {**faults.environment, **environment()}
-    return forkserver.start(program, [*words, "trainer.on_bad_loss=rollback"], cwd, everything)
+    return forkserver.start(program, [*overrides, "trainer.on_bad_loss=rollback"], cwd, everything)
 
 
 def test_kill_resume_rollback_and_prepare_work_without_directory_fsync(
@@ -64,9 +64,9 @@ def test_kill_resume_rollback_and_prepare_work_without_directory_fsync(
 ) -> None:
     run_dir = tmp_path / "run"
     faults.set(("fsync", EINVAL, "run$"), ("fsync", EINVAL, "checkpoints$"))
-    words = [*token_data.overrides, "checkpoint.save_every=5", "hydra.run.dir=run"]
-    words.append("checkpoint.save_epochs=false")
-    killed = start_spoiled([*words, "trainer.max_steps=100000"], tmp_path, faults)
+    overrides = [*token_data.overrides, "checkpoint.save_every=5", "hydra.run.dir=run"]
+    overrides.append("checkpoint.save_epochs=false")
+    killed = start_spoiled([*overrides, "trainer.max_steps=100000"], tmp_path, faults)
     wait_until(killed, lambda: steps_done(run_dir) > 22)
     killed.kill()
     out, err = killed.communicate()
@@ -88,11 +88,11 @@ def test_rollback_succeeds_on_a_full_disk_and_completes_later(
 ) -> None:
     """The files are changed when the disk has space again, without losing events."""
     run_dir, log = tmp_path / "run", tmp_path / "run" / "train.log"
-    words = [*token_data.overrides, "checkpoint.save_every=5", "trainer.max_steps=20000"]
-    words += ["trainer.eval_every=8", "trainer.eval_steps=1", "checkpoint.save_epochs=false"]
+    overrides = [*token_data.overrides, "checkpoint.save_every=5", "trainer.max_steps=20000"]
+    overrides += ["trainer.eval_every=8", "trainer.eval_steps=1", "checkpoint.save_epochs=false"]
     history = [("write", ENOSPC, "metrics.jsonl"), ("ftruncate", ENOSPC, "metrics.jsonl")]
     faults.set(*history, ("open", ENOSPC, ".metrics.jsonl."), ("mkdir", ENOSPC, "abandoned_"))
-    process = start_spoiled([*words, "hydra.run.dir=run"], tmp_path, faults)
+    process = start_spoiled([*overrides, "hydra.run.dir=run"], tmp_path, faults)
     wait_until(process, lambda: log.exists() and "the next save tries again" in log.read_text())
     assert events(run_dir) == []
     process.send_signal(signal.SIGUSR1)
@@ -117,11 +117,15 @@ def test_no_failing_system_call_ends_a_training(
 ) -> None:
     """Each system call fails for a while, for every path of the run."""
     run_dir = tmp_path / "run"
-    words = [*token_data.overrides, "model.n_layer=1", "model.n_embd=8", "model.n_head=1"]
-    words += ["checkpoint.save_every=2", "checkpoint.scrub_every=3", "checkpoint.keep_rolling=2"]
-    words += ["trainer.sample_every=7", "trainer.sample_tokens=1", "logger=tensorboard"]
-    words += ["checkpoint.save_epochs=false", "trainer.max_steps=100000", "hydra.run.dir=run"]
-    process = start("train", words, tmp_path, faults.environment)
+    overrides = [*token_data.overrides, "model.n_layer=1", "model.n_embd=8", "model.n_head=1"]
+    overrides += [
+        "checkpoint.save_every=2",
+        "checkpoint.scrub_every=3",
+        "checkpoint.keep_rolling=2",
+    ]
+    overrides += ["trainer.sample_every=7", "trainer.sample_tokens=1", "logger=tensorboard"]
+    overrides += ["checkpoint.save_epochs=false", "trainer.max_steps=100000", "hydra.run.dir=run"]
+    process = start("train", overrides, tmp_path, faults.environment)
     wait_until(process, lambda: steps_done(run_dir) > 3)
     for call in CALLS.split():
         for number in (EIO, errno.EMFILE):
@@ -139,12 +143,12 @@ def test_no_failing_system_call_ends_a_training(
 
 def test_files_have_the_permissions_of_the_umask(token_data: Any, tmp_path: Path) -> None:
     """A group that shares a directory needs that."""
-    words = [*token_data.overrides, "trainer.max_steps=4", "checkpoint.save_every=2"]
-    words += ["logger=tensorboard", "hydra.run.dir=run", "trainer.eval_every=2"]
+    overrides = [*token_data.overrides, "trainer.max_steps=4", "checkpoint.save_every=2"]
+    overrides += ["logger=tensorboard", "hydra.run.dir=run", "trainer.eval_every=2"]
     prepare = ["data=text", "data.train=prose.txt", "out=shards"]
     (tmp_path / "prose.txt").write_text("The quick brown fox. " * 400)
     commands = {
-        "train": words,
+        "train": overrides,
         "prepare": prepare,
         "checkpoints": ["export", "run", "--to", "weights", "run/weights.safetensors"],
     }

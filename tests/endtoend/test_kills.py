@@ -127,10 +127,10 @@ def undisturbed(folder: Path) -> Path:
 def killed(folder: Path) -> tuple[Path, str]:
     """Return a run with all loggers that was killed repeatedly, and its last output."""
     run, dice = folder / "killed", random.Random(SEED)
-    words = ("hydra.run.dir=killed", "+resume=auto", "logger=all")
+    overrides = ("hydra.run.dir=killed", "+resume=auto", "logger=all")
     for _ in range(KILLS):
-        kill_in_the_middle(start(folder, *words), run, dice)
-    return run, finish(start(folder, *words))
+        kill_in_the_middle(start(folder, *overrides), run, dice)
+    return run, finish(start(folder, *overrides))
 
 
 def test_run_killed_repeatedly_equals_an_undisturbed_run_bitwise(

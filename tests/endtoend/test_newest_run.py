@@ -19,8 +19,8 @@ def folder(reference: Any, token_data: Any, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("shared")
     older = folder / "outputs" / "reference_run_20991231_235959"
     shutil.copytree(reference.directory, older, copy_function=shutil.copy2)
-    words = [*token_data.overrides, "trainer.max_steps=2", "name=alpha"]
-    succeed(run("train", [*words, "hydra.run.dir=outputs/mine"], folder))
+    overrides = [*token_data.overrides, "trainer.max_steps=2", "name=alpha"]
+    succeed(run("train", [*overrides, "hydra.run.dir=outputs/mine"], folder))
     for path in [older, *older.rglob("*")]:
         os.utime(path)  # as a copy or an unpacked archive: file times say nothing
     return folder
@@ -35,14 +35,14 @@ def preview(
 ) -> Callable[..., tuple[str, str]]:
     """Return the output and error of a dry run in this process."""
 
-    def call(*words: str) -> tuple[str, str]:
+    def call(*overrides: str) -> tuple[str, str]:
         monkeypatch.chdir(folder)
-        line = [*token_data.overrides, "trainer.max_steps=9", "dry_run=true", *words]
+        line = [*token_data.overrides, "trainer.max_steps=9", "dry_run=true", *overrides]
         monkeypatch.setattr("sys.argv", ["train", *line])
         with pytest.raises(SystemExit):
             train.main()
-        said = capsys.readouterr()
-        return said.out, said.err
+        printed = capsys.readouterr()
+        return printed.out, printed.err
 
     return call
 

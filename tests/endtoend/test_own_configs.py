@@ -30,15 +30,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(folder: Path, token_data: Any) -> dict[str, Done]:
-    words = [*token_data.overrides, *QUICK]
+    overrides = [*token_data.overrides, *QUICK]
     own = ["--config-dir", "my conf", "--config-name", "mytrain"]
     left_out = ("trainer.eval_every", "trainer.sample_every")
-    few = [word for word in words if not word.startswith(left_out)]
+    few = [word for word in overrides if not word.startswith(left_out)]
     awkward = "hydra.run.dir=it's lr=${optimizer.lr}, läuft"
     return side_by_side(
         folder,
         {
-            "train": ("train", [*own, *words, awkward]),
+            "train": ("train", [*own, *overrides, awkward]),
             "partial": (
                 "train",
                 [*own[:2], "trainer=mine", "optimizer=mine", *few, "hydra.run.dir=partial"],
@@ -85,11 +85,11 @@ def test_config_is_found_by_every_spelling_of_its_path(done: dict[str, Done], wa
 @pytest.mark.parametrize("name", ["sample", "evaluate", "prepare"])
 def test_other_commands_read_user_configs(done: dict[str, Done], name: str) -> None:
     expected = "out is missing" if name == "prepare" else "ckpt=gone.pt: there is no such file"
-    assert expected in done[name].sentence or "data.train" in done[name].sentence
+    assert expected in done[name].message or "data.train" in done[name].message
 
 
 def test_misspelt_config_name_suggests_the_nearest(done: dict[str, Done]) -> None:
-    assert done["misspelt"].sentence == (
+    assert done["misspelt"].message == (
         "there is no config mytrian in my conf. Did you mean mytrain?"
     )
     assert done["misspelt"].code == 2
@@ -108,9 +108,9 @@ def test_printed_resume_command_works_in_a_shell_for_any_directory_name(
 
 
 def test_sweep_over_all_options_of_a_group_is_resumed(token_data: Any, tmp_path: Path) -> None:
-    words = [*token_data.overrides, *QUICK, "seed=shuffle(range(1,3))", "hydra.sweep.dir=s"]
-    dry = ["-m", *words, "schedule=glob(*,exclude=w*)", "dry_run=true"]
-    first = succeed(run("train", ["-m", *words, "schedule=glob(co*)"], tmp_path))
+    overrides = [*token_data.overrides, *QUICK, "seed=shuffle(range(1,3))", "hydra.sweep.dir=s"]
+    dry = ["-m", *overrides, "schedule=glob(*,exclude=w*)", "dry_run=true"]
+    first = succeed(run("train", ["-m", *overrides, "schedule=glob(co*)"], tmp_path))
     for name in ("constant", "cosine"):
         assert first.out.count(f"schedule={name} ") == 2 and "schedule=wsd" not in first.out
     command = [sys.executable, "-O", "-m", "gpt2ckpt.train", *dry, "+resume=auto"]

@@ -13,7 +13,7 @@ from commands import Done, environment, run, side_by_side, tree
 from gpt2ckpt.runs.lock import RunLock
 
 WRONG = {
-    # words after the command: exit code, and what the sentence must say
+    # overrides after the command: exit code, and what the sentence must say
     "optimizer.lrr=1e-3": (2, "Did you mean optimizer.lr?"),
     "model=gpt2_nanoo": (2, "Did you mean model=gpt2_nano?"),
     "trainer.max_steps=ten": (2, "trainer.max_steps=ten is not possible"),
@@ -42,22 +42,24 @@ WRONG = {
 def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
     """Run all commands in one directory, which must stay empty."""
     cwd = tmp_path_factory.mktemp("empty")
-    done = side_by_side(cwd, {words: ("train", shlex.split(words)) for words in WRONG})
+    done = side_by_side(cwd, {overrides: ("train", shlex.split(overrides)) for overrides in WRONG})
     assert tree(cwd) == {}
     return done
 
 
-@pytest.mark.parametrize("words", WRONG)
-def test_wrong_command_is_refused_and_writes_nothing(refused: dict[str, Done], words: str) -> None:
-    code, expected = WRONG[words]
-    done = refused[words]
-    assert expected in done.sentence
+@pytest.mark.parametrize("overrides", WRONG)
+def test_wrong_command_is_refused_and_writes_nothing(
+    refused: dict[str, Done], overrides: str
+) -> None:
+    code, expected = WRONG[overrides]
+    done = refused[overrides]
+    assert expected in done.message
     assert done.code == code
     assert done.out == ""
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "code", "expected"),
+    ("name", "overrides", "code", "expected"),
     [
         ("evaluate", "", 2, "ckpt is missing: give ckpt=VALUE"),
         ("evaluate", "ckpt=gone.pt", 1, "ckpt=gone.pt: there is no such file or directory"),
@@ -71,10 +73,10 @@ def test_wrong_command_is_refused_and_writes_nothing(refused: dict[str, Done], w
     ],
 )
 def test_other_commands_refuse_in_the_same_way(
-    tmp_path: Path, name: str, words: str, code: int, expected: str
+    tmp_path: Path, name: str, overrides: str, code: int, expected: str
 ) -> None:
-    done = run(name, words.split(), tmp_path)
-    assert expected in done.sentence
+    done = run(name, overrides.split(), tmp_path)
+    assert expected in done.message
     assert (done.code, done.out, tree(tmp_path)) == (code, "", {})
 
 
@@ -83,20 +85,20 @@ def test_error_names_an_unwritable_directory(tmp_path: Path, token_data: Any) ->
     closed.mkdir(mode=0o555)
     if os.access(closed, os.W_OK):
         closed = Path("/proc/gpt2ckpt")  # nobody, not even root, makes a directory there
-    words = [*token_data.overrides, f"hydra.run.dir={closed}/run"]
-    done = run("train", words, tmp_path)
+    overrides = [*token_data.overrides, f"hydra.run.dir={closed}/run"]
+    done = run("train", overrides, tmp_path)
     assert done.code == 1
-    assert f"the run directory {closed}/run cannot be made" in done.sentence
-    assert "hydra.run.dir=DIR" in done.sentence
+    assert f"the run directory {closed}/run cannot be made" in done.message
+    assert "hydra.run.dir=DIR" in done.message
 
 
 def test_running_run_is_not_resumed(reference: Any, tmp_path: Path) -> None:
     before = tree(reference.directory)
     with RunLock(reference.directory):
-        words = ["+resume=latest", f"hydra.run.dir={reference.directory}"]
-        done = run("train", words, tmp_path)
+        overrides = ["+resume=latest", f"hydra.run.dir={reference.directory}"]
+        done = run("train", overrides, tmp_path)
     assert done.code == 1
-    assert f"{reference.directory} is being trained by process {os.getpid()} on " in done.sentence
+    assert f"{reference.directory} is being trained by process {os.getpid()} on " in done.message
     assert tree(reference.directory) == before
 
 

@@ -19,9 +19,14 @@ def test_run_directory_contains_no_secret(
     for name, value in {**SECRETS, "WANDB_MODE": "offline"}.items():
         monkeypatch.setenv(name, value)
     assert environment()["MY_PASSWORD"] in SECRETS.values()
-    words = [word for word in token_data.overrides if not word.startswith("logger=")]
-    words += ["logger=all", "trainer.max_steps=4", "checkpoint.save_every=2", "hydra.run.dir=run"]
-    succeed(finish(start_interpreter("train", words, tmp_path)))
+    overrides = [word for word in token_data.overrides if not word.startswith("logger=")]
+    overrides += [
+        "logger=all",
+        "trainer.max_steps=4",
+        "checkpoint.save_every=2",
+        "hydra.run.dir=run",
+    ]
+    succeed(finish(start_interpreter("train", overrides, tmp_path)))
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     kinds = {path.relative_to(tmp_path / "run").parts[0] for path in files}
     assert {"checkpoints", ".hydra", "wandb", "tensorboard", "train.log"} <= kinds

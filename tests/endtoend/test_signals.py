@@ -1,6 +1,6 @@
-"""Signals to a real training, in a directory whose name has everything that needs quotes.
+"""Signals to a training in a directory with special characters in its name.
 
-Ctrl+C and its exactness: test_kills.py.
+Ctrl+C and exactness are tested in test_kills.py.
 """
 
 import signal
@@ -29,7 +29,7 @@ def test_sigusr1_saves_sigterm_stops_and_the_printed_command_resumes(
 ) -> None:
     run = tmp_path / AWKWARD
     quoted = "'" + AWKWARD.replace("'", "\\'") + "'"
-    process = start("train", [*reference.words, f"hydra.run.dir={quoted}"], tmp_path)
+    process = start("train", [*reference.overrides, f"hydra.run.dir={quoted}"], tmp_path)
     wait_until(process, lambda: steps_done(run) >= 5)
     process.send_signal(signal.SIGUSR1)
     saves = run / "checkpoints"

@@ -19,28 +19,25 @@ def files(directory: Path) -> dict[str, tuple[str, int]]:
 def test_resume_holds_the_lock_while_reading_data(
     reference: Any, token_data: Any, tmp_path: Path
 ) -> None:
-    """It decided by the state that it had read, however long the text took to be tokenized.
-
-    A second process could then resume, train on and end: the first archived that work.
-    """
+    """A second process could otherwise train in between, and the first would archive its work."""
     directory = tmp_path / "run"
     shutil.copytree(reference.directory, directory)
-    words = ["+resume=latest", "hydra.run.dir=run", "trainer.max_steps=123"]
+    overrides = ["+resume=latest", "hydra.run.dir=run", "trainer.max_steps=123"]
     faults = preload.build(tmp_path)
     faults.set(("open", -600, str(token_data.val)))  # a slow disk, or a large text
-    slow = start("train", words, tmp_path, faults.environment)
+    slow = start("train", overrides, tmp_path, faults.environment)
     try:
         wait_until(slow, (directory / "run.lock").exists)
         before = files(directory)
-        refused = run("train", [*words, "optimizer.lr=1e-5"], tmp_path)
+        refused = run("train", [*overrides, "optimizer.lr=1e-5"], tmp_path)
         assert refused.code == 1
         owner = f"process {slow.pid} on {socket.gethostname()} "
-        assert refused.sentence.startswith(f"run is being trained by {owner}")
+        assert refused.message.startswith(f"run is being trained by {owner}")
         assert files(directory) == before
     finally:
         os.kill(slow.pid, signal.SIGKILL)
         finish(slow)
-    done = succeed(run("train", words, tmp_path))
+    done = succeed(run("train", overrides, tmp_path))
     assert "resuming from run/checkpoints/latest.pt, step 120" in done.out
     assert latest(directory)["step"] == 123
     assert [step for step, _ in events(directory)] == list(range(1, 124))

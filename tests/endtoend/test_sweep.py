@@ -16,7 +16,7 @@ RUN_FILES = {".hydra", "checkpoints", "metrics.jsonl", "train.log", ".history.js
 SWEEP_FILES = {"multirun.yaml", "jobs.jsonl", "table.txt"}
 
 
-def words(token_data: Any, *more: str) -> list[str]:
+def overrides(token_data: Any, *more: str) -> list[str]:
     length = ("trainer.max_steps=4", "trainer.eval_every=4", "trainer.eval_steps=1")
     return ["-m", *token_data.overrides, *length, *more]
 
@@ -27,7 +27,7 @@ def swept(token_data: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     cwd = tmp_path_factory.mktemp("sweep")
     for name in ("a.bin", "b.bin"):
         shutil.copy(token_data.train, cwd / name)
-    return cwd, run("train", words(token_data, "data.train=late.bin,a.bin,b.bin"), cwd)
+    return cwd, run("train", overrides(token_data, "data.train=late.bin,a.bin,b.bin"), cwd)
 
 
 def test_every_sweep_job_is_a_complete_run_directory(swept: tuple[Path, Done]) -> None:
@@ -86,9 +86,9 @@ def test_printed_command_resumes_the_best_job(swept: tuple[Path, Done], tmp_path
 def test_repeated_sweep_finds_its_jobs_by_their_settings(
     token_data: Any, swept: tuple[Path, Done]
 ) -> None:
-    """In another order, in two processes, while another process has one of them.
+    """The jobs are given in another order, in two processes, while another process trains one.
 
-    What was finished before is left byte for byte as it was.
+    Finished jobs are unchanged.
     """
     cwd = swept[0]
     [sweep] = (cwd / "outputs").iterdir()
@@ -97,7 +97,7 @@ def test_repeated_sweep_finds_its_jobs_by_their_settings(
     mixed = ("data.train=b.bin,a.bin,late.bin", f"hydra.sweep.dir={sweep}", "+resume=auto")
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     with RunLock(sweep / "1"):
-        done = run("train", words(token_data, *mixed, *launcher), cwd)
+        done = run("train", overrides(token_data, *mixed, *launcher), cwd)
     after = tree(sweep)
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"1", "jobs.jsonl", "table.txt"}  # 1: the lock came and went
@@ -125,7 +125,7 @@ def test_dry_run_of_a_sweep_previews_each_job_and_writes_nothing(
     shutil.copy(token_data.train, "c.bin")
     before = tree(cwd)
     for more in (["dry_run=true"], ["+dry_run=true", "trainer.max_steps=6"]):
-        monkeypatch.setattr("sys.argv", ["t", *words(token_data, *again, "resume=auto", *more)])
+        monkeypatch.setattr("sys.argv", ["t", *overrides(token_data, *again, "resume=auto", *more)])
         with pytest.raises(SystemExit) as end:
             main()
         assert end.value.code == 0

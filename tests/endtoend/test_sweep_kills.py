@@ -1,6 +1,6 @@
-"""A sweep whose whole process group is killed ends complete, what was finished byte for byte.
+"""A sweep with a killed process group is completed by its command; finished jobs are unchanged.
 
-The full measure, six jobs and three kills: SWEEP_JOBS=6 SWEEP_KILLS=3.
+For more jobs and kills: SWEEP_JOBS=6 SWEEP_KILLS=3.
 """
 
 import os
@@ -31,14 +31,14 @@ def test_killed_sweep_is_completed_by_its_command(
     token_data: Any, tmp_path: Path, launcher: str
 ) -> None:
     dice, sweep = random.Random(SEED), tmp_path / "sweep"
-    words = [
+    overrides = [
         *("-m", *token_data.overrides, f"seed=range({JOBS})", f"trainer.max_steps={STEPS}"),
         *("checkpoint.save_every=5", "trainer.eval_every=20", "trainer.eval_steps=1"),
         *(*LAUNCHERS[launcher], "hydra.sweep.dir=sweep", "+resume=auto"),
     ]
     finished: dict[str, Any] = {}
     for _ in range(KILLS):
-        command = [sys.executable, "-m", "gpt2ckpt.train", *words]
+        command = [sys.executable, "-m", "gpt2ckpt.train", *overrides]
         with (tmp_path / "out").open("w") as out:
             process = subprocess.Popen(
                 command, cwd=tmp_path, env=environment(), stdout=out, start_new_session=True
@@ -52,7 +52,7 @@ def test_killed_sweep_is_completed_by_its_command(
         for job in sweep.iterdir():
             if steps_done(job) == STEPS:
                 finished.setdefault(job.name, (latest_step(job), tree(job)))
-    output = succeed(run("train", words, tmp_path)).out
+    output = succeed(run("train", overrides, tmp_path)).out
     jobs = [path for path in sweep.iterdir() if (path / "checkpoints").is_dir()]
     seeds = sorted(latest(job)["config"]["seed"] for job in jobs)
     assert seeds == list(range(JOBS)), f"{SEED}: {output}"

@@ -20,11 +20,11 @@ def test_signal_to_a_sweep_saves_running_jobs_and_starts_no_other(
     token_data: Any, tmp_path: Path, number: signal.Signals, launcher: list[str], training: int
 ) -> None:
     """The signal goes only to the main process, which stops its workers."""
-    words = ["-m", *token_data.overrides, "seed=1,2,3,4", "trainer.max_steps=3000"]
-    words += ["checkpoint.save_every=3000", "hydra.sweep.dir=sweep", *launcher]
+    overrides = ["-m", *token_data.overrides, "seed=1,2,3,4", "trainer.max_steps=3000"]
+    overrides += ["checkpoint.save_every=3000", "hydra.sweep.dir=sweep", *launcher]
     sweep = tmp_path / "sweep"
     jobs = [sweep / str(n) for n in range(training)]
-    process = start("train", words, tmp_path)
+    process = start("train", overrides, tmp_path)
     wait_until(process, lambda: all(steps_done(job) >= 2 for job in jobs))
     process.send_signal(number)
     done = finish(process)

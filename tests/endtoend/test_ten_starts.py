@@ -9,34 +9,34 @@ STARTS = 10
 
 
 def test_ten_simultaneous_starts_get_ten_directories(token_data: Any, tmp_path: Path) -> None:
-    words = [*token_data.overrides, "trainer.max_steps=2"]
-    processes = [start("train", [*words, f"seed={seed}"], tmp_path) for seed in range(STARTS)]
-    said = [succeed(finish(process)).out for process in processes]
+    overrides = [*token_data.overrides, "trainer.max_steps=2"]
+    processes = [start("train", [*overrides, f"seed={seed}"], tmp_path) for seed in range(STARTS)]
+    printed = [succeed(finish(process)).out for process in processes]
     runs = sorted((tmp_path / "outputs").iterdir())
     assert len(runs) == STARTS
     assert {latest(run)["config"]["seed"] for run in runs} == set(range(STARTS))
     for run in runs:
         assert [step for step, _ in events(run)] == [1, 2]
-        assert sum(f"outputs/{run.name}\n" in out for out in said) == 1
+        assert sum(f"outputs/{run.name}\n" in out for out in printed) == 1
 
 
 def test_simultaneous_sweeps_get_separate_folders(token_data: Any, tmp_path: Path) -> None:
-    words = ["-m", *token_data.overrides, "trainer.max_steps=2", "seed=1,2"]
-    words.append("hydra.sweep.dir=outputs/mine")
-    processes = [start("train", words, tmp_path) for _ in range(3)]
-    said = [succeed(finish(process)).out for process in processes]
+    overrides = ["-m", *token_data.overrides, "trainer.max_steps=2", "seed=1,2"]
+    overrides.append("hydra.sweep.dir=outputs/mine")
+    processes = [start("train", overrides, tmp_path) for _ in range(3)]
+    printed = [succeed(finish(process)).out for process in processes]
     sweeps = sorted((tmp_path / "outputs").iterdir())
     assert [len(list(sweep.glob("[0-9]*"))) for sweep in sweeps] == [2, 2, 2]
     assert sweeps[0].name == "mine"
-    assert sum("CHECKPOINT DIRECTORY PROTECTION" in out for out in said) == 2
+    assert sum("CHECKPOINT DIRECTORY PROTECTION" in out for out in printed) == 2
 
 
 def test_new_sweep_avoids_the_folder_of_a_running_sweep(token_data: Any, tmp_path: Path) -> None:
-    words = ["-m", *token_data.overrides, "trainer.max_steps=2", "seed=1,2"]
-    words.append("hydra.sweep.dir=outputs/mine")
-    first = start("train", [*words, "+resume=auto"], tmp_path)
+    overrides = ["-m", *token_data.overrides, "trainer.max_steps=2", "seed=1,2"]
+    overrides.append("hydra.sweep.dir=outputs/mine")
+    first = start("train", [*overrides, "+resume=auto"], tmp_path)
     wait_until(first, (tmp_path / "outputs" / "mine" / "jobs.jsonl").exists)
-    said = succeed(finish(start("train", words, tmp_path))).out
+    printed = succeed(finish(start("train", overrides, tmp_path))).out
     succeed(finish(first))
-    assert "CHECKPOINT DIRECTORY PROTECTION" in said
+    assert "CHECKPOINT DIRECTORY PROTECTION" in printed
     assert len(list((tmp_path / "outputs" / "mine").glob("[0-9]*"))) == 2

@@ -34,10 +34,10 @@ Group = "subprocess.Popen[str]"
 
 
 def start(
-    words: list[str], cwd: Path, *flags: str, program: Sequence[str] = ("-m", "gpt2ckpt.train")
+    overrides: list[str], cwd: Path, *flags: str, program: Sequence[str] = ("-m", "gpt2ckpt.train")
 ) -> Group:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *flags]
-    command += ["--nproc_per_node=2", *program, *words]
+    command += ["--nproc_per_node=2", *program, *overrides]
     pipe = subprocess.PIPE
     one_thread = {**environment(), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=cwd, env=one_thread, text=True, stdout=pipe, stderr=pipe)
@@ -52,12 +52,12 @@ def finish(group: Group) -> Done:
             kill(group)
 
 
-def run(words: list[str], cwd: Path, *flags: str) -> Done:
-    return finish(start(words, cwd, *flags))
+def run(overrides: list[str], cwd: Path, *flags: str) -> Done:
+    return finish(start(overrides, cwd, *flags))
 
 
-def run_alone(words: list[str], cwd: Path) -> Done:
-    return finish(start_alone("train", words, cwd))
+def run_alone(overrides: list[str], cwd: Path) -> Done:
+    return finish(start_alone("train", overrides, cwd))
 
 
 def kill(group: Group) -> None:
@@ -96,23 +96,23 @@ def assert_same_run(found: Path, expected: Path, where: str = "") -> None:
 
 
 @pytest.fixture(scope="module")
-def words(token_data: Any) -> list[str]:
+def overrides(token_data: Any) -> list[str]:
     return [*token_data.overrides, *SETTINGS]
 
 
 @pytest.fixture(scope="module")
-def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+def whole(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """Return an undisturbed run with dropout on two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    done = succeed(run([*words, DROPOUT, "hydra.run.dir=whole"], folder))
+    done = succeed(run([*overrides, DROPOUT, "hydra.run.dir=whole"], folder))
     return folder / "whole", done
 
 
 @pytest.fixture(scope="module")
-def alone(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an undisturbed run without dropout in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    succeed(run_alone([*words, "hydra.run.dir=alone"], folder))
+    succeed(run_alone([*overrides, "hydra.run.dir=alone"], folder))
     return folder / "alone"
 
 
@@ -134,8 +134,8 @@ def test_ranks_share_one_directory_log_and_history(whole: tuple[Path, Done]) -> 
     assert all(name.startswith(("transformer.", "lm_head.")) for name in names)
 
 
-def test_ranks_print_an_error_once_and_write_nothing(words: list[str], tmp_path: Path) -> None:
-    done = run([*words, "trainer.batch_size=3", "trainer.grad_accum=1"], tmp_path)
+def test_ranks_print_an_error_once_and_write_nothing(overrides: list[str], tmp_path: Path) -> None:
+    done = run([*overrides, "trainer.batch_size=3", "trainer.grad_accum=1"], tmp_path)
     assert done.code != 0
     [line] = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert "2 ranks cannot share" in line and "multiple of 2" in line
@@ -144,10 +144,10 @@ def test_ranks_print_an_error_once_and_write_nothing(words: list[str], tmp_path:
 
 
 def test_group_restarted_by_torchrun_resumes_bitwise_in_its_directory(
-    words: list[str], whole: tuple[Path, Done], tmp_path: Path
+    overrides: list[str], whole: tuple[Path, Done], tmp_path: Path
 ) -> None:
     """The second rank is killed, then the first; the command has neither directory nor resume."""
-    group = start([*words, DROPOUT], tmp_path, "--max-restarts=2")
+    group = start([*overrides, DROPOUT], tmp_path, "--max-restarts=2")
     while not (found := list(tmp_path.glob("outputs/*/metrics.jsonl"))) and group.poll() is None:
         time.sleep(0.01)
     directory = found[0].parent
@@ -164,29 +164,29 @@ def test_group_restarted_by_torchrun_resumes_bitwise_in_its_directory(
 
 
 def test_group_killed_at_random_equals_an_undisturbed_run_bitwise(
-    words: list[str], whole: tuple[Path, Done], tmp_path: Path
+    overrides: list[str], whole: tuple[Path, Done], tmp_path: Path
 ) -> None:
     """GPT2CKPT_RANK_KILLS sets the number of kills (1 by default)."""
-    run_words = [*words, DROPOUT, "hydra.run.dir=killed", "+resume=auto"]
+    run_overrides = [*overrides, DROPOUT, "hydra.run.dir=killed", "+resume=auto"]
     directory, dice = tmp_path / "killed", random.Random(SEED)
     for left in range(KILLS, 0, -1):
-        group = start(run_words, tmp_path)
+        group = start(run_overrides, tmp_path)
         room = max((STEPS - steps_done(directory)) // left, 2)
         target = min(steps_done(directory) + dice.randrange(1, room), STEPS - 1)
         wait_for_step(group, directory, target)
         time.sleep(dice.random() * 0.05)
         kill(group)
-    done = succeed(run(run_words, tmp_path))
+    done = succeed(run(run_overrides, tmp_path))
     assert "differs" not in done.out
     assert_same_run(directory, whole[0], f"seed {SEED}")
 
 
 def test_signal_to_one_rank_stops_all_and_another_number_of_ranks_resumes(
-    words: list[str], alone: Path, tmp_path: Path
+    overrides: list[str], alone: Path, tmp_path: Path
 ) -> None:
     """2 ranks, then 1, then 2 have the losses of one undisturbed rank, up to rounding."""
     directory = tmp_path / "run"
-    group = start([*words, "hydra.run.dir=run"], tmp_path)
+    group = start([*overrides, "hydra.run.dir=run"], tmp_path)
     wait_for_step(group, directory, 10)
     send(group, 1, signal.SIGTERM)
     done = finish(group)
@@ -210,9 +210,14 @@ def test_signal_to_one_rank_stops_all_and_another_number_of_ranks_resumes(
 
 
 def test_sharded_model_is_saved_unsharded_and_resumes_in_one_process(
-    words: list[str], alone: Path, tmp_path: Path
+    overrides: list[str], alone: Path, tmp_path: Path
 ) -> None:
-    short = [*words, f"trainer.max_steps={MIDDLE}", "trainer.parallel=fsdp", "hydra.run.dir=run"]
+    short = [
+        *overrides,
+        f"trainer.max_steps={MIDDLE}",
+        "trainer.parallel=fsdp",
+        "hydra.run.dir=run",
+    ]
     short += [f"trainer.sample_every={MIDDLE}", "trainer.sample_tokens=3"]
     assert succeed(run(short, tmp_path)).out.count("sample: 0 ") == 1
     directory = tmp_path / "run"
@@ -230,10 +235,10 @@ def test_sharded_model_is_saved_unsharded_and_resumes_in_one_process(
 
 
 def test_non_finite_weights_on_one_rank_roll_back_all_ranks(
-    words: list[str], tmp_path: Path
+    overrides: list[str], tmp_path: Path
 ) -> None:
     """Two ranks have the steps, blocks and (up to rounding) losses of one process."""
-    short = [*words, "checkpoint.save_every=3", "trainer.max_steps=25"]
+    short = [*overrides, "checkpoint.save_every=3", "trainer.max_steps=25"]
     short += ["trainer.eval_every=0", "trainer.on_bad_loss=rollback"]
     program = [str(Path(__file__).with_name("spoiled.py"))]
     done = succeed(finish(start([*short, "hydra.run.dir=two"], tmp_path, program=program)))
@@ -250,8 +255,10 @@ def test_non_finite_weights_on_one_rank_roll_back_all_ranks(
     assert [step for step, _ in events(tmp_path / "two")] == list(range(1, 26))
 
 
-def test_ranks_save_and_end_if_their_launcher_is_killed(words: list[str], tmp_path: Path) -> None:
-    group = start([*words, "trainer.max_steps=100000", "hydra.run.dir=run"], tmp_path)
+def test_ranks_save_and_end_if_their_launcher_is_killed(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    group = start([*overrides, "trainer.max_steps=100000", "hydra.run.dir=run"], tmp_path)
     wait_for_step(group, tmp_path / "run", 10)
     ranks = psutil.Process(group.pid).children()
     group.kill()

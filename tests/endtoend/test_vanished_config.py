@@ -26,8 +26,8 @@ def folder(token_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / "my" / f"{name}.yaml"
         path.parent.mkdir(parents=True)
         path.write_text(text)
-    words = [word for word in token_data.overrides if not word.startswith("model.")]
-    succeed(run("train", [*FIRST, *words, "trainer.max_steps=2", RUN], folder))
+    overrides = [word for word in token_data.overrides if not word.startswith("model.")]
+    succeed(run("train", [*FIRST, *overrides, "trainer.max_steps=2", RUN], folder))
     (folder / "my").rename(folder / "renamed")
     return folder
 
@@ -47,7 +47,7 @@ def test_resume_with_new_settings_needs_no_config_file_of_the_first_start(folder
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("overrides", "expected"),
     [
         (["optimizer.momentum=0.9"], "optimizer.momentum: 0.95 → 0.9"),
         (["~experiment", "seed=3"], "seed: 1337 → 3"),
@@ -60,12 +60,12 @@ def test_resume_with_new_settings_needs_no_config_file_of_the_first_start(folder
 )
 def test_new_overrides_change_the_frozen_config(
     folder: Path,
-    words: list[str],
+    overrides: list[str],
     expected: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    line = ["+resume=latest", RUN, "trainer.max_steps=9", "dry_run=true", *words]
+    line = ["+resume=latest", RUN, "trainer.max_steps=9", "dry_run=true", *overrides]
     out, err, code = dry_run(folder, line, monkeypatch, capsys)
     assert expected in out + err
     assert code == (2 if err else 0)
@@ -79,22 +79,22 @@ def test_output_of_resume_command_works_unchanged(
     monkeypatch.setattr("sys.argv", ["checkpoints", "resume-command", "outputs/2024_11_28"])
     with pytest.raises(SystemExit):
         checkpoints()
-    words = shlex.split(capsys.readouterr().out)
-    words = words[words.index("gpt2ckpt.train") + 1 :]
-    out, err, code = dry_run(folder, [*words, "dry_run=true"], monkeypatch, capsys)
+    overrides = shlex.split(capsys.readouterr().out)
+    overrides = overrides[overrides.index("gpt2ckpt.train") + 1 :]
+    out, err, code = dry_run(folder, [*overrides, "dry_run=true"], monkeypatch, capsys)
     assert (code, err) == (0, "") and "→" not in out
 
 
 def dry_run(
     folder: Path,
-    words: list[str],
+    overrides: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> tuple[str, str, int]:
     """Run the command in this process and return its output, error and exit code."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.argv", ["train", *words])
+    monkeypatch.setattr("sys.argv", ["train", *overrides])
     with pytest.raises(SystemExit) as end:
         train.main()
-    said = capsys.readouterr()
-    return said.out, said.err, int(end.value.code or 0)
+    printed = capsys.readouterr()
+    return printed.out, printed.err, int(end.value.code or 0)

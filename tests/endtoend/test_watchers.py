@@ -1,9 +1,8 @@
-"""Whatever only watches a training may fail in any way: the training ends as an undisturbed one.
+"""A watcher that fails in any way does not change the result of a training.
 
-A handful of combinations runs by default. GPT2CKPT_WATCHERS=all runs every one in watchers.py:
-TensorBoard, W&B, the console, text samples, the disk space, the scrub and the progress bar, each of
-which raises, hangs for an hour, or returns nonsense. How much longer such a training takes is
-measured by experiments/watchers.
+Watchers are TensorBoard, W&B, the console, text samples, the disk space, the scrub and the progress
+bar. Each raises, hangs for an hour, or returns invalid values. A few combinations run by default,
+all in watchers.py with GPT2CKPT_WATCHERS=all. experiments/watchers measures the time they cost.
 """
 
 import os
@@ -36,18 +35,18 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def words(token_data: Any) -> list[str]:
+def overrides(token_data: Any) -> list[str]:
     return [*MODEL, f"data.train={token_data.train}", f"data.val={token_data.val}", *SETTINGS]
 
 
 @pytest.fixture(scope="module")
-def ended(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+def ended(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     """All trainings, two at a time."""
     folder = tmp_path_factory.mktemp("watchers")
     library = preload.build(folder).library
 
     def run(number: int, disturbance: Disturbance) -> Ended:
-        return train(disturbance, words, folder / str(number), library, forks=True)
+        return train(disturbance, overrides, folder / str(number), library, forks=True)
 
     everything = [NONE, *CHOSEN]
     with ThreadPoolExecutor(2) as pool:
@@ -74,12 +73,12 @@ def test_failing_watcher_does_not_change_the_result(
 
 @pytest.mark.parametrize("disturbance", STOPPED, ids=lambda each: each.name)
 def test_failing_watcher_does_not_delay_a_save_on_sigterm(
-    disturbance: Disturbance, words: list[str], tmp_path: Path
+    disturbance: Disturbance, overrides: list[str], tmp_path: Path
 ) -> None:
     """The training has thirty seconds to end, as under a scheduler."""
     more = ["trainer.max_steps=1000000", "checkpoint.grace_seconds=30"]
     library = preload.build(tmp_path).library
     folder = tmp_path / "run"
-    found = train(disturbance, [*words, *more], folder, library, stop_after=30, forks=True)
+    found = train(disturbance, [*overrides, *more], folder, library, stop_after=30, forks=True)
     assert found.code == 143
     assert len(list((found.run / "checkpoints").glob("emergency_step_*.pt"))) == 1

@@ -12,7 +12,7 @@ from gpt2ckpt.checkpoint.format import encode
 from gpt2ckpt.checkpoint.reading import load
 
 WRONG = {
-    # words after the command: exit code, and what the sentence must say
+    # overrides after the command: exit code, and what the sentence must say
     "+resume=lates hydra.run.dir=run": (2, "Did you mean latest?"),
     "+resume=best_prevous hydra.run.dir=run": (2, "Did you mean best_previous?"),
     "+resum=latest hydra.run.dir=run": (2, "Did you mean resume?"),
@@ -79,9 +79,9 @@ def refused(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> "dict[s
     (cwd / "empty").mkdir()
     fixed = shutil.which("chattr") is not None and fix(cwd / "fixed", True)
     before = tree(cwd)
-    words = [words for words in WRONG if fixed or "=fixed" not in words]
+    overrides = [overrides for overrides in WRONG if fixed or "=fixed" not in overrides]
     try:
-        done = run_lines(words, cwd)
+        done = run_lines(overrides, cwd)
     finally:
         if fixed:
             fix(cwd / "fixed", False)
@@ -91,8 +91,8 @@ def refused(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> "dict[s
 
 def run_lines(lines: list[str], cwd: Path) -> dict[str, Done]:
     """Run the train command once with each line of overrides."""
-    words = {line: [word.replace("\t", " ") for word in line.split(" ")] for line in lines}
-    return {line: run("train", words[line], cwd) for line in lines}
+    overrides = {line: [word.replace("\t", " ") for word in line.split(" ")] for line in lines}
+    return {line: run("train", overrides[line], cwd) for line in lines}
 
 
 def fix(directory: Path, fixed: bool) -> bool:
@@ -101,15 +101,15 @@ def fix(directory: Path, fixed: bool) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("words", WRONG)
+@pytest.mark.parametrize("overrides", WRONG)
 def test_wrong_resume_is_refused_and_changes_nothing(
-    refused: "dict[str, Done]", words: str
+    refused: "dict[str, Done]", overrides: str
 ) -> None:
-    if words not in refused:
+    if overrides not in refused:
         pytest.skip("needs root, chattr and a file system that knows immutable directories")
-    code, expected = WRONG[words]
-    done = refused[words]
-    assert expected in done.sentence
+    code, expected = WRONG[overrides]
+    done = refused[overrides]
+    assert expected in done.message
     assert (done.code, done.out) == (code, "")
 
 
@@ -131,5 +131,5 @@ def test_unrestorable_state_is_refused_before_later_checkpoints_are_archived(
     assert tree(copy) == before
     for line, done in ended.items():
         change = lines[line]
-        assert SPOILED[change] in done.sentence and f"{change.__name__}.pt" in done.sentence
+        assert SPOILED[change] in done.message and f"{change.__name__}.pt" in done.message
         assert (done.code, done.out) == (1, "")

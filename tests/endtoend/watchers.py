@@ -1,9 +1,8 @@
-"""Trainings in which one of those that only watch fails: used by test_watchers.py and
-experiments/watchers.
+"""Trainings with a failing watcher, for test_watchers.py and experiments/watchers.
 
-Faults are real where that can be: a service that is stopped, a pipe or a terminal that nobody
-reads, calls of the kernel that fail or hang. What a Python library raises, or returns in place of
-what it should, is injected by a sitecustomize.py in PYTHONPATH.
+Faults are real where possible: a stopped service, a pipe or terminal without a reader, system calls
+that fail or hang. Exceptions and invalid results of Python libraries are injected by a
+sitecustomize.py in PYTHONPATH.
 """
 
 import contextlib
@@ -71,15 +70,15 @@ else:
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What goes wrong with a watcher.
+    """A fault of a watcher.
 
     Attributes:
-        watcher: which one.
+        watcher: its name.
         way: how it fails.
-        faults: calls that fail or hang, as tests/preload.py takes them.
-        injected: the function of a library that is replaced, as "module:attribute"; it raises,
-            hangs or returns nonsense, as the first word of `way` says.
-        console: who reads the output: "file", "pipe" (stuck), "closed", "terminal" or "stopped".
+        faults: system calls that fail or hang, in the form of tests/preload.py.
+        injected: the library function to replace, as "module:attribute"; it raises, hangs or
+            returns invalid values, as the first word of `way` states.
+        console: the output: "file", "pipe" (without a reader), "closed", "terminal" or "stopped".
         logger: the config group of that name.
         is_service_stopped: whether W&B's service process gets SIGSTOP.
     """
@@ -155,7 +154,7 @@ class Ended:
 
 def train(
     disturbance: Disturbance,
-    words: list[str],
+    overrides: list[str],
     folder: Path,
     library: Path,
     *,
@@ -164,19 +163,19 @@ def train(
 ) -> Ended:
     """Train in a new folder; send SIGTERM after `stop_after` steps if it is given.
 
-    With `forks` the time of the imports is saved, where nothing is injected into them.
+    With `forks` the process is forked, which saves the imports, unless a library is replaced.
     """
     folder.mkdir(parents=True)
     (folder / "wandb").mkdir()  # the counting of the disk enters it
     (folder / "sitecustomize.py").write_text(INJECTED)
     own = preload.Faults(library, folder / "faults.txt")
     own.set(*disturbance.faults)
-    words = [*words, f"logger={disturbance.logger}", "hydra.run.dir=run"]
+    overrides = [*overrides, f"logger={disturbance.logger}", "hydra.run.dir=run"]
     log, run = folder / "output.txt", folder / "run"
     begun = time.monotonic()
     with _console(disturbance.console, log) as output:
         environment = _environment(disturbance, own, folder)
-        process = _start(words, folder, environment, output, forks=forks)
+        process = _start(overrides, folder, environment, output, forks=forks)
         os.close(output)
         try:
             with _stopped_service(process, disturbance.is_service_stopped):
@@ -191,12 +190,12 @@ def train(
 
 
 def _start(
-    words: list[str], folder: Path, environment: dict[str, str], output: int, *, forks: bool
+    overrides: list[str], folder: Path, environment: dict[str, str], output: int, *, forks: bool
 ) -> Process:
     if forks and "INJECTED" not in environment:
-        return forkserver.start("gpt2ckpt.train", words, folder, environment, output=output)
+        return forkserver.start("gpt2ckpt.train", overrides, folder, environment, output=output)
     return subprocess.Popen(
-        [sys.executable, "-m", "gpt2ckpt.train", *words],
+        [sys.executable, "-m", "gpt2ckpt.train", *overrides],
         **{"cwd": folder, "env": environment, "stdout": output, "stderr": output},
     )
 

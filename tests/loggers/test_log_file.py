@@ -103,9 +103,9 @@ def test_hanging_file_system_blocks_no_caller_and_lines_are_kept(
     tmp_path: Path, seconds: int, steps: range
 ) -> None:
     faults = preload.build(tmp_path)
-    words = [str(tmp_path), str(faults.list), str(seconds)]
+    args = [str(tmp_path), str(faults.list), str(seconds)]
     done = subprocess.run(
-        [sys.executable, "-c", HANGING, *words],
+        [sys.executable, "-c", HANGING, *args],
         **{"env": faults.environment, "capture_output": True, "text": True, "timeout": 120},
     )
     assert done.returncode == 0, done.stderr

@@ -1,9 +1,9 @@
-"""Damaged files of a real run, over all roles: each is noticed, and a resume recovers by itself.
+"""Damages files of a run in all roles: verify detects all damage, and a resume recovers.
 
 An episode damages one to three files of the run: a flipped byte, a zeroed page, a truncation, or
-two files that change places (by their names or by their content). Then `verify` must find every
-name whose content is not what it was, and the resume selectors must find a state that is bitwise
-one of those that were saved, the very one where its file is intact. Then it is undone.
+two swapped files. Then `verify` must report every file with changed content, and the resume
+selectors must find a state that was saved, bitwise, and the intended one if its file is intact.
+Then the damage is undone.
 """
 
 import contextlib
@@ -93,8 +93,8 @@ def make_run(folder: Path) -> Pristine:
     """Train a run with a file of every role, with an emergency save by SIGUSR1."""
     tiny.make_data(folder)
     run = folder / "run"
-    words = [*tiny.WORDS, "trainer.eval_every=4", "optimizer.lr=3e-3"]
-    child = tiny.fork(words, run, folder / "run.out")
+    overrides = [*tiny.WORDS, "trainer.eval_every=4", "optimizer.lr=3e-3"]
+    child = tiny.fork(overrides, run, folder / "run.out")
     while child.ended() is None and tiny.steps_done(run) < tiny.STEPS - 3:
         time.sleep(0.001)
     with contextlib.suppress(ProcessLookupError):
@@ -190,8 +190,8 @@ def _resume_for_real(pristine: Pristine, dice: random.Random, tally: Tally) -> N
     shutil.copytree(pristine.run, copy)
     selector = dice.choice(SELECTORS)
     any_left = any(_is_some_state(pristine, name) for name in pristine.content)
-    words = [f"trainer.max_steps={tiny.STEPS + 6}"]
-    child = tiny.fork_main(words, copy, copy.with_suffix(".out"), selector)
+    overrides = [f"trainer.max_steps={tiny.STEPS + 6}"]
+    child = tiny.fork_main(overrides, copy, copy.with_suffix(".out"), selector)
     code = child.wait()
     assert (code == 0) == any_left, f"resume={selector} ended with {code}:\n{child.text()[-1500:]}"
     assert not any_left or tiny.newest_valid(copy) == tiny.STEPS + 6, child.text()[-1500:]

@@ -1,9 +1,9 @@
-"""A real file system that is full at random moments of a training: no file is lost, it goes on.
+"""Fills a real file system at random moments of a training: no file is lost.
 
-Two small file systems, a tmpfs and an ext4 on a loop device, each with a file that takes most of
-it. An episode leaves a random rest of it free, trains, lets the space go away and come back some
-times, and at the end gives it back and resumes. All the time every file with a role must be valid;
-what was said to be saved must be there; and the end is bitwise that of an undisturbed training.
+The file systems are a small tmpfs and an ext4 on a loop device, each with a file that takes most
+of the space. An episode leaves a random amount free, trains, takes and returns space several times,
+and finally returns all of it and resumes. Every file with a role must be valid at any time, no
+reported save may be lost, and the final state equals an undisturbed training bitwise.
 """
 
 import contextlib
@@ -53,16 +53,16 @@ def torture(folder: Path, episodes: int, seed: int) -> Tally:
         except (OSError, subprocess.CalledProcessError) as error:
             tally.skipped = f"skipped: no small file system can be mounted here ({error}); be root"
             return tally
-        words = _words(folder)
+        args = _words(folder)
         undisturbed = folder / "undisturbed"
-        child = tiny.fork(words, undisturbed, folder / "undisturbed.out")
+        child = tiny.fork(args, undisturbed, folder / "undisturbed.out")
         if code := child.wait():
             raise RuntimeError(f"the undisturbed training ended with {code}:\n{child.text()}")
         expected = tiny.final_state(undisturbed)
         for number in range(episodes):
             dice, disk = random.Random(seed + number), disks[(seed + number) % 2]
             try:
-                _episode(disk, words, expected, dice, tally)
+                _episode(disk, args, expected, dice, tally)
             except Exception as error:
                 tally.fail(seed + number, f"{disk.kind}: {type(error).__name__}: {error}")
             tally.done += 1
@@ -73,16 +73,16 @@ def torture(folder: Path, episodes: int, seed: int) -> Tally:
 
 
 def _words(folder: Path) -> list[str]:
-    words = [word for word in tiny.WORDS if not word.startswith(("data.train", "data.val"))]
-    return [*words, f"data.train={folder / 'train.bin'}", f"data.val={folder / 'val.bin'}"]
+    args = [word for word in tiny.WORDS if not word.startswith(("data.train", "data.val"))]
+    return [*args, f"data.train={folder / 'train.bin'}", f"data.val={folder / 'val.bin'}"]
 
 
 def _episode(
-    disk: Disk, words: list[str], expected: dict[str, Any], dice: random.Random, tally: Tally
+    disk: Disk, args: list[str], expected: dict[str, Any], dice: random.Random, tally: Tally
 ) -> None:
     run, output = disk.mount / "run", disk.mount.parent / f"{disk.kind}.out"
     disk.leave_free(dice.randrange(FREE))
-    child, safe = tiny.fork(words, run, output), 0
+    child, safe = tiny.fork(args, run, output), 0
     end = time.monotonic() + tiny.PATIENCE
     next_change = time.monotonic() + dice.random() * 0.3
     while (code := child.ended()) is None:
@@ -104,7 +104,7 @@ def _episode(
     newest = tiny.newest_valid(run)
     assert newest >= safe, f"step {safe} was said to be saved, and the newest left is {newest}"
     disk.give_back()
-    child = tiny.fork(words, run, output)
+    child = tiny.fork(args, run, output)
     code, text = child.wait(), child.text()
     assert code == 0, f"with space again it ended with {code}: {text[-1500:]}"
     final, expected = tiny.final_state(run), dict(expected)
@@ -139,5 +139,5 @@ def _mounted(folder: Path, kind: str) -> Iterator[Disk]:
         _call("umount", str(mount))
 
 
-def _call(*words: str) -> None:
-    subprocess.run(words, check=True, capture_output=True)
+def _call(*args: str) -> None:
+    subprocess.run(args, check=True, capture_output=True)

@@ -1,9 +1,8 @@
-"""Mutated files for every reader: each is read or refused in a sentence, and nothing else happens.
+"""Passes mutated files to every reader: each is read or refused with an error message.
 
-Nothing else is: no other exception, no crash of the interpreter, no hang, no memory beyond a bound,
-and no code run. A batch of inputs runs in a process of its own, in which an audit hook reports what
-a reader has no business with: processes, sockets, changed files, pickle's own unpickler. A changed
-checkpoint that is not sealed again must be refused; a sealed one may be read.
+There must be no other exception, no crash, no hang, bounded memory, and no code execution. A batch
+of inputs runs in its own process, in which an audit hook reports forbidden actions: processes,
+sockets, changed files, unpickling. A changed checkpoint that is not resealed must be refused.
 """
 
 import contextlib
@@ -161,7 +160,7 @@ def _one(targets: dict[str, Target], seed: int) -> tuple[str, str | None]:
     except UserError as error:
         outcome = "refused"
         if not str(error).isprintable():
-            problem = f"{name}: words to the terminal in {error!r}"[:300]
+            problem = f"{name}: control characters for the terminal in {error!r}"[:300]
     except BaseException:
         outcome, problem = "FAILED", f"{name}: {traceback.format_exc()[-700:]}"
     finally:
@@ -200,14 +199,14 @@ def _targets(folder: Path) -> dict[str, Target]:
         return reads
 
     hf = folder / "hf"
-    words = [*tiny.WORDS, "name=x", "experiment=quick"]
+    overrides = [*tiny.WORDS, "name=x", "experiment=quick"]
     return {
         "checkpoint": Target(bytes_of(own), lambda data: _read_checkpoint(data, own), 12),
         "sealed checkpoint": Target(sealer.make, _read_sealed, 6),
         "sealed, as a resume": Target(sealer.make, _resume_sealed, 0.5),
         "sealed, by the tools": Target(sealer.make, _Tools(folder / "outputs" / "run"), 0.5),
         "frozen config": Target(json_of(config), _read_config, 0.5),
-        "overrides": Target(json_of(words), _read_words, 0.5),
+        "overrides": Target(json_of(overrides), _read_overrides, 0.5),
         "metrics.jsonl": Target(bytes_of(corpora["metrics"]), on_file(metrics_file.read), 3),
         "W&B offline file": Target(bytes_of(corpora["wandb"]), on_file(_read_wandb), 3),
         "run.lock": Target(bytes_of(corpora["lock"]), _Lock(folder / "locked"), 0.1),  # it waits
@@ -313,7 +312,7 @@ def _read_sealed(data: bytes) -> None:
 def _resume_sealed(data: bytes) -> None:
     state = CheckpointState.from_dict(format.load(io.BytesIO(data)))
     state.require_resumable("latest.pt")
-    _read_words(json.dumps(state.overrides).encode())
+    _read_overrides(json.dumps(state.overrides).encode())
     check_config(build_typed("train", state.config))
 
 
@@ -323,10 +322,10 @@ def _read_config(data: bytes) -> None:
         check_config(build_typed("train", values))
 
 
-def _read_words(data: bytes) -> None:
-    words = json.loads(data)
-    if isinstance(words, list) and all(isinstance(word, str) for word in words):
-        safe_overrides(task_overrides(words), {"name": "gpt2"})
+def _read_overrides(data: bytes) -> None:
+    overrides = json.loads(data)
+    if isinstance(overrides, list) and all(isinstance(word, str) for word in overrides):
+        safe_overrides(task_overrides(overrides), {"name": "gpt2"})
 
 
 def _read_wandb(path: Path) -> None:
@@ -351,18 +350,20 @@ class _Tools:
             scratch_write(self.folder / name, data)
         latest, root = str(self.folder / "latest.pt"), str(self.run)
         refusals = 0
-        for words in (
+        for arguments in (
             *(["list", root], ["list", root, "--json"], ["log", root], ["verify", root]),
             *(["show", latest], ["show", latest, "--json"], ["resume-command", latest]),
             *(["diff", latest, root], ["prune", root, "--keep-rolling", "0"]),
         ):
             with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
                 try:
-                    call(VERBS, words)
+                    call(VERBS, arguments)
                 except UserError:
                     refusals += 1
             if not out.getvalue().replace("\n", "").isprintable():
-                raise AssertionError(f"words to the terminal in {words}: {out.getvalue()!r}"[:300])
+                raise AssertionError(
+                    f"control characters for the terminal in {arguments}: {out.getvalue()!r}"[:300]
+                )
         if refusals:
             raise CheckpointError("refused")
 

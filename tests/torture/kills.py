@@ -1,10 +1,10 @@
-"""SIGKILL at random moments of real trainings: nothing acknowledged is lost, the end is the same.
+"""Kills real trainings at random moments: no reported save is lost, and the result is the same.
 
-A life is one training that is killed some times, each time started again by the same command with
-`+resume=auto`, and then left to finish. After each kill: every file that has a role is valid in
-every byte, and a resume would begin with a state at least as new as the newest one that was ever
-said to be saved. At the end: weights, optimizer, generators, position and all losses are bitwise
-those of a training that nobody killed.
+An episode is one training that is killed several times, restarted each time by the same command
+with `+resume=auto`, and finally left to finish. After each kill every file with a role must be
+valid, and a resume must start from a state at least as new as the newest reported save. At the end
+weights, optimizer, random generators, position and all losses must equal, bitwise, those of an
+undisturbed training.
 """
 
 import random
@@ -34,7 +34,7 @@ WAYS = {tiny.fork: 50, tiny.fork_main: 5, tiny.command: 1}  # how often, of 56
 class Reference:
     """The undisturbed training and its duration."""
 
-    words: list[str]
+    overrides: list[str]
     run: Path
     state: dict[str, Any]
     losses: list[tuple[int, float]]
@@ -60,15 +60,15 @@ def torture(folder: Path, kills: int, seed: int) -> Tally:
 
 
 def _reference(folder: Path, number: int) -> Reference:
-    words, run = [*tiny.WORDS, *VARIANTS[number]], folder / f"undisturbed_{number}"
+    overrides, run = [*tiny.WORDS, *VARIANTS[number]], folder / f"undisturbed_{number}"
     begun = time.monotonic()
-    child = tiny.fork(words, run, run.with_suffix(".out"))
+    child = tiny.fork(overrides, run, run.with_suffix(".out"))
     if code := child.wait():
         raise RuntimeError(f"the undisturbed training ended with {code}:\n{child.text()}")
     seconds = time.monotonic() - begun
     values = {"resume": "auto", "fork": False}
-    find_start(values, words, Scope(folder, run), tiny.compose, locks=False)  # all composed
-    return Reference(words, run, tiny.final_state(run), tiny.losses(run), seconds)
+    find_start(values, overrides, Scope(folder, run), tiny.compose, locks=False)  # all composed
+    return Reference(overrides, run, tiny.final_state(run), tiny.losses(run), seconds)
 
 
 def _live(run: Path, references: list[Reference], dice: random.Random, tally: Tally) -> None:
@@ -77,7 +77,7 @@ def _live(run: Path, references: list[Reference], dice: random.Random, tally: Ta
     kills, safe = dice.randint(LEAST, MOST), 0
     for number in range(kills):
         begin = dice.choices(*zip(*WAYS.items(), strict=True))[0]
-        child = begin(reference.words, run, run.parent / f"{run.name}.{number}.out")
+        child = begin(reference.overrides, run, run.parent / f"{run.name}.{number}.out")
         was_alive = _kill_at_random(child, run, reference.seconds, dice)
         safe = max(safe, tiny.acknowledged(child.text()))
         tally.done += was_alive
@@ -85,7 +85,7 @@ def _live(run: Path, references: list[Reference], dice: random.Random, tally: Ta
         _check(run, safe)
         if not was_alive:
             break
-    child = tiny.fork(reference.words, run, run.parent / f"{run.name}.last.out")
+    child = tiny.fork(reference.overrides, run, run.parent / f"{run.name}.last.out")
     code, output = child.wait(), child.text()
     assert code == 0, f"the last start ended with {code}: {output[-1500:]}"
     assert "differs" not in output, output[-1500:]

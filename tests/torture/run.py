@@ -1,7 +1,7 @@
-"""`python -m tests.torture.run`: as much torture as is asked for, with a table of what came of it.
+"""`python -m tests.torture.run`: runs the torture and prints a table of the results.
 
-Each part gets seeds that count up from --seed; a failure is printed with its own, and
-`--PART 1 --seed THAT` repeats it. Exit code 1 if anything failed.
+Each episode has a seed, counted up from --seed. A failure prints its seed, and `--PART 1 --seed N`
+repeats it. The exit code is 1 if anything failed.
 """
 
 import argparse

@@ -12,9 +12,9 @@ COUNTS = {"--kills": 3, "--damages": 60, "--fuzz": 600, "--disk-full": 2, "--cra
 
 def test_torture_loses_no_state_and_runs_no_code() -> None:
     """It needs its own process: only one without computed tensors can fork trainings."""
-    words = [word for part, count in COUNTS.items() for word in (part, str(count))]
+    overrides = [word for part, count in COUNTS.items() for word in (part, str(count))]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.torture.run", *words],
+        [sys.executable, "-m", "tests.torture.run", *overrides],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,12 +1,12 @@
-"""A real training of a very small model, started by forking a process that has torch loaded.
+"""A training of a very small model, started by forking a process that has imported torch.
 
-A start of the command costs seconds of a core, nearly all of them for importing torch and for
-Hydra's composing. Three ways to start, from cheap to complete:
-- `fork`: a process that has imported everything and composed the config, and has computed nothing,
-  forks a child; the child does what the command does from there on: find what to resume, replay the
-  config, check, claim or lock the directory, train with signals, saves and logs, exit code;
-- `fork_main`: the child runs the command's whole `main()`, Hydra included;
-- `command`: a fresh interpreter with the real command line.
+A start of the command takes seconds, mostly to import torch and compose the config. There are three
+ways to start, from fast to complete:
+- `fork`: a process that has imported everything and composed the config, but computed no tensor,
+  forks a child. The child does the rest of the command: find the state to resume, replay the
+  config, check it, claim or lock the directory, train with signals, saves and logs, and exit;
+- `fork_main`: the child runs the `main()` of the command, including Hydra;
+- `command`: a new interpreter runs the command line.
 """
 
 import contextlib
@@ -107,12 +107,12 @@ class Child:
         return self.output.read_text(errors="replace")
 
 
-def fork(words: list[str], run: Path, output: Path, what: str | None = "auto") -> Child:
+def fork(overrides: list[str], run: Path, output: Path, what: str | None = "auto") -> Child:
     """Train in `run` with `+resume=WHAT` in a forked child, without composing a config."""
 
     def train() -> int:
-        values = {"resume": what, "fork": False} if what else compose(words)
-        start = find_start(values, words, Scope(run.parent, run), compose, locks=True)
+        values = {"resume": what, "fork": False} if what else compose(overrides)
+        start = find_start(values, overrides, Scope(run.parent, run), compose, locks=True)
         validated = validate_run(start)
         if finished_notice(start, validated):
             print("\n".join(complete_interrupted_save(start)))
@@ -129,29 +129,29 @@ def fork(words: list[str], run: Path, output: Path, what: str | None = "auto") -
     return _child(train, run.parent, output)
 
 
-def fork_main(words: list[str], run: Path, output: Path, what: str | None = "auto") -> Child:
+def fork_main(overrides: list[str], run: Path, output: Path, what: str | None = "auto") -> Child:
     """Do the same by the `main()` of the command."""
 
     def main() -> int:
-        sys.argv = ["gpt2ckpt.train", *_complete(words, run, what)]
+        sys.argv = ["gpt2ckpt.train", *_complete(overrides, run, what)]
         gpt2ckpt.train.main()
         return 0
 
     return _child(main, run.parent, output)
 
 
-def _complete(words: list[str], run: Path, what: str | None) -> list[str]:
-    return [*words, f"hydra.run.dir={run}", *([f"+resume={what}"] if what else [])]
+def _complete(overrides: list[str], run: Path, what: str | None) -> list[str]:
+    return [*overrides, f"hydra.run.dir={run}", *([f"+resume={what}"] if what else [])]
 
 
-def compose(words: list[str]) -> dict[str, Any]:
+def compose(overrides: list[str]) -> dict[str, Any]:
     """Return the values of a config, composed once per process tree."""
-    return copy.deepcopy(_composed(tuple(words)))
+    return copy.deepcopy(_composed(tuple(overrides)))
 
 
 @functools.cache
-def _composed(words: tuple[str, ...]) -> dict[str, Any]:
-    return compose_config("train", list(words)).values
+def _composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    return compose_config("train", list(overrides)).values
 
 
 def _child(action: Callable[[], int], cwd: Path, output: Path) -> Child:
@@ -183,13 +183,13 @@ def _child(action: Callable[[], int], cwd: Path, output: Path) -> Child:
         os._exit(code if isinstance(code, int) else 1)  # in any case: it must not run on in here
 
 
-def command(words: list[str], run: Path, output: Path, what: str | None = "auto") -> Child:
+def command(overrides: list[str], run: Path, output: Path, what: str | None = "auto") -> Child:
     """Do the same by the command line in a new interpreter."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    words = _complete(words, run, what)
+    overrides = _complete(overrides, run, what)
     with output.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gpt2ckpt.train", *words],
+            [sys.executable, "-m", "gpt2ckpt.train", *overrides],
             **{"cwd": run.parent, "stdout": file, "stderr": subprocess.STDOUT},
         )
     process.returncode = 0  # it is waited for by `Child`
