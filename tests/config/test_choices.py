@@ -1,4 +1,4 @@
-"""Every file in conf/ can be used, and becomes the typed config that it describes."""
+"""Tests of conf/: every option composes, and has the defaults of the schema."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -28,7 +28,7 @@ def typed(*overrides: str) -> schema.TrainConfig:
     return config
 
 
-def test_the_groups_of_the_contract_have_their_choices() -> None:
+def test_conf_has_all_options_of_the_contract() -> None:
     promised = """model=gpt2_nano model=gpt2_small model=gpt2_medium model=gpt2_large model=gpt2_xl
         data=embedded data=text data=tokens optimizer=adamw schedule=cosine schedule=wsd
         schedule=constant checkpoint=safe checkpoint=light checkpoint=off logger=tensorboard
@@ -38,7 +38,7 @@ def test_the_groups_of_the_contract_have_their_choices() -> None:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_composes_builds_and_passes_the_checks(choice: str) -> None:
+def test_every_option_composes_and_passes_the_checks(choice: str) -> None:
     group, _, name = choice.partition("=")
     config = typed(choice, *GIVEN.get(choice, []))
     check_settings(config)
@@ -66,7 +66,7 @@ def _assert_arrived(written: dict[str, Any], target: Any) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ROOTS))
-def test_every_root_config_has_a_schema_and_a_file(name: str) -> None:
+def test_every_command_has_a_schema_and_a_config_file(name: str) -> None:
     needed = {
         "train": [],
         "sample": ["ckpt=a.pt"],
@@ -141,7 +141,7 @@ def test_keys_left_out_of_a_partial_group_file_have_their_defaults(tmp_path: Pat
         assert freeze(own) == freeze(compose_config("train", same).values)
 
 
-def test_the_shapes_are_those_of_the_published_models() -> None:
+def test_model_shapes_are_those_of_the_published_models() -> None:
     shapes = {
         name: (c.n_layer, c.n_head, c.n_embd, c.block_size, c.vocab_size)
         for name in ("small", "medium", "large", "xl")
@@ -155,7 +155,7 @@ def test_the_shapes_are_those_of_the_published_models() -> None:
     }
 
 
-def test_a_missing_value_is_named() -> None:
+def test_error_names_a_missing_value() -> None:
     for choice in ("text", "tokens"):
         with pytest.raises(ConfigError, match=r"data\.train is missing: give .*data\.train=PATH"):
             check_config(typed(f"data={choice}", "data.val=a.txt"))
@@ -163,7 +163,7 @@ def test_a_missing_value_is_named() -> None:
         build_typed("sample", compose_config("sample", []).values)
 
 
-def test_a_folder_of_the_users_adds_choices(tmp_path: Path) -> None:
+def test_config_dir_adds_options(tmp_path: Path) -> None:
     folder = tmp_path / "my conf, of=mine"
     (folder / "experiment").mkdir(parents=True)
     (folder / "experiment" / "mine.yaml").write_text(
@@ -173,7 +173,7 @@ def test_a_folder_of_the_users_adds_choices(tmp_path: Path) -> None:
     assert composed.values["trainer"]["max_steps"] == 77
 
 
-def test_a_sweep_has_a_job_for_every_combination() -> None:
+def test_sweep_has_a_job_for_each_combination() -> None:
     jobs = sweep_jobs(["optimizer.lr=1e-3,2e-3", "seed=choice(1,2)", "name=x"])
     assert jobs == [
         [f"optimizer.lr={lr}", f"seed={seed}", "name=x"]
@@ -182,7 +182,7 @@ def test_a_sweep_has_a_job_for_every_combination() -> None:
     ]
 
 
-def test_what_is_frozen_names_no_run_to_resume() -> None:
+def test_frozen_config_has_no_resume_keys() -> None:
     values = compose_config("train", ["resume=latest", "fork=true"]).values
     frozen = freeze(values)
     assert set(values) - set(frozen) == {"dry_run", "fork", "resume"}

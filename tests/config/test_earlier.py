@@ -1,4 +1,4 @@
-"""Frozen configs of earlier versions, and the two keys that set the length of an evaluation."""
+"""Tests of frozen configs of earlier versions, and of the keys for the evaluation length."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def resumed(frozen: dict[str, Any], recorded: list[str], new: list[str]) -> dict
     return values
 
 
-def test_an_evaluation_is_160_blocks_and_eval_steps_counts_in_eights() -> None:
+def test_evaluation_has_160_blocks_and_eval_steps_counts_8_blocks() -> None:
     for batch in ("trainer.batch_size=1", "trainer.batch_size=64"):
         assert freeze(compose([batch]))["trainer"]["eval_blocks"] == 160
         trainer = freeze(compose([batch, "trainer.eval_steps=5"]))["trainer"]
@@ -40,14 +40,14 @@ def test_an_evaluation_is_160_blocks_and_eval_steps_counts_in_eights() -> None:
     assert small["trainer"]["eval_blocks"] == 40
 
 
-def test_both_lengths_are_refused() -> None:
+def test_eval_blocks_and_eval_steps_together_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"eval_blocks and trainer\.eval_steps both set"):
         compose(["trainer.eval_blocks=8", "trainer.eval_steps=1"])
     assert compose(["trainer.eval_blocks=8", "trainer.eval_steps=null"])
 
 
 @pytest.mark.parametrize("word", ["trainer.eval_blocks=0", "trainer.eval_steps=0"])
-def test_a_length_of_nothing_is_kept_to_be_refused_by_its_name(word: str) -> None:
+def test_evaluation_length_of_zero_is_kept_for_the_check(word: str) -> None:
     key, _, _ = word.partition("=")
     assert freeze(compose([word]))["trainer"][key.removeprefix("trainer.")] == 0
 
@@ -62,14 +62,14 @@ def test_a_length_of_nothing_is_kept_to_be_refused_by_its_name(word: str) -> Non
         (["trainer.eval_blocks=50"], 50),
     ],
 )
-def test_an_earlier_run_evaluates_what_it_did(new: list[str], blocks: int) -> None:
+def test_earlier_run_keeps_its_evaluation_length(new: list[str], blocks: int) -> None:
     words = ["trainer.batch_size=4"]
     frozen = completed(earlier(words, 3))
     trainer = resumed(frozen, [*words, "trainer.eval_steps=3"], new)["trainer"]
     assert (trainer["eval_blocks"], trainer["eval_steps"]) == (blocks, None)
 
 
-def test_a_later_length_replaces_the_recorded_one() -> None:
+def test_new_evaluation_length_replaces_the_recorded_one() -> None:
     for first, second, blocks in (
         ("trainer.eval_steps=3", "trainer.eval_blocks=50", 50),
         ("trainer.eval_blocks=50", "trainer.eval_steps=3", 24),
@@ -78,7 +78,7 @@ def test_a_later_length_replaces_the_recorded_one() -> None:
         assert resumed(frozen, [first], [second])["trainer"]["eval_blocks"] == blocks
 
 
-def test_tokens_of_an_earlier_run_are_of_16_bits() -> None:
+def test_earlier_run_reads_16_bit_tokens() -> None:
     old = completed(earlier(TOKENS, 20))
     assert build_data_config(old["data"]).dtype == "uint16"
     assert build_data_config(freeze(compose(TOKENS))["data"]).dtype == "auto"
@@ -86,7 +86,7 @@ def test_tokens_of_an_earlier_run_are_of_16_bits() -> None:
     assert resumed(old, TOKENS, ["data.dtype=uint32"])["data"]["dtype"] == "uint32"
 
 
-def test_embedded_text_of_an_earlier_run_keeps_its_split() -> None:
+def test_earlier_run_keeps_its_split_of_the_embedded_text() -> None:
     old = completed(earlier([], 20))
     del old["data"]["split"]
     assert build_data_config(old["data"]).split == "tail"

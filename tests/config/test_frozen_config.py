@@ -1,4 +1,4 @@
-"""A frozen config comes out of a file: it is data, and can build this project's classes only."""
+"""Tests that a frozen config, which comes from a file, is data and builds no foreign classes."""
 
 import copy
 import dataclasses
@@ -44,13 +44,13 @@ def read(config: Any, path: tuple[str, ...]) -> Any:
 
 @pytest.mark.parametrize("text", EVALUATED)
 @pytest.mark.parametrize("path", STRINGS, ids=".".join)
-def test_what_looks_like_an_interpolation_is_never_evaluated(
+def test_interpolation_in_a_frozen_config_is_not_evaluated(
     path: tuple[str, ...], text: str
 ) -> None:
     assert read(build_typed("train", changed(path, text)), path) == text
 
 
-def test_nor_is_it_in_a_list_a_number_or_the_data() -> None:
+def test_interpolation_in_a_list_a_number_or_data_is_not_evaluated() -> None:
     config = build_typed("train", changed(("logger", "wandb_tags"), ["${oc.env:HOME}"]))
     assert config.logger.wandb_tags == ["${oc.env:HOME}"]
     data = {"kind": "text", "train": "${oc.env:HOME}", "val": None, "val_fraction": 0.1}
@@ -64,7 +64,7 @@ def test_nor_is_it_in_a_list_a_number_or_the_data() -> None:
 
 @settings(max_examples=40)
 @given(st.text(st.sampled_from("${}\\a:.'\" ~"), max_size=9))
-def test_every_text_arrives_letter_by_letter(text: str) -> None:
+def test_any_string_in_a_frozen_config_is_kept(text: str) -> None:
     values = changed(("trainer", "sample_prompt"), text)
     assert build_typed("train", values).trainer.sample_prompt == text
 
@@ -83,14 +83,14 @@ def test_schema_has_no_tuples() -> None:
     ["os.system", "subprocess.Popen", "torch.optim.SGD", "__import__", "", None, 3, ["adamw"], {}],
     ids=repr,
 )
-def test_a_kind_is_a_name_of_ours_and_nothing_else(group: str, kind: Any) -> None:
+def test_kind_that_is_not_registered_is_refused(group: str, kind: Any) -> None:
     with pytest.raises(ConfigError, match=rf"{group}\.kind is .*; it must be one of "):
         build_typed("train", changed((group, "kind"), kind))
 
 
 @pytest.mark.parametrize("group", sorted(KINDS))
 @pytest.mark.parametrize("content", ["os.system", 3, ["adamw"], True])
-def test_a_group_is_a_mapping(group: str, content: Any) -> None:
+def test_group_that_is_not_a_mapping_is_refused(group: str, content: Any) -> None:
     with pytest.raises(ConfigError):
         build_typed("train", changed((group,), content))
 
@@ -107,12 +107,12 @@ def test_a_group_is_a_mapping(group: str, content: Any) -> None:
     ],
     ids=".".join,
 )
-def test_hydras_keys_for_building_objects_are_unknown(path: tuple[str, ...]) -> None:
+def test_hydras_keys_for_building_objects_are_refused(path: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=r"there is no config key"):
         build_typed("train", changed(path, "os.system"))
 
 
-def test_a_kind_that_names_another_class_is_checked_against_that_one() -> None:
+def test_values_are_checked_against_the_class_of_the_kind() -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.momentum"):
         build_typed("train", changed(("optimizer", "momentum"), 0.9))
     muon = build_typed("train", changed(("optimizer", "kind"), "muon")).optimizer
@@ -120,7 +120,7 @@ def test_a_kind_that_names_another_class_is_checked_against_that_one() -> None:
 
 
 @pytest.mark.parametrize("word", ["hydra.searchpath=[pkg://this]", "hydra/launcher=this"])
-def test_recorded_overrides_cannot_speak_to_hydra(word: str) -> None:
+def test_recorded_overrides_of_hydra_are_left_out(word: str) -> None:
     """A search path of the form pkg://MODULE would import the module."""
     composed = []
 

@@ -1,4 +1,4 @@
-"""--help lists every group, option and key, each key with its meaning."""
+"""Tests of --help: every group, option and key, with the meaning of each key."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from gpt2ckpt.config.registry import ROOTS, all_keys
 
 
 @pytest.mark.parametrize("root", ROOTS)
-def test_every_key_has_a_meaning(root: str) -> None:
+def test_every_key_has_a_comment_in_conf(root: str) -> None:
     for key in all_keys(root):
         group, _, leaf = key.rpartition(".")
         if leaf != "kind" and not (conf_directory() / key).is_dir():
@@ -18,7 +18,7 @@ def test_every_key_has_a_meaning(root: str) -> None:
 
 
 @pytest.mark.parametrize(("root", "words"), [(root, []) for root in ROOTS])
-def test_the_page_shows_every_key_with_its_value(root: str, words: list[str]) -> None:
+def test_help_shows_every_key_with_its_value(root: str, words: list[str]) -> None:
     text = page(root, compose_config(root, words), None)
     assert all(len(line) <= 100 or "-sc install" in line for line in text.splitlines()), text
     shown = {line.split("=")[0].strip() for line in text.splitlines() if "=" in line}
@@ -26,7 +26,7 @@ def test_the_page_shows_every_key_with_its_value(root: str, words: list[str]) ->
     assert offered <= shown | {path.name for path in conf_directory().iterdir()}
 
 
-def test_the_page_shows_the_options_and_values_that_are_chosen(tmp_path: Path) -> None:
+def test_help_shows_the_chosen_options_and_values(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("n_layer: 7\n")
     words = ["optimizer=muon", "model=mine", "trainer.batch_size=3"]

@@ -1,4 +1,4 @@
-"""A text is taken as typed, or the error gives the exact words for the shell."""
+"""Tests that strings are kept as typed, or that the error gives the exact form for the shell."""
 
 import re
 import shlex
@@ -39,7 +39,7 @@ def meaning(root: str, word: str, *, multirun: bool = False) -> object:
 @example("choice(a,b)")
 @example("1e3")
 @example("C:\\")
-def test_a_prompt_is_taken_as_typed(text: str) -> None:
+def test_prompt_is_kept_as_typed(text: str) -> None:
     assert meaning("sample", f"prompt={text}") == text
     assert meaning("drill", f"trainer.sample_prompt={text}") == text
 
@@ -67,11 +67,11 @@ PATHS = [
         *(("evaluate", "data.val"), ("drill", "model.init_from")),
     ],
 )
-def test_a_path_is_taken_as_typed(root: str, key: str, text: str) -> None:
+def test_path_is_kept_as_typed(root: str, key: str, text: str) -> None:
     assert meaning(root, f"{key}={text}") == text
 
 
-def test_what_hydra_reads_as_a_text_keeps_its_meaning() -> None:
+def test_overrides_that_hydra_reads_correctly_are_not_changed() -> None:
     words = [
         *("ckpt='a, b'", 'prompt="x"', "hydra.run.dir=runs/${name}", "data.val=null"),
         *(
@@ -85,7 +85,7 @@ def test_what_hydra_reads_as_a_text_keeps_its_meaning() -> None:
     assert quote_strings(words, "train", multirun=False) == words
 
 
-def test_an_interpolation_in_a_path_that_needs_quotes_still_works() -> None:
+def test_interpolation_in_a_quoted_path_is_resolved() -> None:
     words = quote_strings(["hydra.run.dir=runs/lr=${optimizer.lr}"], "train", multirun=False)
     assert compose_config("train", [*words, "optimizer.lr=0.5"]).hydra.run.dir == "runs/lr=0.5"
 
@@ -103,7 +103,7 @@ def test_commas_separate_the_values_of_a_sweep() -> None:
         ("ckpt=lr=1,lr=2", True, [None, "lr=1,lr=2"]),
     ],
 )
-def test_a_text_with_two_meanings_is_refused_with_both_ways_to_write_it(
+def test_ambiguous_string_is_refused_with_both_ways_to_write_it(
     word: str, multirun: bool, texts: list[str | None]
 ) -> None:
     """The words that the message gives are typed in a real shell, and mean what they should."""
@@ -128,11 +128,11 @@ def typed_in_bash(line: str) -> list[str]:
 @given(st.text(CHARACTERS.filter(str.isprintable), max_size=12))
 @example("a='It\\'s'")
 @example("\\\\'")
-def test_a_quoted_word_survives_the_shell(word: str) -> None:
+def test_quoted_argument_survives_shlex(word: str) -> None:
     assert shlex.split(in_shell(word)) == [word]
 
 
-def test_a_quoted_word_survives_a_real_shell() -> None:
+def test_quoted_argument_survives_bash() -> None:
     words = [
         "prompt='It\\'s'",
         "x='a' $b",
@@ -146,7 +146,7 @@ def test_a_quoted_word_survives_a_real_shell() -> None:
     assert typed_in_bash(" ".join(map(in_shell, words))) == words
 
 
-def test_a_word_that_the_shell_split_off_a_text_is_explained() -> None:
+def test_argument_split_off_by_the_shell_is_explained() -> None:
     with pytest.raises(ConfigError) as raised:
         quote_strings(["ckpt=latest", "prompt=Hello", "world"], "sample", multirun=False)
     assert str(raised.value) == (
@@ -163,11 +163,11 @@ def test_a_word_that_the_shell_split_off_a_text_is_explained() -> None:
         ("hydra.job.x=a=b", "quote it twice: \"hydra.job.x='a=b'\""),
     ],
 )
-def test_other_unreadable_values_are_explained(word: str, expected: str) -> None:
+def test_unreadable_values_are_explained(word: str, expected: str) -> None:
     with pytest.raises(ConfigError) as raised:
         compose_config("sample", quote_strings([word], "sample", multirun=False), None, "sample")
     assert expected in str(raised.value)
 
 
-def test_the_experiment_group_takes_hydras_own_spelling() -> None:
+def test_experiment_with_a_plus_is_accepted() -> None:
     assert quote_strings(["+experiment=quick"], "train", multirun=False) == ["experiment=quick"]

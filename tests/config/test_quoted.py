@@ -1,4 +1,4 @@
-"""Words for Hydra's command line mean what was written, whatever characters a path has."""
+"""Tests that printed overrides mean the same when they are typed, whatever a path contains."""
 
 import shlex
 
@@ -34,7 +34,7 @@ def meaning(override: str) -> object:
 @example("${oc.env:HOME}")
 @example("null")
 @example("1e3")
-def test_a_quoted_text_survives_hydras_grammar(text: str) -> None:
+def test_quoted_string_survives_hydras_grammar(text: str) -> None:
     assert meaning(f"key={quoted(text)}") == text
 
 
@@ -42,12 +42,12 @@ def test_a_quoted_text_survives_hydras_grammar(text: str) -> None:
 @example("outputs/gpt2_run_20251106_143022")
 @example("007")
 @example("true")
-def test_what_is_shown_to_be_typed_survives_the_shell_too(text: str) -> None:
+def test_printed_override_survives_the_shell(text: str) -> None:
     [word] = shlex.split(as_typed("key", text))
     assert meaning(word) == text
 
 
-def test_an_ordinary_path_is_shown_without_quotes() -> None:
+def test_plain_path_is_printed_without_quotes() -> None:
     assert as_typed("ckpt", "outputs/gpt2_run_20251106_143022") == (
         "ckpt=outputs/gpt2_run_20251106_143022"
     )

@@ -1,4 +1,4 @@
-"""The overrides in a checkpoint are words out of a file: none of them leads to code or secrets."""
+"""Tests that recorded overrides, which come from a file, lead to no code and no secrets."""
 
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,19 @@ HOSTILE = [
 ]
 
 
-def test_honest_words_stay() -> None:
+def test_safe_recorded_overrides_are_kept() -> None:
     assert safe_overrides(HONEST, FROZEN) == HONEST
     assert safe_overrides(["name=gpt2"], FROZEN) == ["name=gpt2"]
 
 
 @pytest.mark.parametrize("word", HOSTILE)
-def test_hostile_words_go(word: str) -> None:
+def test_unsafe_recorded_overrides_are_left_out(word: str) -> None:
     assert safe_overrides([*HONEST, word], FROZEN) == HONEST
 
 
-def test_a_resume_composes_no_hostile_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_resume_composes_no_unsafe_override(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     evil = tmp_path / "evil.yaml"
     evil.write_text("# @package _global_\nhydra:\n  callbacks:\n    evil: {_target_: os.mkdir}\n")
     monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
@@ -57,7 +59,9 @@ def test_a_resume_composes_no_hostile_word(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "a-very-secret-key" not in str(values)
 
 
-def test_a_frozen_config_is_text_not_a_template(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_in_a_frozen_config_is_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from gpt2ckpt.config.registry import build_typed
 
     monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")

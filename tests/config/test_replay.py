@@ -1,4 +1,4 @@
-"""A resume keeps the frozen config and changes exactly what its command line asks for."""
+"""Tests that a resume changes exactly those keys that its command line asks for."""
 
 import copy
 import functools
@@ -59,20 +59,20 @@ FIRST_STARTS = [
 
 
 @pytest.mark.parametrize("command", FIRST_STARTS, ids=" ".join)
-def test_the_command_of_the_first_start_changes_nothing(command: list[str]) -> None:
+def test_command_of_the_first_start_changes_nothing(command: list[str]) -> None:
     frozen = freeze(compose(command))
     assert resume(command, command) == (frozen, [])
     assert resume(command, []) == (frozen, [])
 
 
-def test_nor_does_any_part_of_it_alone() -> None:
+def test_part_of_the_command_of_the_first_start_changes_nothing() -> None:
     command = ["optimizer=muon", "optimizer.momentum=0.9", "checkpoint=light", "seed=7"]
     frozen = freeze(compose(command))
     for word in command:
         assert resume(command, [word]) == (frozen, [])
 
 
-def test_a_changed_key_is_changed_alone_and_printed() -> None:
+def test_changed_key_is_printed_and_no_other_key_changes() -> None:
     values, changes = resume(["optimizer.lr=1e-3"], ["optimizer.lr=5e-4"])
     assert changes == ["optimizer.lr: 0.001 → 0.0005"]
     assert values == freeze(compose(["optimizer.lr=5e-4"]))
@@ -90,13 +90,13 @@ def test_several_changes_are_all_applied() -> None:
     ]
 
 
-def test_a_key_set_back_to_its_default_is_changed() -> None:
+def test_key_can_be_set_back_to_its_default() -> None:
     values, changes = resume(["checkpoint.save_every=3"], ["checkpoint.save_every=250"])
     assert changes == ["checkpoint.save_every: 3 → 250"]
     assert values["checkpoint"]["save_every"] == 250
 
 
-def test_an_experiment_given_on_resume_is_applied() -> None:
+def test_experiment_given_on_resume_is_applied() -> None:
     values, changes = resume(["optimizer.lr=1e-3"], ["experiment=quick"])
     assert "name: gpt2 → quick" in changes
     assert "checkpoint.save_every: 250 → 50" in changes
@@ -110,12 +110,12 @@ def test_an_experiment_given_on_resume_is_applied() -> None:
         *("model.vocab_size=60000", "model.bias=false", "model=gpt2_small"),
     ],
 )
-def test_another_shape_is_refused(word: str) -> None:
+def test_change_of_the_shape_is_refused(word: str) -> None:
     with pytest.raises(ConfigError, match=r"a resume cannot change the shape of the model \(model"):
         resume([], [word])
 
 
-def test_another_optimizer_is_refused_before_anything_is_written() -> None:
+def test_change_of_the_optimizer_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"cannot change the optimizer \(optimizer.kind: adamw → "
     ):
@@ -123,7 +123,7 @@ def test_another_optimizer_is_refused_before_anything_is_written() -> None:
     assert resume(["optimizer.lr=1e-3"], ["optimizer=adamw"])[1] == []
 
 
-def test_another_schedule_replaces_the_group_as_a_whole() -> None:
+def test_another_schedule_replaces_all_keys_of_the_group() -> None:
     values, changes = resume(
         ["schedule=wsd", "schedule.decay_steps=10", "schedule.warmup_steps=7"], ["schedule=cosine"]
     )
@@ -132,7 +132,7 @@ def test_another_schedule_replaces_the_group_as_a_whole() -> None:
     assert "schedule.decay_steps: 10 → null" in changes
 
 
-def test_the_settings_of_a_schedule_that_was_left_do_not_come_back() -> None:
+def test_keys_of_a_replaced_schedule_do_not_return() -> None:
     """Hydra would refuse schedule.decay_steps beside schedule=cosine in every later resume."""
     frozen, _ = resume(["schedule=wsd", "schedule.decay_steps=10"], ["schedule=cosine"])
     recorded = still_meant(
@@ -143,7 +143,7 @@ def test_the_settings_of_a_schedule_that_was_left_do_not_come_back() -> None:
     assert values["schedule"]["kind"] == "cosine"
 
 
-def test_back_and_forth_between_schedules_follows_every_command() -> None:
+def test_each_change_between_schedules_is_applied() -> None:
     frozen, recorded = freeze(compose([])), []
     for word in ["schedule=wsd", "schedule=cosine", "schedule=wsd", "schedule=constant"]:
         recorded = still_meant(frozen, recorded, [word], compose)
@@ -153,14 +153,14 @@ def test_back_and_forth_between_schedules_follows_every_command() -> None:
         assert changes
 
 
-def test_a_group_that_the_frozen_config_has_not_is_asked_for_whatever_is_recorded() -> None:
+def test_option_that_differs_from_the_frozen_config_is_applied_whatever_is_recorded() -> None:
     frozen = freeze(compose([]))
     values, changes = replay(frozen, ["schedule=cosine", "schedule=wsd"], ["schedule=wsd"], compose)
     assert values["schedule"]["kind"] == "wsd"
     assert changes
 
 
-def test_other_data_replaces_the_group() -> None:
+def test_other_data_replaces_all_keys_of_the_group() -> None:
     values, changes = resume([], ["data=tokens", "data.train=a.bin", "data.val=b.bin"])
     assert values["data"] == {
         **{"kind": "tokens", "train": "a.bin", "val": "b.bin"},
@@ -169,13 +169,13 @@ def test_other_data_replaces_the_group() -> None:
     assert "data.kind: embedded → tokens" in changes
 
 
-def test_a_group_taken_away_is_refused() -> None:
+def test_removed_group_is_refused() -> None:
     values, _ = resume([], ["~schedule"])
     with pytest.raises(ConfigError, match="there is no schedule: give schedule=NAME"):
         check_settings(build_typed("train", values))
 
 
-def test_what_has_become_of_conf_since_changes_nothing() -> None:
+def test_changed_conf_does_not_change_a_frozen_config() -> None:
     """The frozen values win over today's defaults, in every key that nobody names."""
     frozen = freeze(compose([]))
     frozen["optimizer"]["lr"] = 0.123
@@ -191,7 +191,7 @@ def test_what_has_become_of_conf_since_changes_nothing() -> None:
     assert changes == ["optimizer.lr: 0.123 → 0.003"]
 
 
-def test_a_key_that_is_new_in_the_schema_gets_its_default() -> None:
+def test_key_that_is_new_in_the_schema_gets_its_default() -> None:
     frozen = freeze(compose([]))
     del frozen["trainer"]["grad_clip"]
     values, changes = resume([], ["seed=3"], frozen)
@@ -199,13 +199,13 @@ def test_a_key_that_is_new_in_the_schema_gets_its_default() -> None:
     assert build_typed("train", values).trainer.grad_clip == 1.0
 
 
-def test_which_overrides_are_recorded() -> None:
+def test_overrides_of_hydra_and_resume_keys_are_not_recorded() -> None:
     given_ = ["optimizer.lr=1e-3", "+resume=latest", "resume=best", "+fork=true", "seed=2"]
     hydra = ["hydra.run.dir=x", "hydra/job_logging=none", "++hydra.sweep.dir=y"]
     assert task_overrides([*given_, *hydra]) == ["optimizer.lr=1e-3", "seed=2"]
 
 
-def test_a_resume_word_changes_nothing() -> None:
+def test_resume_key_changes_nothing() -> None:
     values, changes = resume([], task_overrides(["+resume=latest", "fork=true"]))
     assert not changes
     assert "resume" not in values
@@ -221,7 +221,7 @@ NESTED = st.recursive(
 
 
 @given(st.dictionaries(KEYS, NESTED))
-def test_flat_and_nested_are_the_same(values: Values) -> None:
+def test_unflatten_inverts_flatten(values: Values) -> None:
     assert unflatten(flatten(values)) == values
 
 
@@ -250,7 +250,7 @@ def my_conf(tmp_path: Path) -> Path:
         ["experiment=mine", "model=mine", "schedule.decay_steps=3", "schedule=mine"],
     ],
 )
-def test_a_file_that_is_gone_is_not_needed_to_resume(
+def test_resume_without_the_config_file_of_the_first_start(
     my_conf: Path, recorded: list[str], word: str
 ) -> None:
     """Any override failed: there is no experiment=mine."""
@@ -265,7 +265,7 @@ def test_a_file_that_is_gone_is_not_needed_to_resume(
     assert resume(recorded, recorded, frozen) == (frozen, [])  # the first start's command
 
 
-def test_a_key_of_a_kind_whose_choice_is_gone_can_still_be_changed(my_conf: Path) -> None:
+def test_key_of_a_kind_can_be_changed_without_the_config_file_that_chose_it(my_conf: Path) -> None:
     recorded = ["experiment=mine", "schedule=mine"]
     frozen = freeze(compose_config("train", recorded, my_conf).values)
     _, changes = resume(recorded, ["optimizer.momentum=0.8", "schedule.decay_steps=7"], frozen)
@@ -280,7 +280,7 @@ def test_a_key_of_a_kind_whose_choice_is_gone_can_still_be_changed(my_conf: Path
         assert hint in str(raised.value)
 
 
-def test_what_no_longer_composes_is_left_out_and_nothing_else() -> None:
+def test_only_overrides_that_no_longer_compose_are_left_out() -> None:
     words = ["seed=3", "experiment=gone", "optimizer=muon", "optimizer.momentum=0.8", "no.key=1"]
     assert composable(words, compose) == ["seed=3", "optimizer=muon", "optimizer.momentum=0.8"]
     assert composable(["experiment=gone"], compose) == []

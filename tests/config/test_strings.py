@@ -1,4 +1,4 @@
-"""A key that takes a text gets what was typed, and not the number that it looks like."""
+"""Tests that a string key gets the typed string, and not a number that it looks like."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from gpt2ckpt.config.strings import quote_numbers
     "text",
     ["2024_11_28", "1e3", "true", "007", "1.50", "1_000.5", "nan", "-inf", "0x1f", "on", "no"],
 )
-def test_a_text_stays_as_it_was_typed(text: str) -> None:
+def test_string_that_looks_like_a_number_is_kept(text: str) -> None:
     words = quote_numbers(
         [f"name={text}", f"trainer.sample_prompt={text}", f"+resume={text}"], "train"
     )
@@ -22,7 +22,7 @@ def test_a_text_stays_as_it_was_typed(text: str) -> None:
     assert composed.values["logger"]["wandb_tags"] == ["a", text]
 
 
-def test_every_value_of_a_sweep_stays_as_it_was_typed() -> None:
+def test_strings_of_a_sweep_that_look_like_numbers_are_kept() -> None:
     jobs = sweep_jobs(quote_numbers(["name=2024_11_28,b,1e3"], "train"))
     names = [compose_config("train", job).values["name"] for job in jobs]
     assert names == ["2024_11_28", "b", "1e3"]
@@ -43,11 +43,11 @@ def test_every_value_of_a_sweep_stays_as_it_was_typed() -> None:
         ),
     ],
 )
-def test_other_words_are_left_alone(word: str) -> None:
+def test_other_overrides_are_not_changed(word: str) -> None:
     assert quote_numbers([word], "train") == [word]
 
 
-def test_other_commands_have_texts_of_their_own() -> None:
+def test_string_keys_of_other_commands_are_quoted() -> None:
     assert quote_numbers(["prompt=1e3", "ckpt=007"], "sample")[0] == "prompt='1e3'"
     words = ["data.train=2024_11_28", "out=2024_11"]
     assert quote_numbers(words, "prepare") == ["data.train='2024_11_28'", "out='2024_11'"]

@@ -1,4 +1,4 @@
-"""A wrong config file of the user's is named, with what is wrong in it and the line to write."""
+"""Tests that an error in a config file names the file and the line to write."""
 
 from pathlib import Path
 
@@ -68,7 +68,9 @@ def write(folder: Path, name: str, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_experiment_file_is_named_with_the_line_to_write(tmp_path: Path, name: str) -> None:
+def test_error_in_an_experiment_file_is_named_with_the_line_to_write(
+    tmp_path: Path, name: str
+) -> None:
     content, expected = WRONG[name]
     file = write(tmp_path, name, content)
     with pytest.raises(ConfigError) as raised:
@@ -79,13 +81,13 @@ def test_a_wrong_experiment_file_is_named_with_the_line_to_write(tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_a_right_experiment_file_is_used(tmp_path: Path, name: str) -> None:
+def test_correct_experiment_file_is_used(tmp_path: Path, name: str) -> None:
     write(tmp_path, name, RIGHT[name])
     composed = compose_config("train", [f"experiment={name}"], tmp_path)
     assert composed.values["trainer"]["max_steps"] == (4 if b"max_steps" in RIGHT[name] else None)
 
 
-def test_keys_under_the_name_of_their_own_group_are_explained(tmp_path: Path) -> None:
+def test_keys_nested_under_their_own_group_are_explained(tmp_path: Path) -> None:
     (tmp_path / "optimizer").mkdir()
     file = tmp_path / "optimizer" / "fast.yaml"
     file.write_text("defaults: [adamw]\noptimizer:\n  lr: 1\n")
@@ -102,14 +104,16 @@ def test_keys_under_the_name_of_their_own_group_are_explained(tmp_path: Path) ->
         ("defaults: [trian]\n", "there is no config trian"),
     ],
 )
-def test_a_wrong_primary_config_is_explained(tmp_path: Path, content: str, expected: str) -> None:
+def test_error_in_a_primary_config_is_explained(
+    tmp_path: Path, content: str, expected: str
+) -> None:
     (tmp_path / "own.yaml").write_text(content)
     with pytest.raises(ConfigError) as raised:
         compose_config("own", [], tmp_path)
     assert expected in str(raised.value)
 
 
-def test_a_primary_config_of_ones_own_builds_on_that_of_the_command(tmp_path: Path) -> None:
+def test_primary_config_of_the_user_builds_on_the_command_config(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(
         "defaults: [train, override model: gpt2_small, _self_]\nname: own\n"
     )

@@ -1,4 +1,4 @@
-"""What cannot be meant is refused in one sentence that names the key and the nearest right one."""
+"""Tests that a wrong override is refused in one line with the nearest valid key."""
 
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("words", sorted(WRONG))
-def test_a_wrong_override_is_refused_in_one_sentence(words: str) -> None:
+def test_wrong_override_is_refused_in_one_line(words: str) -> None:
     with pytest.raises(ConfigError) as raised:
         check_settings(build_typed("train", compose_config("train", words.split()).values))
     sentence = str(raised.value)
@@ -130,7 +130,7 @@ def test_a_wrong_override_is_refused_in_one_sentence(words: str) -> None:
         ("prepare", "optimizer.lr=3", "there is no config key or group optimizer.lr."),
     ],
 )
-def test_the_other_commands_name_keys_of_their_own(root: str, word: str, expected: str) -> None:
+def test_other_commands_suggest_their_own_keys(root: str, word: str, expected: str) -> None:
     with pytest.raises(ConfigError) as raised:
         compose_config(root, [word])
     assert str(raised.value).endswith(expected)
@@ -146,9 +146,7 @@ def test_the_other_commands_name_keys_of_their_own(root: str, word: str, expecte
         ),
     ],
 )
-def test_a_mistake_in_a_file_of_the_user_s_names_the_file(
-    tmp_path: Path, line: str, expected: str
-) -> None:
+def test_error_in_a_config_file_names_the_file(tmp_path: Path, line: str, expected: str) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\ntrainer:\n  {line}\n")
     with pytest.raises(ConfigError) as raised:
@@ -167,7 +165,7 @@ def test_a_mistake_in_a_file_of_the_user_s_names_the_file(
         ("optimizer", {"betas": [0.9, "x"]}, "optimizer.betas[1] is 'x'; optimizer.betas must be"),
     ],
 )
-def test_a_wrong_type_in_a_frozen_config_is_named(
+def test_wrong_type_in_a_frozen_config_is_named(
     group: str, values: dict[str, Any], expected: str
 ) -> None:
     plain = compose_config("train", []).values
@@ -177,7 +175,7 @@ def test_a_wrong_type_in_a_frozen_config_is_named(
 
 
 @pytest.mark.parametrize("key", [key for key in all_keys("train") if key.count(".") == 1])
-def test_a_slip_in_any_key_finds_that_key(key: str) -> None:
+def test_misspelt_key_suggests_the_key(key: str) -> None:
     slip = f"{key[:-2]}{key[-1]}{key[-2]}" if key[-1] != key[-2] else key[:-1]
     if slip not in all_keys("train"):
         assert f"Did you mean {key}?" in no_such_key(slip)

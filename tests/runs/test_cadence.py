@@ -1,4 +1,4 @@
-"""A line that was logged and is gone is missed; no other one is, however often a run resumed."""
+"""Tests which losses metrics.jsonl should hold, however often a run resumed."""
 
 from dataclasses import dataclass
 
@@ -59,7 +59,7 @@ def lived(processes: list[Life]) -> tuple[tuple[Cadence, ...], set[int], set[int
 
 
 @given(lives, st.integers(0, 8))
-def test_no_line_is_missed_that_was_never_due(processes: list[Life], back: int) -> None:
+def test_no_loss_is_expected_that_was_not_due(processes: list[Life], back: int) -> None:
     parts, train, val, last = lived(processes)
     until = max(0, last - back)
     expected_train, expected_val = due(parts, until)
@@ -68,14 +68,14 @@ def test_no_line_is_missed_that_was_never_due(processes: list[Life], back: int) 
 
 
 @given(lives)
-def test_every_training_line_of_the_cadence_is_missed_once_it_is_gone(
+def test_each_missing_loss_is_found(
     processes: list[Life],
 ) -> None:
     parts, train, _, last = lived(processes)
     assert train - due(parts, last)[0] <= {1}  # the first step is logged besides
 
 
-def test_of_a_branch_nothing_is_expected() -> None:
+def test_no_loss_is_expected_of_a_branch_without_a_record() -> None:
     parts = continued((Cadence(0, 1, 1),), Cadence(20, 2, 0), shared=10)
     assert due(parts, 24) == ({*range(1, 11), 22, 24}, set(range(1, 10)))
 
@@ -83,10 +83,10 @@ def test_of_a_branch_nothing_is_expected() -> None:
 @pytest.mark.parametrize(
     "parts", [(), (Cadence(5, 1, 1), Cadence(-9, 1, 1)), (Cadence(1 << 70, 3, 0),)]
 )
-def test_a_record_of_nonsense_makes_nothing_fail(parts: tuple[Cadence, ...]) -> None:
+def test_invalid_record_raises_nothing(parts: tuple[Cadence, ...]) -> None:
     assert all(0 < step <= 8 for steps in due(parts, 8) for step in steps)
 
 
-def test_many_steps_are_listed_by_the_first_and_the_last() -> None:
+def test_many_steps_are_listed_by_the_first_few_and_the_last() -> None:
     assert listed([3, 1, 2]) == "1, 2, 3"
     assert listed(range(1, 1001)) == "1, 2, 3, 4, 5, … 1,000"

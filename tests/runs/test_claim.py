@@ -1,4 +1,4 @@
-"""No two runs share a directory, and none takes one that holds another's checkpoints."""
+"""Tests that no two runs share a directory."""
 
 import shlex
 import subprocess
@@ -46,7 +46,7 @@ def claimed_at_once(wanted: Path, how: str, count: int) -> list[Path]:
     return [Path(line) for line in done.stdout.splitlines()]
 
 
-def test_twenty_starts_in_the_same_second_get_twenty_directories(tmp_path: Path) -> None:
+def test_twenty_starts_in_one_second_get_twenty_directories(tmp_path: Path) -> None:
     """With a time stamp of ours, and with one name that all of them were given."""
     stamped = tmp_path / "outputs" / "gpt2_run_20251106_120000"
     got = claimed_at_once(stamped, "ours", 20)
@@ -55,7 +55,7 @@ def test_twenty_starts_in_the_same_second_get_twenty_directories(tmp_path: Path)
     assert {path.name for path in stamped.parent.iterdir()} == expected
 
 
-def test_a_given_name_goes_to_one_of_six_starts_and_the_others_get_their_own(
+def test_one_of_six_starts_gets_the_given_directory(
     tmp_path: Path,
 ) -> None:
     got = claimed_at_once(tmp_path / "mine", "given", 6)
@@ -66,7 +66,7 @@ def test_a_given_name_goes_to_one_of_six_starts_and_the_others_get_their_own(
 
 
 @pytest.mark.parametrize("name", ["latest.pt", "rolling_step_000001.pt", "of_another_tool.pt"])
-def test_a_directory_with_checkpoints_is_not_touched(tmp_path: Path, name: str) -> None:
+def test_directory_with_checkpoints_is_left_untouched(tmp_path: Path, name: str) -> None:
     wanted = tmp_path / "mine"
     save(wanted, 3)
     for path in (wanted / "checkpoints").iterdir():
@@ -86,14 +86,14 @@ def test_a_directory_with_checkpoints_is_not_touched(tmp_path: Path, name: str) 
     got.lock.release()
 
 
-def test_set_aside_checkpoints_protect_too(tmp_path: Path) -> None:
+def test_archived_checkpoints_protect_a_directory(tmp_path: Path) -> None:
     aside = tmp_path / "mine" / "checkpoints" / "abandoned_20251106_120000"
     aside.mkdir(parents=True)
     (aside / "rolling_step_000009.pt").write_bytes(b"x")
     assert holds_run(tmp_path / "mine")
 
 
-def test_a_directory_of_a_live_run_without_checkpoints_is_not_shared(tmp_path: Path) -> None:
+def test_locked_directory_without_checkpoints_is_not_shared(tmp_path: Path) -> None:
     first = claim(tmp_path / "mine", NOON, is_given=True)
     assert first.directory == tmp_path / "mine"
     assert not first.notice
@@ -103,7 +103,7 @@ def test_a_directory_of_a_live_run_without_checkpoints_is_not_shared(tmp_path: P
     second.lock.release()
 
 
-def test_a_run_that_died_before_its_first_save_leaves_its_directory_to_the_next(
+def test_directory_of_a_run_that_never_saved_is_reused(
     tmp_path: Path,
 ) -> None:
     """Else a job script with hydra.run.dir=DIR +resume=auto would never find its own run."""
@@ -113,14 +113,14 @@ def test_a_run_that_died_before_its_first_save_leaves_its_directory_to_the_next(
     again.lock.release()
 
 
-def test_what_is_claimed_is_locked(tmp_path: Path) -> None:
+def test_claimed_directory_is_locked(tmp_path: Path) -> None:
     for is_given in (True, False):
         got = claim(tmp_path / f"a_{is_given}", NOON, is_given=is_given)
         assert is_locked(got.directory)
         got.lock.release()
 
 
-def test_a_name_moves_on_to_the_next_free_second(tmp_path: Path) -> None:
+def test_time_stamp_is_the_next_free_second(tmp_path: Path) -> None:
     late = datetime(2025, 12, 31, 23, 59, 59)
     names = [claim_name(tmp_path / "gpt2_run", late).name for _ in range(2)]
     assert names == ["gpt2_run_20251231_235959", "gpt2_run_20260101_000000"]
@@ -136,12 +136,12 @@ def test_a_name_moves_on_to_the_next_free_second(tmp_path: Path) -> None:
         ("mine", "mine"),
     ],
 )
-def test_the_name_without_its_time_stamp(name: str, base: str) -> None:
+def test_claim_base_removes_the_time_stamp(name: str, base: str) -> None:
     assert claim_base(Path("outputs") / name) == Path("outputs") / base
 
 
 @pytest.mark.parametrize("is_given", [True, False])
-def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path, is_given: bool) -> None:
+def test_error_names_a_directory_that_cannot_be_made(tmp_path: Path, is_given: bool) -> None:
     (tmp_path / "file").write_text("in the way")
     wanted = tmp_path / "file" / "gpt2_run_20251106_120000"
     with pytest.raises(InputError) as raised:
@@ -151,14 +151,14 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path, is_given: bool
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_of_the_wanted_name_is_left_alone(tmp_path: Path) -> None:
+def test_file_with_the_wanted_name_is_left_untouched(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("a file")
     with pytest.raises(InputError, match="cannot be made"):
         claim(tmp_path / "mine", NOON, is_given=True)
     assert (tmp_path / "mine").read_text() == "a file"
 
 
-def test_the_way_to_resume_can_be_typed_for_an_awkward_name(tmp_path: Path) -> None:
+def test_protection_notice_quotes_the_directory_for_the_shell(tmp_path: Path) -> None:
     wanted = tmp_path / "lr=1, it's mine"
     save(wanted, 3)
     got = claim(wanted, NOON, is_given=True)
@@ -169,7 +169,7 @@ def test_the_way_to_resume_can_be_typed_for_an_awkward_name(tmp_path: Path) -> N
     got.lock.release()
 
 
-def test_a_lock_is_one_object_and_released_once(tmp_path: Path) -> None:
+def test_lock_of_a_claim_is_released_once(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
     lock.release()
     lock.release()

@@ -1,4 +1,4 @@
-"""metrics.jsonl through kills, going back, going back with other settings, and returning."""
+"""Tests of metrics.jsonl through kills, rollbacks, changed settings and archived branches."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_after_a_crash_the_lost_steps_wait_to_be_compared(run: Path) -> None:
+def test_lost_steps_move_to_the_replay_file_after_a_crash(run: Path) -> None:
     assert back(run, 20) == ""
     assert steps(run / "metrics.jsonl") == list(range(1, 21))
     assert steps(run / REPLAY) == list(range(21, 31))
@@ -87,7 +87,7 @@ def test_after_a_crash_the_lost_steps_wait_to_be_compared(run: Path) -> None:
     assert identity_in(run, RUN) == RUN
 
 
-def test_a_replay_that_is_killed_again_and_again_is_compared_to_its_end(run: Path) -> None:
+def test_replay_is_compared_to_its_end_after_several_kills(run: Path) -> None:
     back(run, 20)
     log(run, range(21, 26))
     back(run, 20)  # before a save
@@ -104,7 +104,7 @@ def test_a_replay_that_is_killed_again_and_again_is_compared_to_its_end(run: Pat
     assert check.interrupted(30) is None
 
 
-def test_a_difference_before_the_last_kill_is_still_told(run: Path) -> None:
+def test_difference_before_the_last_kill_is_reported(run: Path) -> None:
     back(run, 20)
     log(run, range(21, 23))
     log(run, range(23, 26), loss=1e-9)
@@ -114,7 +114,7 @@ def test_a_difference_before_the_last_kill_is_still_told(run: Path) -> None:
     assert str(verdicts[-1]).startswith("replay: step 23 differs: loss ")
 
 
-def test_going_back_keeps_the_lines_beside_the_checkpoints_and_compares_them(run: Path) -> None:
+def test_rollback_archives_lines_with_the_checkpoints_and_compares_them(run: Path) -> None:
     lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     aside = aside_in(run)
     assert back(run, 10, archive=aside) == ""
@@ -123,7 +123,7 @@ def test_going_back_keeps_the_lines_beside_the_checkpoints_and_compares_them(run
     assert steps(run / REPLAY) == list(range(11, 31))
 
 
-def test_other_settings_after_a_crash_are_another_branch(run: Path) -> None:
+def test_other_settings_after_a_crash_start_a_branch(run: Path) -> None:
     """The lost steps are abandoned, not trained again; W&B has them, so it gets a linked run."""
     said = back(run, 20, OTHER)
     assert "W&B cannot rewrite the steps after 20 that its run 1a2b3c4d has" in said
@@ -142,7 +142,7 @@ def test_other_settings_after_a_crash_are_another_branch(run: Path) -> None:
     assert identity_in(run, identity) == identity
 
 
-def test_going_back_past_a_change_compares_up_to_it(run: Path) -> None:
+def test_rollback_past_a_change_of_settings_compares_up_to_the_change(run: Path) -> None:
     """Steps 11 to 30 come again as they were, those with another learning rate do not."""
     assert back(run, 30, OTHER) == ""
     log(run, range(31, 41), loss=0.5)
@@ -151,7 +151,7 @@ def test_going_back_past_a_change_compares_up_to_it(run: Path) -> None:
     assert steps(run / REPLAY) == list(range(11, 31))
 
 
-def test_returning_to_a_branch_that_was_left_returns_to_its_history(run: Path) -> None:
+def test_resume_from_an_archived_checkpoint_restores_its_history(run: Path) -> None:
     aside = aside_in(run)
     said = back(run, 10, OTHER, archive=aside)
     linked = identity_in(run, RUN)
@@ -169,7 +169,7 @@ def test_returning_to_a_branch_that_was_left_returns_to_its_history(run: Path) -
     assert steps(left / "metrics.jsonl") == list(range(11, 16))
 
 
-def test_a_run_that_begins_again_is_the_run_that_it_was(run: Path) -> None:
+def test_restarted_run_keeps_its_id(run: Path) -> None:
     """Its new process has another identity until it reads what the first has recorded."""
     fresh = RunIdentity("ffffffff", "gpt2")
     past = Past.of(run)
@@ -181,7 +181,7 @@ def test_a_run_that_begins_again_is_the_run_that_it_was(run: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff", b"[]"])
-def test_without_its_record_a_run_goes_on_all_the_same(run: Path, content: bytes | None) -> None:
+def test_run_without_a_lineage_file_resumes(run: Path, content: bytes | None) -> None:
     (run / ".history.json").unlink()
     if content is not None:
         (run / ".history.json").write_bytes(content)
@@ -216,7 +216,7 @@ def go_on_killed_at(run: Path, settings: tuple[str, ...], write: int) -> bool:
 
 
 @pytest.mark.parametrize("settings", [SAME, OTHER])
-def test_a_kill_between_any_two_writes_drops_nothing(run: Path, settings: tuple[str, ...]) -> None:
+def test_kill_between_any_two_writes_loses_no_line(run: Path, settings: tuple[str, ...]) -> None:
     write, done = 0, False
     while not done:
         write += 1
@@ -257,7 +257,7 @@ def test_damaged_lines_are_reported_and_quarantined(run: Path) -> None:
     assert str(said_then[-1]) == "replay: 9 steps identical"
 
 
-def test_damage_of_the_waiting_lines_and_of_the_record_is_quarantined(run: Path) -> None:
+def test_damaged_replay_and_lineage_files_are_quarantined(run: Path) -> None:
     back(run, 20)
     was = spoil(run / REPLAY, 3, b"\xff\x00\n")
     (run / ".history.json").write_bytes(b'{"run_id": 1e999')
@@ -270,7 +270,7 @@ def test_damage_of_the_waiting_lines_and_of_the_record_is_quarantined(run: Path)
     assert identity_in(run, RUN) == RUN
 
 
-def test_lines_in_another_order_are_sorted_in_the_file(run: Path) -> None:
+def test_unsorted_lines_are_sorted(run: Path) -> None:
     path = run / "metrics.jsonl"
     whole = path.read_bytes()
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(reversed(whole.splitlines())) + b"\r\n")
@@ -279,7 +279,7 @@ def test_lines_in_another_order_are_sorted_in_the_file(run: Path) -> None:
     assert back(run, 30) == ""
 
 
-def test_nothing_is_reported_of_an_unharmed_history(run: Path) -> None:
+def test_intact_history_is_not_reported(run: Path) -> None:
     before = (run / "metrics.jsonl").read_bytes()
     assert back(run, 30) == ""
     assert (run / "metrics.jsonl").read_bytes() == before
@@ -287,12 +287,12 @@ def test_nothing_is_reported_of_an_unharmed_history(run: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [1, 7, 20])
-def test_a_missing_line_is_reported(run: Path, line: int) -> None:
+def test_missing_line_is_reported(run: Path, line: int) -> None:
     spoil(run / "metrics.jsonl", line, b"")
     assert back(run, 20) == f"{run}/metrics.jsonl lacks the train_loss of 1 step: {line}"
 
 
-def test_of_a_run_without_a_record_of_its_cadence_no_line_is_missed(run: Path) -> None:
+def test_run_without_a_cadence_record_misses_no_line(run: Path) -> None:
     """Such runs are older than the record; log_every may have been changed at any resume."""
     record = json.loads((run / ".history.json").read_text())
     del record["logged"]

@@ -1,4 +1,4 @@
-"""A run directory from somebody else may hold links: nothing is written where they lead."""
+"""Tests that a run writes nothing through links in its directory."""
 
 import os
 import time
@@ -18,7 +18,7 @@ from gpt2ckpt.runs.lock import WRITTEN, RunLock, refuse_if_locked
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_a_link_that_a_run_would_write_through_is_refused(name: str, tmp_path: Path) -> None:
+def test_link_that_a_run_would_write_through_is_refused(name: str, tmp_path: Path) -> None:
     victim, run = tmp_path / "victim", tmp_path / "run"
     victim.write_text("precious")
     run.mkdir()
@@ -31,7 +31,7 @@ def test_a_link_that_a_run_would_write_through_is_refused(name: str, tmp_path: P
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_what_is_no_file_in_the_place_of_one_is_refused(name: str, tmp_path: Path) -> None:
+def test_file_of_a_run_that_is_not_regular_is_refused(name: str, tmp_path: Path) -> None:
     """A folder ended in another error, and a pipe was waited for."""
     path = tmp_path / name
     for make in (path.touch,) if name == RECORD else (path.mkdir, lambda: os.mkfifo(path)):
@@ -45,9 +45,7 @@ def test_what_is_no_file_in_the_place_of_one_is_refused(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "hard"])
-def test_the_space_kept_for_an_emergency_is_not_taken_through_a_link(
-    tmp_path: Path, kind: str
-) -> None:
+def test_reserved_space_is_not_taken_through_a_link(tmp_path: Path, kind: str) -> None:
     victim, folder = tmp_path / "victim", tmp_path / "checkpoints"
     victim.write_text("precious")
     folder.mkdir()
@@ -63,7 +61,7 @@ def test_the_space_kept_for_an_emergency_is_not_taken_through_a_link(
 
 
 @pytest.mark.parametrize("kind", ["symbolic", "hard", "other"])
-def test_a_heartbeat_writes_to_no_file_but_its_own(
+def test_heartbeat_writes_only_to_its_own_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     """Somebody puts a link, or a file, in the place of run.lock while the run lives."""
@@ -89,7 +87,7 @@ def test_a_heartbeat_writes_to_no_file_but_its_own(
     assert caplog.text.count("nothing is written to it") == 1
 
 
-def test_a_heartbeat_leaves_a_snapshot_by_hard_links_alone(tmp_path: Path) -> None:
+def test_heartbeat_does_not_change_a_hard_linked_snapshot(tmp_path: Path) -> None:
     with RunLock(tmp_path, beat=0.02):
         path, snapshot = tmp_path / LOCK_NAME, tmp_path / "snapshot"
         os.link(path, snapshot)
@@ -107,7 +105,7 @@ def test_a_heartbeat_leaves_a_snapshot_by_hard_links_alone(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_logger_whose_folder_is_a_link_is_off(
+def test_logger_with_a_linked_folder_is_disabled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     victim, run = tmp_path / "victim", tmp_path / "run"
@@ -128,7 +126,7 @@ def test_a_logger_whose_folder_is_a_link_is_off(
     assert len(read(run / "metrics.jsonl")) == 1
 
 
-def test_a_deeply_nested_label_is_no_crash(tmp_path: Path) -> None:
+def test_deeply_nested_lock_record_is_ignored(tmp_path: Path) -> None:
     with RunLock(tmp_path):
         (tmp_path / "run.lock").write_text("[" * 200_000)
         with pytest.raises(InputError, match="another process"):

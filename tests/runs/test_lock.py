@@ -1,4 +1,4 @@
-"""A lock lives and dies with its process, and names it."""
+"""Tests of the run lock on one machine."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def live_run(directory: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_a_live_run_is_named_by_process_and_host(tmp_path: Path) -> None:
+def test_error_names_process_and_host_of_a_live_run(tmp_path: Path) -> None:
     with live_run(tmp_path) as process:
         before = tree(tmp_path)
         assert is_locked(tmp_path)
@@ -51,7 +51,7 @@ def test_a_live_run_is_named_by_process_and_host(tmp_path: Path) -> None:
         assert tree(tmp_path) == before
 
 
-def test_the_lock_of_a_killed_run_is_taken_over(tmp_path: Path) -> None:
+def test_lock_of_a_killed_run_is_taken_over(tmp_path: Path) -> None:
     with live_run(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -63,7 +63,7 @@ def test_the_lock_of_a_killed_run_is_taken_over(tmp_path: Path) -> None:
             assert is_locked(tmp_path)
 
 
-def test_the_record_of_an_owner_that_came_meanwhile_is_put_back(tmp_path: Path) -> None:
+def test_record_of_a_newer_owner_is_restored(tmp_path: Path) -> None:
     """Two starts find a dead owner; the slower one meets the record of the faster one."""
     with RunLock(tmp_path) as faster:
         record = (tmp_path / LOCK_NAME).read_bytes()
@@ -73,7 +73,7 @@ def test_the_record_of_an_owner_that_came_meanwhile_is_put_back(tmp_path: Path) 
         assert not (tmp_path / LOCK_NAME).exists()
 
 
-def test_a_torn_record_is_replaced(tmp_path: Path) -> None:
+def test_torn_lock_record_is_replaced(tmp_path: Path) -> None:
     (tmp_path / LOCK_NAME).write_text('{"pid": 1, "host": "' + "x" * 500)
     lock = RunLock(tmp_path, watch=0.1)
     with lock, pytest.raises(InputError, match=f"process {os.getpid()} on "):
@@ -81,14 +81,14 @@ def test_a_torn_record_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 3}', "\udcff"])
-def test_an_owner_that_cannot_be_read_still_keeps_others_out(tmp_path: Path, content: str) -> None:
+def test_unreadable_lock_record_still_locks(tmp_path: Path, content: str) -> None:
     with RunLock(tmp_path):
         (tmp_path / LOCK_NAME).write_bytes(content.encode(errors="surrogateescape"))
         with pytest.raises(InputError, match="is being trained by another process"):
             RunLock(tmp_path)
 
 
-def test_deleting_its_file_does_not_free_a_live_run(tmp_path: Path) -> None:
+def test_deleting_run_lock_does_not_release_a_live_run(tmp_path: Path) -> None:
     with RunLock(tmp_path):
         (tmp_path / LOCK_NAME).unlink()
         assert is_locked(tmp_path)
@@ -96,7 +96,7 @@ def test_deleting_its_file_does_not_free_a_live_run(tmp_path: Path) -> None:
             RunLock(tmp_path)
 
 
-def test_a_run_that_was_moved_knows_the_one_that_took_its_name(tmp_path: Path) -> None:
+def test_check_detects_another_run_under_the_same_name(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     with RunLock(run) as lock:
@@ -117,7 +117,7 @@ def test_a_run_that_was_moved_knows_the_one_that_took_its_name(tmp_path: Path) -
             lock.check()
 
 
-def test_a_lock_that_was_not_used_leaves_no_trace(tmp_path: Path) -> None:
+def test_undo_leaves_the_directory_unchanged(tmp_path: Path) -> None:
     """A start that is refused, or finds a finished run, changes nothing that a backup would see."""
     before = tmp_path.stat().st_mtime_ns
     lock = RunLock(tmp_path)
@@ -128,14 +128,14 @@ def test_a_lock_that_was_not_used_leaves_no_trace(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
 
 
-def test_asking_writes_nothing(tmp_path: Path) -> None:
+def test_is_locked_writes_nothing(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
     assert not is_locked(tmp_path / "missing")
     refuse_if_locked(tmp_path)
     assert tree(tmp_path) == {}
 
 
-def test_a_child_of_the_run_does_not_hold_its_lock(tmp_path: Path) -> None:
+def test_child_process_does_not_hold_the_lock(tmp_path: Path) -> None:
     """W&B starts processes that may outlive a killed training."""
     lock = RunLock(tmp_path)
     with subprocess.Popen(["sleep", "600"], close_fds=False) as child:
@@ -144,7 +144,7 @@ def test_a_child_of_the_run_does_not_hold_its_lock(tmp_path: Path) -> None:
         child.kill()
 
 
-def test_the_lock_is_given_back_at_the_end_of_its_block(tmp_path: Path) -> None:
+def test_lock_is_released_at_the_end_of_its_block(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), RunLock(tmp_path):
         assert is_locked(tmp_path)
         _ = 1 / 0
@@ -160,7 +160,7 @@ sys.exit("for another reason")
 """
 
 
-def test_it_is_given_back_by_a_process_that_ends_outside_of_the_block(tmp_path: Path) -> None:
+def test_lock_is_released_at_process_exit(tmp_path: Path) -> None:
     """Else a process on another machine would watch for a minute whether the dead one lives."""
     done = subprocess.run([sys.executable, "-c", ENDS, str(tmp_path)], capture_output=True)
     assert (done.returncode, done.stderr) == (1, b"for another reason\n")

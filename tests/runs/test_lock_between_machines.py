@@ -1,4 +1,4 @@
-"""The lock where the kernel cannot tell: another machine, or a file system without locks.
+"""Tests of the run lock between machines, and on file systems without kernel locks.
 
 Another machine is made of namespaces: a process with a host name and a boot of its own, which sees
 the directory through an overlay, so that its kernel locks are not seen outside of it.
@@ -70,7 +70,7 @@ def on_another_machine(run: Path, script: str) -> Iterator["subprocess.Popen[str
             process.kill()
 
 
-def test_a_run_that_lives_on_another_machine_is_refused(run: Path) -> None:
+def test_run_that_is_alive_on_another_machine_is_refused(run: Path) -> None:
     with on_another_machine(run, HOLD) as process:
         assert is_locked(run)  # until it is known, nothing may be taken from it
         with pytest.raises(InputError, match=r"is being trained by process \d+ on othermachine"):
@@ -81,7 +81,7 @@ def test_a_run_that_lives_on_another_machine_is_refused(run: Path) -> None:
     assert tree(run) == {}
 
 
-def test_a_run_that_died_on_another_machine_is_taken_over_and_the_dead_one_said(
+def test_run_that_died_on_another_machine_is_taken_over(
     run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with on_another_machine(run, HOLD) as process:
@@ -94,7 +94,7 @@ def test_a_run_that_died_on_another_machine_is_taken_over_and_the_dead_one_said(
     assert tree(run) == {}
 
 
-def test_a_process_that_stood_still_stops_when_its_run_was_taken_over(run: Path) -> None:
+def test_suspended_process_stops_if_its_run_was_taken_over(run: Path) -> None:
     with on_another_machine(run, HOLD) as process:
         process.send_signal(signal.SIGSTOP)
         with RunLock(run, watch=1.5):
@@ -104,7 +104,7 @@ def test_a_process_that_stood_still_stops_when_its_run_was_taken_over(run: Path)
             assert owner is not None and owner.pid == os.getpid()
 
 
-def test_a_beating_record_of_any_make_is_never_taken(run: Path) -> None:
+def test_changing_record_is_never_taken_over(run: Path) -> None:
     """Torn, or of a later version: what changes lives."""
     (run / LOCK_NAME).write_text("{")
     script = f"import time\nwhile True:\n open({str(run / LOCK_NAME)!r}, 'a').write(' ')\n"
@@ -116,7 +116,7 @@ def test_a_beating_record_of_any_make_is_never_taken(run: Path) -> None:
             process.kill()
 
 
-def test_the_record_changes_while_it_is_held_and_goes_with_the_lock(run: Path) -> None:
+def test_record_changes_while_held_and_is_removed_at_release(run: Path) -> None:
     with RunLock(run, beat=0.01):
         first = (run / LOCK_NAME).read_bytes()
         end = time.monotonic() + 60
@@ -128,7 +128,7 @@ def test_the_record_changes_while_it_is_held_and_goes_with_the_lock(run: Path) -
     assert tree(run) == {}
 
 
-def test_a_heartbeat_that_cannot_be_written_ends_nothing(run: Path) -> None:
+def test_failed_heartbeat_does_not_stop_the_run(run: Path) -> None:
     with RunLock(run, beat=0.01) as lock:
         (run / LOCK_NAME).unlink()
         (run / LOCK_NAME).mkdir()
@@ -156,11 +156,13 @@ ME = this_process()
         (None, True, Verdict.UNKNOWN),
     ],
 )
-def test_what_can_be_said_at_once(owner: object, is_free: bool, expected: Verdict) -> None:
+def test_judge_gives_the_verdict_for_each_owner(
+    owner: object, is_free: bool, expected: Verdict
+) -> None:
     assert judge(owner, ME, kernel_lock_is_free=is_free) is expected  # type: ignore[arg-type]
 
 
-def test_when_a_process_began_is_read_for_any_name_of_it() -> None:
+def test_birth_of_reads_any_process_name() -> None:
     name = "import ctypes,sys; ctypes.CDLL(None).prctl(15, b') Z 1 (', 0, 0, 0); print(1, flush=1)"
     command = [sys.executable, "-c", f"{name}; sys.stdin.read()"]
     pipe = subprocess.PIPE
@@ -174,7 +176,7 @@ def test_when_a_process_began_is_read_for_any_name_of_it() -> None:
     assert birth_of(process.pid) is None
 
 
-def test_asking_about_a_lock_of_another_machine_writes_nothing(run: Path) -> None:
+def test_is_locked_on_another_machine_writes_nothing(run: Path) -> None:
     (run / LOCK_NAME).write_bytes(encode(replace(ME, boot="another"), 3))
     before = tree(run)
     assert is_locked(run)

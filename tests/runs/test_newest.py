@@ -1,4 +1,4 @@
-"""Which run was trained last: by its own record, whatever its directory is called."""
+"""Tests that the newest run is found by its own record."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def log_step(run: Path, moment: str) -> None:
     (run / "metrics.jsonl").write_text(json.dumps(event) + "\n{torn")
 
 
-def test_a_run_s_own_record_decides_and_neither_its_name_nor_file_times(tmp_path: Path) -> None:
+def test_newest_run_is_found_by_its_record_not_by_name_or_file_times(tmp_path: Path) -> None:
     make(tmp_path / "gpt2_run_20991231_000000", MORNING)
     make(tmp_path / "mine", EVENING)
     make(tmp_path / "deep" / "er", NOON)
@@ -44,14 +44,16 @@ def test_a_run_s_own_record_decides_and_neither_its_name_nor_file_times(tmp_path
     assert place is not None and place.directory == tmp_path / "mine"
 
 
-def test_a_time_zone_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newest_run_does_not_depend_on_the_time_zone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = make(tmp_path / "a_run_20251106_230000", "2025-11-06T23:00:00+09:00")
     second = make(tmp_path / "b_run_20251106_150000", "2025-11-06T15:00:00+00:00")
     assert first < second
     assert newest_run(tmp_path).directory == second
 
 
-def test_the_newest_of_several_files_counts(tmp_path: Path) -> None:
+def test_newest_of_several_checkpoints_counts(tmp_path: Path) -> None:
     """A kill may come between a save and its name latest.pt."""
     first, second = make(tmp_path / "a", NOON), make(tmp_path / "b", MORNING)
     before = (second / "checkpoints" / "latest.pt").read_bytes()
@@ -64,14 +66,14 @@ def test_the_newest_of_several_files_counts(tmp_path: Path) -> None:
     assert newest_run(tmp_path).directory == first
 
 
-def test_a_step_that_was_logged_after_the_last_save_counts(tmp_path: Path) -> None:
+def test_step_logged_after_the_last_save_counts(tmp_path: Path) -> None:
     """A run that goes back to an older state and dies before its next save."""
     make(tmp_path / "a", NOON)
     log_step(make(tmp_path / "b", MORNING), EVENING)
     assert newest_run(tmp_path).directory == tmp_path / "b"
 
 
-def test_runs_without_a_checkpoint_are_passed_over_and_reported_if_they_are_newer(
+def test_newer_runs_without_a_checkpoint_are_skipped_and_reported(
     tmp_path: Path,
 ) -> None:
     log_step(tmp_path / "old", MORNING)
@@ -92,7 +94,7 @@ def test_runs_without_a_checkpoint_are_passed_over_and_reported_if_they_are_newe
         locate("latest", Scope(tmp_path))
 
 
-def test_a_damaged_run_that_was_trained_last_is_not_replaced_by_an_older_one(
+def test_damaged_newest_run_is_not_replaced_by_an_older_run(
     tmp_path: Path,
 ) -> None:
     make(tmp_path / "whole", MORNING)
@@ -111,14 +113,14 @@ def test_a_damaged_run_that_was_trained_last_is_not_replaced_by_an_older_one(
     assert found.skipped == [(damaged, "no checkpoint in it can be read")]
 
 
-def test_of_a_run_and_its_copy_the_one_with_our_name_counts(tmp_path: Path) -> None:
+def test_copy_of_a_run_does_not_replace_the_original(tmp_path: Path) -> None:
     run = make(tmp_path / "gpt2_run_20251106_120000", NOON)
     shutil.copytree(run, tmp_path / "zcopy")
     (tmp_path / "zlink").symlink_to(run)
     assert newest_run(tmp_path).directory == run
 
 
-def test_with_a_name_only_runs_of_that_name_count(tmp_path: Path) -> None:
+def test_only_runs_of_the_given_name_count(tmp_path: Path) -> None:
     """Two jobs with names of their own took over each other's run."""
     alpha = make(tmp_path / "alpha_run_20251106_080000", MORNING, "alpha")
     make(tmp_path / "mine", NOON, "beta")
@@ -139,7 +141,7 @@ def test_with_a_name_only_runs_of_that_name_count(tmp_path: Path) -> None:
     assert given is not None and given.directory == tmp_path / "mine"  # a directory is a name, too
 
 
-def test_the_jobs_of_sweeps_count_but_not_for_auto(tmp_path: Path) -> None:
+def test_jobs_of_sweeps_count_except_for_auto(tmp_path: Path) -> None:
     single = make(tmp_path / "gpt2_run_20251106_080000", MORNING)
     job = make(tmp_path / "gpt2_sweep_20251106_120000" / "lr=1" / "0", NOON)
     (tmp_path / "gpt2_sweep_20251106_120000" / "jobs.jsonl").touch()
@@ -152,7 +154,7 @@ def test_the_jobs_of_sweeps_count_but_not_for_auto(tmp_path: Path) -> None:
     assert skipped_runs(Scope(tmp_path, name="gamma")) == []
 
 
-def test_a_fresh_start_of_auto_reports_the_job_of_a_sweep_that_it_does_not_take(
+def test_auto_reports_the_job_of_a_sweep_that_it_skips(
     tmp_path: Path,
 ) -> None:
     job = make(tmp_path / "sweep" / "0", NOON)
@@ -162,7 +164,7 @@ def test_a_fresh_start_of_auto_reports_the_job_of_a_sweep_that_it_does_not_take(
     assert skipped_runs(Scope(tmp_path)) == [(job, SWEEP_JOB)]
 
 
-def test_a_run_that_starts_after_the_clock_was_set_back_is_newer(tmp_path: Path) -> None:
+def test_run_started_after_the_clock_was_set_back_is_newest(tmp_path: Path) -> None:
     make(tmp_path / "first", EVENING)
     second = tmp_path / "second"
     now = datetime.fromisoformat(NOON)
@@ -176,14 +178,14 @@ def test_a_run_that_starts_after_the_clock_was_set_back_is_newer(tmp_path: Path)
 
 
 @pytest.mark.parametrize("record", [b"", b"[]", b"{", b'{"follows": 3}', b"[" * 9999, b"\xff"])
-def test_a_record_that_cannot_be_read_says_nothing(tmp_path: Path, record: bytes) -> None:
+def test_unreadable_record_is_ignored(tmp_path: Path, record: bytes) -> None:
     run = make(tmp_path / "mine", NOON)
     for name in ("metrics.jsonl", ".history.json"):
         (run / name).write_bytes(record)
     assert read_record(run).trained == datetime.fromisoformat(NOON)
 
 
-def test_a_checkpoint_that_says_no_time_gives_way_to_the_name(tmp_path: Path) -> None:
+def test_directory_name_counts_if_a_checkpoint_has_no_time(tmp_path: Path) -> None:
     run = tmp_path / "gpt2_run_20251106_120000"
     save(run, 2)
     assert read_record(run).trained == datetime(2025, 11, 6, 12).astimezone()
@@ -191,7 +193,7 @@ def test_a_checkpoint_that_says_no_time_gives_way_to_the_name(tmp_path: Path) ->
     assert read_record(run).name == "gpt2"
 
 
-def test_a_folder_that_cannot_be_read_is_not_passed_over_silently(
+def test_unreadable_folder_is_not_skipped_silently(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unmounted disk: starting a new run, or an older one, is not what was asked for."""
@@ -203,7 +205,7 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over_silently(
         locate("auto", Scope(tmp_path))
 
 
-def test_a_word_for_a_folder_means_the_one_run_in_it(tmp_path: Path) -> None:
+def test_folder_with_one_run_means_that_run(tmp_path: Path) -> None:
     run = make(tmp_path / "outputs" / "mine", NOON)
     place = locate(str(tmp_path / "outputs"), Scope(tmp_path))
     assert place is not None and place.directory == run
@@ -222,9 +224,7 @@ def test_a_word_for_a_folder_means_the_one_run_in_it(tmp_path: Path) -> None:
         locate(str(tmp_path / "outputs"), Scope(tmp_path))
 
 
-def test_many_runs_are_looked_through_without_reading_tensors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_newest_run_reads_no_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gpt2ckpt.checkpoint import format, reading
 
     for number in range(30):

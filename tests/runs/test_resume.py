@@ -1,4 +1,4 @@
-"""What `resume=WHAT` finds, in folders of real checkpoints, whole and damaged."""
+"""Tests of the state that `resume=WHAT` finds, among valid and damaged checkpoints."""
 
 import shutil
 from pathlib import Path
@@ -44,30 +44,30 @@ def test_each_selector_finds_its_state(run: Path, what: str, step: int) -> None:
         assert found.path.parent == run / "checkpoints"
 
 
-def test_all_selectors_of_the_contract_are_known() -> None:
+def test_selectors_are_those_of_the_contract() -> None:
     promised = {"latest", "best", "best_previous", "emergency", "latest_backup", "auto"}
     assert set(SELECTORS) == promised
 
 
-def test_the_newest_emergency_is_the_one_of_the_highest_step(run: Path) -> None:
+def test_newest_emergency_has_the_highest_step(run: Path) -> None:
     save(run, 9, emergency=True)
     save(run, 7, emergency=True)
     assert find("emergency", given=run).state.step == 9
 
 
 @pytest.mark.parametrize("inside", ["", "checkpoints"])
-def test_a_run_directory_means_its_latest(run: Path, inside: str) -> None:
+def test_run_directory_means_its_latest(run: Path, inside: str) -> None:
     assert find(str(run / inside)).state.step == 6
 
 
-def test_a_file_means_itself_and_its_run(run: Path) -> None:
+def test_file_means_itself_and_its_run(run: Path) -> None:
     path = run / "checkpoints" / "epoch_00000.pt"
     place = locate(str(path), Scope(run.parent))
     assert place == Place(run, file=path, in_run=True)
     assert read(place).state.step == 3
 
 
-def test_a_file_that_was_set_aside_belongs_to_its_run(run: Path) -> None:
+def test_archived_file_belongs_to_its_run(run: Path) -> None:
     aside = run / "checkpoints" / "abandoned_20251106_120000"
     aside.mkdir()
     shutil.copy(run / "checkpoints" / "best_model.pt", aside)
@@ -76,7 +76,7 @@ def test_a_file_that_was_set_aside_belongs_to_its_run(run: Path) -> None:
     assert (place.directory, place.in_run) == (run, True)
 
 
-def test_a_file_outside_of_any_run_can_only_start_a_new_one(run: Path, tmp_path: Path) -> None:
+def test_file_outside_of_a_run_starts_a_new_run(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copy(run / "checkpoints" / "latest.pt", tmp_path / "kept.pt"))
     place = locate(str(copy), Scope(tmp_path))
     assert place is not None
@@ -87,12 +87,12 @@ def test_a_file_outside_of_any_run_can_only_start_a_new_one(run: Path, tmp_path:
         read(place)
 
 
-def test_the_home_directory_is_understood(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_directory_is_expanded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(run.parent))
     assert find(f"~/{run.name}").state.step == 6
 
 
-def test_a_damaged_latest_gives_way_to_the_newest_valid_state_and_is_named(run: Path) -> None:
+def test_resume_skips_and_names_a_damaged_latest(run: Path) -> None:
     latest = run / "checkpoints" / "latest.pt"  # its blocks are those of rolling_step_000006.pt
     damage(latest)
     before = tree(run)
@@ -107,7 +107,7 @@ def test_a_damaged_latest_gives_way_to_the_newest_valid_state_and_is_named(run: 
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.05, 0.2, 0.8, 0.95, 0.99, 0.9999])
-def test_a_flipped_bit_anywhere_is_passed_over(run: Path, share: float) -> None:
+def test_resume_skips_a_file_with_a_flipped_bit(run: Path, share: float) -> None:
     damage(run / "checkpoints" / "latest.pt", share)
     found = find("latest", given=run)
     assert found.state.step == 6
@@ -115,7 +115,7 @@ def test_a_flipped_bit_anywhere_is_passed_over(run: Path, share: float) -> None:
     assert "latest.pt" in {path.name for path, _ in found.skipped}
 
 
-def test_a_damaged_best_gives_way_to_its_copy_and_then_to_the_best_before(run: Path) -> None:
+def test_damaged_best_is_replaced_by_its_backup_then_the_previous_best(run: Path) -> None:
     folder = run / "checkpoints"
     damage(folder / "best_model.pt")
     found = find("best", given=run)
@@ -124,7 +124,7 @@ def test_a_damaged_best_gives_way_to_its_copy_and_then_to_the_best_before(run: P
     assert find("best", given=run).path.name == "best_model_previous.pt"
 
 
-def test_a_damaged_file_that_was_named_gives_way_to_the_newest(run: Path) -> None:
+def test_newest_state_replaces_a_damaged_file_that_was_named(run: Path) -> None:
     path = run / "checkpoints" / "epoch_00000.pt"
     path.write_bytes(path.read_bytes()[:-100])
     found = find(str(path))
@@ -132,7 +132,7 @@ def test_a_damaged_file_that_was_named_gives_way_to_the_newest(run: Path) -> Non
     assert [skipped for skipped, _ in found.skipped] == [path]
 
 
-def test_what_is_half_written_or_not_ours_is_passed_over(run: Path) -> None:
+def test_half_written_and_foreign_files_are_skipped(run: Path) -> None:
     folder = run / "checkpoints"
     (folder / ".latest.pt.host-1-00000000.tmp").write_bytes(b"half")
     (folder / "notes.pt").write_bytes(b"the user's")
@@ -142,7 +142,7 @@ def test_what_is_half_written_or_not_ours_is_passed_over(run: Path) -> None:
     assert [path.name for path, _ in found.skipped] == ["latest.pt"]
 
 
-def test_when_nothing_valid_is_left_every_file_is_named_and_kept(tmp_path: Path) -> None:
+def test_error_names_every_file_if_none_is_valid(tmp_path: Path) -> None:
     run = tmp_path / "gpt2_run_20251106_120000"
     save(run, 3, emergency=True)
     for path in (run / "checkpoints").iterdir():
@@ -155,7 +155,7 @@ def test_when_nothing_valid_is_left_every_file_is_named_and_kept(tmp_path: Path)
     assert tree(run) == before
 
 
-def test_auto_starts_anew_only_where_there_is_no_checkpoint(tmp_path: Path) -> None:
+def test_auto_starts_a_new_run_only_without_checkpoints(tmp_path: Path) -> None:
     empty = tmp_path / "gpt2_run_20251106_120000"
     for outputs in (tmp_path / "missing", tmp_path):
         assert locate("auto", Scope(outputs)) is None
@@ -168,7 +168,7 @@ def test_auto_starts_anew_only_where_there_is_no_checkpoint(tmp_path: Path) -> N
         read(place)
 
 
-def test_what_is_not_there_is_said_with_what_to_type(tmp_path: Path) -> None:
+def test_missing_checkpoint_is_reported_with_what_to_type(tmp_path: Path) -> None:
     (tmp_path / "empty_run_20251106_120000").mkdir(parents=True)
     for given, outputs, reason in (
         (
@@ -202,22 +202,20 @@ def test_what_is_not_there_is_said_with_what_to_type(tmp_path: Path) -> None:
     ("word", "hint"),
     [("lates", "Did you mean latest?"), ("bst", "Did you mean best?"), ("newest", "none of")],
 )
-def test_a_misspelt_selector_is_refused_with_the_nearest(
-    tmp_path: Path, word: str, hint: str
-) -> None:
+def test_misspelt_selector_suggests_the_nearest(tmp_path: Path, word: str, hint: str) -> None:
     with pytest.raises(ConfigError) as raised:
         locate(word, Scope(tmp_path))
     assert hint in str(raised.value)
     assert f"resume={word}" in str(raised.value)
 
 
-def test_a_word_for_nothing_is_refused(tmp_path: Path) -> None:
+def test_empty_selector_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="resume is empty"):
         locate(" ", Scope(tmp_path))
 
 
 @pytest.mark.parametrize("reasons", [{"regular": True}, {"emergency": True}, {"epoch_ended": 1}])
-def test_a_save_that_was_killed_before_it_became_latest_is_the_latest(
+def test_save_killed_before_it_became_latest_is_the_latest(
     run: Path, reasons: dict[str, Any]
 ) -> None:
     """The folder as it is between two operations of a save; file times say nothing."""
@@ -235,7 +233,7 @@ def test_a_save_that_was_killed_before_it_became_latest_is_the_latest(
     assert [path for path, _ in found.skipped] == [newest]
 
 
-def test_a_later_file_of_another_run_is_not_the_latest(run: Path, tmp_path: Path) -> None:
+def test_later_file_of_another_run_is_not_the_latest(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     save(other, 9, owner={"id": "ffffffff", "name": "gpt2", "parent": None})
     shutil.copy(other / "checkpoints" / "rolling_step_000009.pt", run / "checkpoints")
@@ -246,7 +244,7 @@ def test_a_later_file_of_another_run_is_not_the_latest(run: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "name", ["of_another_tool.pt", "abandoned_20251106_120000/latest.pt", "corrupt_1/latest.pt"]
 )
-def test_checkpoints_that_cannot_be_gone_on_with_are_no_reason_to_start_anew(
+def test_auto_does_not_start_a_new_run_over_unusable_checkpoints(
     tmp_path: Path, what: str, name: str
 ) -> None:
     path = tmp_path / "run" / "checkpoints" / name
@@ -259,7 +257,7 @@ def test_checkpoints_that_cannot_be_gone_on_with_are_no_reason_to_start_anew(
 
 
 @pytest.mark.parametrize("kind", ["a file", "a link to a disk that is not mounted"])
-def test_a_folder_that_cannot_be_read_is_no_reason_to_start_anew(tmp_path: Path, kind: str) -> None:
+def test_auto_does_not_start_a_new_run_over_an_unreadable_folder(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "checkpoints"
     if kind == "a file":
         folder.write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Anew, as a continuation, or as a fork: what a command line decides before anything is written."""
+"""Tests of how a process starts (new run, resume, fork), and of taking its directory."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ def run(tmp_path: Path) -> Path:
     return run
 
 
-def test_a_new_run_has_no_state_and_an_identity_of_its_own(tmp_path: Path) -> None:
+def test_new_run_has_no_state_and_a_new_identity(tmp_path: Path) -> None:
     first, second = start(["seed=3"]), start(["+resume=auto"], outputs=tmp_path)
     assert first.state is None and first.directory is None and first.notices() == []
     assert first.frozen == frozen_of(("seed=3",))
@@ -60,7 +60,7 @@ def test_a_new_run_has_no_state_and_an_identity_of_its_own(tmp_path: Path) -> No
     assert first.identity.parent is None
 
 
-def test_a_resume_goes_on_in_its_directory_with_its_identity(run: Path) -> None:
+def test_resume_keeps_directory_and_identity(run: Path) -> None:
     found = start(["+resume=latest", "trainer.max_steps=9"], run)
     assert found.directory == run
     assert found.state is not None and found.state.step == 6
@@ -73,7 +73,7 @@ def test_a_resume_goes_on_in_its_directory_with_its_identity(run: Path) -> None:
     ]
 
 
-def test_an_override_given_again_is_recorded_last(run: Path) -> None:
+def test_repeated_override_is_recorded_last(run: Path) -> None:
     """The order is what later resumes compose: the last one counts."""
     save(run, 8, ["optimizer.lr=1e-3", "optimizer.lr=2e-3"])
     found = start(["+resume=latest", "optimizer.lr=1e-3"], run)
@@ -81,14 +81,14 @@ def test_an_override_given_again_is_recorded_last(run: Path) -> None:
     assert found.notices()[-1] == "optimizer.lr: 0.002 → 0.001  (changes the trajectory)"
 
 
-def test_a_skipped_file_is_named_with_its_reason(run: Path) -> None:
+def test_skipped_file_is_named_with_the_reason(run: Path) -> None:
     damage(run / "checkpoints" / "latest.pt")
     found = start(["+resume=latest"], run)
     assert found.notices()[0].startswith(f"skipped {run}/checkpoints/latest.pt: ")
     assert "damaged" in found.notices()[0]
 
 
-def test_a_fork_starts_a_new_directory_and_records_its_parent(run: Path) -> None:
+def test_fork_has_a_new_directory_and_records_its_parent(run: Path) -> None:
     path = run / "checkpoints" / "rolling_step_000004.pt"
     before = tree(run)
     found = start([f"+resume={path}", "+fork=true"], run)
@@ -102,14 +102,14 @@ def test_a_fork_starts_a_new_directory_and_records_its_parent(run: Path) -> None
     claimed.lock.release()
 
 
-def test_a_live_run_can_be_forked_but_not_resumed(run: Path) -> None:
+def test_live_run_can_be_forked_but_not_resumed(run: Path) -> None:
     with RunLock(run):
         assert start(["+resume=latest", "+fork=true"], run).directory is None
         with pytest.raises(InputError, match="is being trained by process"):
             start(["+resume=latest"], run)
 
 
-def test_a_fork_that_never_came_to_a_save_begins_again_where_it_began(run: Path) -> None:
+def test_fork_that_never_saved_restarts_from_its_origin(run: Path) -> None:
     """`auto` used to start it from nothing: another training in its place, without a word."""
     path, fork = run / "checkpoints" / "rolling_step_000004.pt", run.parent / "forked"
     first = start([f"+resume={path}", "+fork=true"])
@@ -131,7 +131,7 @@ def test_a_fork_that_never_came_to_a_save_begins_again_where_it_began(run: Path)
 
 
 @pytest.mark.parametrize("words", [["+resume=latest"], ["+resume=auto"], []])
-def test_a_folder_with_a_checkpoint_s_name_is_refused(run: Path, words: list[str]) -> None:
+def test_folder_with_the_name_of_a_checkpoint_is_refused(run: Path, words: list[str]) -> None:
     """The run went on, and each of its saves failed."""
     if words != ["+resume=latest"]:
         run = run.parent / "new"
@@ -144,7 +144,7 @@ def test_a_folder_with_a_checkpoint_s_name_is_refused(run: Path, words: list[str
     assert tree(run) == before
 
 
-def test_another_run_s_state_in_this_one_is_passed_over_or_refused(run: Path) -> None:
+def test_state_of_another_run_is_skipped_or_refused(run: Path) -> None:
     """Copied over latest.pt, it was trained on from as if it were this run's."""
     start_history(run, RunIdentity("1a2b3c4d", "gpt2"), frozen_of(("optimizer.lr=1e-3",)))
     folder, other = run / "checkpoints", run.parent / "other"
@@ -166,12 +166,12 @@ def test_another_run_s_state_in_this_one_is_passed_over_or_refused(run: Path) ->
     assert tree(run) == before
 
 
-def test_a_lone_file_starts_a_new_run(run: Path, tmp_path: Path) -> None:
+def test_copied_file_starts_a_new_run(run: Path, tmp_path: Path) -> None:
     copy = shutil.copy(run / "checkpoints" / "latest.pt", tmp_path / "kept.pt")
     assert start([f"+resume={copy}"]).directory is None
 
 
-def test_a_change_that_cannot_be_followed_writes_nothing(run: Path) -> None:
+def test_refused_change_writes_nothing(run: Path) -> None:
     before = tree(run)
     for word in ("model.n_layer=9", "optimizer=muon", "optimizer.lrr=3"):
         with pytest.raises(ConfigError):
@@ -179,7 +179,7 @@ def test_a_change_that_cannot_be_followed_writes_nothing(run: Path) -> None:
     assert tree(run) == before
 
 
-def test_a_config_of_another_project_is_said_to_be_one(tmp_path: Path) -> None:
+def test_config_of_another_project_is_refused(tmp_path: Path) -> None:
     from gpt2ckpt.checkpoint import format
 
     path = tmp_path / "odd.pt"
@@ -189,7 +189,7 @@ def test_a_config_of_another_project_is_said_to_be_one(tmp_path: Path) -> None:
         start([f"+resume={path}", "seed=3"])
 
 
-def test_a_resume_at_the_newest_step_sets_nothing_aside(run: Path) -> None:
+def test_resume_at_the_newest_step_archives_nothing(run: Path) -> None:
     (run / "metrics.jsonl").write_text('{"step": 6, "train_loss": 1.5}\n')
     before = tree(run / "checkpoints")
     claimed = take(["+resume=latest"], run)
@@ -199,7 +199,7 @@ def test_a_resume_at_the_newest_step_sets_nothing_aside(run: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "word"), [(None, "is gone"), ("torn", "holds no events")])
-def test_a_history_that_is_gone_is_said(run: Path, content: str | None, word: str) -> None:
+def test_missing_history_is_reported(run: Path, content: str | None, word: str) -> None:
     if content:
         (run / "metrics.jsonl").write_text(content)
     claimed = take(["+resume=latest"], run)
@@ -210,7 +210,7 @@ def test_a_history_that_is_gone_is_said(run: Path, content: str | None, word: st
     claimed.lock.release()
 
 
-def test_a_resume_from_an_older_step_keeps_the_later_ones(run: Path) -> None:
+def test_resume_from_an_older_step_archives_later_checkpoints(run: Path) -> None:
     folder = run / "checkpoints"
     later = (folder / "rolling_step_000006.pt").read_bytes()
     chosen = folder / "rolling_step_000004.pt"
@@ -223,7 +223,7 @@ def test_a_resume_from_an_older_step_keeps_the_later_ones(run: Path) -> None:
     claimed.lock.release()
 
 
-def test_a_resume_decides_under_the_lock_what_it_takes(run: Path) -> None:
+def test_resume_reads_the_state_under_the_lock(run: Path) -> None:
     """Another process could resume and finish between the reading and the locking."""
     words, seen = ["+resume=latest", "seed=3"], []
 
@@ -243,7 +243,7 @@ def test_a_resume_decides_under_the_lock_what_it_takes(run: Path) -> None:
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-def test_what_was_saved_before_the_lock_was_taken_is_resumed(
+def test_state_saved_before_the_lock_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
 ) -> None:
     """The newest state is looked for again once nobody else can save, a first one as well."""
@@ -266,7 +266,7 @@ def test_what_was_saved_before_the_lock_was_taken_is_resumed(
         assert decided.directory == run
 
 
-def test_a_restart_is_refused_where_another_process_has_saved_meanwhile(tmp_path: Path) -> None:
+def test_restart_is_refused_if_another_process_saved_meanwhile(tmp_path: Path) -> None:
     begun, words = tmp_path / "mine", ["+resume=auto"]
     decided = find_start(compose(words), words, Scope(tmp_path, begun), compose, locks=True)
     assert decided.restarts_run and decided.lock is None
@@ -277,7 +277,7 @@ def test_a_restart_is_refused_where_another_process_has_saved_meanwhile(tmp_path
     assert tree(begun) == before and not is_locked(begun)
 
 
-def test_a_run_that_is_replaced_before_it_is_taken_is_refused(run: Path) -> None:
+def test_run_replaced_by_another_directory_is_refused(run: Path) -> None:
     """A copy or another run in its place holds other states than the one that was read."""
     words = ["+resume=latest"]
     decided = find_start(compose(words), words, Scope(run.parent, run), compose, locks=True)
@@ -291,7 +291,7 @@ def test_a_run_that_is_replaced_before_it_is_taken_is_refused(run: Path) -> None
         assert tree(run) == before
 
 
-def test_a_new_run_goes_elsewhere_if_its_directory_was_trained_in_meanwhile(
+def test_new_run_gets_another_directory_if_its_own_was_taken_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted, real = tmp_path / "mine", claim.RunLock
@@ -308,7 +308,7 @@ def test_a_new_run_goes_elsewhere_if_its_directory_was_trained_in_meanwhile(
     assert not is_locked(wanted)
 
 
-def test_a_finished_run_in_a_directory_that_cannot_be_locked_is_still_read(run: Path) -> None:
+def test_finished_run_is_read_without_a_lock(run: Path) -> None:
     (run / "train.log").symlink_to("elsewhere")  # refused by the lock, and works for root, too
     words = ["+resume=latest"]
     decided = find_start(compose(words), words, Scope(run.parent, run), compose, locks=True)
@@ -317,7 +317,7 @@ def test_a_finished_run_in_a_directory_that_cannot_be_locked_is_still_read(run: 
         take_directory(decided, run, is_given=True)
 
 
-def test_hydra_records_every_launch_in_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_each_launch_has_its_own_hydra_record(tmp_path: Path) -> None:
     for expected in (".hydra", ".hydra/resume_1", ".hydra/resume_2"):
         assert hydra_record(tmp_path) == expected
         (tmp_path / expected).mkdir()
@@ -325,7 +325,7 @@ def test_hydra_records_every_launch_in_a_folder_of_its_own(tmp_path: Path) -> No
     assert hydra_record(tmp_path) == ".hydra/resume_11"
 
 
-def test_a_run_that_never_came_to_its_first_save_begins_again_only_when_asked_to_resume(
+def test_run_that_never_saved_restarts_only_with_resume(
     tmp_path: Path,
 ) -> None:
     """A job script gives hydra.run.dir=DIR +resume=auto; a plain start must not mix two runs."""
@@ -342,7 +342,7 @@ def test_a_run_that_never_came_to_its_first_save_begins_again_only_when_asked_to
     again.lock.release()
 
 
-def test_a_damaged_file_without_a_copy_is_moved_away_before_anything_is_saved(run: Path) -> None:
+def test_damaged_file_without_a_copy_is_quarantined_before_the_first_save(run: Path) -> None:
     """It would be one of those that its pool keeps, and be moved over the last valid state."""
     folder = run / "checkpoints"
     for name in ("latest.pt", "rolling_last_backup.pt"):  # the first is rolling_step_000006.pt, too

@@ -1,4 +1,4 @@
-"""Which steps keep their W&B run when they are trained again, and which need a linked one."""
+"""Tests of which steps keep their W&B run when they are trained again."""
 
 import random
 from typing import Any
@@ -13,20 +13,20 @@ def fresh() -> WandbLineage:
     return WandbLineage("run", "run", {"run": WandbRun([(0, "a")])})
 
 
-def test_a_crash_keeps_its_curve() -> None:
+def test_crash_keeps_the_wandb_run() -> None:
     after = fresh().logged_to(137).continue_from("run", 120, "a")
     assert after.active == "run"
     assert after.active_run == WandbRun([(0, "a")], 137)
 
 
-def test_new_settings_at_the_end_keep_the_curve() -> None:
+def test_new_settings_at_the_end_keep_the_wandb_run() -> None:
     after = fresh().logged_to(120).continue_from("run", 120, "b")
     assert after.active == "run"
     assert after.active_run.parts == [(0, "a"), (120, "b")]
     assert (after.active_run.settings_of(120), after.active_run.settings_of(121)) == ("a", "b")
 
 
-def test_new_settings_in_the_middle_begin_a_linked_curve_with_an_id_that_follows() -> None:
+def test_new_settings_in_the_middle_start_a_linked_run_with_a_reproducible_id() -> None:
     once, again = (fresh().logged_to(137).continue_from("run", 120, "b") for _ in range(2))
     assert once == again
     assert once.active.startswith("run-")
@@ -35,14 +35,14 @@ def test_new_settings_in_the_middle_begin_a_linked_curve_with_an_id_that_follows
     assert fresh().logged_to(137).continue_from("run", 120, "c").active != once.active
 
 
-def test_a_linked_curve_that_is_killed_before_its_first_save_is_found_again() -> None:
+def test_linked_run_killed_before_its_first_save_is_found_again() -> None:
     """The state to go on from is still one of the first curve."""
     linked = fresh().logged_to(137).continue_from("run", 120, "b")
     assert linked.logged_to(125).continue_from("run", 120, "b").active == linked.active
     assert linked.logged_to(125).continue_from("run", 120, "a").active == "run"
 
 
-def test_going_back_past_a_change_without_it_is_another_curve() -> None:
+def test_rollback_past_a_change_without_it_starts_a_linked_run() -> None:
     """The settings of the state are those of its steps; W&B has later steps with others."""
     changed = fresh().logged_to(100).continue_from("run", 100, "b").logged_to(200)
     back = changed.continue_from("run", 50, "a")
@@ -53,7 +53,7 @@ def test_going_back_past_a_change_without_it_is_another_curve() -> None:
     assert third.active_run.origin == (back.active, 60)
 
 
-def test_no_step_is_ever_sent_twice_with_other_settings() -> None:
+def test_no_step_is_logged_twice_with_other_settings() -> None:
     """Any number of random resumes: what each curve was told of a step never changes."""
     for seed in range(200):
         dice, curves, own = random.Random(seed), fresh(), {0: "run"}
@@ -70,7 +70,7 @@ def test_no_step_is_ever_sent_twice_with_other_settings() -> None:
             curves = curves.continue_from(own[end], end, settings)
 
 
-def test_it_is_written_and_read() -> None:
+def test_decode_inverts_encode() -> None:
     curves = fresh().logged_to(137).continue_from("run", 120, "b")
     assert decode(encode(curves)) == curves
     for text in ("", "[]", "{}", '{"run_id": 1, "active": "x", "curves": {}}', '{"curves": 3}'):
@@ -85,6 +85,6 @@ def test_it_is_written_and_read() -> None:
         *(("optimizer.lr=1e-5", False), ("seed=3", False), ("trainer.max_steps=9", False)),
     ],
 )
-def test_which_settings_make_other_losses(word: str, is_same: bool) -> None:
+def test_settings_digest_changes_only_with_the_losses(word: str, is_same: bool) -> None:
     first: dict[str, Any] = frozen_of(())
     assert (settings_digest(first) == settings_digest(frozen_of((word,)))) is is_same

@@ -1,4 +1,4 @@
-"""Before anything is there to save a signal ends the process in the handler, and quietly."""
+"""Tests of signals before a training, when there is nothing to save."""
 
 import os
 import signal
@@ -29,7 +29,9 @@ def run(script: str, *words: str, **more: object) -> "subprocess.CompletedProces
 
 
 @pytest.mark.parametrize(("name", "code"), CODES)
-def test_it_ends_even_where_an_exception_would_be_swallowed(name: str, code: int) -> None:
+def test_signal_ends_the_process_where_an_exception_would_be_swallowed(
+    name: str, code: int
+) -> None:
     done = run(AT_ONCE, name)
     assert done.returncode == code
     assert done.stdout == "begun\n"
@@ -52,12 +54,12 @@ with reported_errors():
 
 
 @pytest.mark.parametrize(("name", "code"), CODES)
-def test_a_command_that_leaves_files_tidies_up(name: str, code: int) -> None:
+def test_signal_lets_a_command_clean_up(name: str, code: int) -> None:
     done = run(TIDY, name)
     assert (done.returncode, done.stdout, done.stderr) == (code, "tidied up\n", "interrupted\n")
 
 
-def test_but_not_when_it_is_asked_twice() -> None:
+def test_second_signal_ends_the_clean_up() -> None:
     assert run(TIDY, "SIGINT", "twice").returncode == 143
 
 
@@ -72,7 +74,7 @@ with TrainingSignals() as signals:
 """
 
 
-def test_a_save_asked_for_before_the_training_is_made_in_it() -> None:
+def test_save_requested_before_the_training_is_made_in_it() -> None:
     """SIGUSR1 without a handler would end the process."""
     assert run(SAVE).stdout == "True False None\n"
 
@@ -92,7 +94,7 @@ else:
 """
 
 
-def test_a_launchers_handler_is_told_when_what_it_ends_is_saved() -> None:
+def test_handler_of_the_launcher_is_called_after_the_save() -> None:
     assert run(LAUNCHER, "training").stdout == "saved\nrequeued\n"
     done = run(LAUNCHER, "start")
     assert (done.returncode, done.stdout) == (143, "requeued\n")
@@ -110,7 +112,7 @@ sys.exit(7)
 """
 
 
-def test_the_exit_code_stands_once_the_interpreter_ends() -> None:
+def test_signal_at_exit_does_not_change_the_exit_code() -> None:
     done = run(END)
     assert (done.returncode, done.stderr) == (7, "")
 
@@ -127,17 +129,17 @@ with TrainingSignals() as signals:
 """
 
 
-def test_nohup_keeps_its_meaning() -> None:
+def test_sighup_stays_ignored_under_nohup() -> None:
     done = run(IGNORED, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     assert (done.returncode, done.stdout) == (0, "None\n")
 
 
-def test_importing_a_command_installs_no_handler() -> None:
+def test_import_of_a_command_installs_no_handler() -> None:
     script = "import gpt2ckpt.train, signal; print(signal.getsignal(signal.SIGTERM).name)"
     assert run(script).stdout == "SIG_DFL\n"
 
 
-def test_each_command_stands_by_before_it_imports_anything_heavy() -> None:
+def test_commands_handle_signals_before_slow_imports() -> None:
     """Both as a module and as a console script."""
     import gpt2ckpt
 
@@ -177,7 +179,7 @@ with reported_errors():
 
 
 @pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
-def test_closed_streams_change_neither_a_file_nor_the_exit_code(closed: list[int]) -> None:
+def test_closed_streams_change_neither_files_nor_the_exit_code(closed: list[int]) -> None:
     def close() -> None:
         for number in closed:
             os.close(number)

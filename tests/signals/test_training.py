@@ -1,4 +1,4 @@
-"""Signals set flags; what follows from them is decided between two steps."""
+"""Tests of signals during a training."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ with TrainingSignals() as signals:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_is_asked_for_and_raises_nothing(number: signal.Signals) -> None:
+def test_signal_requests_a_stop_and_raises_nothing(number: signal.Signals) -> None:
     before = signal.signal(number, lambda *_: None)
     try:
         with TrainingSignals() as signals:
@@ -36,7 +36,7 @@ def test_a_stop_is_asked_for_and_raises_nothing(number: signal.Signals) -> None:
         signal.signal(number, before)
 
 
-def test_a_save_is_asked_for_once_and_stops_nothing() -> None:
+def test_sigusr1_requests_one_save_and_no_stop() -> None:
     with TrainingSignals() as signals:
         for _ in range(2):  # two requests before a save are one
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -46,7 +46,7 @@ def test_a_save_is_asked_for_once_and_stops_nothing() -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_the_same_signal_again_stops_at_once(name: str, code: int) -> None:
+def test_repeated_signal_ends_the_process_at_once(name: str, code: int) -> None:
     command = [sys.executable, "-c", TWICE, name]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == code
@@ -73,7 +73,7 @@ def start(*words: str) -> "subprocess.Popen[str]":
     return process
 
 
-def test_a_signal_is_acknowledged_at_once_and_a_second_one_obeyed() -> None:
+def test_signal_is_acknowledged_at_once_during_a_long_step() -> None:
     process = start("alone", "first")
     process.send_signal(signal.SIGINT)
     assert process.stdout and process.stdout.readline() == "SIGINT: finishing this step\n"
@@ -84,7 +84,7 @@ def test_a_signal_is_acknowledged_at_once_and_a_second_one_obeyed() -> None:
     assert errors == sentence
 
 
-def test_a_launchers_copy_of_a_signal_is_not_a_second_one_and_other_ranks_are_silent() -> None:
+def test_copy_of_a_signal_by_the_launcher_does_not_count() -> None:
     process = start("several ranks", "another")
     process.send_signal(signal.SIGTERM)
     assert process.stdout and process.stdout.readline() == "SIGTERM: finishing this step\n"
@@ -107,14 +107,14 @@ for largest in (None, lambda numbers: numbers):
 """
 
 
-def test_another_signal_does_not_end_it_nor_does_a_launchers_copy_of_the_same_to_a_rank() -> None:
+def test_different_signal_or_copy_does_not_end_the_process() -> None:
     """A terminal's Ctrl+C reaches a rank by itself and once more through torchrun."""
     command = [sys.executable, "-c", OTHERS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "SIGINT\nSIGTERM\n")
 
 
-def test_what_one_rank_was_asked_for_all_ranks_do() -> None:
+def test_request_to_one_rank_holds_for_all_ranks() -> None:
     """`told` are the numbers of another rank, which no signal has reached this one from."""
     told = [0, 0]
     with TrainingSignals(
@@ -135,7 +135,7 @@ def test_what_one_rank_was_asked_for_all_ranks_do() -> None:
         assert signals.take_save_request()
 
 
-def test_the_handlers_before_it_are_called_and_come_back() -> None:
+def test_replaced_handlers_are_called_and_restored() -> None:
     """A launcher's own handler puts the job back into its queue."""
     received: list[int] = []
 
