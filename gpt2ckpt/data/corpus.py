@@ -136,12 +136,12 @@ def _open_text(config: EmbeddedDataConfig | TextDataConfig, vocab_size: int) -> 
     opened = _encode_sources(train_sources)
     if val_sources is not None:
         return _corpus(config.kind, opened, _encode_sources(val_sources), vocab_size)
-    whole = TokenStream(opened.pieces, vocab_size)
-    train, val = whole.split(len(whole) - held_out(len(whole), config.val_fraction))
+    stream = TokenStream(opened.pieces, vocab_size)
+    train, val = stream.split(len(stream) - held_out(len(stream), config.val_fraction))
     return Corpus(
         train=train,
         val=val,
-        digest=_digest([train, val], whole=True),
+        digest=_digest([train, val], complete=True),
         contents=Contents(opened.contents),
         files=tuple(opened.files),
         description=_described(config.kind, opened.files, train, val),
@@ -181,7 +181,7 @@ def _corpus(kind: str, train: _Opened, val: _Opened, vocab_size: int) -> Corpus:
     ]
     return Corpus(
         *splits,
-        _digest(splits, whole=kind != "tokens"),
+        _digest(splits, complete=kind != "tokens"),
         contents,
         tuple(files),
         _described(kind, files, *splits),
@@ -210,19 +210,19 @@ def _described(kind: str, files: list[CorpusFile], *splits: TokenStream) -> str:
     return f"{source}, {len(train):,} training and {len(val):,} validation tokens"
 
 
-def _digest(streams: Sequence[TokenStream], *, whole: bool) -> str:
+def _digest(streams: Sequence[TokenStream], *, complete: bool) -> str:
     hasher = xxhash.xxh3_128()
     for stream in streams:
         hasher.update(len(stream).to_bytes(8, "little"))
         for piece in stream.pieces:
             hasher.update(len(piece.tokens).to_bytes(8, "little"))
-            for part in _parts(piece.tokens, whole=whole):
+            for part in _parts(piece.tokens, complete=complete):
                 hasher.update(part.astype(part.dtype.newbyteorder("<"), copy=False).tobytes())
     return hasher.hexdigest()
 
 
-def _parts(tokens: Content, *, whole: bool) -> list[Tokens]:
-    if whole or len(tokens) <= _UNSAMPLED_TOKENS:
+def _parts(tokens: Content, *, complete: bool) -> list[Tokens]:
+    if complete or len(tokens) <= _UNSAMPLED_TOKENS:
         return [tokens[: len(tokens)]]
     last = len(tokens) - _SAMPLE_TOKENS
     starts = [last * number // (_SAMPLES - 1) for number in range(_SAMPLES)]

@@ -75,13 +75,13 @@ def _without_repetitions(documents: Sequence[str]) -> list[str]:
     seen: set[str] = set()
     kept = dict.fromkeys(range(len(documents)), "")
     for number in sorted(kept, key=lambda number: (-len(documents[number]), number)):
-        whole = [part for part in _PARAGRAPHS.split(documents[number]) if part.strip()]
+        parts = [part for part in _PARAGRAPHS.split(documents[number]) if part.strip()]
         own = []
-        for part in whole:
+        for part in parts:
             if (text := " ".join(part.split())) not in seen:
                 seen.add(text)
                 own.append(part)
-        if 2 * sum(map(len, own)) >= sum(map(len, whole)):
+        if 2 * sum(map(len, own)) >= sum(map(len, parts)):
             kept[number] = "\n\n".join(own) + "\n"
     return [text for text in kept.values() if text.strip()]
 
