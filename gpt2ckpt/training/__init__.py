@@ -1,1 +1,1 @@
-"""The training itself: hardware, state, step, loop."""
+"""One training process of a run: hardware, state, step, loop, reports."""

@@ -1,7 +1,8 @@
-"""What the first rank of several decides, and how the others follow it.
+"""The plan of the first rank, and how the other ranks follow it.
 
-The first rank alone reads the command line, finds what to resume and claims the directory. The
-others get its plan, read the same checkpoint and the same data, and refuse to go on with others.
+Only the first rank reads the command line, finds the state to resume and claims the directory. The
+other ranks receive its plan, load the same checkpoint and the same data, and stop all ranks if they
+see a different file.
 """
 
 import dataclasses
@@ -22,9 +23,11 @@ from gpt2ckpt.training.validate_run import ValidatedRun, validate_run
 
 
 def agree(start: Start, validated: ValidatedRun, hardware: Hardware, group: ProcessGroup) -> None:
-    """First rank: have all the others follow `start`; nothing has been written yet.
+    """First rank: publish the plan and wait until all ranks follow it, before writing anything.
 
-    Raises ConfigError for a batch that the ranks cannot share, SystemExit if one cannot follow.
+    Raises:
+        ConfigError: The batch cannot be distributed, or FSDP does not support the config.
+        SystemExit: A rank cannot follow the plan; with its exit code.
     """
     trainer = validated.config.trainer
     shard_step(group.rank, group.size, trainer.batch_size, trainer.grad_accum)
@@ -47,10 +50,11 @@ def agree(start: Start, validated: ValidatedRun, hardware: Hardware, group: Proc
 
 
 def follow(group: DistributedGroup) -> int:
-    """Any other rank: train along. Returns the exit code.
+    """Other ranks: follow the plan of the first rank, train, and return the exit code.
 
-    Raises InputError if this rank sees another checkpoint or other data than the first, ConfigError
-    if it cannot compute; nothing has been written then.
+    Raises:
+        InputError: This rank sees another checkpoint or other data than the first rank.
+        ConfigError: This rank does not have the device or the precision.
     """
     plan = group.receive_plan()
     start = _start_of(plan)
@@ -70,18 +74,16 @@ def follow(group: DistributedGroup) -> int:
 
 
 def _check_sharded(config: TrainConfig, hardware: Hardware) -> None:
-    """Raise ConfigError for what cannot be trained with every tensor in parts."""
+    """Raise ConfigError for a config that FSDP does not support."""
     reason = ""
     if isinstance(config.optimizer, MuonConfig):
-        reason = "optimizer=muon, which works on whole matrices"
+        reason = "optimizer=muon, which needs complete matrices"
     elif hardware.precision == "float16":
-        reason = "trainer.precision=float16, whose scale each rank would set by its own part"
+        reason = "trainer.precision=float16, as each rank would scale by its own shard"
     elif config.trainer.compile:
         reason = "trainer.compile=true"
     if reason:
-        raise ConfigError(
-            f"trainer.parallel=fsdp does not go with {reason}: leave one of the two out"
-        )
+        raise ConfigError(f"trainer.parallel=fsdp does not support {reason}: remove one of the two")
 
 
 def _start_of(plan: dict[str, Any]) -> Start:

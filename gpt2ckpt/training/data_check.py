@@ -1,8 +1,9 @@
-"""Whether the data is still what the checkpoint was trained on, and what follows if it is not.
+"""Checks that the data is still the data that the checkpoint was trained on.
 
-Two digests are compared. That of the corpus is known at once, and what it notices is refused before
-anything is written. Those of the files' whole contents may take minutes to compute: then a thread
-reads the files while the training goes on, and nothing is saved before they are known to be right.
+Two kinds of digests are compared. The digest of the corpus is available immediately, and a
+difference is refused before anything is written. The digests of complete files may take minutes to
+compute: a thread then reads the files during the training, and regular saves wait until the files
+are verified.
 """
 
 import logging
@@ -19,17 +20,17 @@ from gpt2ckpt.runs.start import Start
 
 log = logging.getLogger(__name__)
 
-OTHER_FILES = {"data.kind", "data.train", "data.val", "data.dtype"}  # keys that name other data
+OTHER_FILES = {"data.kind", "data.train", "data.val", "data.dtype"}  # keys that select the data
 NEW_RUN = "start a new run from this state on the data as it is now, with +fork=true"
 POLL = 0.2  # seconds
 
 
 class DataChanged(InputError):
-    """The data is not that of the checkpoint; the steps since then must not be saved."""
+    """The data differs from that of the checkpoint; the steps since then must not be saved."""
 
 
 def data_identity(corpus: Corpus, blocks_per_epoch: int) -> DataIdentity:
-    """Return what a checkpoint records of its data."""
+    """Return the identity of the data, which each checkpoint records."""
     return DataIdentity(
         digest=corpus.digest,
         blocks_per_epoch=blocks_per_epoch,
@@ -39,14 +40,14 @@ def data_identity(corpus: Corpus, blocks_per_epoch: int) -> DataIdentity:
 
 
 def expected_files(start: Start, corpus: Corpus) -> list[str] | None:
-    """Return the digests that the files must have; None where the checkpoint does not say.
+    """Return the digests that the files must have; None if the checkpoint does not record them.
 
-    Other data is accepted, and joins the changes that are printed, if the user asks for it: by keys
-    that name other files, by a fork, or by naming the files again when all the old ones are there
-    unchanged and more have come.
+    Different data is accepted on request, and added to the changes that are printed: with overrides
+    that name other files, with a fork, or with overrides that name the same files, if all old files
+    are unchanged and new ones were added.
 
     Raises:
-        InputError: the data has changed otherwise, with what to do.
+        InputError: The data differs otherwise; the message says what to do.
     """
     if start.state is None:
         return None
@@ -55,7 +56,7 @@ def expected_files(start: Start, corpus: Corpus) -> list[str] | None:
     if changed & OTHER_FILES or (changed and data["kind"] == "embedded"):
         return None
     files, known = saved.files, corpus.contents.known()
-    is_same = bool(changed) or saved.digest == corpus.digest  # another split has another one
+    is_same = bool(changed) or saved.digest == corpus.digest  # another split has another digest
     if is_same and (files is None or known is None or files == known):
         return files
     grown = files is not None and known is not None and not Counter(files) - Counter(known)
@@ -72,28 +73,28 @@ def _refusal(start: Start, corpus: Corpus, saved: DataIdentity, *, grown: bool) 
     python = start.state.versions.python if start.state else ""
     if data["kind"] == "embedded" and python.isprintable() and python != platform.python_version():
         return (
-            "the text of data=embedded belongs to Python and differs between its versions: the "
-            f"checkpoint was trained on that of Python {python}, and this is Python "
+            "the text of data=embedded is part of Python and differs between its versions: the "
+            f"checkpoint was trained with Python {python}, and this is Python "
             f"{platform.python_version()}. Resume with Python {python}, or {NEW_RUN}"
         )
     what = _difference(corpus, saved.files)
     if grown:
         named = as_typed("data.train", data["train"])
         return (
-            f"the data has grown since the checkpoint was saved: {what}. Take the new files away, "
-            f"or name the data to go on with all of it, {named}, or {NEW_RUN}"
+            f"the data has grown since the checkpoint was saved: {what}. Remove the new files, or "
+            f"name the data to train on all of it, {named}, or {NEW_RUN}"
         )
     return (
-        f"the data has changed since the checkpoint was saved: {what}. Put the old data back, or "
+        f"the data has changed since the checkpoint was saved: {what}. Restore the old data, or "
         f"{NEW_RUN}"
     )
 
 
 def _difference(corpus: Corpus, old: list[str] | None) -> str:
-    """What differs, by the names of the files."""
+    """Return the differences between the files, by name."""
     new = corpus.contents.known()
     if old is None or new is None:
-        return f"it is {corpus.description} now"
+        return f"it is now {corpus.description}"
     before, missing = Counter(old), len(old)
     other = []
     for file, digest in zip(corpus.files, new, strict=True):
@@ -106,15 +107,16 @@ def _difference(corpus: Corpus, old: list[str] | None) -> str:
         return f"{missing} files are missing" if missing else "its files are in another order"
     names = other[0] if len(other) == 1 else f"{other[0]} and {len(other) - 1} more"
     if len(new) > len(old) and not missing:
-        return f"{names} came to it"
-    return f"{names} is not what it was" if len(new) == len(old) else f"{names} is new or changed"
+        return f"{names} was added"
+    return f"{names} has changed" if len(new) == len(old) else f"{names} is new or changed"
 
 
 class DataCheck:
-    """Compares whole files with the checkpoint's while the training goes on.
+    """Verifies complete data files in the background of a training.
 
-    `facts` is what each checkpoint records: it is completed as soon as the digests are known. Until
-    then regular saves wait; an emergency save does not, and records since which step.
+    The identity of the data, which each checkpoint records, is completed once the digests are
+    known. Until then regular saves wait. An emergency save does not wait, and records the step
+    since which the data is unverified.
     """
 
     def __init__(
@@ -124,13 +126,13 @@ class DataCheck:
         expected: list[str] | None,
         state: CheckpointState | None,
     ) -> None:
-        """Begin to read files whose digests are not known.
+        """Start to read the files of which the digests are unknown.
 
         Args:
-            corpus: the data.
-            facts: from `data_identity`; completed here.
-            expected: from `expected_files`.
-            state: the saved state that the training begins with, if any.
+            corpus: The data.
+            facts: From `data_identity`; completed here.
+            expected: From `expected_files`.
+            state: The saved state that the training starts from, if any.
         """
         since = 0
         if state is not None:
@@ -143,11 +145,11 @@ class DataCheck:
             corpus.contents.start()
 
     def poll(self, seconds: float = 0.0) -> bool:
-        """Return whether the files are known to be right, after waiting so many `seconds` at most.
+        """Wait at most `seconds`; return whether the files are verified.
 
         Raises:
-            DataChanged: they are not.
-            InputError: a file cannot be read.
+            DataChanged: The files differ from those of the checkpoint.
+            InputError: A file cannot be read.
         """
         if self._is_settled:
             return True
@@ -158,7 +160,7 @@ class DataCheck:
             what = _difference(self._corpus, self._expected)
             raise DataChanged(
                 f"the data has changed: {what}. The steps after {self._since} may have been "
-                "trained on other data, and are not saved. Put the old data back and resume from "
+                "trained on other data, and are not saved. Restore the old data and resume from "
                 f"a checkpoint of step {self._since} or before, or {NEW_RUN}"
             )
         self._facts.files, self._facts.unverified_since = files, None
@@ -166,17 +168,23 @@ class DataCheck:
         return True
 
     def wait(self, stop_requested: Callable[[], bool], step: int) -> bool:
-        """Wait until the files are known to be right up to `step`, before it is saved.
+        """Wait until the files are verified, before the state of `step` is saved.
 
-        Files that were written since are read again. Returns False if a stop is asked for first.
-        Raises what `poll` does.
+        Files that were modified since the last save are read again.
+
+        Returns:
+            False if a stop was requested first.
+
+        Raises:
+            DataChanged: The files differ from those of the checkpoint.
+            InputError: A file cannot be read.
         """
         if self._is_settled and self._corpus.contents.forget_changed():
-            log.warning("a file of the data was written while it is trained on: it is read again")
+            log.warning("a data file was modified during the training: it is read again")
             self._expected, self._is_settled = self._facts.files, False
             self._corpus.contents.start()
         if not self.poll():
-            log.info("this save waits until the data is read whole, for its digest")
+            log.info("this save waits until all data is read, for its digest")
         while not self.poll(POLL):
             if stop_requested():
                 return False

@@ -16,9 +16,12 @@ from gpt2ckpt.training.hardware import Hardware
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss in nats per token, each block weighted equally, and the tokens predicted.
+    """The result of an evaluation.
 
-    `blocks` is a digest of what was evaluated, where losses are to be compared.
+    Attributes:
+        loss: Mean loss in nats per token, over blocks of equal weight.
+        tokens: Number of predicted tokens.
+        blocks: Digest of the evaluated blocks; empty if losses are not compared.
     """
 
     loss: float
@@ -33,11 +36,17 @@ def evaluate(
     stop: Callable[[], bool],
     group: ProcessGroup | None = None,
 ) -> Evaluation | None:
-    """Evaluate `model` on `batches`; None if `stop` became true on the way.
+    """Evaluate a model; return None if `stop` returned true before the end.
 
-    The batches are distributed over the ranks of `group`; every rank returns the same result, which
-    is that of a single process.
-    Draws no random number, so a training is the same with and without it.
+    The batches are distributed over the ranks, and each rank returns the result of a single
+    process, bit for bit. No random numbers are drawn, so an evaluation does not change a training.
+
+    Args:
+        model: The model; its training mode is restored afterwards.
+        batches: Inputs and targets, int64 tensors of shape [B, T]; the same on all ranks.
+        hardware: The device and precision.
+        stop: Called before each batch, on all ranks together.
+        group: The ranks; None for a single process.
     """
     group = group or SingleProcess()
     sums: list[Tensor] = []
@@ -49,7 +58,7 @@ def evaluate(
             loss = model.loss(inputs.to(hardware.device), targets.to(hardware.device))
             sums.append(loss.double() * len(inputs))
             sizes.append((len(inputs), targets.numel()) if counts else (0, 0))
-    # In the order of the batches, so that the sum has the same bits whoever computed what.
+    # In the order of the batches, so that the sum does not depend on the number of ranks.
     losses = group.all_gather(torch.stack(sums).cpu()).T.flatten()
     counted = group.all_gather(torch.tensor(sizes)).transpose(0, 1).flatten(0, 1)
     blocks, tokens = counted.sum(0).tolist()

@@ -1,4 +1,4 @@
-"""Choosing device, precision and threads, and saying why."""
+"""The device, precision and threads of a process, with the reasons for them."""
 
 import contextlib
 import ctypes
@@ -24,7 +24,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where a process computes, in what precision, and the reasons in a few words each."""
+    """The device of a process, its precision and its threads.
+
+    The reasons, a few words each, are for the start report.
+    """
 
     device: torch.device
     device_reason: str
@@ -42,13 +45,13 @@ class Hardware:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of the device; of a GPU that shares it with the CPU, all of the machine."""
+        """Return the memory of the device in bytes; of an Apple GPU, that of the machine."""
         if self.device.type == "cuda":
             return int(torch.cuda.get_device_properties(self.device).total_memory)
         return int(psutil.virtual_memory().total)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The context in which losses are computed."""
+        """Return the context for forward passes."""
         if self.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
@@ -72,14 +75,22 @@ def choose_hardware(
     recorded: Environment | None = None,
     local_rank: int | None = None,
 ) -> Hardware:
-    """Resolve `auto` and null. What an earlier process of the run `recorded` is kept to.
+    """Return the hardware for a config; `auto` and null are resolved.
 
-    `local_rank` counts the ranks on this machine: each has the GPU of its number.
-    Raises ConfigError for a device that is not there or cannot compute in `precision`.
+    Args:
+        device: trainer.device.
+        precision: trainer.precision.
+        threads: trainer.threads.
+        recorded: The environment of the run's earlier processes, which takes precedence over
+            automatic choices.
+        local_rank: The number of this rank on its machine, which is also that of its GPU.
+
+    Raises:
+        ConfigError: The device is not available, or does not support the precision.
     """
     chosen, device_reason = _choose_device(device)
     if local_rank is not None and chosen.type == "cuda":
-        chosen, device_reason = _gpu_of_rank(device, local_rank), "the one of this rank"
+        chosen, device_reason = _gpu_of_rank(device, local_rank), "the GPU of this rank"
     same_device = recorded if recorded is not None and recorded.device == chosen.type else None
     if threads is None and same_device is not None:
         threads = same_device.threads
@@ -90,14 +101,12 @@ def choose_hardware(
     else:
         reason = "as configured"
     if precision == "float16" and chosen.type != "cuda":
-        raise ConfigError(
-            "precision=float16 needs a CUDA device: take bfloat16 or float32, or auto"
-        )
+        raise ConfigError("precision=float16 needs a CUDA device: use bfloat16, float32 or auto")
     return Hardware(chosen, device_reason, precision, reason, threads or torch.get_num_threads())
 
 
 def hardware_of(start: Start, validated: ValidatedRun, group: ProcessGroup) -> Hardware:
-    """What this rank computes on. Raises ConfigError if there is no such thing."""
+    """Return the hardware of this rank. Raises ConfigError if it is not available."""
     trainer = validated.config.trainer
     recorded = start.state.environment if start.state else None
     if recorded is not None and recorded.ranks != group.size:
@@ -107,7 +116,7 @@ def hardware_of(start: Start, validated: ValidatedRun, group: ProcessGroup) -> H
 
 
 def prepare_process(hardware: Hardware, *, deterministic: bool) -> None:
-    """Set the process-wide switches of PyTorch. Call once, before any tensor is made."""
+    """Set the process-wide switches of PyTorch. Call it once, before any tensor is created."""
     torch.set_num_threads(hardware.threads)
     if hardware.device.type == "cpu":
         _keep_freed_memory()
@@ -117,16 +126,16 @@ def prepare_process(hardware: Hardware, *, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
-    # Memory that nobody reads before writing need not be cleared first: that costs a pass.
+    # Uninitialized memory is always written before it is read, so filling it is a wasted pass.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep large blocks for the next step instead of returning them (glibc only).
+    """Let glibc keep freed memory for the next step instead of returning it to the kernel.
 
-    Returned, each comes back as fresh pages, which the kernel must map and clear: with activations
-    and gradients that costs up to a quarter of a step, while the peak stays about the same. See
-    mallopt(3): no block is mapped by itself, and the heap is never cut.
+    Otherwise the kernel maps and clears new pages for the activations and gradients of each step,
+    which takes up to a quarter of the time; the peak memory stays about the same. See mallopt(3):
+    large blocks are not mapped separately, and the heap is never trimmed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -154,30 +163,30 @@ def _choose_device(device: str) -> tuple[torch.device, str]:
     has_mps = torch.backends.mps.is_available()
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device()), "a CUDA device is there"
+            return torch.device("cuda", torch.cuda.current_device()), "a CUDA device is available"
         if has_mps:
-            return torch.device("mps"), "an Apple GPU is there"
-        return torch.device("cpu"), "no GPU is there"
+            return torch.device("mps"), "an Apple GPU is available"
+        return torch.device("cpu"), "no GPU is available"
     kind, _, index = device.partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={device}: PyTorch sees no CUDA device here; take auto")
+        raise ConfigError(f"device={device}: PyTorch finds no CUDA device; use auto")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ConfigError(
-            f"device={device}: there are {count} CUDA devices: take cuda:0 to cuda:{count - 1}"
+            f"device={device}: there are {count} CUDA devices: use cuda:0 to cuda:{count - 1}"
         )
     if kind == "mps" and not has_mps:
-        raise ConfigError("device=mps: PyTorch sees no Apple GPU here; take auto")
+        raise ConfigError("device=mps: PyTorch finds no Apple GPU; use auto")
     return torch.device(device), "as configured"
 
 
 def _gpu_of_rank(device: str, local_rank: int) -> torch.device:
     if ":" in device:
-        raise ConfigError(f"trainer.device={device} is one GPU for all ranks: take cuda or auto")
+        raise ConfigError(f"trainer.device={device} is one GPU for all ranks: use cuda or auto")
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"rank {local_rank} of this machine has no GPU ({torch.cuda.device_count()} are "
-            "there): start at most as many ranks (--nproc_per_node), or take trainer.device=cpu"
+            f"rank {local_rank} of this machine has no GPU, as it has {torch.cuda.device_count()}: "
+            "start at most as many ranks (--nproc_per_node), or use trainer.device=cpu"
         )
     return torch.device("cuda", local_rank)
 
@@ -185,11 +194,11 @@ def _gpu_of_rank(device: str, local_rank: int) -> torch.device:
 def _choose_precision(device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bfloat16", "the GPU computes in it"
+            return "bfloat16", "the GPU supports it"
         return "float16", "the GPU has no bfloat16; gradients are scaled"
     if device.type == "cpu" and _cpu_has_bfloat16():
         return "bfloat16", "the CPU has instructions for it, about twice as fast as float32"
-    return "float32", "there is no faster one on this device"
+    return "float32", "the fastest on this device"
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -198,6 +207,6 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def _cpu_features() -> Mapping[str, Any]:
-    """What the processor can do; nothing is known in a PyTorch that cannot tell."""
+    """Return the features of the processor; empty if this PyTorch does not report them."""
     ask = getattr(torch.cpu, "get_capabilities", dict)
     return dict(ask())

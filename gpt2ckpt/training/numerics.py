@@ -1,7 +1,7 @@
-"""What decides the last bits of a computation, beside config and state: kernels and libraries.
+"""The libraries, processor features and variables that determine the rounding of a computation.
 
 PyTorch, MKL and oneDNN choose their kernels by the instructions of the processor and by environment
-variables. Another choice gives other roundings, even on a machine of the same name.
+variables. Different kernels round differently, even on machines of the same name.
 """
 
 import os
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import xxhash
 
-DIGITS = 8  # of a digest: it tells a change, and does not guard against one
+DIGITS = 8  # of a digest: enough to detect a change
 CPU_INFO = Path("/proc/cpuinfo")
-# Of the flags of a processor, those of instructions that compute (x86 and ARM); a new kernel or
-# firmware adds others.
+# The processor flags of instructions that compute (x86 and ARM). Other flags, which do not change a
+# result, come and go with the Linux kernel and the firmware.
 COMPUTES = re.compile(r"(s?sse|avx|fma|f16c|amx|bmi|pni|abm|asimd|fp|sve|sme|bf16|i8mm|neon|vfp).*")
 MODEL = ("cpu family", "model", "cpu part", "cpu variant", "cache size")  # blocks are cut to caches
 # Variables are compared by value, so a resume may warn of one that changed no bit. Which kernels a

@@ -1,4 +1,4 @@
-"""Pretrained weights for a new run: from Hugging Face, nanoGPT, or one of our own checkpoints."""
+"""Pretrained weights for a new run, from Hugging Face, nanoGPT or a checkpoint of this project."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from gpt2ckpt.runs.resume import Scope, locate, read
 
 POSITIONS = "transformer.wpe.weight"
 HUGGING_FACE, NANOGPT = "Hugging Face folder", "nanoGPT checkpoint"
-TIED = "lm_head.weight"  # the same tensor as the word embedding
+TIED = "lm_head.weight"  # the same tensor as the token embedding
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file or folder of weights: its format, and what was passed over to get to it."""
+    """A file or folder of weights, its format, and the damaged files that were skipped."""
 
     path: Path
     kind: str
@@ -32,9 +32,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights to start from, the model config that they fit, and where they came from.
+    """Weights to start from, the model config that they fit, and their source.
 
-    `remarks` say what was changed in the weights, or assumed about them.
+    The remarks, for the start report, list changes to the weights and assumptions about them.
     """
 
     config: ModelConfig
@@ -44,7 +44,7 @@ class Pretrained:
 
     @property
     def summary(self) -> str:
-        """What was loaded: file, format, tensors, parameters, what was changed and left out."""
+        """Return the file, the format, the numbers of tensors and parameters, and the remarks."""
         tensors = [tensor for name, tensor in self.weights.items() if name != TIED]
         loaded = (
             f"{self.source.path} ({self.source.kind}): {len(tensors):,} tensors, "
@@ -54,18 +54,24 @@ class Pretrained:
 
 
 def read_pretrained(config: ModelConfig, overrides: list[str]) -> Pretrained:
-    """Return the weights that `config.init_from` names; they set the shape of the model.
+    """Return the weights that `config.init_from` names; they determine the shape of the model.
 
-    A shorter model.block_size given among the `overrides` cuts the position embedding. Raises
-    InputError for weights that cannot be used, ConfigError for another shape asked for outright.
+    Args:
+        config: The model group of the config.
+        overrides: Of these, a shorter model.block_size cuts the position embedding, and model.gelu
+            is used for files that do not record it.
+
+    Raises:
+        InputError: The weights cannot be used.
+        ConfigError: An override contradicts the shape of the weights.
     """
     path = Path(str(config.init_from)).expanduser()
     shape, weights, source = _read(path)
     remarks = []
-    asked = {
+    given = {
         override.key_or_group.removeprefix("model.") for override in parse_overrides(overrides)
     }
-    for key in asked & set(SHAPE):
+    for key in given & set(SHAPE):
         wanted, there = getattr(config, key), getattr(shape, key)
         if key == "gelu":  # nanoGPT's files do not say which form they were trained with
             shape = dataclasses.replace(shape, gelu=wanted)
@@ -75,28 +81,28 @@ def read_pretrained(config: ModelConfig, overrides: list[str]) -> Pretrained:
             weights = {**weights, POSITIONS: weights[POSITIONS][:wanted]}
         elif wanted != there:
             raise ConfigError(
-                f"model.{key}={wanted} contradicts {path}, which has {there}: leave model.{key} out"
+                f"model.{key}={wanted} contradicts {path}, which has {there}: remove model.{key}"
             )
-    if source.kind == NANOGPT and "gelu" not in asked:
+    if source.kind == NANOGPT and "gelu" not in given:
         remarks.append(f"model.gelu={shape.gelu} assumed, since the file does not say")
     settled = dataclasses.replace(shape, dropout=config.dropout, init_from=config.init_from)
     return Pretrained(settled, weights, source, tuple(remarks))
 
 
 def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], Source]:
-    passed_over: list[tuple[Path, str]] = []
+    damaged: list[tuple[Path, str]] = []
     if (path / CHECKPOINTS).is_dir():
         place = locate(str(path), Scope(path.parent))
         assert place is not None  # only `auto` may name nothing
         found = read(place)
-        path, state, passed_over = found.path, found.state, found.skipped
+        path, state, damaged = found.path, found.state, found.skipped
     elif is_checkpoint(path):
         state = load_state(path)
     else:
         kind = HUGGING_FACE if path.is_dir() else NANOGPT
         return *load_pretrained(path), Source(path, kind)
     skipped = tuple(
-        f"skipped {file}: {reason.removeprefix(f'{file} ')}" for file, reason in passed_over
+        f"skipped {file}: {reason.removeprefix(f'{file} ')}" for file, reason in damaged
     )
     source = Source(path, f"gpt2ckpt checkpoint, step {state.step:,}", skipped)
     return build_model_config(state.config["model"]), state.model, source

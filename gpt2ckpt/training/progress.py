@@ -1,6 +1,6 @@
-"""A progress bar, on a terminal only: in a pipe or a log file there is nothing of it.
+"""A progress bar on a terminal; nothing is drawn in a pipe or a log file.
 
-tqdm.contrib.logging would forget the levels of handlers, and print where logging is turned off.
+tqdm.contrib.logging is not used, because it ignores the levels of handlers and disabled logging.
 """
 
 import contextlib
@@ -15,50 +15,51 @@ from tqdm import tqdm
 
 from gpt2ckpt.worker import Worker
 
-DRAW_EVERY = 0.1  # seconds between two drawings, at least
-LONG = 1.0  # seconds after which the parts of a step are shown
+DRAW_EVERY = 0.1  # least seconds between two drawings
+LONG = 1.0  # seconds after which the micro-batches of a step are shown
 
 
 class Progress(Protocol):
-    """What the training loop tells about where it is."""
+    """The progress of a training loop."""
 
     def update(self, step: int) -> None:
-        """`step` optimizer steps are done now."""
+        """Show that `step` optimizer steps are done."""
 
     def note(self, activity: str) -> None:
-        """Something else than steps is done now: an evaluation, say."""
+        """Show another activity than steps, such as an evaluation."""
 
     def part(self, number: int, count: int) -> None:
-        """Within a step, micro-batch `number` of `count` begins."""
+        """Show that micro-batch `number` of `count` in a step starts."""
 
     def close(self) -> None:
         """Remove the bar."""
 
 
 class NoProgress:
-    """Nowhere to draw: says nothing."""
+    """Draws nothing."""
 
     def update(self, step: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def note(self, activity: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def part(self, number: int, count: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class BarProgress:
-    """A bar on stderr. Log lines to the same terminal appear above it, each whole.
+    """A bar on stderr, until `close`. Log lines to the same terminal appear unbroken above it.
 
-    A thread draws it, and writes those lines. A bar that cannot be drawn is given up.
+    A thread draws the bar and writes those lines, so a terminal that hangs does not stop the
+    training. After an error, the bar is no longer drawn.
 
     Args:
-        total_steps: steps of the whole run.
-        done_steps: steps done before, by a run that is resumed.
+        total_steps: Steps of the run.
+        done_steps: Steps done before this process.
     """
 
     def __init__(self, total_steps: int, done_steps: int) -> None:
@@ -77,12 +78,12 @@ class BarProgress:
         self._draw_soon()
 
     def note(self, activity: str) -> None:
-        """Show `activity` behind the bar until the next step is done."""
+        """Show `activity` after the bar until the next step is done."""
         self._activity = activity
         self._draw_soon(at_once=True)
 
     def part(self, number: int, count: int) -> None:
-        """Show the micro-batches of a step that takes long."""
+        """Show the micro-batches of a step that takes longer than a second."""
         if count > 1 and time.monotonic() - self._since > LONG:
             self._activity = f"micro-batch {number}/{count}"
             self._draw_soon()
@@ -117,7 +118,7 @@ class BarProgress:
                 file=sys.stderr,
                 unit="step",
                 dynamic_ncols=True,
-                leave=False,  # The plain lines remain; the bar is for the moment only.
+                leave=False,  # the log lines stay, and the bar is removed
             )
 
     def _draw(self) -> None:
@@ -136,15 +137,15 @@ class BarProgress:
 
 
 def open_progress(total_steps: int, done_steps: int = 0, *, shown: bool = True) -> Progress:
-    """A bar where stderr is a terminal and it is to be `shown`, else a silent stand-in."""
+    """Return a bar if stderr is a terminal and `shown` is true; else one that draws nothing."""
     is_visible = shown and sys.stderr.isatty()
     return BarProgress(total_steps, done_steps) if is_visible else NoProgress()
 
 
 class _AboveBar(io.TextIOBase):
-    """A terminal for a log handler: takes the bar away, writes, draws the bar again.
+    """The terminal of a log handler: clears the bar, writes, and draws the bar again.
 
-    The bar's thread does so, since drawing may hang; then the lines are written beside it.
+    The thread of the bar does this. If it hangs, lines are written directly.
     """
 
     def __init__(self, terminal: Any, worker: Worker) -> None:
@@ -171,7 +172,7 @@ class _AboveBar(io.TextIOBase):
 
 
 def _terminal_handlers() -> list["logging.StreamHandler[Any]"]:
-    """The root logger's handlers that write to a terminal (a file handler's stream is none)."""
+    """Return the root logger's handlers that write to a terminal."""
     return [
         handler
         for handler in logging.getLogger().handlers

@@ -23,16 +23,19 @@ class ReplayResult:
 
 
 class ReplayCheck:
-    """Takes the losses of re-trained steps and says, after the last, whether they were the same.
+    """Compares the losses of repeated steps with the earlier ones, and reports after the last.
 
-    What they are compared with stays in its file until `close`, so that a kill only interrupts the
-    comparison: the next resume compares first what is in the history by then.
+    The earlier losses stay in their file until `close`, so that a kill only interrupts the
+    comparison: the next resume starts with the steps that are in metrics.jsonl by then.
     """
 
     def __init__(self, expected: Events, retrained: Events = (), file: Path | None = None) -> None:
-        """`expected` are the events of the first time, `retrained` those of the second so far.
+        """Compare the steps that were repeated before this process.
 
-        `file` is deleted by `close`.
+        Args:
+            expected: The events of the first time.
+            retrained: The events of repeated steps so far.
+            file: The file of the expected events, which `close` deletes.
         """
         self._expected = dict(_losses(expected))
         self._last = max(self._expected, default=-1)
@@ -61,13 +64,13 @@ class ReplayCheck:
                 self._file.unlink()
 
     def interrupted(self, step: int) -> str | None:
-        """What can be said after `step`, if the last one to compare comes later."""
+        """Return the result so far if steps after `step` are left to compare; else None."""
         if step >= self._last:
             return None
         so_far = (
             self._first_difference or f"{self._same:,} of {len(self._expected):,} steps identical"
         )
-        return f"replay: {so_far}, the rest is compared when the run goes on"
+        return f"replay: {so_far}, the rest is compared after a resume"
 
     def _compare(self, step: int, loss: float) -> None:
         expected = self._expected.get(step)

@@ -1,4 +1,4 @@
-"""The one place that talks to the random generators."""
+"""Seeding, capturing and restoring the random generators of Python, NumPy and PyTorch."""
 
 import random
 
@@ -10,9 +10,10 @@ from gpt2ckpt.checkpoint.state import RngState
 
 
 def seed_rank(seed: int, rank: int, step: int) -> None:
-    """Seed a rank other than the first for the step after `step`: a function of these numbers.
+    """Seed a rank other than the first for the step after `step`.
 
-    So a checkpoint holds all that every rank needs, even one saved when a rank is gone.
+    The seed is a function of the arguments, so a checkpoint need not hold the generators of these
+    ranks, and is complete even if a rank has died.
     """
     digest = xxhash.xxh3_64_digest(f"{seed}/{rank}/{step}".encode())
     seed_everything(int.from_bytes(digest, "big") >> 1)

@@ -1,8 +1,8 @@
-"""Text from a model: prompt in, prompt and continuation out.
+"""Text samples: the continuation of a prompt.
 
-A model with GPT-2's vocabulary speaks its tokens. One with fewer tokens was trained on tokens of
-another kind (characters, say), of which nothing is known but their numbers: its samples are lists
-of token ids, and so is a prompt for it.
+A model with GPT-2's vocabulary uses GPT-2's tokenizer. A model with fewer tokens was trained on
+tokens of another kind, such as characters, of which only the ids are known: its samples and prompts
+are lists of token ids.
 """
 
 import json
@@ -28,15 +28,13 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Stop = Callable[[], bool]
-LOAD_SECONDS = (
-    5.0  # that the reading of the tokenizer's files may take before a sample goes without
-)
-FIRST_TOKEN = 0  # what a text begins with where the vocabulary has no end-of-text
+LOAD_SECONDS = 5.0  # a sample waits at most this long for the files of the tokenizer
+FIRST_TOKEN = 0  # the first token of a text if the vocabulary has no end-of-text token
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What to sample; a `temperature` of 0 always takes the likeliest token."""
+    """The settings of a sample; a temperature of 0 always takes the most likely token."""
 
     prompt: str
     max_tokens: int
@@ -48,9 +46,9 @@ class Sampling:
 def sample_text(
     model: GPT2, sampling: Sampling, hardware: Hardware, stop: Stop = lambda: False
 ) -> str:
-    """Return one sample, drawn by a random generator of its own; it ends at end-of-text.
+    """Return one sample, which ends at the end-of-text token or once `stop` returns true.
 
-    Once `stop` returns true, it is what there is by then.
+    It is drawn with a random generator of its own, so that it does not change a training.
     """
     vocabulary = model.config.vocab_size
     prompt = encode_prompt(sampling.prompt, vocabulary)
@@ -59,14 +57,14 @@ def sample_text(
 
 
 def encode_prompt(prompt: str, vocabulary: int) -> list[int]:
-    """Return the tokens of a prompt, at least one; see `notice` for those it has no tokens for."""
+    """Return the tokens of a prompt, at least one; see `notice` for unsuitable prompts."""
     if vocabulary >= VOCAB_SIZE:
         return gpt2_encoding().encode_ordinary(prompt) or [END_OF_TEXT]
     return _token_ids(prompt, vocabulary) or [FIRST_TOKEN]
 
 
 def notice(prompt: str, vocabulary: int) -> str:
-    """Return what a user must know to read the samples of a model; empty if they are plain text."""
+    """Return how to read the samples of a model; empty if they are plain text."""
     if vocabulary >= VOCAB_SIZE:
         return ""
     sentence = (
@@ -82,10 +80,10 @@ def notice(prompt: str, vocabulary: int) -> str:
 
 
 class Sampler:
-    """Samples text while a model is trained.
+    """Samples text during a training, which a failed sample never stops.
 
-    A sample only shows how a training goes, so a failure is one warning, and then silence until it
-    works again. Ranks of a sharded model sample together; else the first rank does by itself.
+    A failure is logged once, until samples work again. All ranks of a sharded model sample
+    together; otherwise only the first rank does.
     """
 
     def __init__(
@@ -105,19 +103,19 @@ class Sampler:
         self._load_begun = 0.0
 
     def load(self) -> None:
-        """Begin to read the tokenizer's files, in a thread: a disk may hang that they are on."""
+        """Start to read the tokenizer's files in a thread, since their disk may hang."""
         self._loading, self._load_begun = futures.Future(), time.monotonic()
         worker = Worker("tokenizer", limit=1)
         worker.submit(partial(_load, self._loading, self._sampling, self._model))
         worker.close()
 
     def __call__(self, stop: Stop) -> str | None:
-        """Return a sample; None on a rank that has none to show, and where sampling failed."""
+        """Return a sample; None on a rank that has none to show, and after a failure."""
         is_first = self._group.is_first
         prompt = self._tolerate(self._encode) if is_first else None
         if self._is_sharded:
             prompt = json.loads(self._group.broadcast(json.dumps(prompt)))
-            # Not tolerated: ranks meet in each layer, and an error of one must end them all.
+            # Errors are raised: each layer is a collective, and an error must end all ranks.
             new = self._continue_together(prompt, stop) if prompt else None
         else:
             new = self._tolerate(lambda: self._continue(prompt, stop)) if prompt else None
@@ -142,7 +140,7 @@ class Sampler:
         except futures.TimeoutError:
             raise TimeoutError("the files of the tokenizer are still being read") from None
         except Exception:
-            self._loading = None  # it is tried again at the next sample
+            self._loading = None  # the next sample tries again
             raise
         return prompt
 
@@ -152,9 +150,8 @@ class Sampler:
     def _continue_together(self, prompt: list[int], stop: Stop) -> list[int]:
         from gpt2ckpt.parallel.fsdp import unsharded_outer_layers
 
-        with unsharded_outer_layers(
-            self._model
-        ):  # by all ranks together, so they also stop together
+        with unsharded_outer_layers(self._model):
+            # All ranks must stop after the same token.
             return self._continue(prompt, lambda: self._group.all_reduce_max([stop()]) == [1])
 
     def _tolerate(self, action: Callable[[], T]) -> T | None:
@@ -164,7 +161,7 @@ class Sampler:
         except Exception as error:
             if not self._is_failing:
                 reason = str(error) or type(error).__name__
-                log.warning("no text sample, training goes on without: %s", reason)
+                log.warning("no text sample: %s; training continues", reason)
             self._is_failing = True
             return None
 
@@ -177,7 +174,7 @@ def _load(loading: "futures.Future[list[int]]", sampling: Sampling, model: GPT2)
 
 
 def _token_ids(prompt: str, vocabulary: int) -> list[int]:
-    """Return the ids that a prompt lists; none if it is anything else."""
+    """Return the ids that a prompt lists; empty if the prompt is anything else."""
     parts = prompt.split()
     if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
         return []

@@ -1,6 +1,6 @@
-"""Which code trains: a digest of this package's sources, and the commit that they lie in.
+"""The identity of the training code: a digest of its sources, and the git commit.
 
-A research repository is edited between two starts. Nothing here needs git or waits for it long.
+Users edit a research repository between two starts. Git is optional and is not waited for long.
 """
 
 import os
@@ -15,10 +15,10 @@ import xxhash
 import gpt2ckpt
 from gpt2ckpt.checkpoint.state import Versions
 
-TRAINS = ("data", "model", "optim", "parallel", "training")  # the folders whose code moves bits
-PATIENCE = 3.0  # seconds for git to say whether there are uncommitted changes
+TRAINS = ("data", "model", "optim", "parallel", "training")  # packages that determine the weights
+PATIENCE = 3.0  # seconds that `git diff` may take
 LIBRARIES = ("gpt2ckpt", "torch", "python")
-SHOWN = 8  # digits of a digest in a message, and of a commit
+SHOWN = 8  # digits of a digest or commit in a message
 
 
 @cache
@@ -38,14 +38,14 @@ def code_identity() -> dict[str, Any]:
 
 
 def source_digest(package: Path) -> str:
-    """Return the digest of the sources in `package` that train, by path and content."""
+    """Return the digest of the paths and contents of the sources that train."""
     hasher = xxhash.xxh3_128()
     paths = [path for folder in TRAINS for path in (package / folder).rglob("*.py")]
     for path in sorted(paths, key=lambda path: path.relative_to(package).as_posix()):
         try:
             content = path.read_bytes()
         except OSError:
-            continue  # an editor's link to nowhere, or a file that has just gone
+            continue  # a dangling link of an editor, or a file that was just deleted
         name = path.relative_to(package).as_posix().encode()
         hasher.update(b"%d %d " % (len(name), len(content)) + name + content)
     return hasher.hexdigest()
@@ -93,7 +93,7 @@ def _commit(text: str) -> str | None:
 
 
 def has_changes(folder: Path) -> bool | None:
-    """Return whether tracked files in `folder` differ from the commit; None if git does not say."""
+    """Return whether tracked files in `folder` differ from the commit; None if unknown."""
     words = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), "diff"]
     words += ["--quiet", "--no-ext-diff", "--no-textconv", "--ignore-submodules", "HEAD", "--", "."]
     try:
@@ -109,7 +109,7 @@ def has_changes(folder: Path) -> bool | None:
     end = time.monotonic() + PATIENCE
     while process.poll() is None:
         if time.monotonic() > end:
-            process.kill()  # and not waited for: a file system that hangs would hold this, too
+            process.kill()  # without waiting for its end: a hanging file system would block that
             return None
         time.sleep(0.002)
     return {0: False, 1: True}.get(process.returncode)

@@ -41,10 +41,13 @@ _WITHOUT_BFLOAT16 = re.compile(r"\b(V100|T4)\b")
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast training is, in what memory, and how long it still takes.
+    """The speed of a training, its memory, and the time left.
 
-    `tokens_per_s` is of training alone; `mfu` is the share of the device's peak that the model's
-    arithmetic takes. What cannot be known is None.
+    Attributes:
+        tokens_per_s: Tokens per second, without evaluations and saves.
+        seconds_left: Estimated time to the last step.
+        memory_bytes: Memory of this process; None if not known.
+        mfu: Model FLOPs utilization, the share of the peak FLOP/s; None if the peak is not known.
     """
 
     tokens_per_s: float
@@ -53,7 +56,7 @@ class Speed:
     mfu: float | None
 
     def event(self) -> dict[str, float]:
-        """Return what is logged of it: what is known."""
+        """Return the known values for metrics.jsonl."""
         values = {
             "tokens_per_s": self.tokens_per_s,
             "memory_bytes": self.memory_bytes,
@@ -63,13 +66,15 @@ class Speed:
 
 
 class Meter:
-    """Measures training between two calls of `measure`, without evaluations and saves.
+    """Measures the training of one process, without evaluations and saves.
+
+    `start` comes before the first step and after a rollback, `count` after each step, and `measure`
+    after each logged step.
 
     Args:
-        tokens_per_step: tokens of an optimizer step.
-        device: whose memory is measured.
-        peak_tokens_per_s: tokens per second at the peak of all devices, for the MFU; None if it is
-            not known.
+        tokens_per_step: Tokens of an optimizer step.
+        device: The device of which the memory is measured.
+        peak_tokens_per_s: Tokens per second at the peak of all devices; None if not known.
     """
 
     def __init__(
@@ -83,11 +88,11 @@ class Meter:
         self._step = 0
         self._pace_from = (0, self._since)  # a step and when it was done
         self._first: tuple[int, float] | None = None
-        self.steps = 0  # that this process made, also those that it went back on
+        self.steps = 0  # steps of this process, including those undone by a rollback
         self.speeds: list[float] = []
 
     def start(self, step: int) -> None:
-        """Start to measure: `step` steps of the run are done."""
+        """Start to measure, after `step` steps of the run."""
         self._since = time.perf_counter()
         if not self.steps:
             self._begun = self._since
@@ -97,8 +102,8 @@ class Meter:
     def count(self, step: int) -> None:
         """Count a step of this process, after which `step` steps of the run are done.
 
-        The first is not like the others: memory is taken and the model compiled in it. So the pace
-        is that of the steps after it, as soon as there are any.
+        The first step allocates memory and compiles the model, so the pace, from which the time
+        left follows, is that of the steps after it as soon as there are any.
         """
         self.steps += 1
         if self._first is None:
@@ -107,7 +112,7 @@ class Meter:
             self._pace_from = self._first
 
     def measure(self, step: int, total_steps: int) -> Speed:
-        """Return the speed since the last call, and the time left at the pace of this process."""
+        """Return the speed since the last call, and the time left by the pace of this process."""
         now = time.perf_counter()
         seconds = max(now - self._since - self._paused, 1e-9)
         tokens_per_s = (step - self._step) * self._tokens_per_step / seconds
@@ -120,7 +125,7 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent in here is no training time."""
+        """Exclude the time spent in this context."""
         start = time.perf_counter()
         try:
             yield
@@ -129,11 +134,11 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Since the first `start`, everything included."""
+        """Return the seconds since the first `start`, evaluations and saves included."""
         return time.perf_counter() - self._begun
 
     def memory_bytes(self) -> int | None:
-        """What training takes: allocated on the GPU at most, else resident now; None if unknown."""
+        """Return the peak of allocated GPU memory, or the resident memory; None if unknown."""
         if self._device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._device))
         try:

@@ -1,4 +1,4 @@
-"""A trained model to sample from or to evaluate: a checkpoint of ours, or weights of others."""
+"""Loading a trained model, to sample from or to evaluate: a checkpoint or pretrained weights."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +21,15 @@ from gpt2ckpt.training.hardware import Hardware, choose_hardware, prepare_proces
 
 @dataclass(frozen=True)
 class Trained:
-    """A model with its weights on a device, and where they came from.
+    """A model with its weights on a device, and their source.
 
-    `step` and `config` (the frozen one) are None for weights that others trained. `skipped` are the
-    damaged files that were passed over, each with the reason.
+    Attributes:
+        model: The model, in evaluation mode.
+        hardware: The device and precision.
+        path: The file or folder of the weights.
+        step: Steps of the checkpoint; None for pretrained weights.
+        config: The frozen config of the checkpoint; None for pretrained weights.
+        skipped: Damaged files that were skipped, each with the reason.
     """
 
     model: GPT2
@@ -36,7 +41,7 @@ class Trained:
 
 
 def is_pretrained(what: str) -> bool:
-    """Whether `what` names weights of others: a Hugging Face folder or nanoGPT's ckpt.pt."""
+    """Return whether `what` is a Hugging Face folder or nanoGPT's ckpt.pt."""
     path = Path(what).expanduser()
     if what in SELECTORS:
         return False
@@ -50,15 +55,15 @@ def load_trained(what: str, device: str, precision: str) -> Trained:
     """Return the model that `what` names.
 
     Args:
-        what: a checkpoint, a run directory, a selector such as `best`, a Hugging Face GPT-2 folder,
+        what: A checkpoint, a run directory, a selector such as `best`, a Hugging Face GPT-2 folder,
             or nanoGPT's ckpt.pt.
-        device: as in the config.
-        precision: as in the config; `auto` is what the checkpoint was trained in.
+        device: As in the config.
+        precision: As in the config; `auto` is the precision of the checkpoint's training.
 
     Raises:
-        CheckpointError: there is none that is valid.
-        InputError: weights of others that cannot be used.
-        ConfigError: an unknown device or precision.
+        CheckpointError: There is no valid checkpoint.
+        InputError: The pretrained weights cannot be used.
+        ConfigError: The device or the precision is unknown.
     """
     check_hardware(device, precision)
     if is_pretrained(what):

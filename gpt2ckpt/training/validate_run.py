@@ -1,4 +1,4 @@
-"""Everything that can be wrong about a run, found out before anything of it is written."""
+"""All checks of a run before anything is written: ranges, data, saved state, length."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gpt2ckpt.training.pretrained import Pretrained
 
 
-DEFAULT_STEPS = 260  # of the default model take two minutes on two CPU cores, in float32
+DEFAULT_STEPS = 260  # with the default model, two minutes on two CPU cores in float32
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,19 @@ class CompletedWork:
 
 @dataclass(frozen=True)
 class ValidatedRun:
-    """A checked config, its open data, and the lengths that follow from the two."""
+    """A checked config, its open data, and the length of the run that follows from both.
+
+    Attributes:
+        config: The config.
+        frozen: The config as plain values, for checkpoints.
+        pretrained: The weights that a new run starts from, if any.
+        corpus: The data.
+        blocks_per_epoch: Blocks of one pass over the training data.
+        total_steps: Optimizer steps of the run.
+        schedule: Maps the steps done to the factor of the next step's learning rate.
+        done: The work of earlier processes.
+        expected_files: Digests that the data files must have; None if not recorded.
+    """
 
     config: TrainConfig
     frozen: Values
@@ -54,7 +66,7 @@ class ValidatedRun:
     total_steps: int
     schedule: Schedule
     done: CompletedWork = field(default_factory=CompletedWork)
-    expected_files: list[str] | None = None  # digests that the data must have, to be resumed
+    expected_files: list[str] | None = None
 
     @property
     def blocks_per_step(self) -> int:
@@ -74,19 +86,22 @@ class ValidatedRun:
 
     @property
     def total_tokens(self) -> int:
-        """Tokens of the whole run: an earlier process may have had another batch."""
+        """Return the tokens of the run, counting the batch size of earlier processes."""
         return self.done.tokens + self.blocks_left * self.config.model.block_size
 
     @property
     def epochs(self) -> float:
-        """Passes of the whole run over the training data."""
+        """Return the passes of the run over the training data."""
         return (self.done.blocks + self.blocks_left) / self.blocks_per_epoch
 
 
 def validate_run(start: Start) -> ValidatedRun:
-    """Check the config of `start`, open its data, and compare both with the saved state.
+    """Check the config of a start, open its data, and compare both with the saved state.
 
-    Raises ConfigError or InputError in one sentence; nothing is written.
+    Raises:
+        ConfigError: A setting is wrong.
+        InputError: The data is missing, unusable or changed.
+        CheckpointError: The saved state cannot be resumed.
     """
     if start.found is not None:
         start.found.state.require_resumable(start.found.path)
@@ -110,36 +125,36 @@ def validate_run(start: Start) -> ValidatedRun:
 
 
 def check_settings(config: TrainConfig) -> None:
-    """Raise ConfigError for the first setting that no training can be made with."""
+    """Raise ConfigError for the first invalid setting."""
     check_config(config)
     check_optimizer(config.optimizer)
     build_schedule(config.schedule, config.trainer.max_steps or 1)
 
 
 def finished_notice(start: Start, validated: ValidatedRun) -> str | None:
-    """What to tell instead of training on, if the saved state has come to the end already."""
+    """Return the message for a run that has reached its end; None for one that can train."""
     trainer = validated.config.trainer
     if start.state is None or start.state.step < validated.total_steps:
         return None
     step = start.state.step
     is_evaluated = not trainer.eval_every or start.state.data.evaluated_step == step
     if step == validated.total_steps and not is_evaluated:
-        return None  # stopped before its last evaluation, and what comes after it
+        return None  # stopped before its last evaluation and its last save
     by_epochs = trainer.max_epochs and trainer.max_steps != validated.total_steps
     key = "trainer.max_epochs" if by_epochs else "trainer.max_steps"
     now = trainer.max_epochs if by_epochs else validated.total_steps
     of = f"of {validated.total_steps}" if step == validated.total_steps else "is past its end"
-    sentence = (
-        f"{start.directory or 'the run'} is finished: step {step} {of}. To go on, raise {key} "
-        f"(now {now})."
+    message = (
+        f"{start.directory or 'the run'} is finished: step {step} {of}. To train longer, raise "
+        f"{key} (now {now})."
     )
-    return "\n".join([*start.skipped(), sentence])
+    return "\n".join([*start.skipped(), message])
 
 
 def _total_steps(
     trainer: TrainerConfig, blocks_per_epoch: int, state: CheckpointState | None
 ) -> int:
-    """The end that comes first of those that are set, counted on from the saved `state`."""
+    """Return the earlier end of max_steps and max_epochs, given the steps of the saved state."""
     ends = [trainer.max_steps] if trainer.max_steps else []
     if trainer.max_epochs:
         done, trained = (state.step, _blocks_trained(state)) if state else (0, 0)
@@ -160,9 +175,9 @@ def _done(state: CheckpointState | None) -> CompletedWork:
 
 
 def _check_state(start: Start, config: TrainConfig) -> None:
-    """Raise CheckpointError for a saved state that the model of `config` cannot be restored from.
+    """Raise CheckpointError if the model and optimizer of `config` cannot restore the saved state.
 
-    The shapes come first: a config out of a file may ask for a model of any size.
+    The shapes are compared first, since a config from a file may describe a model of any size.
     """
     if start.found is None:
         return
@@ -178,5 +193,5 @@ def _check_state(start: Start, config: TrainConfig) -> None:
 
 
 def _blocks_trained(state: CheckpointState) -> int:
-    """Skipped blocks do not count: the end of the run and its schedule stay what they were."""
+    """Return the blocks trained on. Skipped ones do not count, so that the run keeps its length."""
     return state.data.position - state.data.anomalies.skipped_blocks

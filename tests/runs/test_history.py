@@ -97,7 +97,7 @@ def test_replay_is_compared_to_its_end_after_several_kills(run: Path) -> None:
     back(run, 26)
     check = replay(run)
     assert check.interrupted(27) == (
-        "replay: 6 of 10 steps identical, the rest is compared when the run goes on"
+        "replay: 6 of 10 steps identical, the rest is compared after a resume"
     )
     said = [check.compare(step, 1 / step) for step in range(27, 31)]
     assert said[:-1] == [None] * 3 and str(said[-1]) == "replay: 10 steps identical"

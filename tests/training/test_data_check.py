@@ -76,7 +76,7 @@ def test_grown_data_is_accepted_when_named_as_the_message_says(
     (tmp_path / "3.txt").write_text("Another book. " + BOOK * 30)
     sentence = refusal([], tmp_path / "run")
     assert "the data has grown since the checkpoint was saved" in sentence
-    assert "3.txt came to it" in sentence
+    assert "3.txt was added" in sentence
     [named] = words_in(sentence, "data.train")
     [line] = resumed([named], tmp_path / "run", caplog)
     assert line.startswith("data: text: 3 files") and "→ text: 4 files" in line
@@ -92,7 +92,7 @@ def test_changed_data_is_refused_except_for_a_fork(
     (tmp_path / "1.txt").write_text("Another book. " + BOOK * 30)
     for words in ([], books):  # a job script always names its data
         sentence = refusal(words, tmp_path / "run")
-        assert "the data has changed" in sentence and "1.txt is not what it was" in sentence
+        assert "the data has changed" in sentence and "1.txt has changed" in sentence
         assert "+fork=true" in sentence
     (tmp_path / "1.txt").unlink()
     assert "2.txt" not in (sentence := refusal(books, tmp_path / "run"))
@@ -137,7 +137,7 @@ def test_embedded_text_of_other_python_names_both_versions(
 def test_change_between_sampled_tokens_is_detected(big: list[str], tmp_path: Path) -> None:
     train(big, tmp_path / "run")
     spoil(tmp_path / "big.bin")
-    assert "big.bin is not what it was" in refusal(big, tmp_path / "run")
+    assert "big.bin has changed" in refusal(big, tmp_path / "run")
 
 
 def test_checkpoint_without_file_digests_resumes_and_gets_them(
@@ -184,7 +184,7 @@ def test_slow_data_check_runs_in_background_and_blocks_saves(
     slow_disk.clear()
     threading.Timer(2.0, slow_disk.set).start()
     more = ["+resume=latest", "trainer.max_steps=6", "checkpoint.save_every=2"]
-    with pytest.raises(DataChanged, match=r"big\.bin is not what it was. The steps after 2 may"):
+    with pytest.raises(DataChanged, match=r"big\.bin has changed. The steps after 2 may"):
         train(more, run)
     after = {path.name: path.read_bytes() for path in (run / "checkpoints").iterdir()}
     assert after == before
@@ -209,7 +209,7 @@ def test_stop_during_data_check_saves_emergency_that_is_checked_again(
     more = ["+resume=latest", "trainer.max_steps=6", "checkpoint.save_every=4"]
     with caplog.at_level(logging.INFO):
         assert train(more, run).stopped is signal.SIGTERM
-    assert "this save waits until the data is read whole" in caplog.text
+    assert "this save waits until all data is read" in caplog.text
     latest = load(run / "checkpoints" / "latest.pt")
     assert (latest["reason"], latest["step"]) == ("SIGTERM", 4)
     assert latest["data"]["unverified_since"] == 2
@@ -231,7 +231,7 @@ def test_file_rewritten_during_training_is_detected_before_next_save(
 
     monkeypatch.setattr(Stepper, "step", step)
     more = ["trainer.max_steps=6", "checkpoint.save_every=2"]
-    with pytest.raises(DataChanged, match=r"big\.bin is not what it was. The steps after 4 may"):
+    with pytest.raises(DataChanged, match=r"big\.bin has changed. The steps after 4 may"):
         train([*big, *more], run)
     assert load(run / "checkpoints" / "latest.pt")["step"] == 4
     assert not list((run / "checkpoints").glob("emergency_*"))

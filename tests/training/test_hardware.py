@@ -27,9 +27,12 @@ def test_configured_hardware_is_used() -> None:
 def test_auto_gives_its_reason() -> None:
     hardware = choose_hardware("auto", "auto", None)
     if not torch.backends.mps.is_available():
-        assert (hardware.device.type, hardware.device_reason) == ("cpu", "no GPU is there")
+        assert (hardware.device.type, hardware.device_reason) == ("cpu", "no GPU is available")
     assert hardware.precision in ("float32", "bfloat16")
-    expected = {"float32": "there is no faster one", "bfloat16": "the CPU has instructions for it"}
+    expected = {
+        "float32": "the fastest on this device",
+        "bfloat16": "the CPU has instructions for it",
+    }
     assert hardware.precision_reason.startswith(expected[hardware.precision])
     assert hardware.threads == torch.get_num_threads()
 
@@ -39,17 +42,17 @@ def test_auto_gives_its_reason() -> None:
 def test_missing_gpu_is_an_error(device: str) -> None:
     with pytest.raises(ConfigError) as raised:
         choose_hardware(device, "auto", None)
-    assert str(raised.value) == f"device={device}: PyTorch sees no CUDA device here; take auto"
+    assert str(raised.value) == f"device={device}: PyTorch finds no CUDA device; use auto"
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an Apple GPU")
 def test_missing_apple_gpu_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"device=mps: PyTorch sees no Apple GPU here"):
+    with pytest.raises(ConfigError, match=r"device=mps: PyTorch finds no Apple GPU"):
         choose_hardware("mps", "auto", None)
 
 
 def test_float16_on_cpu_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"precision=float16 needs a CUDA device: take"):
+    with pytest.raises(ConfigError, match=r"precision=float16 needs a CUDA device: use"):
         choose_hardware("cpu", "float16", None)
 
 
