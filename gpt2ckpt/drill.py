@@ -1,4 +1,4 @@
-"""`python -m gpt2ckpt.drill [overrides]`: a recovery drill before a long run."""
+"""`python -m gpt2ckpt.drill [overrides]`: run a recovery drill before a long run."""
 
 from gpt2ckpt.signals.early import handle_signals_early
 
@@ -36,61 +36,62 @@ TRAIN = "train"
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command; its exit code is 1 if the drill failed."""
     with reported_errors():
         line = parse_command_line("drill")
-        own, words = split_overrides(line.overrides)
+        own, overrides = split_overrides(line.overrides)
         if line.asks_hydra:
             ask_hydra(replace(line, overrides=own))
             return
-        sys.exit(_drill(line, own, words))
+        sys.exit(_drill(line, own, overrides))
 
 
-def _drill(line: CommandLine, own: list[str], words: list[str]) -> int:
-    """Everything that is wrong with the settings is found before a folder is made."""
+def _drill(line: CommandLine, own: list[str], overrides: list[str]) -> int:
+    """Check all settings before the first folder is created, then drill; return the exit code."""
     config: DrillConfig = build_typed("drill", compose_config("drill", own).values)
     at_least("steps", config.steps, 4)
     at_least("ranks", config.ranks, 1)
-    _refuse_others(line)
+    _refuse_multirun_and_torchrun(line)
     name = TRAIN if line.config_name == "drill" else line.config_name
-    composed = compose_config(name, words, line.config_dir, TRAIN)
+    composed = compose_config(name, overrides, line.config_dir, TRAIN)
     values = composed.values
     if values["dry_run"]:
-        raise ConfigError("a drill trains: leave dry_run out, or give it to gpt2ckpt.train")
+        raise ConfigError(
+            "dry_run=true: a drill always trains. Leave dry_run out, or use it with gpt2ckpt.train"
+        )
     if values["resume"] is not None or values["fork"]:
-        raise ConfigError("a drill trains a run of its own: leave resume and fork out")
-    validated = validate_run(Start(freeze(values), task_overrides(words)))
+        raise ConfigError("a drill trains a new run: leave resume and fork out")
+    validated = validate_run(Start(freeze(values), task_overrides(overrides)))
     if not validated.config.checkpoint.enabled:
         raise ConfigError(
-            "checkpoint.enabled=false saves nothing, so a crash costs the whole run: there is "
-            "nothing to drill"
+            "checkpoint.enabled=false saves nothing, so there is nothing to drill: leave it out"
         )
     parent = Path(composed.hydra.run.dir).parent
-    words = [*line.flags, *(word for word in words if not sets(word, "hydra.run.dir"))]
+    overrides = [override for override in overrides if not sets(override, "hydra.run.dir")]
     with _scratch(parent) as scratch:
-        found = _examine(scratch)
-        if found.problems:
-            print(*lines(file_system(found)), sep="\n")
-            print(f"FAILED: do not train in {parent} before that is mended")
+        checked = _examine(scratch)
+        if checked.problems:
+            print(*lines(file_system(checked)), sep="\n")
+            print(f"FAILED: repair the file system before you train in {parent}")
             return 1
-        rehearsal = DrillRun(
-            words=words,
+        drill = DrillRun(
+            overrides=[*line.flags, *overrides],
             values=values,
             settings=_settings(composed, validated, config.ranks),
             scratch=scratch,
             steps=config.steps,
             tokens_per_step=validated.blocks_per_step * validated.config.model.block_size,
-            say=_say,
+            report=_report,
         )
-        drill = rehearsal.run(found)
-        print(*verdict(drill), sep="\n")
-        if not drill.passed:
-            raise _Kept(scratch)
+        result = drill.run(checked)
+        print(*verdict(result), sep="\n")
+        if not result.passed:
+            raise _DrillFailed(scratch)
     return 0
 
 
-class _Kept(UserError):
-    """The drill failed, and what it made is left to be looked at."""
+class _DrillFailed(UserError):
+    """The drill failed; its folder is kept for inspection."""
 
     def __init__(self, scratch: Path) -> None:
         trainings = [shlex.quote(str(scratch / name)) for name in ("killed", "undisturbed")]
@@ -100,26 +101,24 @@ class _Kept(UserError):
         )
 
 
-def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """The drill's own overrides, misspelt ones too, and those of the training."""
-    ours = [field.name for field in fields(DrillConfig)]
-    theirs = all_keys(TRAIN)
+def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Return the drill's own overrides, misspelt ones too, and those of the training."""
+    own_keys = [field.name for field in fields(DrillConfig)]
+    training_keys = all_keys(TRAIN)
     own = []
-    for word, override in zip(words, parse_overrides(words), strict=True):
-        key = override.key_or_group
-        is_slip = key not in theirs and nearest(key, ours, cutoff=0.75)
-        if key in ours or (is_slip and not key_for(key, TRAIN)):
-            own.append(word)
-    return own, [word for word in words if word not in own]
+    for override, parsed in zip(overrides, parse_overrides(overrides), strict=True):
+        key = parsed.key_or_group
+        is_misspelt = key not in training_keys and nearest(key, own_keys, cutoff=0.75)
+        if key in own_keys or (is_misspelt and not key_for(key, TRAIN)):
+            own.append(override)
+    return own, [override for override in overrides if override not in own]
 
 
-def _refuse_others(line: CommandLine) -> None:
+def _refuse_multirun_and_torchrun(line: CommandLine) -> None:
     if line.multirun:
-        raise ConfigError("drill has no multirun: drill the settings of one job")
+        raise ConfigError("drill has no multirun: leave -m out and drill the settings of one job")
     if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "a drill starts its ranks itself: python -m gpt2ckpt.drill ranks=N without torchrun"
-        )
+        raise ConfigError("the drill starts torchrun itself: use python -m gpt2ckpt.drill ranks=N")
 
 
 def _settings(composed: Composed, validated: ValidatedRun, ranks: int) -> Settings:
@@ -141,17 +140,17 @@ def _examine(scratch: Path) -> FileSystem:
     folder = scratch / "probe"
     try:
         folder.mkdir()
-        found = examine(folder)
+        checked = examine(folder)
         folder.rmdir()
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror})") from error
-    _say("tried the file system")
-    return found
+    _report("checked the file system")
+    return checked
 
 
 @contextlib.contextmanager
 def _scratch(parent: Path) -> Iterator[Path]:
-    """A folder where the run would go; removed at the end unless the drill failed."""
+    """Create a folder beside the run's directory; delete it at the end unless the drill failed."""
     is_new = not parent.exists()
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -161,12 +160,12 @@ def _scratch(parent: Path) -> Iterator[Path]:
     is_kept = False
     try:
         yield scratch
-    except _Kept:
+    except _DrillFailed:
         is_kept = True
         raise
     except InputError as error:
         is_kept = True
-        raise InputError(f"{error}; {scratch} is kept: look, then delete it") from error
+        raise InputError(f"{error}; {scratch} is kept: inspect and delete it") from error
     finally:
         if not is_kept:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -175,8 +174,8 @@ def _scratch(parent: Path) -> Iterator[Path]:
                     parent.rmdir()
 
 
-def _say(sentence: str) -> None:
-    print(f"drill: {sentence}", flush=True)
+def _report(text: str) -> None:
+    print(f"drill: {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The drill itself: kill, resume, train undisturbed, compare, measure."""
+"""Runs the drill: kill a training, resume it, train without a kill, compare and measure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,54 +23,68 @@ from gpt2ckpt.recovery_drill.results import (
 )
 from gpt2ckpt.recovery_drill.training_process import Training
 
-MAX_SAVES = 200  # after which a training that could not be caught in a save ends by itself
+MAX_SAVES = 200  # after which a training that could not be killed during a save ends
 EVAL_BLOCKS = 16
-MARGIN = 1.2  # saves are measured this much further apart than they take
+MARGIN = 1.2  # the time between two measured saves, relative to the time that a save takes
 
 
 @dataclass(frozen=True)
 class DrillRun:
-    """A drill in `scratch` of the run that `words` make; `steps` is how many it trains at least."""
+    """A drill of a run.
 
-    words: list[str]
+    Args:
+        overrides: those of the run.
+        values: the composed config of the run.
+        settings: what the drill needs to know of the run.
+        scratch: the folder of the drill.
+        steps: how many steps the drill trains at least.
+        tokens_per_step: tokens of one optimizer step.
+        report: prints a line of progress.
+    """
+
+    overrides: list[str]
     values: Values
     settings: Settings
     scratch: Path
     steps: int
     tokens_per_step: int
-    say: Callable[[str], None]
+    report: Callable[[str], None]
 
     def run(self, file_system: FileSystem) -> DrillResult:
-        """Raises ConfigError or InputError for what the trainings complain of."""
+        """Run all trainings and compare them; `file_system` has been examined before.
+
+        Raises:
+            ConfigError, InputError: with the error of a training that failed.
+        """
         killed = self._training("killed")
         every = max(1, self.steps // 4)
-        writing = killed.killed_in_a_save(
+        writing = killed.kill_in_save(
             f"trainer.max_steps={every * MAX_SAVES}",
             f"checkpoint.save_every={every}",
             *self._evaluations(every),
         )
-        before = max((event["step"] for event in killed.events()), default=0)
-        self.say(f"trained {before} steps and killed it (SIGKILL) while it wrote {writing}")
+        before = max((logged["step"] for logged in killed.logged_steps()), default=0)
+        self.report(f"trained {before} steps and killed it (SIGKILL) while it wrote {writing}")
         steps = self._length(killed, before, every)
         more = (f"trainer.max_steps={steps}", f"checkpoint.save_every={every}")
-        started = killed.to_the_end("+resume=latest", *more, *self._evaluations(every))
-        resumed = _resumed_step(killed)
-        self.say(f"resumed it from step {resumed} and trained to step {steps}")
+        started = killed.train_to_end("+resume=latest", *more, *self._evaluations(every))
+        resumed = _resumed_event(killed)["step"]
+        self.report(f"resumed it from step {resumed} and trained to step {steps}")
         undisturbed = self._training("undisturbed")
-        undisturbed.to_the_end(
+        undisturbed.train_to_end(
             f"trainer.max_steps={steps}",
             f"checkpoint.save_every={max(1, steps // 3)}",
             *self._evaluations(steps),
         )
-        self.say(f"trained the same {steps} steps without a kill")
-        first = next(event for event in killed.events() if event["step"] > resumed)
+        self.report(f"trained the same {steps} steps without a kill")
+        first = next(logged for logged in killed.logged_steps() if logged["step"] > resumed)
         recovery = _compare(killed, undisturbed, Kill(writing, before, resumed), steps)
         cost = self._measure(undisturbed, first["time"] - started)
         return DrillResult(self.settings, file_system, recovery, cost)
 
     def _training(self, name: str) -> Training:
-        words = [*self.words, *_common_overrides(self.values, self.settings.total_steps)]
-        return Training(words, self.scratch / name, self.settings.ranks)
+        common = _common_overrides(self.values, self.settings.total_steps)
+        return Training([*self.overrides, *common], self.scratch / name, self.settings.ranks)
 
     def _evaluations(self, every: int) -> tuple[str, ...]:
         trainer = self.values["trainer"]
@@ -83,21 +97,21 @@ class DrillRun:
         )
 
     def _length(self, killed: Training, before: int, every: int) -> int:
-        """Steps enough to go on after the kill, and for three saves that don't wait in a queue."""
-        saves = killed.saves()
-        slowest = max((save.durable_after for save in saves), default=0.0)
+        """Return the number of steps: past the kill, and for three saves that do not overlap."""
+        saves = killed.events("checkpoint_saved")
+        slowest = max((save["seconds"] for save in saves), default=0.0)
         gap = int(MARGIN * slowest / _step_seconds(killed, self.tokens_per_step)) + 1
         return max(self.steps, before + every, 3 * gap)
 
     def _measure(self, training: Training, restart: float) -> Cost:
-        saves = training.saves()
+        saves = training.events("checkpoint_saved")
         if len(saves) < 3:
-            raise InputError(f"its saves are not in the log of a training: {training.log}")
+            raise InputError(f"a training of the drill saved too rarely: see {training.output}")
         return Cost(
             step=_step_seconds(training, self.tokens_per_step),
-            first_stall=saves[0].waited,
-            stall=saves[1].waited,
-            durable_after=saves[1].durable_after,
+            first_stall=saves[0]["stall_seconds"],
+            stall=saves[1]["stall_seconds"],
+            durable_after=saves[1]["seconds"],
             restart=restart,
             size=(training.checkpoints / LATEST).stat().st_size,
             free=_free(self.scratch),
@@ -105,15 +119,15 @@ class DrillRun:
 
 
 def _common_overrides(values: Values, total_steps: int) -> list[str]:
-    """What every training of a drill has: it is short, watched closely, and tells nobody."""
-    words = ["trainer.max_epochs=null", "trainer.log_every=1", "trainer.sample_every=0"]
-    words += ["logger.wandb=false", "checkpoint.keep_rolling=1"]
+    """Return the overrides of every training of a drill: short, every step logged, no W&B."""
+    overrides = ["trainer.max_epochs=null", "trainer.log_every=1", "trainer.sample_every=0"]
+    overrides += ["logger.wandb=false", "checkpoint.keep_rolling=1"]
     schedule = values["schedule"]
     if "steps" in schedule and schedule["steps"] is None:
-        # The learning rates of the real run, which may end in its warm-up; a length may not.
+        # The learning rates of the real run. A schedule must be longer than its warm-up.
         parts = schedule["warmup_steps"] + schedule.get("decay_steps", 0)
-        words.append(f"schedule.steps={max(total_steps, parts)}")
-    return words
+        overrides.append(f"schedule.steps={max(total_steps, parts)}")
+    return overrides
 
 
 def _compare(killed: Training, other: Training, kill: Kill, steps: int) -> Recovery:
@@ -122,25 +136,27 @@ def _compare(killed: Training, other: Training, kill: Kill, steps: int) -> Recov
         check(path)
     differing, tensors = compare_tensors(ours, theirs)
     differing += differing_state(read_head(ours), read_head(theirs))
-    differing += differing_losses(killed.events(), other.events(), steps)
-    said = killed.lines("replay: ", "not bitwise the same")
-    differing += [line for line in said if not line.endswith("identical")]
-    replay = next((line for line in said if line.startswith("replay: ")), "")
-    return Recovery(kill, steps, replay, tensors, differing)
+    differing += differing_losses(killed.logged_steps(), other.logged_steps(), steps)
+    differing += _resumed_event(killed)["not_exact"]
+    replays = killed.events("replay_verified")
+    differing += [replay["first_difference"] for replay in replays if replay["first_difference"]]
+    identical = sum(replay["identical_steps"] for replay in replays)
+    return Recovery(
+        kill, steps=steps, identical_steps=identical, tensors=tensors, differing=differing
+    )
 
 
-def _resumed_step(killed: Training) -> int:
-    line = next(iter(killed.lines("resuming from ")), "")
-    step = line.rpartition(" ")[2]
-    if not step.isdigit():
-        raise InputError(f"the killed training was not resumed: see {killed.log}")
-    return int(step)
+def _resumed_event(killed: Training) -> dict[str, Any]:
+    resumed = killed.events("run_resumed")
+    if not resumed:
+        raise InputError(f"the killed training was not resumed: see {killed.output}")
+    return resumed[0]
 
 
 def _step_seconds(training: Training, tokens_per_step: int) -> float:
-    """The median step, without the first two, which set everything up."""
-    events: list[dict[str, Any]] = training.events()
-    return median(tokens_per_step / float(e["tokens_per_s"]) for e in events[2:] or events)
+    """Return the median seconds of a step, without the first two, which are slower."""
+    logged = training.logged_steps()
+    return median(tokens_per_step / float(step["tokens_per_s"]) for step in logged[2:] or logged)
 
 
 def _free(scratch: Path) -> int:

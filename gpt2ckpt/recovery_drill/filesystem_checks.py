@@ -1,6 +1,6 @@
-"""Whether a file system does what saves need: each call is really made, its effect looked at.
+"""Checks whether a file system is fit for saves: makes each call and examines its effect.
 
-What no program can see from inside: a device that says of unsaved bytes that they are safe.
+No program can detect a device that reports bytes as synced that it does not keep.
 """
 
 import errno
@@ -22,15 +22,15 @@ IN_MEMORY = {"tmpfs", "ramfs"}
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a save or a lock relies on; `problem` is empty where it works."""
+    """One operation that saves or locks rely on; `problem` is empty if it works."""
 
-    what: str
+    operation: str
     problem: str = ""
 
 
 @dataclass
 class FileSystem:
-    """What was found about the file system of a folder. Speeds in bytes per second."""
+    """The results for the file system of a folder. Speeds in bytes per second."""
 
     kind: str
     device: str
@@ -45,25 +45,33 @@ class FileSystem:
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether a restart of the machine takes everything on it."""
+        """Return whether all files are lost when the machine restarts."""
         return self.kind in IN_MEMORY
 
 
 def examine(folder: Path, probe_bytes: int = PROBE_BYTES) -> FileSystem:
-    """Try in the empty `folder` everything that a run does there; what it made is removed."""
+    """Try every operation of a run in the empty `folder`, and remove what that created.
+
+    Args:
+        folder: an empty folder on the file system.
+        probe_bytes: how many bytes are written to measure the speed.
+
+    Raises:
+        OSError: if the folder cannot be emptied.
+    """
     kind, device = _mounted(folder)
     found = FileSystem(kind, device)
-    tries: dict[str, Callable[[], None]] = {
+    attempts: dict[str, Callable[[], None]] = {
         "write, fsync, read back": lambda: _publish(folder, found, probe_bytes),
         "rename over a file": lambda: _replace(folder),
         "second name of a file": lambda: _link(folder, found),
         "fsync of the folder": lambda: _sync_folder(folder),
         "delete": lambda: _delete(folder),
-        "one of two makes a folder": lambda: _make_twice(folder),
+        "create a folder only once": lambda: _make_twice(folder),
         "lock of a live run": lambda: _lock(folder),
     }
-    for what, attempt in tries.items():
-        found.checks.append(Check(what, _problem_of(attempt)))
+    for operation, attempt in attempts.items():
+        found.checks.append(Check(operation, _problem_of(attempt)))
     for path in folder.iterdir():
         path.rmdir() if path.is_dir() else path.unlink()
     return found
@@ -85,7 +93,7 @@ def _require(holds: bool, otherwise: str) -> None:
 
 
 def _publish(folder: Path, found: FileSystem, size: int) -> None:
-    """The protocol of a save, timed; the bytes are random, so that nothing compresses them."""
+    """Publish a file as a save does, and time it; random bytes cannot be compressed."""
     content, begun = os.urandom(size), time.perf_counter()
 
     def compare(path: Path) -> None:
@@ -93,7 +101,7 @@ def _publish(folder: Path, found: FileSystem, size: int) -> None:
         same = path.stat().st_size == size and path.read_bytes() == content
         found.read_speed = size / (time.perf_counter() - synced)
         found.write_speed = size / (synced - begun)
-        _require(same, "what was written and synced is not what is read back")
+        _require(same, "the bytes read back differ from the bytes written")
 
     durable.publish(folder / "probe", [content], compare)
 
@@ -101,13 +109,18 @@ def _publish(folder: Path, found: FileSystem, size: int) -> None:
 def _replace(folder: Path) -> None:
     for content in (b"old", b"new"):
         durable.publish(folder / "replaced", [content], lambda path: None)
-    _require((folder / "replaced").read_bytes() == b"new", "the name still has the old bytes")
-    _require(not list(folder.glob(".*")), "the temporary name is still there")
+    _require(
+        (folder / "replaced").read_bytes() == b"new",
+        "the name still has the old bytes after a rename",
+    )
+    _require(not list(folder.glob(".*")), "the temporary name still exists after a rename")
 
 
 def _sync_folder(folder: Path) -> None:
     (folder / "named").touch()
-    _require(durable.sync_directory(folder), "it cannot: a new name may not survive a power loss")
+    _require(
+        durable.sync_directory(folder), "not supported: a new name may not survive a power loss"
+    )
 
 
 def _link(folder: Path, found: FileSystem) -> None:
@@ -125,7 +138,7 @@ def _delete(folder: Path) -> None:
     path = folder / "deleted"
     durable.publish(path, [b"bytes"], lambda path: None)
     durable.delete([path])
-    _require(path not in list(folder.iterdir()), "a deleted name is still there")
+    _require(path not in list(folder.iterdir()), "a deleted name still exists")
 
 
 def _make_twice(folder: Path) -> None:
@@ -134,7 +147,7 @@ def _make_twice(folder: Path) -> None:
         (folder / "made").mkdir()
     except FileExistsError:
         return
-    _require(False, "a folder could be made twice: two runs could share one")
+    _require(False, "a folder could be created twice: two runs could share a directory")
 
 
 def _lock(folder: Path) -> None:
@@ -143,14 +156,14 @@ def _lock(folder: Path) -> None:
     try:
         with RunLock(directory):
             _require(is_locked(directory), "a locked run does not look locked")
-        _require(not is_locked(directory), "a lock that was given back still holds")
+        _require(not is_locked(directory), "a released lock still holds")
     finally:
         for path in directory.iterdir():
             path.unlink()
 
 
 def _mounted(folder: Path) -> tuple[str, str]:
-    """Type and device of the file system that `folder` is on, question marks if not known."""
+    """Return type and device of the file system of `folder`; question marks if unknown."""
     path = folder.resolve()
     mounts = [m for m in psutil.disk_partitions(all=True) if path.is_relative_to(m.mountpoint)]
     nearest = max(mounts, key=lambda mount: len(mount.mountpoint), default=None)

@@ -1,4 +1,4 @@
-"""What a drill found out, and what follows from it: numbers only, no files and no processes."""
+"""The results of a drill and what follows from them: pure functions of numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ STATE = ("step", "epoch", "tokens_seen", "data.position", "train_loss", "rng", "
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user's own run would be. An epoch and the run in steps."""
+    """The settings of the real run, which the drill projects its measurements to."""
 
     run_parent: str
     total_steps: int
@@ -27,7 +27,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Kill:
-    """Which file it was writing, after how many steps; and the step of the state that went on."""
+    """The kill: the file being written, the steps trained, and the step that was resumed from."""
 
     writing: str
     steps: int
@@ -36,11 +36,15 @@ class Kill:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What became of the training that was killed. `differing` names what was not the same."""
+    """How the killed training ended, compared with the training that was not killed.
+
+    `identical_steps` were trained again after the kill with the same losses. `differing` has a line
+    for each difference.
+    """
 
     kill: Kill
     steps: int
-    replay: str
+    identical_steps: int
     tensors: int
     differing: list[str] = field(default_factory=list)
 
@@ -51,7 +55,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Cost:
-    """Measured on these settings. Times in seconds, sizes in bytes; a step without saves."""
+    """Measured times in seconds and sizes in bytes; `step` is the time of a step without a save."""
 
     step: float
     first_stall: float
@@ -62,28 +66,28 @@ class Cost:
     free: int
 
     def interval(self, save_every: int) -> float:
-        """Seconds from one save to the next. A save that comes before the last is written waits."""
+        """Return the seconds from one save to the next; a save waits for an unfinished one."""
         training = save_every * self.step
         return training + max(self.stall, self.durable_after - training)
 
     def stall_fraction(self, save_every: int) -> float:
-        """Of the time, how much the training waits for saves."""
+        """Return the fraction of the time that the training waits for saves."""
         return 1 - save_every * self.step / self.interval(save_every)
 
     def lost_by_crash(self, save_every: int) -> float:
-        """Seconds of work that a crash costs at most: it comes just before a save is durable."""
+        """Return the seconds of work that a crash just before a save is durable costs."""
         return self.interval(save_every) + self.durable_after
 
     def written_per_hour(self, save_every: int) -> float:
-        """Bytes that regular saves write."""
+        """Return the bytes that regular saves write in an hour."""
         return COPIES * self.size * 3600 / self.interval(save_every)
 
 
 @dataclass(frozen=True)
 class Disk:
-    """What the checkpoints of the whole run take at most, and if that is too much, when it is full.
+    """The most bytes that the checkpoints of the run take, and the hours until the disk is full.
 
-    Bytes; `hours` is None where everything fits.
+    `hours` is None if all checkpoints fit.
     """
 
     pools: int
@@ -93,7 +97,7 @@ class Disk:
 
 @dataclass(frozen=True)
 class DrillResult:
-    """All of it."""
+    """Everything that the drill prints."""
 
     settings: Settings
     file_system: FileSystem
@@ -106,7 +110,7 @@ class DrillResult:
 
 
 def disk_need(settings: Settings, cost: Cost) -> Disk:
-    """How long the disk lasts: the pools fill up first, from then on only epochs come on top."""
+    """Return the disk need: first the pools fill up, then epoch checkpoints are added."""
     retention = Retention(settings.keep_rolling, settings.keep_emergency, settings.keep_epochs)
     count = int(settings.total_steps / settings.steps_per_epoch) if settings.save_epochs else 0
     pools = most_files(retention, 0) * cost.size
@@ -121,7 +125,7 @@ def disk_need(settings: Settings, cost: Cost) -> Disk:
 
 
 def differing_state(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """The plain values in which two checkpoints differ, of those that a step changes."""
+    """Return a line for each value (not a tensor) that a step changes and that differs."""
     lines = []
     for key in STATE:
         a, b = _at(ours, key), _at(theirs, key)
@@ -133,11 +137,13 @@ def differing_state(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 def differing_losses(
     ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], steps: int
 ) -> list[str]:
-    """Where the histories of two trainings of `steps` steps differ, each step once in either."""
+    """Return where the losses of two trainings differ; each must have each step exactly once."""
     lines = []
     for name, events in (("killed and resumed", ours), ("undisturbed", theirs)):
         if [event["step"] for event in events] != list(range(1, steps + 1)):
-            lines.append(f"the history of the {name} training has not every step once")
+            lines.append(
+                f"metrics.jsonl of the {name} training does not hold each step exactly once"
+            )
     if lines:
         return lines
     for a, b in zip(ours, theirs, strict=True):

@@ -1,46 +1,46 @@
-"""The page that a drill prints."""
+"""The report that a drill prints."""
 
 from gpt2ckpt.recovery_drill.filesystem_checks import FileSystem
 from gpt2ckpt.recovery_drill.results import Cost, DrillResult, disk_need
-from gpt2ckpt.units import human_bytes, human_duration
+from gpt2ckpt.units import human_bytes, human_duration, plural
 
 LABEL = 13
 SHOWN = 5  # differences
 
 
 def verdict(drill: DrillResult) -> list[str]:
-    """The whole page."""
+    """Return the lines of the report."""
     rows = [("", ""), *_recovery(drill), *file_system(drill.file_system)]
     rows += [("", ""), *_cost(drill), ("", ""), *_choices(drill), ("", ""), _last(drill)]
     return lines(rows)
 
 
 def lines(rows: list[tuple[str, str]]) -> list[str]:
-    """Labelled rows as text."""
+    """Return rows of label and text as aligned lines."""
     return [f"{label:{LABEL}}{text}".rstrip() for label, text in rows]
 
 
 def file_system(found: FileSystem) -> list[tuple[str, str]]:
-    """What was found about the disk, the bad first."""
+    """Return the rows about the file system."""
     where = f"{found.kind} on {found.device}"
     if found.problems:
         rows = [("file system", f"NOT FIT: {where}")]
-        return rows + [("", f"{check.what}: {check.problem}") for check in found.problems]
-    links = "hard links" if found.has_links else "copies, for it has no hard links"
+        return rows + [("", f"{check.operation}: {check.problem}") for check in found.problems]
+    links = "hard links" if found.has_links else "copies, since there are no hard links"
     rows = [
-        ("file system", f"{where}: does what saves need ({links}; {len(found.checks)} checks)"),
+        ("file system", f"{where}: fit for saves ({links}; {len(found.checks)} checks)"),
         (
             "",
             f"{_speed(found.write_speed)} written and synced, {_speed(found.read_speed)} read back",
         ),
     ]
     if found.is_in_memory:
-        rows.append(("", "it is in memory: a restart of the machine takes every checkpoint"))
+        rows.append(("", "it is in memory: every checkpoint is lost when the machine restarts"))
     return rows
 
 
 def duration(seconds: float) -> str:
-    """Milliseconds, seconds with two digits, or the two largest units."""
+    """Return a time in milliseconds, in seconds, or in its two largest units."""
     if seconds < 0.995:
         return f"{seconds * 1e3:.0f} ms"
     return f"{seconds:.1f} s" if seconds < 59.5 else human_duration(seconds)
@@ -52,11 +52,16 @@ def _recovery(drill: DrillResult) -> list[tuple[str, str]]:
         f"killed at step {found.kill.steps} while it wrote {found.kill.writing}; resumed from step "
         f"{found.kill.resumed_from}"
     )
-    rows = [("recovery", story), ("", found.replay or "no step had to be trained again")]
+    again = (
+        f"{plural(found.identical_steps, 'step')} trained again with identical losses"
+        if found.identical_steps
+        else "no step had to be trained again"
+    )
+    rows = [("recovery", story), ("", again)]
     if found.is_exact:
         same = f"all {found.tensors} tensors and {found.steps} losses as in a run without the kill"
         return [*rows, ("exact", f"yes, bitwise: {same}")]
-    rows.append(("exact", f"NO: {len(found.differing)} differences to a run without the kill"))
+    rows.append(("exact", f"NO: {len(found.differing)} differences from a run without the kill"))
     rows += [("", line) for line in found.differing[:SHOWN]]
     if len(found.differing) > SHOWN:
         rows.append(("", f"and {len(found.differing) - SHOWN} more"))
@@ -77,9 +82,9 @@ def _cost(drill: DrillResult) -> list[tuple[str, str]]:
         (
             "a crash",
             f"costs at most {duration(lost)} of work (checkpoint.save_every={settings.save_every}) "
-            f"and {duration(cost.restart)} to start again",
+            f"and {duration(cost.restart)} to restart",
         ),
-        ("a signal", "Ctrl+C or SIGTERM saves first: it costs no step"),
+        ("a signal", "Ctrl+C or SIGTERM costs no step: the training saves before it stops"),
         ("disk", _disk(drill)),
     ]
 
@@ -87,17 +92,17 @@ def _cost(drill: DrillResult) -> list[tuple[str, str]]:
 def _disk(drill: DrillResult) -> str:
     need, cost = disk_need(drill.settings, drill.cost), drill.cost
     epochs = f" and {human_bytes(need.epochs)} for epochs" if need.epochs else ""
-    sentence = (
+    text = (
         f"the run needs at most {human_bytes(need.pools)}{epochs}; {human_bytes(cost.free)} are "
         "free: "
     )
     if need.hours is None:
-        return sentence + "it lasts to the end"
-    return sentence + f"FULL AFTER {need.hours:,.1f} HOURS at this rate"
+        return text + "enough until the end"
+    return text + f"FULL AFTER {need.hours:,.1f} HOURS at this rate"
 
 
 def _choices(drill: DrillResult) -> list[tuple[str, str]]:
-    """What other intervals would cost, the chosen one among them."""
+    """Return the cost of other intervals between saves, and of the chosen one."""
     chosen, cost = drill.settings.save_every, drill.cost
     head = ("save_every", f"{'training waits':>14}{'a crash costs at most':>23}{'written':>14}")
     rows = [head]
@@ -117,10 +122,10 @@ def _last(drill: DrillResult) -> tuple[str, str]:
     if drill.passed:
         return (
             "PASSED",
-            "killed in the middle of a save, it went on bitwise as if it had not been",
+            "killed during a save, the training resumed and ended bitwise as without the kill",
         )
-    reasons = ["it would not go on exactly"] * (not drill.recovery.is_exact)
-    reasons += ["the file system does not do what saves need"] * bool(drill.file_system.problems)
+    reasons = ["the resume was not exact"] * (not drill.recovery.is_exact)
+    reasons += ["the file system is not fit for saves"] * bool(drill.file_system.problems)
     return ("FAILED", "; ".join(reasons))
 
 

@@ -1,4 +1,4 @@
-"""The drill's trainings: real `gpt2ckpt.train` processes, one of them killed in the act."""
+"""The trainings of the drill: real `gpt2ckpt.train` processes, one of which is killed in a save."""
 
 import contextlib
 import re
@@ -12,118 +12,105 @@ from typing import Any
 
 import psutil
 
+from gpt2ckpt.checkpoint.event_sink import EventName
 from gpt2ckpt.checkpoint.names import LATEST
 from gpt2ckpt.config.compose import spelled
 from gpt2ckpt.errors import ConfigError, InputError, UserError
 from gpt2ckpt.loggers import metrics_file
+from gpt2ckpt.runs.events import read_events
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY
 
-SAVED = re.compile(r"saved (\S+) \(step (\d+), .* in ([\d.]+) s, training waited ([\d.]+) s\)")
 WRITING = re.compile(r"\.(rolling_step_\d+\.pt)\..+\.tmp")
-ENDING = 30  # seconds for killed processes to be gone
-BRISK, CALM = 0.002, 0.05  # seconds between two looks
-
-
-@dataclass(frozen=True)
-class Save:
-    """What a line of the log says of a save, in seconds."""
-
-    name: str
-    step: int
-    durable_after: float
-    waited: float
+KILL_SECONDS = 30  # for killed processes to end
+POLL, POLL_BEFORE_SAVES = 0.002, 0.05  # seconds
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training of the drill: its words, its directory, and on how many ranks."""
+    """A training of the drill: its overrides, its directory, and its number of ranks."""
 
-    words: list[str]
+    overrides: list[str]
     directory: Path
     ranks: int = 1
 
     @property
-    def log(self) -> Path:
-        """What the processes of this training print."""
+    def output(self) -> Path:
+        """Return the file with what the processes of this training print."""
         return self.directory.with_suffix(".out")
 
     @property
     def checkpoints(self) -> Path:
         return self.directory / CHECKPOINTS
 
-    def command(self, more: list[str]) -> list[str]:
-        module = ["-m", "gpt2ckpt.train"]
-        if self.ranks > 1:
-            launcher = ["-m", "torch.distributed.run", "--standalone"]
-            module = [*launcher, f"--nproc_per_node={self.ranks}", *module]
-        place = f"hydra.run.dir={spelled(str(self.directory))}"
-        return [sys.executable, *module, *self.words, *more, place]
+    def train_to_end(self, *more: str) -> float:
+        """Train with `more` overrides until the last step; return the time of the start.
 
-    def to_the_end(self, *more: str) -> float:
-        """Train to the end; returns when it was started. Raises what the training complained of."""
+        Raises:
+            ConfigError, InputError: with the error of the training, if it failed.
+        """
         started = time.time()
         with self._running(more) as process:
             code = process.wait()
         if code:
-            raise self._complaint(code)
+            raise self._error(code)
         return started
 
-    def killed_in_a_save(self, *more: str) -> str:
-        """Train until one save is durable and the next is being written, and kill it there.
+    def kill_in_save(self, *more: str) -> str:
+        """Train until one save is durable and the next is being written, and kill all processes.
 
-        Returns the name of the file that it was writing. Raises what the training complained of,
-        or InputError if it came to its end before.
+        Returns:
+            The name of the file that was being written.
+
+        Raises:
+            ConfigError, InputError: if the training failed, or ended before it could be killed.
         """
         with self._running(more) as process:
-            while (name := self._being_written()) is None:
+            while (name := self._file_being_written()) is None:
                 code = process.poll()
                 if code:
-                    raise self._complaint(code)
-                if code == 0 or "SAVE FAILED" in self._printed():
-                    raise InputError(f"no save of the training could be caught: see {self.log}")
-                time.sleep(BRISK if self.checkpoints.is_dir() else CALM)
+                    raise self._error(code)
+                if code == 0 or self.events("checkpoint_failed"):
+                    raise InputError(
+                        f"the training could not be killed during a save: see {self.output}"
+                    )
+                time.sleep(POLL if self.checkpoints.is_dir() else POLL_BEFORE_SAVES)
         return name
 
-    def events(self) -> list[dict[str, Any]]:
-        """The logged steps."""
-        return [e for e in metrics_file.read(self.directory / HISTORY) if "train_loss" in e]
+    def logged_steps(self) -> list[dict[str, Any]]:
+        """Return what metrics.jsonl holds of each step."""
+        logged = metrics_file.read(self.directory / HISTORY)
+        return [step for step in logged if "train_loss" in step]
 
-    def saves(self) -> list[Save]:
-        """The saves that the log tells of, in its order."""
-        found = SAVED.findall(self._printed())
-        return [Save(name, int(step), float(a), float(b)) for name, step, a, b in found]
+    def events(self, name: EventName) -> list[dict[str, Any]]:
+        """Return the events with this name."""
+        return [event for event in read_events(self.directory) if event["event"] == name]
 
-    def lines(self, *beginnings: str) -> list[str]:
-        """The printed lines that begin with one of these words."""
-        return [line for line in self._printed().splitlines() if line.startswith(beginnings)]
-
-    def _being_written(self) -> str | None:
+    def _file_being_written(self) -> str | None:
         if not (self.checkpoints / LATEST).exists():
             return None
         names = (path.name for path in self.checkpoints.iterdir())
         found = (WRITING.fullmatch(name) for name in names)
         return next((match[1] for match in found if match), None)
 
-    def _printed(self) -> str:
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-    def _complaint(self, code: int) -> UserError:
-        errors = self.lines("error: ")
-        sentence = errors[-1].removeprefix("error: ") if errors else f"it ended with code {code}"
+    def _error(self, code: int) -> UserError:
+        """Return the error that a training printed before it ended with this exit code."""
+        printed = self.output.read_text(errors="replace").splitlines()
+        errors = [line for line in printed if line.startswith("error: ")]
+        message = errors[-1].removeprefix("error: ") if errors else f"exit code {code}"
         if code == ConfigError.exit_code:
-            return ConfigError(sentence)
-        return InputError(f"a training of the drill failed: {sentence} (its output: {self.log})")
+            return ConfigError(message)
+        return InputError(f"a training of the drill failed: {message} (its output: {self.output})")
 
     @contextlib.contextmanager
     def _running(self, more: tuple[str, ...]) -> Iterator["subprocess.Popen[bytes]"]:
-        """The launched process; with all its descendants it is killed (SIGKILL) in the end."""
-        with self.log.open("ab") as output:
+        """Start a process, and kill (SIGKILL) it with all its descendants at the end."""
+        with self.output.open("ab") as output:
             process = subprocess.Popen(
-                self.command(list(more)),
+                self._command(more),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl+C is for the drill, which then ends it
+                start_new_session=True,  # Ctrl+C reaches the drill alone, which ends the training
             )
         try:
             yield process
@@ -131,13 +118,21 @@ class Training:
             _kill(process.pid)
             process.wait()
 
+    def _command(self, more: tuple[str, ...]) -> list[str]:
+        module = ["-m", "gpt2ckpt.train"]
+        if self.ranks > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone"]
+            module = [*launcher, f"--nproc_per_node={self.ranks}", *module]
+        directory = f"hydra.run.dir={spelled(str(self.directory))}"
+        return [sys.executable, *module, *self.overrides, *more, directory]
+
 
 def _kill(pid: int) -> None:
-    """Kill a process and its descendants: torchrun puts each rank in a session of its own."""
+    """Kill a process and its descendants: torchrun gives each rank a session of its own."""
     with contextlib.suppress(psutil.NoSuchProcess):
         launched = psutil.Process(pid)
         ranks = launched.children(recursive=True)
         for process in (launched, *ranks):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(ranks, timeout=ENDING)
+        psutil.wait_procs(ranks, timeout=KILL_SECONDS)

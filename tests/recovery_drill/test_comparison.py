@@ -1,4 +1,4 @@
-"""What the drill compares: real checkpoints, histories and logs that differ in one thing each."""
+"""The drill's comparison: real checkpoints, metrics and events that differ in one thing each."""
 
 import json
 from pathlib import Path
@@ -11,13 +11,23 @@ from gpt2ckpt.checkpoint import format
 from gpt2ckpt.recovery_drill.drill_run import _compare
 from gpt2ckpt.recovery_drill.results import Kill
 from gpt2ckpt.recovery_drill.training_process import Training
+from gpt2ckpt.runs.events import EventLog
 
 STEPS = 3
 KILL = Kill("rolling_step_000002.pt", 2, 1)
-LOG = "resuming from latest.pt at step 1\nreplay: 1 steps identical\n"
+REPLAY = {"identical_steps": 1, "first_difference": None}
 
 
-def training(folder: Path, name: str, step: int, loss: float, log: str, **state: Any) -> Training:
+def training(
+    folder: Path,
+    name: str,
+    *,
+    step: int,
+    loss: float,
+    replay: dict[str, Any],
+    not_exact: list[str],
+    **state: Any,
+) -> Training:
     """As a training leaves it: `loss` is that of step 2."""
     made = Training([], folder / name)
     made.checkpoints.mkdir(parents=True)
@@ -28,7 +38,9 @@ def training(folder: Path, name: str, step: int, loss: float, log: str, **state:
     events = [{"step": n, "train_loss": loss if n == 2 else 1.0} for n in range(1, STEPS + 1)]
     lines = "".join(json.dumps(event) + "\n" for event in events)
     (made.directory / "metrics.jsonl").write_text(lines)
-    made.log.write_text(log)
+    with EventLog(made.directory) as log:
+        log.write("run_resumed", 1, not_exact=not_exact)
+        log.write("replay_verified", 2, **replay)
     return made
 
 
@@ -41,18 +53,19 @@ def training(folder: Path, name: str, step: int, loss: float, log: str, **state:
         ({"data": {"position": 8}}, "data.position: 8 and 6"),
         ({"step": 4}, "step: 4 and 3"),
         ({"loss": 0.5 + 1e-12}, "step 2: loss"),
-        ({"log": LOG.replace("1 steps identical", "step 2 differs: loss 1 and 2")}, "step 2 diff"),
-        ({"log": LOG + "not bitwise the same as without the stop: torch\n"}, "not bitwise"),
+        ({"replay": {**REPLAY, "first_difference": "step 2 differs: loss 1"}}, "step 2 differs"),
+        ({"not_exact": ["torch 2.13 → 2.14"]}, "torch 2.13"),
     ],
-    ids=["nothing", "weights", "generators", "position", "step", "losses", "replay", "warning"],
+    ids=["nothing", "weights", "generators", "position", "step", "losses", "replay", "libraries"],
 )
-def test_each_difference_is_found_and_named(
+def test_each_difference_is_reported(
     tmp_path: Path, change: dict[str, Any], sentence: str | None
 ) -> None:
-    same = {"step": STEPS, "loss": 0.5, "log": LOG}
+    same = {"step": STEPS, "loss": 0.5, "replay": REPLAY, "not_exact": []}
     undisturbed = training(tmp_path, "undisturbed", **same)
     killed = training(tmp_path, "killed", **{**same, **change})
     found = _compare(killed, undisturbed, KILL, STEPS)
+    assert found.identical_steps == 1
     assert found.is_exact is (sentence is None)
     assert len(found.differing) == (sentence is not None)
     assert sentence is None or sentence in found.differing[0]

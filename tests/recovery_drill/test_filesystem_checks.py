@@ -1,4 +1,4 @@
-"""A good file system passes, one that misbehaves is found out: really, through LD_PRELOAD."""
+"""The checks of a file system, on a good one and with calls that fail through LD_PRELOAD."""
 
 import json
 import os
@@ -16,11 +16,11 @@ import json, sys
 from pathlib import Path
 from gpt2ckpt.recovery_drill.filesystem_checks import examine
 found = examine(Path(sys.argv[1]), 4 << 20)
-print(json.dumps([found.has_links, {check.what: check.problem for check in found.problems}]))
+print(json.dumps([found.has_links, {check.operation: check.problem for check in found.problems}]))
 """
 
 
-def test_a_good_file_system_has_no_problems(tmp_path: Path) -> None:
+def test_good_file_system_has_no_problems(tmp_path: Path) -> None:
     found = examine(tmp_path, 1 << 20)
     assert found.problems == [] and len(found.checks) == 7
     assert found.has_links and found.kind != "?"
@@ -39,11 +39,11 @@ def test_a_good_file_system_has_no_problems(tmp_path: Path) -> None:
         (
             "write drops",
             "write, fsync, read back",
-            "what was written and synced is not what is read back",
+            "the bytes read back differ from the bytes written",
         ),
     ],
 )
-def test_a_misbehaving_one_is_found_out(
+def test_faulty_call_is_reported(
     faulty_disk: Path, tmp_path: Path, fault: str, check: str, problem: str
 ) -> None:
     _, problems = ask(faulty_disk, tmp_path, fault)
@@ -51,7 +51,7 @@ def test_a_misbehaving_one_is_found_out(
     assert [path for path in tmp_path.iterdir() if path.is_file()] == []
 
 
-def test_a_disk_without_links_is_good_enough(faulty_disk: Path, tmp_path: Path) -> None:
+def test_file_system_without_hard_links_is_fit(faulty_disk: Path, tmp_path: Path) -> None:
     assert ask(faulty_disk, tmp_path, "no links") == [False, {}]
 
 

@@ -1,4 +1,4 @@
-"""What follows from a drill's measurements, and what makes it inexact."""
+"""Cost and disk need from a drill's measurements, differences, and the printed report."""
 
 from dataclasses import replace
 from typing import Any
@@ -32,37 +32,37 @@ SETTINGS = Settings(
     save_epochs=True,
     ranks=1,
 )
-RECOVERY = Recovery(Kill("rolling_step_000004.pt", 4, 2), 9, "replay: 2 steps identical", 115)
+RECOVERY = Recovery(Kill("rolling_step_000004.pt", 4, 2), 9, identical_steps=2, tensors=115)
 GOOD = DrillResult(
     SETTINGS, FileSystem("ext4", "/dev/sda", [Check("delete")], True), RECOVERY, COST
 )
 
 
-def test_a_crash_costs_an_interval_and_the_save_that_was_not_durable() -> None:
+def test_crash_costs_an_interval_and_the_unfinished_save() -> None:
     assert COST.interval(100) == pytest.approx(100 * 0.5 + 0.1)
     assert COST.lost_by_crash(100) == pytest.approx(100 * 0.5 + 0.1 + 2.0)
 
 
-def test_saves_that_come_faster_than_the_disk_takes_them_wait() -> None:
+def test_saves_faster_than_the_disk_wait() -> None:
     assert COST.interval(1) == pytest.approx(2.0)
     assert COST.stall_fraction(1) == pytest.approx(0.75)
     assert COST.stall_fraction(100) == pytest.approx(0.1 / 50.1)
     assert COST.written_per_hour(1) == pytest.approx(2 * 100 * 1800)
 
 
-def test_pools_and_epochs_that_fit_last_to_the_end() -> None:
+def test_disk_with_enough_space_is_never_full() -> None:
     need = disk_need(SETTINGS, COST)
     assert (need.pools, need.epochs, need.hours) == ((10 + 5 + 8) * 100, 10 * 100, None)
     few = disk_need(replace(SETTINGS, keep_epochs=3), COST)
     assert (few.pools, few.epochs) == (need.pools, 3 * 100)
 
 
-def test_a_disk_too_small_for_the_pools_is_full_after_so_many_saves() -> None:
+def test_disk_too_small_for_pools_is_full_after_hours_of_saves() -> None:
     need = disk_need(SETTINGS, replace(COST, free=1000))
     assert need.hours == pytest.approx(10 * 50.1 / 3600)
 
 
-def test_a_disk_too_small_for_the_epochs_is_full_after_so_many_epochs() -> None:
+def test_disk_too_small_for_epochs_is_full_after_hours_of_epochs() -> None:
     need = disk_need(SETTINGS, replace(COST, free=2800))
     assert need.hours == pytest.approx(5 * 100 * 0.5 / 3600)
     assert disk_need(replace(SETTINGS, save_epochs=False), replace(COST, free=2800)).hours is None
@@ -72,18 +72,21 @@ def events(*losses: float) -> list[dict[str, Any]]:
     return [{"step": step, "train_loss": loss} for step, loss in enumerate(losses, start=1)]
 
 
-def test_one_different_loss_is_named() -> None:
+def test_first_differing_loss_is_reported() -> None:
     assert differing_losses(events(3.0, 2.0), events(3.0, 2.0), 2) == []
     assert differing_losses(events(3.0, 2.0), events(3.0, 2.5), 2) == ["step 2: loss 2.0 and 2.5"]
 
 
 @pytest.mark.parametrize("damaged", [events(3.0), [*events(3.0), *events(3.0)]])
-def test_a_step_lost_or_counted_twice_is_named(damaged: list[dict[str, Any]]) -> None:
+def test_missing_or_repeated_step_is_reported(damaged: list[dict[str, Any]]) -> None:
     [line] = differing_losses(damaged, events(3.0, 2.0), 2)
-    assert line == "the history of the killed and resumed training has not every step once"
+    assert (
+        line
+        == "metrics.jsonl of the killed and resumed training does not hold each step exactly once"
+    )
 
 
-def test_another_position_or_generator_is_named() -> None:
+def test_differing_position_or_generator_is_reported() -> None:
     state = {"step": 2, "data": {"position": 8}, "rng": {"python": [1, 2]}, "saved_at": "now"}
     assert differing_state(state, {**state, "saved_at": "later"}) == []
     assert differing_state(state, {**state, "data": {"position": 4}}) == ["data.position: 8 and 4"]
@@ -91,26 +94,27 @@ def test_another_position_or_generator_is_named() -> None:
     assert line.startswith("rng: ")
 
 
-def test_the_page_of_a_good_run() -> None:
+def test_report_of_a_passed_drill() -> None:
     page = "\n".join(verdict(GOOD))
+    assert "2 steps trained again with identical losses" in page
     assert "yes, bitwise: all 115 tensors and 9 losses" in page
     assert "costs at most 52.1 s of work (checkpoint.save_every=100)" in page
     assert "100 (now)" in page and "PASSED" in page
     assert len(verdict(GOOD)) < 40 and "FULL AFTER" not in page
 
 
-def test_the_page_of_a_bad_one() -> None:
+def test_report_of_a_failed_drill() -> None:
     lines = [f"model.h.{n}: its values differ" for n in range(8)]
     bad = replace(GOOD, recovery=replace(RECOVERY, differing=lines))
     page = "\n".join(verdict(bad))
     assert "NO: 8 differences" in page and "and 3 more" in page and "PASSED" not in page
-    assert "FAILED       it would not go on exactly" in page
+    assert "FAILED       the resume was not exact" in page
     disk = FileSystem("ext4", "/dev/sda", [Check("delete", "Input/output error")], True)
     assert GOOD.passed and not bad.passed and not replace(GOOD, file_system=disk).passed
 
 
-def test_a_file_system_in_memory_or_a_full_one_is_said() -> None:
+def test_report_warns_of_tmpfs_and_of_a_full_disk() -> None:
     memory = replace(GOOD, file_system=FileSystem("tmpfs", "tmpfs"))
-    assert "a restart of the machine takes every checkpoint" in "\n".join(verdict(memory))
+    assert "every checkpoint is lost when the machine restarts" in "\n".join(verdict(memory))
     full = replace(GOOD, cost=replace(COST, free=1000))
     assert "FULL AFTER 0.1 HOURS" in "\n".join(verdict(full))
