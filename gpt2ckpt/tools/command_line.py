@@ -1,4 +1,4 @@
-"""What a verb is, and a command line whose errors name the nearest right word."""
+"""The verbs of `gpt2ckpt.checkpoints`, and a parser whose errors name the nearest match."""
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,14 +8,14 @@ from typing import NoReturn
 from gpt2ckpt.errors import ConfigError, did_you_mean
 
 PROGRAM = "python -m gpt2ckpt.checkpoints"
-CUTOFF = 0.5  # how much like a right word a wrong one must be
+CUTOFF = 0.5  # similarity from which a word is suggested
 
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb: what its help says, the arguments it takes, and what it does.
+    """One verb: its help, its arguments, and its function.
 
-    `examples` are words after the program's name. `run` returns the exit code.
+    `examples` are arguments that follow the verb. `run` returns the exit code.
     """
 
     summary: str
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises ConfigError instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse a command line, with the nearest flag where one was misspelt."""
+        """Raise ConfigError, with the nearest flag if one was misspelt."""
         hint = ""
         if message.startswith("unrecognized arguments: -"):
             word = message.split()[2].partition("=")[0]
@@ -38,9 +38,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def call(verbs: Mapping[str, Verb], words: Sequence[str]) -> int:
-    """Run the verb that `words` begin with; returns the exit code.
+    """Run the verb in `words`, the arguments of the command line; return the exit code.
 
-    Raises ConfigError for a word that cannot be used, SystemExit(0) once help has been printed.
+    Raises:
+        ConfigError: for an argument that cannot be used.
+        SystemExit: with code 0, after help was printed.
     """
     if words and words[0] in verbs:
         verb = verbs[words[0]]
@@ -58,23 +60,23 @@ def call(verbs: Mapping[str, Verb], words: Sequence[str]) -> int:
         raise ConfigError(f"there is no verb {words[0]}: {', '.join(verbs)}.{hint}")
     parser = Parser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} VERB [words]",
-        description="Looks at checkpoints, checks, mends and frees them.",
+        usage=f"{PROGRAM} VERB [arguments]",
+        description="List, verify, repair, prune and export checkpoints.",
         epilog=_listed(verbs),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.parse_args(words)
-    raise ConfigError(f"say what to do: {PROGRAM} {'|'.join(verbs)}")
+    raise ConfigError(f"a verb is missing: {PROGRAM} {'|'.join(verbs)}")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """The flag --json."""
+    """Add the flag --json."""
     parser.add_argument("--json", action="store_true", help="for programs: JSON on one line")
 
 
 def count(least: int) -> Callable[[str], int]:
-    """A type of argument: a whole number of at least `least`."""
+    """Return an argument type: a whole number of at least `least`."""
 
     def parse(word: str) -> int:
         if not (word.isascii() and word.isdigit() and int(word) >= least):
@@ -86,7 +88,7 @@ def count(least: int) -> Callable[[str], int]:
 
 def _listed(verbs: Mapping[str, Verb]) -> str:
     lines = [f"  {name:15} {verb.summary}" for name, verb in verbs.items()]
-    hint = f"{PROGRAM} VERB --help shows the words of one, with examples."
+    hint = f"{PROGRAM} VERB --help shows the arguments of a verb, with examples."
     return "\n".join(["verbs:", *lines, "", hint])
 
 

@@ -1,4 +1,4 @@
-"""`diff`: what differs between two checkpoints, and what that means for a training."""
+"""`diff`: print how two checkpoints differ, and what that means for a training."""
 
 import argparse
 from typing import Any
@@ -25,9 +25,9 @@ FACTS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of `diff`."""
+    """Add the arguments of `diff`."""
     parser.add_argument("a", metavar="A", help=PATH_HELP)
-    parser.add_argument("b", metavar="B", help="likewise")
+    parser.add_argument("b", metavar="B", help="the same for the second checkpoint")
     parser.add_argument(
         "--tensors",
         action="store_true",
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify both, print what differs; 1 if tensors were to be compared and one differs."""
+    """Verify both files and print what differs; with --tensors, return 1 if a tensor differs."""
     paths = [checkpoint_named(args.a), checkpoint_named(args.b)]
     for path in paths:
         check(path)
@@ -62,7 +62,7 @@ def _facts(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def _config(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The keys of the config that differ, under what they do; the gravest first."""
+    """Return the config keys that differ, grouped by effect, the most serious first."""
     old, new = flatten(_dict(a, "config")), flatten(_dict(b, "config"))
     changes = difference(old, new)
     lines = [] if changes else ["the configs are the same"]
@@ -73,7 +73,7 @@ def _config(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def _effect(change: Change, old: dict[str, Any], new: dict[str, Any]) -> Effect:
-    """Harmless only if it is so by both configs."""
+    """Return the effect of a change: harmless only if it is harmless in both configs."""
     first, second = classify(change.key, old), classify(change.key, new)
     return second if first is Effect.HARMLESS else first
 

@@ -1,4 +1,4 @@
-"""`export`: the model of a checkpoint for other programs."""
+"""`export`: write the model of a checkpoint for other programs."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
 if TYPE_CHECKING:
     from torch import Tensor
 
-TIED = "lm_head.weight"  # is transformer.wte.weight
+TIED = "lm_head.weight"  # the same tensor as transformer.wte.weight
 SAFETENSORS = ".safetensors"
 WEIGHTS_FILE = "model.safetensors"
 # Hugging Face's names of OpenAI's two files.
@@ -28,7 +28,7 @@ TOKENIZER_FILES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of `export`."""
+    """Add the arguments of `export`."""
     parser.add_argument("path", metavar="PATH", help=PATH_HELP)
     parser.add_argument(
         "--to",
@@ -45,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export; nothing that is there already is overwritten."""
+    """Export the model. No existing file is overwritten."""
     out = args.out.expanduser()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} exists already: give a new name, nothing is overwritten")
+        raise InputError(f"{out} exists already and is not overwritten: give a new name")
     path = checkpoint_named(args.path)
     state = load_state(path)
     config, weights = _model_of(path, state)
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _model_of(path: Path, state: CheckpointState) -> "tuple[ModelConfig, dict[str, Tensor]]":
-    """Shape and weights, checked against each other. Raises CheckpointError."""
+    """Return the model config and the weights. Raises CheckpointError if they do not match."""
     from gpt2ckpt.model.convert import check_shapes
 
     try:
@@ -79,13 +79,13 @@ def _model_of(path: Path, state: CheckpointState) -> "tuple[ModelConfig, dict[st
 
 
 def _write_huggingface(folder: Path, weights: "dict[str, Tensor]", config: ModelConfig) -> None:
-    """config.json and weights, and the tokenizer unless the vocabulary is another one."""
+    """Write config.json, the weights, and the tokenizer if the vocabulary is GPT-2's."""
     from gpt2ckpt.data.tokenizer import END_OF_TEXT_NAME, vocabulary_files
     from gpt2ckpt.model.huggingface import save_huggingface
 
     save_huggingface(folder, weights, config)
     if config.vocab_size < VOCAB_SIZE:
-        print(f"no tokenizer is written: the model has {config.vocab_size} tokens, not GPT-2's")
+        print(f"wrote no tokenizer: the model has {config.vocab_size} tokens, not those of GPT-2")
         return
     for name, source in vocabulary_files().items():
         shutil.copyfile(source, folder / TOKENIZER_FILES[name])
@@ -99,7 +99,7 @@ def _write_huggingface(folder: Path, weights: "dict[str, Tensor]", config: Model
 
 
 def _write_weights(folder: Path, weights: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
-    """The state dict under its own names, the tied weight once."""
+    """Write the state dict under its own names, without the tied weight."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor for name, tensor in weights.items() if name != TIED}
@@ -107,9 +107,9 @@ def _write_weights(folder: Path, weights: "dict[str, Tensor]", metadata: dict[st
 
 
 def _publish(out: Path, write: Callable[[Path], None], inner: str = "") -> None:
-    """Let `write` fill a temporary folder, and give it, or the file `inner` in it, the name `out`.
+    """Write into a temporary folder, and rename the folder, or the file `inner` in it, to `out`.
 
-    Raises InputError; nothing is left then.
+    Raises InputError, after which no file is left.
     """
     temporary = durable.temporary_name(out)
     try:
@@ -123,7 +123,7 @@ def _publish(out: Path, write: Callable[[Path], None], inner: str = "") -> None:
         durable.sync_directory(out.absolute().parent)
     except OSError as error:
         raise InputError(
-            f"{out} cannot be written: {error.strerror}: give another place"
+            f"{out} cannot be written ({error.strerror}): give another path"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

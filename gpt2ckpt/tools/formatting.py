@@ -1,4 +1,4 @@
-"""Sizes, times and losses as they are printed."""
+"""Sizes, times and losses as text."""
 
 from datetime import datetime, timedelta
 
@@ -7,7 +7,7 @@ HALF_A_YEAR = timedelta(days=182)
 
 
 def short_bytes(count: float) -> str:
-    """Bytes in at most five characters, in decimal units: 999B, 9.7M, 149M, 1.5G."""
+    """Return bytes in at most five characters, in decimal units: 999B, 9.7M, 149M, 1.5G."""
     for unit in ("B", "K", "M", "G", "T"):
         if count < 999.5 or unit == "T":
             break
@@ -16,15 +16,15 @@ def short_bytes(count: float) -> str:
 
 
 def long_bytes(count: float) -> str:
-    """Bytes as they stand in a sentence: 9.7 MB."""
+    """Return bytes with a space before the unit: 9.7 MB."""
     short = short_bytes(count)
     return f"{short[:-1]} {short[-1]}{'' if short.endswith('B') else 'B'}"
 
 
 def short_time(moment: datetime | None, now: datetime) -> str:
-    """A local time as `ls -l` gives it: day and minute, or the year once that is half a year ago.
+    """Return a local time as `ls -l` prints it: day and minute, or the year if it is older.
 
-    Both have a time zone.
+    Both times have a time zone; "older" is more than half a year before `now`.
     """
     if moment is None:
         return "-"
@@ -33,7 +33,7 @@ def short_time(moment: datetime | None, now: datetime) -> str:
 
 
 def loss(value: float | None) -> str:
-    """A loss in six characters, or a dash."""
+    """Return a loss in six characters, or a dash."""
     if value is None:
         return "-"
     return f"{value:.4f}" if 0 <= value < 10 else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""Which checkpoints a run has, by what they say of themselves: only the head of a file is read."""
+"""The checkpoints of a run by their metadata: only the head of each file is read."""
 
 import math
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files.disk_usage import BLOCK
 from gpt2ckpt.files.links import inode_of
 from gpt2ckpt.runs.newest import parse_moment
-from gpt2ckpt.tools.targets import Run
+from gpt2ckpt.tools.targets import RunPaths
 
 
 class ListGroup(StrEnum):
-    """The headings under which checkpoints are listed."""
+    """The headings under which `list` shows checkpoints."""
 
     LATEST = "latest"
     BEST = "best"
@@ -31,6 +31,7 @@ class ListGroup(StrEnum):
     CORRUPT = "corrupt"
 
 
+MOVED_AWAY = (ListGroup.ABANDONED, ListGroup.CORRUPT)
 GROUPS = {
     Role.LATEST: ListGroup.LATEST,
     Role.LATEST_BACKUP: ListGroup.LATEST,
@@ -46,7 +47,7 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Inode:
-    """What the file system knows of a file: its number of names, its bytes, those on disk."""
+    """A file on disk: its identity, number of names, length, and bytes that it occupies."""
 
     key: tuple[int, int]
     links: int
@@ -56,10 +57,10 @@ class Inode:
 
 @dataclass(frozen=True)
 class ListedCheckpoint:
-    """One name of a checkpoint. Where its head is damaged, `error` is the reason."""
+    """One name of a checkpoint. `error` is the reason if its head cannot be read."""
 
     path: Path
-    run: Run
+    run: RunPaths
     group: ListGroup
     role: str
     inode: Inode
@@ -76,36 +77,36 @@ class ListedCheckpoint:
 
     @property
     def val_loss(self) -> float | None:
-        """May be not finite."""
+        """Return the validation loss, which may not be finite."""
         return self.meta.val_loss
 
     @property
     def saved_at(self) -> datetime | None:
-        """With its time zone."""
+        """Return the time of the save, with its time zone."""
         return parse_moment(self.meta.saved_at)
 
 
-def scan(run: Run) -> list[ListedCheckpoint]:
-    """Every checkpoint of a run: group by group, a pool from its oldest, what is set aside last.
+def list_checkpoints(run: RunPaths) -> list[ListedCheckpoint]:
+    """Return every checkpoint of a run: by group, each pool from its oldest, moved files last.
 
     A file that a live run deletes meanwhile is left out.
     """
-    entries = [_entry(path, run, None) for path in Store(run.folder).files()]
+    checkpoints = [_read(path, run, None) for path in Store(run.folder).files()]
     for group, prefix in ((ListGroup.ABANDONED, ABANDONED), (ListGroup.CORRUPT, CORRUPT)):
         for folder in archive_folders(run.folder, prefix):
             paths = (path for path in folder.rglob("*.pt") if names.role_of(path.name))
-            entries += [_entry(path, run, group) for path in sorted(paths)]
-    found = [entry for entry in entries if entry is not None]
+            checkpoints += [_read(path, run, group) for path in sorted(paths)]
+    found = [checkpoint for checkpoint in checkpoints if checkpoint is not None]
     return sorted(found, key=_place)
 
 
-def all_roles(entry: ListedCheckpoint, entries: list[ListedCheckpoint]) -> list[str]:
-    """The role of a name, then those of the other names of the same file."""
-    shared = [other.role for other in entries if other.inode.key == entry.inode.key]
-    return list(dict.fromkeys([entry.role, *shared]))
+def all_roles(checkpoint: ListedCheckpoint, checkpoints: list[ListedCheckpoint]) -> list[str]:
+    """Return the role of a checkpoint, then those of the other names of the same file."""
+    shared = [other.role for other in checkpoints if other.inode.key == checkpoint.inode.key]
+    return list(dict.fromkeys([checkpoint.role, *shared]))
 
 
-def _entry(path: Path, run: Run, aside: ListGroup | None) -> ListedCheckpoint | None:
+def _read(path: Path, run: RunPaths, moved: ListGroup | None) -> ListedCheckpoint | None:
     role = names.role_of(path.name)
     assert role is not None
     try:
@@ -119,14 +120,14 @@ def _entry(path: Path, run: Run, aside: ListGroup | None) -> ListedCheckpoint | 
         meta, error = CheckpointMeta.from_dict({}), str(reason)
     inode = Inode(inode_of(info), info.st_nlink, info.st_size, info.st_blocks * BLOCK)
     return ListedCheckpoint(
-        path, run, aside or GROUPS[role], str(aside or role), inode, meta, error
+        path, run, moved or GROUPS[role], str(moved or role), inode, meta, error
     )
 
 
-def _place(entry: ListedCheckpoint) -> tuple[int, Path, float, str]:
-    """Where an entry stands in the list."""
-    number = names.number_in(entry.path.name)
-    aside = entry.group in (ListGroup.ABANDONED, ListGroup.CORRUPT)
-    folder = entry.path.parent if aside else entry.run.folder
-    pooled = math.inf if number is None and entry.group is ListGroup.ROLLING else number or 0
-    return list(ListGroup).index(entry.group), folder, pooled, entry.path.name
+def _place(checkpoint: ListedCheckpoint) -> tuple[int, Path, float, str]:
+    """Return the key that sorts the list."""
+    number = names.number_in(checkpoint.path.name)
+    is_moved = checkpoint.group in MOVED_AWAY
+    folder = checkpoint.path.parent if is_moved else checkpoint.run.folder
+    pooled = math.inf if number is None and checkpoint.group is ListGroup.ROLLING else number or 0
+    return list(ListGroup).index(checkpoint.group), folder, pooled, checkpoint.path.name

@@ -1,4 +1,4 @@
-"""`list`: the checkpoints of runs, grouped, with what they take on disk."""
+"""`list`: print the checkpoints of runs, grouped, and the space that they take on disk."""
 
 import argparse
 from datetime import datetime
@@ -10,7 +10,7 @@ from gpt2ckpt.files.disk_usage import disk_bytes
 from gpt2ckpt.loggers.metrics_file import to_json
 from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb, add_json
-from gpt2ckpt.tools.inventory import ListedCheckpoint, ListGroup, all_roles, scan
+from gpt2ckpt.tools.inventory import MOVED_AWAY, ListedCheckpoint, all_roles, list_checkpoints
 from gpt2ckpt.tools.targets import DIR_HELP, find_runs, no_runs
 from gpt2ckpt.units import plural
 
@@ -18,20 +18,28 @@ HEADINGS = ("step", "epoch", "val", "saved", "size")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of `list`."""
+    """Add the arguments of `list`."""
     parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the list. A damaged file is one of its lines, not an error."""
-    runs = [scan(run) for run in find_runs(args.dir)]
+    """Print the list. A damaged file is a line of the list, not an error."""
+    runs = [list_checkpoints(run) for run in find_runs(args.dir)]
     if args.json:
-        print(to_json([_as_json(entry, entries) for entries in runs for entry in entries]))
+        print(
+            to_json(
+                [
+                    _as_json(checkpoint, checkpoints)
+                    for checkpoints in runs
+                    for checkpoint in checkpoints
+                ]
+            )
+        )
         return 0
-    listed = [entries for entries in runs if entries]
-    for entries in listed:
-        print("\n".join([*_lines(entries, datetime.now().astimezone()), ""]))
+    listed = [checkpoints for checkpoints in runs if checkpoints]
+    for checkpoints in listed:
+        print("\n".join([*_lines(checkpoints, datetime.now().astimezone()), ""]))
     if not listed:
         print(no_runs(args.dir))
     elif len(listed) > 1:
@@ -39,72 +47,74 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _as_json(entry: ListedCheckpoint, entries: list[ListedCheckpoint]) -> dict[str, Any]:
+def _as_json(checkpoint: ListedCheckpoint, checkpoints: list[ListedCheckpoint]) -> dict[str, Any]:
     return {
-        "path": str(entry.path),
-        "roles": all_roles(entry, entries),
-        "group": str(entry.group),
-        "step": entry.step,
-        "epoch": entry.epoch,
-        "val_loss": entry.val_loss,
-        "size_bytes": entry.inode.size,
-        "saved_at": entry.meta.saved_at or None,
-        "reason": entry.meta.reason or None,
-        "run_dir": str(entry.run.directory),
-        "error": entry.error,
+        "path": str(checkpoint.path),
+        "roles": all_roles(checkpoint, checkpoints),
+        "group": str(checkpoint.group),
+        "step": checkpoint.step,
+        "epoch": checkpoint.epoch,
+        "val_loss": checkpoint.val_loss,
+        "size_bytes": checkpoint.inode.size,
+        "saved_at": checkpoint.meta.saved_at or None,
+        "reason": checkpoint.meta.reason or None,
+        "run_dir": str(checkpoint.run.directory),
+        "error": checkpoint.error,
     }
 
 
-def _lines(entries: list[ListedCheckpoint], now: datetime) -> list[str]:
-    """The table of one run, as narrow as its content."""
-    rows = [_row(entry, now) for entry in entries]
+def _lines(checkpoints: list[ListedCheckpoint], now: datetime) -> list[str]:
+    """Return the table of one run, as narrow as its content."""
+    rows = [_row(checkpoint, now) for checkpoint in checkpoints]
     cells = [HEADINGS, *(row for row in rows if row)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(HEADINGS))]
-    longest = max(len(entry.path.name) for entry in entries)
+    longest = max(len(checkpoint.path.name) for checkpoint in checkpoints)
     indent = max(0, min(2, formatting.WIDTH - longest - sum(widths) - len(widths)))
 
     def line(name: str, row: tuple[str, ...]) -> str:
         right = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         return f"{' ' * indent}{name:{longest}} {' '.join(right)}"
 
-    lines = [str(entries[0].run.directory), line("", HEADINGS)]
+    lines = [str(checkpoints[0].run.directory), line("", HEADINGS)]
     heading = ""
-    for entry, row in zip(entries, rows, strict=True):
-        if (wanted := _heading(entry)) != heading:
+    for checkpoint, row in zip(checkpoints, rows, strict=True):
+        if (wanted := _heading(checkpoint)) != heading:
             lines.append(heading := wanted)
-        row_or_damage = line(entry.path.name, row) if row else _damaged(entry, indent, longest)
+        row_or_damage = (
+            line(checkpoint.path.name, row) if row else _damaged(checkpoint, indent, longest)
+        )
         lines.append(row_or_damage)
-    return [*lines, _totals(entries)]
+    return [*lines, _totals(checkpoints)]
 
 
-def _heading(entry: ListedCheckpoint) -> str:
-    if entry.group not in (ListGroup.ABANDONED, ListGroup.CORRUPT):
-        return str(entry.group)
-    return str(entry.path.parent.relative_to(entry.run.folder))
+def _heading(checkpoint: ListedCheckpoint) -> str:
+    if checkpoint.group not in MOVED_AWAY:
+        return str(checkpoint.group)
+    return str(checkpoint.path.parent.relative_to(checkpoint.run.folder))
 
 
-def _row(entry: ListedCheckpoint, now: datetime) -> tuple[str, ...]:
-    """The cells of a line; none for a file whose head cannot be read."""
-    if entry.error:
+def _row(checkpoint: ListedCheckpoint, now: datetime) -> tuple[str, ...]:
+    """Return the cells of a line; none if the head of the file cannot be read."""
+    if checkpoint.error:
         return ()
     return (
-        "-" if entry.step is None else str(entry.step),
-        "-" if entry.epoch is None else str(entry.epoch),
-        formatting.loss(entry.val_loss),
-        formatting.short_time(entry.saved_at, now),
-        formatting.short_bytes(entry.inode.size),
+        "-" if checkpoint.step is None else str(checkpoint.step),
+        "-" if checkpoint.epoch is None else str(checkpoint.epoch),
+        formatting.loss(checkpoint.val_loss),
+        formatting.short_time(checkpoint.saved_at, now),
+        formatting.short_bytes(checkpoint.inode.size),
     )
 
 
-def _damaged(entry: ListedCheckpoint, indent: int, longest: int) -> str:
-    size = formatting.short_bytes(entry.inode.size)
-    return f"{' ' * indent}{entry.path.name:{longest}} DAMAGED, {size}: verify says how"
+def _damaged(checkpoint: ListedCheckpoint, indent: int, longest: int) -> str:
+    size = formatting.short_bytes(checkpoint.inode.size)
+    return f"{' ' * indent}{checkpoint.path.name:{longest}} DAMAGED, {size}: verify prints why"
 
 
-def _totals(entries: list[ListedCheckpoint]) -> str:
-    size = formatting.long_bytes(sum(entry.inode.size for entry in entries))
-    disk = formatting.long_bytes(disk_bytes(entry.path for entry in entries))
-    return f"{plural(len(entries), 'checkpoint')}, {size}; on disk they take {disk}"
+def _totals(checkpoints: list[ListedCheckpoint]) -> str:
+    size = formatting.long_bytes(sum(checkpoint.inode.size for checkpoint in checkpoints))
+    disk = formatting.long_bytes(disk_bytes(checkpoint.path for checkpoint in checkpoints))
+    return f"{plural(len(checkpoints), 'checkpoint')}, {size}; on disk they take {disk}"
 
 
 VERB = Verb(

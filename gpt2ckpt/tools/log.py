@@ -1,66 +1,70 @@
-"""`log`: the family tree of runs: how they began, were resumed, rolled back and forked."""
+"""`log`: print the family tree of runs: their resumes, rollbacks and forks."""
 
 import argparse
 import re
-from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from gpt2ckpt.checkpoint.state import ParentRun
+from gpt2ckpt.runs.events import read_events
 from gpt2ckpt.runs.layout import LOG
+from gpt2ckpt.runs.newest import parse_moment
 from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb
-from gpt2ckpt.tools.inventory import ListedCheckpoint, ListGroup, scan
-from gpt2ckpt.tools.targets import DIR_HELP, Run, find_runs, no_runs
+from gpt2ckpt.tools.inventory import ListedCheckpoint, ListGroup, list_checkpoints
+from gpt2ckpt.tools.targets import DIR_HELP, RunPaths, find_runs, no_runs
 
-# As training writes it; the date is of the form that conf/train.yaml gives the log.
+TIME = "%Y-%m-%d %H:%M:%S"  # local time
+# In train.log, for runs that are older than events.jsonl.
 RESUMED = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+\] resuming from .*, step (\d+)\n?")
 
 
 @dataclass(frozen=True)
-class Lineage:
-    """A run, what happened to it in the order of time, and the runs that were forked from it."""
+class RunNode:
+    """A run in the tree, with its history as lines in the order of time and its forks."""
 
-    run: Run
+    directory: Path
     id: str
     parent: ParentRun | None
     title: str
-    events: list[str]
-    forks: list["Lineage"] = field(default_factory=list)
+    history: list[str]
+    forks: list["RunNode"] = field(default_factory=list)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of `log`."""
+    """Add the arguments of `log`."""
     parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the tree."""
-    lineages = [_lineage(run, scan(run)) for run in find_runs(args.dir)]
-    for root in family(lineages):
-        print("\n".join([*tree(root), ""]))
-    if not lineages:
+    nodes = [_node(paths) for paths in find_runs(args.dir)]
+    for root in attach_forks(nodes):
+        print("\n".join([*tree_lines(root), ""]))
+    if not nodes:
         print(no_runs(args.dir))
     return 0
 
 
-def family(lineages: list[Lineage]) -> list[Lineage]:
-    """Hang every fork under its parent; returns those whose parent is not among them."""
-    roots: list[Lineage] = []
-    for child in lineages:
-        parents = [other for other in lineages if _is_parent(other, child)]
-        # Of a run and its copy it is the one that the fork names.
-        named = child.parent.file if child.parent else ""
-        parents.sort(key=lambda other: other.run.directory.name not in Path(named).parts)
+def attach_forks(nodes: list[RunNode]) -> list[RunNode]:
+    """Add every fork to its parent; return the runs without a parent among `nodes`."""
+    roots: list[RunNode] = []
+    for child in nodes:
+        parents = [other for other in nodes if _is_parent(other, child)]
+        # A copied run has the same id: prefer the directory that the fork records.
+        recorded = child.parent.file if child.parent else ""
+        parents.sort(key=lambda other: other.directory.name not in Path(recorded).parts)
         (parents[0].forks if parents else roots).append(child)
     return roots
 
 
-def tree(node: Lineage) -> list[str]:
-    """The lines of a run and its forks, indented."""
+def tree_lines(node: RunNode) -> list[str]:
+    """Return the lines of a run and its forks, indented."""
     lines = [node.title]
-    branches = [[event] for event in node.events] + [tree(fork) for fork in node.forks]
+    branches = [[line] for line in node.history] + [tree_lines(fork) for fork in node.forks]
     for number, branch in enumerate(branches):
         is_last = number == len(branches) - 1
         lines.append(("└─ " if is_last else "├─ ") + branch[0])
@@ -68,73 +72,90 @@ def tree(node: Lineage) -> list[str]:
     return lines
 
 
-def _is_parent(other: Lineage, child: Lineage) -> bool:
-    """Whether `child` says so; a file that says that a run is its own ancestor is not believed."""
+def _is_parent(other: RunNode, child: RunNode) -> bool:
+    """Return whether `child` records `other` as its parent; a cycle of parents is ignored."""
     return child.parent is not None and other.id == child.parent.id and not _descends(other, child)
 
 
-def _descends(node: Lineage, ancestor: Lineage) -> bool:
+def _descends(node: RunNode, ancestor: RunNode) -> bool:
     return node is ancestor or any(_descends(node, fork) for fork in ancestor.forks)
 
 
-def _lineage(run: Run, entries: list[ListedCheckpoint]) -> Lineage:
-    readable = [entry for entry in entries if not entry.error]
-    current = [entry for entry in readable if entry.group is not ListGroup.ABANDONED]
-    newest = max(current or readable, key=lambda entry: entry.step or 0, default=None)
+def _node(paths: RunPaths) -> RunNode:
+    checkpoints = list_checkpoints(paths)
+    readable = [checkpoint for checkpoint in checkpoints if not checkpoint.error]
+    current = [item for item in readable if item.group is not ListGroup.ABANDONED]
+    newest = max(current or readable, key=lambda item: item.step or 0, default=None)
     identity = newest.meta.run if newest else None
     parent = identity.parent if identity else None
-    title = str(run.directory)
+    title = str(paths.directory)
     if newest is None:
         title += ": no readable checkpoint"
     else:
         best = newest.meta.best_val_loss
         title += f" ({newest.meta.run.id or '?'}): step {newest.step}"
         title += f", best val {formatting.loss(best)}" if best is not None else ""
-    fork = [f"forked from run {_plain(parent.id)} at step {parent.step}"] if parent else []
-    return Lineage(
-        run, identity.id if identity else "", parent, title, fork + _events(run, entries)
-    )
+    forked = [f"forked from run {_printable(parent.id)} at step {parent.step}"] if parent else []
+    history = forked + _history(paths.directory, checkpoints)
+    return RunNode(paths.directory, identity.id if identity else "", parent, title, history)
 
 
-def _plain(value: object) -> str:
-    """Text without words to the terminal, which a file may hold."""
+def _history(directory: Path, checkpoints: list[ListedCheckpoint]) -> list[str]:
+    """Return what happened to a run, in the order of time, each line with its local time."""
+    events: list[dict[str, Any]] = []
+    with suppress(OSError):
+        events = read_events(directory)
+    lines = _resumes_in_log(directory / LOG, before=_time_of(events[0]) if events else "9999")
+    lines += _archived(checkpoints)
+    for event in events:
+        step = _printable(event["step"])
+        if event["event"] == "run_resumed":
+            lines.append((_time_of(event), f"resumed from step {step}"))
+        elif event["event"] == "rolled_back":
+            start, reason = _printable(event.get("from_step")), _printable(event.get("reason"))
+            lines.append((_time_of(event), f"rolled back from step {start} to {step}: {reason}"))
+    return [f"{when} {what}" for when, what in sorted(lines, key=lambda line: line[0])]
+
+
+def _archived(checkpoints: list[ListedCheckpoint]) -> list[tuple[str, str]]:
+    """Return a line for each folder of archived checkpoints."""
+    steps: dict[Path, list[int]] = {}
+    for checkpoint in checkpoints:
+        if checkpoint.group is ListGroup.ABANDONED:
+            steps.setdefault(checkpoint.path.parent, []).append(checkpoint.step or 0)
+    lines = []
+    for folder, found in steps.items():
+        first, last = min(found), max(found)
+        span = f"steps {first} to {last}" if first < last else f"step {first}"
+        when = "?"
+        with suppress(ValueError):
+            stamp = "_".join(folder.name.split("_")[1:3])
+            when = f"{datetime.strptime(stamp, '%Y%m%d_%H%M%S'):{TIME}}"
+        lines.append((when, f"{span} archived in {folder.name}"))
+    return lines
+
+
+def _resumes_in_log(path: Path, before: str) -> list[tuple[str, str]]:
+    """Return the resumes in train.log before a time: those of versions without events.jsonl."""
+    lines = []
+    with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        found = [(match[1], match[2]) for match in map(RESUMED.fullmatch, file) if match]
+        lines = [(when, f"resumed from step {step}") for when, step in found if when < before]
+    return lines
+
+
+def _time_of(event: dict[str, Any]) -> str:
+    moment = parse_moment(str(event["time"]))
+    return f"{moment:{TIME}}" if moment else "?"
+
+
+def _printable(value: object) -> str:
+    """Return text without the control characters that a file may hold."""
     return str(value) if str(value).isprintable() else repr(value)
 
 
-def _events(run: Run, entries: list[ListedCheckpoint]) -> list[str]:
-    """Resumes out of the log, and what they abandoned, each with its time."""
-    events = [(when, f"resumed from step {step}") for when, step in _resumes(run.directory / LOG)]
-    folders: dict[Path, list[int]] = {}
-    for entry in entries:
-        if entry.group is ListGroup.ABANDONED:
-            folders.setdefault(entry.path.parent, []).append(entry.step or 0)
-    for folder, steps in folders.items():
-        moment = _moment_of(folder.name)
-        first, last = min(steps), max(steps)
-        span = f"steps {first} to {last}" if first < last else f"step {first}"
-        events.append((moment, f"rolled back: {span} set aside in {folder.name}"))
-    return [f"{when} {what}" for when, what in sorted(events, key=lambda event: event[0])]
-
-
-def _resumes(path: Path) -> Iterable[tuple[str, str]]:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return [(match[1], match[2]) for match in map(RESUMED.fullmatch, file) if match]
-    except OSError:
-        return []
-
-
-def _moment_of(name: str) -> str:
-    """The time in the name of an abandoned folder, as the log writes times."""
-    stamp = "_".join(name.split("_")[1:3])
-    try:
-        return f"{datetime.strptime(stamp, '%Y%m%d_%H%M%S'):%Y-%m-%d %H:%M:%S}"
-    except ValueError:
-        return "?"
-
-
 VERB = Verb(
-    "show the family tree: runs, resumes, roll-backs and forks",
+    "show the family tree: runs, resumes, rollbacks and forks",
     ("", "outputs/gpt2_run_20251106_143022"),
     add_arguments,
     run,

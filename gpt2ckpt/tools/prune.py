@@ -1,31 +1,54 @@
-"""`prune`: free space; shows what would go, and deletes only with --yes."""
+"""`prune`: show which files can be deleted, and delete them with --yes."""
 
 import argparse
 import contextlib
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT
 from gpt2ckpt.checkpoint.reading import check
+from gpt2ckpt.checkpoint.reservation import RESERVATION
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files import durable
 from gpt2ckpt.files.disk_usage import disk_bytes
-from gpt2ckpt.runs.layout import HISTORY, LINEAGE, REPLAY
+from gpt2ckpt.runs.layout import (
+    CHECKPOINTS,
+    EVENTS,
+    HISTORY,
+    LINEAGE,
+    LOCK_NAME,
+    LOG,
+    RECORD,
+    REPLAY,
+    TENSORBOARD,
+    WANDB,
+)
 from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.runs.newest import last_trained
 from gpt2ckpt.tools import formatting
 from gpt2ckpt.tools.command_line import Verb, count
-from gpt2ckpt.tools.inventory import ListedCheckpoint, scan
-from gpt2ckpt.tools.pruning import Limits, freed_bytes, plan_prune
-from gpt2ckpt.tools.removal import own_files, remove
-from gpt2ckpt.tools.targets import DIR_HELP, Run, find_runs, no_runs, without_linked
+from gpt2ckpt.tools.inventory import ListedCheckpoint, list_checkpoints
+from gpt2ckpt.tools.prune_plan import PruneLimits, freed_bytes, plan_prune
+from gpt2ckpt.tools.targets import DIR_HELP, RunPaths, find_runs, no_runs, without_linked
 from gpt2ckpt.units import plural
 
+# The paths that a run creates in its directory, besides its checkpoints.
+OWN_FILES = re.compile(
+    "|".join(map(re.escape, (HISTORY, EVENTS, LOG, LOCK_NAME, REPLAY, LINEAGE)))
+    + rf"|{CHECKPOINTS}/{ABANDONED}[^/]+/{re.escape(HISTORY)}"
+    rf"|{CHECKPOINTS}/{CORRUPT}[^/]+/({'|'.join(map(re.escape, (HISTORY, REPLAY, LINEAGE)))})"
+    rf"|{re.escape(RECORD)}/(resume_\d+/)?(config|hydra|overrides)\.yaml"
+    rf"|{TENSORBOARD}/events\.out\.tfevents\.[^/]+"
+    rf"|{WANDB}/((offline-)?run-[^/]+/.+|latest-run|debug[^/]*\.log|wandb-resume\.json)"
+)
+TEMPORARY = re.compile(rf"\..+\.pt\.[^/]+-\d+-[0-9a-f]{{8}}{re.escape(durable.TEMPORARY_SUFFIX)}")
 POOLS = {"keep_rolling": "rolling", "keep_emergency": "emergency", "keep_epochs": "epoch"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of `prune`."""
+    """Add the arguments of `prune`."""
     parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
     for name, pool in POOLS.items():
         flag = f"--{name.replace('_', '-')}"
@@ -36,37 +59,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-runs",
         metavar="N",
         type=count(1),
-        help="keep the N runs that saved last; older ones go as a whole, but never a live one",
+        help="keep the N runs that saved last and delete all other runs that are not live",
     )
-    parser.add_argument("--abandoned", action="store_true", help="states that a resume abandoned")
-    parser.add_argument("--corrupt", action="store_true", help="what repair set aside")
-    parser.add_argument("--yes", action="store_true", help="delete; without it nothing is touched")
+    parser.add_argument(
+        "--abandoned",
+        action="store_true",
+        help="delete archived states, which a resume went back over",
+    )
+    parser.add_argument("--corrupt", action="store_true", help="delete quarantined (damaged) files")
+    parser.add_argument(
+        "--yes", action="store_true", help="delete; without --yes nothing is changed"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show what goes and how much disk that frees; delete it if asked to."""
+    """Print what is to be deleted and the space that this frees; delete it with --yes."""
     runs = find_runs(args.dir)
     if not runs:
         print(no_runs(args.dir))
         return 0
     runs = without_linked(runs, args.dir)
-    limits = Limits(
+    limits = PruneLimits(
         rolling=args.keep_rolling,
         emergency=args.keep_emergency,
         epochs=args.keep_epochs,
         abandoned=args.abandoned,
         corrupt=args.corrupt,
     )
-    if limits == Limits() and args.keep_runs is None:
-        print("nothing was named that may go: --help lists what can be")
+    if limits == PruneLimits() and args.keep_runs is None:
+        print("nothing to delete: choose what may go, --help lists the options")
         return 0
     old = _old_runs(runs, args.keep_runs)
     files = freed = 0
-    for item in runs:
-        if item in old:
-            gone, space = _prune_whole(item, old[item], args.yes)
+    for paths in runs:
+        if paths in old:
+            gone, space = _prune_run(paths, old[paths], args.yes)
         else:
-            gone, space = _prune_pools(item, limits, args.yes)
+            gone, space = _prune_pools(paths, limits, args.yes)
         files, freed = files + gone, freed + space
     done = "deleted" if args.yes else "would go:"
     hint = "" if args.yes or not files else ". Nothing is deleted without --yes"
@@ -77,100 +106,138 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _old_runs(runs: list[Run], keep: int | None) -> dict[Run, datetime]:
-    """The runs beyond the `keep` that saved last, without live ones and those of unknown age.
+def _old_runs(runs: list[RunPaths], keep: int | None) -> dict[RunPaths, datetime]:
+    """Return all runs but the `keep` that saved last, each with the time of its last save.
 
-    Each with the moment of its last save.
+    Live runs and runs of unknown age are never among them.
     """
     if keep is None:
         return {}
-    ages = {item: last_trained(item.directory, item.folder) for item in runs}
-    dated = sorted((age, str(item.directory), item) for item, age in ages.items() if age)
+    ages = {paths: last_trained(paths.directory, paths.folder) for paths in runs}
+    dated = sorted((age, str(paths.directory), paths) for paths, age in ages.items() if age)
     unknown = len(runs) - len(dated)
     old = dated[: max(0, len(dated) + unknown - keep)]
-    return {item: age for age, _, item in old if not is_locked(item.directory)}
+    return {paths: age for age, _, paths in old if not is_locked(paths.directory)}
 
 
-def _prune_whole(item: Run, last_saved: datetime, yes: bool) -> tuple[int, int]:
-    """Remove a run: how many files, and bytes of disk. Files of other people stay.
+def _prune_run(paths: RunPaths, last_saved: datetime, yes: bool) -> tuple[int, int]:
+    """Delete a run; return the number of its files and the bytes that they occupy.
 
-    So does the run if another process has trained it since it `last_saved`.
+    Files that the run did not create stay. The run stays if it was trained since `last_saved`.
     """
-    entries, mine = scan(item), own_files(item)
-    others = [path for path in mine if path not in {entry.path for entry in entries}]
-    freed = freed_bytes(entries) + disk_bytes(others)
+    checkpoints, mine = list_checkpoints(paths), _own_files(paths)
+    others = [path for path in mine if path not in {checkpoint.path for checkpoint in checkpoints}]
+    freed = freed_bytes(checkpoints) + disk_bytes(others)
     if yes:
-        with _locked(item):
-            if last_trained(item.directory, item.folder) != last_saved:
-                print(f"{item.directory} stays: it was trained while this command was starting")
+        with _locked(paths):
+            if last_trained(paths.directory, paths.folder) != last_saved:
+                print(f"{paths.directory} stays: it was trained while this command was starting")
                 return 0, 0
-            left = remove(item)
-    print(f"{item.directory}: the whole run, {formatting.long_bytes(freed)}")
+            left = _delete_run(paths)
+    print(f"{paths.directory}: the whole run, {formatting.long_bytes(freed)}")
     if yes:
         for path in left[:3]:
-            print(f"  {path} stays: the run did not make it")
+            print(f"  {path} stays: the run did not create it")
         if len(left) > 3:
-            print(f"  so do {plural(len(left) - 3, 'other file')}")
+            print(f"  and {plural(len(left) - 3, 'more file')}")
     return len(mine), freed
 
 
-def _prune_pools(item: Run, limits: Limits, yes: bool) -> tuple[int, int]:
-    """Prune the pools of a run: how many files, and bytes of disk."""
-    is_live = is_locked(item.directory)
-    decided = plan_prune(scan(item), limits, _is_valid, is_live=is_live)
+def _prune_pools(paths: RunPaths, limits: PruneLimits, yes: bool) -> tuple[int, int]:
+    """Prune the pools of a run; return the number of files and the bytes that this frees."""
+    is_live = is_locked(paths.directory)
+    decided = plan_prune(list_checkpoints(paths), limits, _is_valid, is_live=is_live)
     if yes and decided.surplus:
-        # A live run holds the lock; the plan has left it what it may be working with.
-        with contextlib.nullcontext() if is_live else _locked(item):
-            if not is_live:  # a run may have saved, or gone back, until it was locked
-                decided = plan_prune(scan(item), limits, _is_valid, is_live=False)
+        # A live run holds the lock; the plan leaves the files that it may be working with.
+        with contextlib.nullcontext() if is_live else _locked(paths):
+            if not is_live:  # the run may have saved before it was locked
+                decided = plan_prune(list_checkpoints(paths), limits, _is_valid, is_live=False)
             _delete(decided.surplus)
     if decided.surplus or decided.note:
-        print(item.directory)
-    for entry in decided.surplus:
-        size = formatting.long_bytes(entry.inode.size)
-        print(f"  {size:>7}  {entry.path.relative_to(item.folder)}")
+        print(paths.directory)
+    for checkpoint in decided.surplus:
+        size = formatting.long_bytes(checkpoint.inode.size)
+        print(f"  {size:>7}  {checkpoint.path.relative_to(paths.folder)}")
     if decided.note:
         print(f"  {decided.note}")
     return len(decided.surplus), freed_bytes(decided.surplus)
 
 
-def _delete(entries: list[ListedCheckpoint]) -> None:
-    """Delete files, and the folders of what was set aside once these are empty."""
-    if not entries:
+def _delete(checkpoints: list[ListedCheckpoint]) -> None:
+    """Delete files, and then empty folders of archived or quarantined files."""
+    if not checkpoints:
         return
-    durable.delete([entry.path for entry in entries])
-    top = entries[0].run.folder
-    within = [path.relative_to(top).parents for entry in entries for path in [entry.path]]
+    durable.delete([checkpoint.path for checkpoint in checkpoints])
+    top = checkpoints[0].run.folder
+    within = [
+        path.relative_to(top).parents for checkpoint in checkpoints for path in [checkpoint.path]
+    ]
     for folder in sorted({top / parent for parents in within for parent in parents}, reverse=True):
         left = list(folder.iterdir()) if folder != top else []
         if left and {path.name for path in left} <= {HISTORY, REPLAY, LINEAGE}:
-            durable.delete(left)  # what was logged of the checkpoints that are gone
+            durable.delete(left)  # the logged lines that belong to the deleted checkpoints
         if folder != top and not any(folder.iterdir()):
             folder.rmdir()
 
 
+def _own_files(run: RunPaths) -> list[Path]:
+    """Return the files that a run created, checkpoints first."""
+    made = [checkpoint.path for checkpoint in list_checkpoints(run)]
+    made += [path for path in run.folder.iterdir() if TEMPORARY.fullmatch(path.name)]
+    made += run.folder.glob(RESERVATION)
+    if run.folder == run.directory:  # a copied checkpoints folder, with the lock of this process
+        return made + list(run.folder.glob(LOCK_NAME))
+    return made + [
+        path
+        for path in _files_below(run.directory)
+        if OWN_FILES.fullmatch(path.relative_to(run.directory).as_posix())
+    ]
+
+
+def _delete_run(run: RunPaths) -> list[Path]:
+    """Delete the files that a run created, and directories that are then empty.
+
+    Returns the files that stay, because the run did not create them. Raises OSError.
+    """
+    durable.delete(_own_files(run))
+    left = list(_files_below(run.directory))
+    folders = [path for path in run.directory.rglob("*") if path.is_dir() and not path.is_symlink()]
+    for folder in [*sorted(folders, reverse=True), run.directory]:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    durable.sync_directory(run.directory.parent)
+    return left
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    """Yield everything that is not a directory; links are not followed."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_symlink() or not path.is_dir():
+            yield path
+
+
 @contextlib.contextmanager
-def _locked(item: Run) -> Iterator[None]:
-    """Hold the lock of a run, so that nothing resumes it meanwhile. Raises InputError."""
+def _locked(paths: RunPaths) -> Iterator[None]:
+    """Hold the lock of a run, so that no process resumes it. Raises InputError."""
     try:
-        with RunLock(item.directory):
-            durable.clean_temporaries(item.directory)
+        with RunLock(paths.directory):
+            durable.clean_temporaries(paths.directory)
             yield
     except OSError as error:
-        where = error.filename or item.directory
+        where = error.filename or paths.directory
         raise InputError(f"{where} cannot be deleted: {error.strerror}") from error
 
 
-def _is_valid(entry: ListedCheckpoint) -> bool:
+def _is_valid(checkpoint: ListedCheckpoint) -> bool:
     try:
-        check(entry.path)
+        check(checkpoint.path)
     except CheckpointError:
         return False
     return True
 
 
 VERB = Verb(
-    "free space: show what would go, and delete it with --yes",
+    "free space: show what would be deleted, and delete it with --yes",
     (
         "--keep-rolling 2 --abandoned",
         "outputs/gpt2_run_20251106_143022 --keep-epochs 0 --yes",

@@ -12,16 +12,16 @@ from gpt2ckpt.errors import UserError
 from gpt2ckpt.runs.events import EventLog
 from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.tools.command_line import Verb
-from gpt2ckpt.tools.targets import DIR_HELP, Run, find_runs, no_runs, without_linked
+from gpt2ckpt.tools.targets import DIR_HELP, RunPaths, find_runs, no_runs, without_linked
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of `repair`."""
+    """Add the arguments of `repair`."""
     parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Repair every run that needs it; 1 if something corrupt is left."""
+    """Repair every run; return 1 if a corrupt file is left."""
     runs = find_runs(args.dir)
     if not runs:
         print(no_runs(args.dir))
@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
     return max([_repair_run(run) for run in runs], default=0)
 
 
-def _repair_run(run: Run) -> int:
-    """Repair a run. It is locked only if something is corrupt, so that it can start meanwhile."""
+def _repair_run(run: RunPaths) -> int:
+    """Repair a run; return 1 if a corrupt file is left. A run without one is not locked."""
     found = diagnose(run.folder)
     if not found.corrupt:
         print(f"{run.folder}: nothing is corrupt")
@@ -49,15 +49,15 @@ def _repair_run(run: Run) -> int:
     return 1 if any(item.source is None for item in mended) else 0
 
 
-def _events_of(run: Run) -> AbstractContextManager[EventSink]:
+def _events_of(run: RunPaths) -> AbstractContextManager[EventSink]:
     """Return the events of a run; a copied checkpoints folder is not a run, and gets none."""
     return nullcontext(NO_EVENTS) if run.folder == run.directory else EventLog(run.directory)
 
 
 def _lines(item: RepairResult) -> list[str]:
-    """What was done about one corrupt file, under each of its names."""
+    """Return a line for each name of a corrupt file."""
     if item.source is None:
-        reason = "NOT REPAIRED: no valid copy of its state is left; it stays where it is"
+        reason = "NOT REPAIRED: no valid copy of its state is left; the file stays in place"
         return [f"{name} {reason}" for name in item.corrupt.names]
     lines = [f"{name} repaired from {item.source.name}" for name in item.corrupt.names]
     return [*lines, f"  the corrupt file is kept in {item.aside} until prune --corrupt"]

@@ -1,4 +1,4 @@
-"""`resume-command`: the command that goes on from a checkpoint, its settings spelled out."""
+"""`resume-command`: print the command that resumes from a checkpoint, with all settings."""
 
 import argparse
 from pathlib import Path
@@ -15,11 +15,11 @@ from gpt2ckpt.tools.command_line import Verb
 from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
 
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "checkpoint")
-NOT_SPELLABLE = "???"  # to Hydra and OmegaConf a missing value, however it is quoted
+NOT_SPELLABLE = "???"  # Hydra and OmegaConf read a missing value, even if it is quoted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of `resume-command`."""
+    """Add the arguments of `resume-command`."""
     parser.add_argument("path", metavar="PATH", help=PATH_HELP)
 
 
@@ -34,13 +34,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def resume_command(path: Path, config: dict[str, Any]) -> str:
-    """One line for a shell that goes on from `path`, which was saved with the frozen `config`."""
-    words = [f"+resume={spelled(str(path.resolve()))}", *overrides(config)]
-    return command("train", *map(in_shell, words), anywhere=True)
+    """Return the shell command that resumes from `path`, which has the frozen `config`."""
+    arguments = [f"+resume={spelled(str(path.resolve()))}", *overrides(config)]
+    return command("train", *map(in_shell, arguments), anywhere=True)
 
 
 def overrides(config: dict[str, Any]) -> list[str]:
-    """The words that give a config its hyperparameters: first the choices, then each key."""
+    """Return the overrides that make a config: first the choices of groups, then each key."""
     keys = flatten({group: config[group] for group in (*GROUPS, "seed") if group in config})
     choices = [f"{group}={keys.pop(f'{group}.kind')}" for group in KINDS if f"{group}.kind" in keys]
     return choices + [
@@ -49,7 +49,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
 
 
 VERB = Verb(
-    "print the command that goes on from a checkpoint, with its settings spelled out",
+    "print the command that resumes from a checkpoint, with all settings",
     ("latest", "outputs/gpt2_run_20251106_143022/checkpoints/best_model.pt"),
     add_arguments,
     run,

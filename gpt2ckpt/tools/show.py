@@ -1,4 +1,4 @@
-"""`show`: what a checkpoint says of itself, without its tensors."""
+"""`show`: print the metadata and the frozen config of a checkpoint, without its tensors."""
 
 import argparse
 from typing import Any
@@ -13,13 +13,13 @@ from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of `show`."""
+    """Add the arguments of `show`."""
     parser.add_argument("path", metavar="PATH", help=PATH_HELP)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print metadata and frozen config, as one document of YAML or one object of JSON."""
+    """Print metadata and frozen config as a YAML document or a JSON object."""
     path = checkpoint_named(args.path)
     meta = read_head(path)
     if args.json:

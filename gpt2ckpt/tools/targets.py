@@ -1,4 +1,4 @@
-"""What DIR and PATH on the command line stand for. Nothing here reads a tensor."""
+"""The runs and checkpoints that DIR and PATH on the command line name. Reads no tensors."""
 
 import sys
 from dataclasses import dataclass
@@ -22,17 +22,18 @@ PATH_HELP = (
 
 
 @dataclass(frozen=True)
-class Run:
+class RunPaths:
     """A run directory and its checkpoints folder."""
 
     directory: Path
     folder: Path
 
 
-def find_runs(where: Path | None) -> list[Run]:
-    """The run in `where`, or every run below it, by name; without `where`, those in outputs.
+def find_runs(where: Path | None) -> list[RunPaths]:
+    """Return the run in `where`, or every run below it, by name; by default those in outputs.
 
-    Raises InputError if there is no such directory.
+    Raises:
+        InputError: if there is no such directory.
     """
     if where is None:
         return _below(OUTPUTS)
@@ -44,45 +45,52 @@ def find_runs(where: Path | None) -> list[Run]:
         where = where.parent
     if (place := locate_run(where)) and place.folder.is_dir():
         require_access(place.folder)
-        return [Run(place.directory, place.folder)]
+        return [RunPaths(place.directory, place.folder)]
     return _below(where)
 
 
-def without_linked(runs: list[Run], where: Path | None) -> list[Run]:
-    """Those of `runs` that lie where they seem to lie, for verbs that delete or replace files.
+def without_linked(runs: list[RunPaths], where: Path | None) -> list[RunPaths]:
+    """Return the runs that are not symbolic links, for verbs that delete or replace files.
 
-    A link that the user did not name is not followed; each is said, with what to name instead.
+    A link is followed only if the user named it; for each other link a line is printed.
     """
     kept = []
     for run in runs:
         linked = [path for path in (run.directory, run.folder) if path.is_symlink()]
         if any(path != where for path in linked):
-            print(f"{linked[-1]}: left alone, it is a link: name {linked[-1].resolve()} itself")
+            print(
+                f"skipped {linked[-1]}: it is a symbolic link. Name {linked[-1].resolve()} itself"
+            )
         else:
             kept.append(run)
     return kept
 
 
 def no_runs(where: Path | None) -> str:
-    """The sentence for an empty result of `find_runs`."""
+    """Return the message for an empty result of `find_runs`."""
     return f"there are no checkpoints in {where or OUTPUTS}"
 
 
 def checkpoint_named(what: str) -> Path:
-    """The checkpoint that PATH stands for; where one of a role is damaged, the next best.
+    """Return the checkpoint that PATH names; if the head of that file is damaged, the next best.
 
-    What is passed over is printed on stderr. Raises CheckpointError if there is none, ConfigError
-    for a word that means nothing.
+    Skipped files are printed on stderr.
+
+    Raises:
+        CheckpointError: if there is no readable checkpoint.
+        ConfigError: if PATH is neither a path nor a selector.
     """
     place = locate(what, Scope(OUTPUTS), key="")
     if place is None:
         raise no_run(OUTPUTS, "name a run directory or a file")
     for path, reason in place.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
-    return place.file or _of_role(Run(place.directory, place.folder), place.role or Role.LATEST)
+    return place.file or _of_role(
+        RunPaths(place.directory, place.folder), place.role or Role.LATEST
+    )
 
 
-def _of_role(run: Run, role: Role) -> Path:
+def _of_role(run: RunPaths, role: Role) -> Path:
     store = Store(run.folder)
     if not any(names.role_of(path.name) is role for path in store.files()):
         raise CheckpointError(f"there is no {role} checkpoint in {run.folder}")
@@ -98,10 +106,10 @@ def _of_role(run: Run, role: Role) -> Path:
     raise CheckpointError(f"no readable checkpoint is left in {run.folder}: {'; '.join(reasons)}")
 
 
-def _below(root: Path) -> list[Run]:
-    """Every run below `root` with a checkpoints folder, by name.
+def _below(root: Path) -> list[RunPaths]:
+    """Return every run below `root` with a checkpoints folder, by name.
 
-    One that this user cannot read is printed on stderr, and left out.
+    A run that this user cannot read is skipped, and printed on stderr.
     """
     runs = []
     for directory, _ in sorted(run_directories(root)):
@@ -109,5 +117,5 @@ def _below(root: Path) -> list[Run]:
         if error := access_error(directory) or access_error(folder):
             print(f"skipped {unreadable_message(error.filename, error)}", file=sys.stderr)
         elif folder.is_dir():
-            runs.append(Run(directory, folder))
+            runs.append(RunPaths(directory, folder))
     return runs

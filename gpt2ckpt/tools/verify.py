@@ -25,18 +25,18 @@ from gpt2ckpt.tools.command_line import Verb, add_json
 from gpt2ckpt.tools.targets import checkpoint_named, find_runs, no_runs
 from gpt2ckpt.units import plural
 
-FOREIGN = "it is no checkpoint of gpt2ckpt"
+FOREIGN = "it is not a checkpoint of gpt2ckpt"
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A file and whether every byte of it is right; None for a file that is not ours."""
+    """A file and whether every byte is valid; `valid` is None for a file of another program."""
 
     path: Path
     valid: bool | None
     step: int | None = None
     error: str | None = None
-    note: str | None = None  # of a valid file that is oddly placed
+    note: str | None = None  # for a valid file that contradicts the files beside it
 
     def __str__(self) -> str:
         if self.valid:
@@ -48,22 +48,27 @@ class Checked:
 
 
 class Checker:
-    """Checks files; one that was found valid under another name is not read again."""
+    """Checks files, and reads a file with several names once."""
 
     def __init__(self) -> None:
         self._valid: dict[tuple[int, ...], CheckpointMeta] = {}
         self._inconsistencies: dict[Path, dict[str, str]] = {}
 
     def __call__(self, path: Path, *, is_given: bool = False) -> Checked:
-        """Check one file. A file that is not ours is wrong only if the user named it (`is_given`).
+        """Check one file.
 
-        Raises FileNotFoundError if it is not there.
+        Args:
+            path: the file.
+            is_given: whether the user named the file. Then a file of another program is an error.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
         """
         info = path.stat()
         role = names.role_of(path.name)
         if role is None and not is_checkpoint(path):
             return Checked(path, False if is_given else None, error=FOREIGN)
-        # The time of the last change is that of the names, too: a new link is read again.
+        # A new link changes ctime, so that the file is read again.
         key = (*inode_of(info), info.st_size, info.st_ctime_ns)
         if key not in self._valid:
             try:
@@ -84,7 +89,7 @@ class Checker:
 
 
 def _inconsistencies(folder: Path) -> dict[str, str]:
-    """What is odd about the files of a folder beside one another, by name."""
+    """Return contradictions between the files of a folder, by name."""
     steps: dict[str, int] = {}
     inodes: dict[tuple[int, int], list[str]] = {}
     for path in Store(folder).files():
@@ -97,12 +102,12 @@ def _inconsistencies(folder: Path) -> dict[str, str]:
     for shared in (same for same in inodes.values() if len(same) > 1):
         for name in (name for name in shared if names.role_of(name) in INDEPENDENT):
             other = next(other for other in shared if other != name)
-            found.setdefault(name, f"it is one file with {other}, and no second copy")
+            found.setdefault(name, f"it is a hard link to {other}, not an independent copy")
     return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The words of `verify`."""
+    """Add the arguments of `verify`."""
     parser.add_argument(
         "paths",
         metavar="PATH",
@@ -113,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a line for each file; 1 if any is corrupt."""
+    """Print a line for each file; return 1 if any is corrupt."""
     results = []
     for checked in _check_all(args.paths):
         results.append(checked)
@@ -156,7 +161,7 @@ def _check_all(words: list[str]) -> Iterator[Checked]:
 
 
 def _targets(words: list[str]) -> list[tuple[Path, bool]]:
-    """The files to check, and whether the user named each of them. Raises InputError."""
+    """Return the files to check, and whether the user named each. Raises InputError."""
     targets: list[tuple[Path, bool]] = []
     folders = [] if words else [run.folder for run in find_runs(None)]
     for word in words:
@@ -171,7 +176,7 @@ def _targets(words: list[str]) -> list[tuple[Path, bool]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files of a checkpoints folder but those being written and those known to be corrupt."""
+    """Yield the files of a checkpoints folder, without temporary and quarantined files."""
 
     def refuse(error: OSError) -> NoReturn:
         raise unreadable_message(error.filename, error) from error

@@ -112,7 +112,9 @@ def test_failing_fsync_is_reported_before_any_training(
         (["checkpoint=off"], "there is nothing to drill"),
     ],
 )
-def test_wrong_settings_exit_2_and_write_nothing(tmp_path: Path, words: list[str], sentence: str) -> None:
+def test_wrong_settings_exit_2_and_write_nothing(
+    tmp_path: Path, words: list[str], sentence: str
+) -> None:
     done = drill(words, tmp_path)
     assert (done.returncode, done.stdout) == (2, "") and sentence in one_sentence(done)
     assert list(tmp_path.iterdir()) == []

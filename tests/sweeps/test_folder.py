@@ -1,4 +1,4 @@
-"""Directories of a sweep are made whole, under free names, and read for what they are."""
+"""Job directories of a sweep: created atomically under free names, and read."""
 
 import os
 from pathlib import Path
@@ -19,14 +19,14 @@ def fill(temporary: Path, final: Path) -> None:
     (temporary / ".hydra" / "overrides.yaml").write_text("- seed=7\n- +resume=auto\n")
 
 
-def test_a_taken_number_is_passed_over_and_an_empty_directory_is_not(tmp_path: Path) -> None:
+def test_taken_number_is_skipped_and_empty_directory_reused(tmp_path: Path) -> None:
     (tmp_path / "0" / "checkpoints").mkdir(parents=True)
     (tmp_path / "1").mkdir()
     assert folder.make_directory(tmp_path, 0, str, fill).directory == tmp_path / "1"
     assert folder.make_directory(tmp_path, 0, str, fill).directory == tmp_path / "2"
 
 
-def test_names_without_a_number_get_one_when_they_are_taken(tmp_path: Path) -> None:
+def test_taken_name_without_a_number_gets_one(tmp_path: Path) -> None:
     made = [folder.make_directory(tmp_path, 3, lambda _: "lr=1/a", fill) for _ in range(3)]
     assert [str(claim.directory.relative_to(tmp_path)) for claim in made] == [
         "lr=1/a",
@@ -36,14 +36,14 @@ def test_names_without_a_number_get_one_when_they_are_taken(tmp_path: Path) -> N
     assert len(folder.read_jobs(tmp_path)) == 3
 
 
-def test_what_a_kill_left_half_made_is_no_job_and_no_obstacle(tmp_path: Path) -> None:
+def test_half_created_directory_is_ignored(tmp_path: Path) -> None:
     (tmp_path / folder.IN_THE_MAKING / ".hydra").mkdir(parents=True)
     assert folder.read_jobs(tmp_path) == []
     assert folder.make_directory(tmp_path, 0, str, fill).directory == tmp_path / "0"
     assert {path.name for path in tmp_path.iterdir()} == {"0"}
 
 
-def test_a_new_directory_is_locked_before_it_has_its_name(tmp_path: Path) -> None:
+def test_new_directory_is_locked_before_its_rename(tmp_path: Path) -> None:
     def check_and_fill(temporary: Path, final: Path) -> None:
         assert is_locked(temporary) and not final.exists()
         fill(temporary, final)
@@ -56,7 +56,7 @@ def test_a_new_directory_is_locked_before_it_has_its_name(tmp_path: Path) -> Non
     assert {path.name for path in claim.directory.iterdir()} == {".hydra"}
 
 
-def test_a_job_without_a_checkpoint_is_known_by_its_record(tmp_path: Path) -> None:
+def test_job_without_a_checkpoint_is_matched_by_its_record(tmp_path: Path) -> None:
     folder.make_directory(tmp_path, 0, str, fill)
     [job] = folder.read_jobs(tmp_path)
     assert (job.config["seed"], job.overrides, job.step) == (7, ["seed=7"], None)
@@ -64,7 +64,7 @@ def test_a_job_without_a_checkpoint_is_known_by_its_record(tmp_path: Path) -> No
     assert folder.read_jobs(tmp_path) == []
 
 
-def test_the_journal_gives_the_newest_of_each_job_of_one_launch(tmp_path: Path) -> None:
+def test_latest_entry_of_each_job_of_a_launch(tmp_path: Path) -> None:
     for launch, status in (("a", Status.FAILED), ("b", Status.STARTED), ("b", Status.FINISHED)):
         journal.append(tmp_path, JournalEntry(launch, 0, status))
     with (tmp_path / JOBS).open("a") as file:
@@ -73,7 +73,7 @@ def test_the_journal_gives_the_newest_of_each_job_of_one_launch(tmp_path: Path) 
     assert [entry.status for entry in entries.values()] == [Status.FINISHED]
 
 
-def test_the_table_fits_and_says_everything() -> None:
+def test_table_fits_80_columns() -> None:
     label = " ".join(f"optimizer.some_long_key_{n}=0.123456" for n in range(5))
     lines = table(
         [Row("12", label, "failed", None, "no such file " * 20), Row("3", "a=1", "new", 2)]

@@ -1,4 +1,4 @@
-"""jobs.jsonl that was edited or damaged: what can be read counts, and nothing fails."""
+"""Reading a jobs.jsonl that was edited or damaged."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_entries_of_one_launch_come_back(sweep: Path) -> None:
+def test_entries_of_one_launch_are_read(sweep: Path) -> None:
     assert read(sweep, "one") == ENTRIES[:2]
     assert last_of_each(read(sweep, "one")) == {0: ENTRIES[1]}
     assert read(sweep / "nowhere", "one") == []
@@ -37,7 +37,7 @@ def test_the_entries_of_one_launch_come_back(sweep: Path) -> None:
         *(("status", "unheard of"), ("status", None), ("launch", 5)),
     ],
 )
-def test_an_entry_with_a_wrong_value_is_passed_over(sweep: Path, key: str, value: Any) -> None:
+def test_entry_with_a_wrong_value_is_skipped(sweep: Path, key: str, value: Any) -> None:
     lines = (sweep / JOBS).read_text().splitlines()
     lines[1] = json.dumps({**json.loads(lines[1]), key: value})
     (sweep / JOBS).write_text("\n".join([*lines, ""]))
@@ -45,7 +45,7 @@ def test_an_entry_with_a_wrong_value_is_passed_over(sweep: Path, key: str, value
 
 
 @pytest.mark.parametrize("line", [b"[]", b"null", b"{}", b"\xff\xfe\x00", b"[" * 100_000, b'{"la'])
-def test_a_line_that_is_no_entry_is_passed_over(sweep: Path, line: bytes) -> None:
+def test_line_that_is_not_an_entry_is_skipped(sweep: Path, line: bytes) -> None:
     with (sweep / JOBS).open("ab") as file:
         file.write(line + b"\n")
     append(sweep, ENTRIES[0])

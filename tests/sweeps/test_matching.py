@@ -1,4 +1,4 @@
-"""A job finds its directory by what it trains, and never takes another's."""
+"""Matching jobs of a resumed sweep with their directories."""
 
 from pathlib import Path
 from typing import Any
@@ -31,48 +31,48 @@ def _dotted(changed: dict[str, Any]) -> dict[str, Any]:
     return {key.replace("__", "."): value for key, value in changed.items()}
 
 
-def test_the_same_config_is_found_under_any_number() -> None:
+def test_same_config_matches_under_any_number() -> None:
     folders = [recorded("0", optimizer__lr=0.3), recorded("1", optimizer__lr=0.2), recorded("2")]
     assert find_own(job(), folders) == folders[2]
     assert find_own(job(optimizer__lr=0.2), folders) == folders[1]
     assert find_own(job(optimizer__lr=0.5), folders) is None
 
 
-def test_the_same_overrides_are_the_same_job_whatever_has_become_of_conf() -> None:
+def test_same_overrides_match_after_conf_changed() -> None:
     old = recorded("0", "optimizer.lr=0.1", "seed=1", model__n_layer=4)
     assert find_own(job("seed=1", "optimizer.lr=0.1"), [old]) == old
 
 
 @pytest.mark.parametrize("key", ["trainer__max_steps", "checkpoint__save_every"])
-def test_a_job_may_become_longer_or_save_more_often(key: str) -> None:
+def test_longer_or_more_often_saved_job_matches(key: str) -> None:
     folders = [recorded("0", optimizer__lr=0.3), recorded("1")]
     assert find_own(job(**{key: 20}), folders) == folders[1]
 
 
-def test_a_length_that_is_swept_makes_another_job() -> None:
+def test_swept_length_is_another_job() -> None:
     assert (
         find_own(job(swept=("trainer.max_steps",), trainer__max_steps=20), [recorded("0")]) is None
     )
 
 
-def test_of_two_that_are_alike_none_is_taken() -> None:
+def test_ambiguous_jobs_do_not_match() -> None:
     folders = [recorded("0", trainer__max_steps=20), recorded("1", trainer__max_steps=30)]
     assert find_own(job(), folders) is None
 
 
-def test_a_swept_group_that_may_change_anything_is_matched_exactly_only() -> None:
+def test_swept_group_is_matched_exactly() -> None:
     alike = job(swept=("experiment",), trainer__max_steps=20)
     assert find_own(alike, [recorded("0")]) is None
     assert find_own(job(swept=("experiment",)), [recorded("0")]) is not None
 
 
-def test_pretrained_weights_bring_a_shape_that_the_command_does_not_name() -> None:
+def test_job_with_pretrained_weights_matches() -> None:
     old = recorded("0", model__init_from="gpt2", model__n_layer=12)
     assert find_own(job(model__init_from="gpt2"), [old]) == old
     assert find_own(job(), [recorded("0", model__n_layer=12)]) is None
 
 
-def test_the_label_is_what_tells_a_job_from_the_others() -> None:
+def test_label_contains_the_swept_overrides() -> None:
     words = ["optimizer.lr=0.1", "seed=1"]
     assert job(*words).label == "optimizer.lr=0.1"
     assert job(*words, swept=()).label == "optimizer.lr=0.1 seed=1"

@@ -1,4 +1,4 @@
-"""The closing table of a sweep: the best first, what did not finish last, at 80 columns."""
+"""The table of a sweep: best job first, unfinished jobs last, 80 columns."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ ROWS = [
 ]
 
 
-def test_finished_jobs_by_their_loss_then_the_others_with_the_best_marked() -> None:
+def test_table_sorts_by_loss_and_marks_the_best() -> None:
     rows = ranked(ROWS)
     assert table(rows, best(rows)) == [
         "job  overrides          status           best val loss",
@@ -36,12 +36,12 @@ def test_finished_jobs_by_their_loss_then_the_others_with_the_best_marked() -> N
     ]
 
 
-def test_no_job_is_the_best_where_none_finished_with_a_loss() -> None:
+def test_table_without_a_loss_marks_no_best() -> None:
     assert best([row for row in ROWS if row.job in "0245-"]) is None
     assert best([]) is None
 
 
-def test_long_names_overrides_and_reasons_are_wrapped_at_80_columns() -> None:
+def test_table_wraps_long_cells_at_80_columns() -> None:
     label = " ".join(f"model.n_layer={n} optimizer.weight_decay=0.12345" for n in range(4))
     rows = [
         Row("lr=0.001,wd=0.1,seed=1234567", label, Status.LOCKED, 4.5, "no " * 60),
@@ -54,19 +54,19 @@ def test_long_names_overrides_and_reasons_are_wrapped_at_80_columns() -> None:
     assert sum(line.endswith("4.2500  best") for line in lines) == 1
 
 
-def test_a_warning_of_several_jobs_stands_there_once() -> None:
+def test_warning_of_several_jobs_is_printed_once() -> None:
     rows = [Row(str(n), f"seed={n}", "new", warnings=("odd",) * (n != 1)) for n in range(3)]
     assert table(rows)[-1] == "0, 2: warning: odd"
 
 
-def test_the_journal_tells_of_all_launches_or_of_one(tmp_path: Path) -> None:
+def test_journal_reads_all_launches_or_one(tmp_path: Path) -> None:
     for launch, number in (("first", 0), ("second", 0)):
         journal.append(tmp_path, JournalEntry(launch, number, Status.FINISHED, job=launch))
     assert [entry.job for entry in journal.read(tmp_path)] == ["first", "second"]
     assert [entry.job for entry in journal.read(tmp_path, "second")] == ["second"]
 
 
-def test_a_search_that_is_continued_shows_the_trials_of_earlier_launches(tmp_path: Path) -> None:
+def test_resumed_search_shows_trials_of_earlier_launches(tmp_path: Path) -> None:
     """Optuna counts the trials of each launch from 0; the best may be one of the first launch."""
     entries = [
         JournalEntry("first", 0, Status.FINISHED, job="0", label="lr=1", best_val_loss=2.0),

@@ -1,4 +1,4 @@
-"""The verbs in this process, and one run that a real training made."""
+"""The verbs called in this process, and a run of a real training."""
 
 import shutil
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real run of 8 steps with settings that are hard to quote; the folder that it lies in."""
+    """The folder with a trained run of 8 steps, whose settings are hard to quote."""
     folder = tmp_path_factory.mktemp("real")
     words = (
         *("model.n_layer=1", "model.n_embd=16", "model.n_head=1", "model.block_size=16"),

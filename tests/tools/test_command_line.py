@@ -1,4 +1,4 @@
-"""Help, wrong words, exit codes, pipes, and that nothing slow is imported."""
+"""Help, wrong arguments, exit codes, pipes, and imports of `gpt2ckpt.checkpoints`."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ for words in (
 """
 
 
-def test_no_verb_but_export_imports_torch(run: Path) -> None:
+def test_only_export_imports_torch(run: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, str(run)],
         cwd=REPOSITORY,
@@ -60,7 +60,7 @@ def test_help_lists_every_verb(checkpoints, capsys) -> None:
     [
         ("lst", "there is no verb lst: list, verify, .* Did you mean list?"),
         ("resume_command x", "Did you mean resume-command?"),
-        ("", "say what to do"),
+        ("", "a verb is missing"),
         ("list --jsn", "unrecognized arguments: --jsn. Did you mean --json?"),
         ("prune --keep-roling=3", "Did you mean --keep-rolling?"),
         ("prune --keep-rolling -1", "'-1' is not a whole number of at least 0"),
@@ -71,7 +71,7 @@ def test_help_lists_every_verb(checkpoints, capsys) -> None:
         ("export a --to pickle b", "invalid choice: 'pickle'"),
     ],
 )
-def test_a_wrong_word_is_a_sentence_with_the_nearest_right_one(words, sentence, checkpoints):
+def test_wrong_argument_exits_2_and_names_the_nearest(words, sentence, checkpoints):
     done = checkpoints(*words.split())
     assert done.code == 2
     for part in sentence.split(" .* "):
@@ -80,7 +80,7 @@ def test_a_wrong_word_is_a_sentence_with_the_nearest_right_one(words, sentence, 
 
 
 @pytest.mark.parametrize("words", ["verify a --json b", "verify --json a b", "verify a b --json"])
-def test_flags_may_stand_anywhere(words, checkpoints, run, tmp_path, monkeypatch) -> None:
+def test_flags_are_accepted_in_any_position(words, checkpoints, run, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     run.rename(tmp_path / "a")
     (tmp_path / "b").symlink_to(tmp_path / "a")
@@ -90,7 +90,7 @@ def test_flags_may_stand_anywhere(words, checkpoints, run, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("verb", ["list", "verify", "log", "repair", "prune"])
-def test_what_is_missing_is_a_sentence(verb, checkpoints, tmp_path) -> None:
+def test_missing_directory_exits_1_with_one_error_line(verb, checkpoints, tmp_path) -> None:
     done = checkpoints(verb, tmp_path / "nowhere")
     assert done.code == 1
     assert done.err.startswith(f"error: {tmp_path}/nowhere does not exist")
@@ -98,15 +98,13 @@ def test_what_is_missing_is_a_sentence(verb, checkpoints, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["list", "verify", "log", "repair", "prune"])
-def test_a_fresh_clone_has_no_checkpoints_and_that_is_no_error(
-    verb, checkpoints, tmp_path, monkeypatch
-) -> None:
+def test_fresh_clone_without_checkpoints_exits_0(verb, checkpoints, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = checkpoints(verb)
     assert (done.code, done.out) == (0, "there are no checkpoints in outputs\n")
 
 
-def test_the_real_command_prints_errors_in_one_line(tmp_path: Path) -> None:
+def test_command_prints_errors_in_one_line(tmp_path: Path) -> None:
     done = command("checkpoints", "show", "no.pt", cwd=tmp_path)
     assert (done.code, done.out) == (1, "")
     reason = f"no.pt: there is no such file or directory in {tmp_path}"
@@ -117,7 +115,7 @@ def test_the_real_command_prints_errors_in_one_line(tmp_path: Path) -> None:
     assert done.err.count("\n") == 1
 
 
-def test_a_closed_pipe_is_silent(run: Path) -> None:
+def test_closed_pipe_prints_no_error(run: Path) -> None:
     reader = subprocess.Popen(
         [sys.executable, "-m", "gpt2ckpt.checkpoints", "list", str(run)],
         cwd=REPOSITORY,
@@ -136,7 +134,7 @@ def test_a_closed_pipe_is_silent(run: Path) -> None:
     ("path", "code", "part"),
     [("bset", 2, "Did you mean best?"), ("latest", 1, "there is no checkpoint in outputs")],
 )
-def test_a_path_that_is_none(path, code, part, checkpoints, tmp_path: Path) -> None:
+def test_unusable_path_is_reported(path, code, part, checkpoints, tmp_path: Path) -> None:
     with contextlib.chdir(tmp_path):
         for verb in ("show", "verify"):
             done = checkpoints(verb, path)

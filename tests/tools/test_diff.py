@@ -1,4 +1,4 @@
-"""`diff`: keys by what they do, and tensors bit by bit."""
+"""`diff`: config keys by effect, and tensors compared bitwise."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from tools_helpers import damage, frozen, save
 from gpt2ckpt.config.replay import Effect, classify, flatten
 
 
-def test_facts_and_config_each_under_what_it_does(checkpoints, tmp_path) -> None:
+def test_diff_groups_config_keys_by_effect(checkpoints, tmp_path) -> None:
     first = save(tmp_path / "a", 10)
     words = ("optimizer.lr=0.5", "model.n_layer=7", "logger=none", "checkpoint.save_every=3")
     second = save(tmp_path / "b", 12, {"config": frozen(words)})
@@ -28,7 +28,7 @@ def test_facts_and_config_each_under_what_it_does(checkpoints, tmp_path) -> None
         assert line in done.out[start:end]
 
 
-def test_the_code_and_the_machine_of_both_are_compared(checkpoints, tmp_path) -> None:
+def test_diff_compares_code_and_machine(checkpoints, tmp_path) -> None:
     first = {"versions": {"torch": "2.9", "code": "3f2a"}, "environment": {"variables": {}}}
     second = {
         "versions": {"torch": "2.9", "code": "9c1b", "dirty": True},
@@ -43,7 +43,7 @@ def test_the_code_and_the_machine_of_both_are_compared(checkpoints, tmp_path) ->
     assert not any("torch" in line for line in lines)
 
 
-def test_a_state_and_itself(checkpoints, run) -> None:
+def test_diff_of_a_file_with_itself_is_empty(checkpoints, run) -> None:
     folder = run / "checkpoints"
     done = checkpoints(
         "diff", folder / "best_model.pt", folder / "best_model_backup.pt", "--tensors"
@@ -56,7 +56,7 @@ def test_a_state_and_itself(checkpoints, run) -> None:
     ]
 
 
-def test_every_tensor_that_differs_is_named(checkpoints, tmp_path) -> None:
+def test_diff_reports_every_differing_tensor(checkpoints, tmp_path) -> None:
     weight = torch.zeros(64, 64)
     first = {"model": {"a": weight, "b": torch.zeros(2), "c": torch.zeros(2), "gone": weight}}
     changed = weight.clone()
@@ -78,7 +78,7 @@ def test_every_tensor_that_differs_is_named(checkpoints, tmp_path) -> None:
     assert checkpoints("diff", *paths).code == 0
 
 
-def test_both_are_verified_first(checkpoints, run) -> None:
+def test_diff_verifies_both_files(checkpoints, run) -> None:
     folder = run / "checkpoints"
     damage(folder / "latest.pt")
     for words in (("latest.pt", "epoch_00000.pt"), ("epoch_00000.pt", "latest.pt")):
@@ -108,7 +108,7 @@ def test_both_are_verified_first(checkpoints, run) -> None:
         ("trainer.of_a_later_version", Effect.TRAJECTORY),
     ],
 )
-def test_the_effect_of_a_key(key: str, effect: Effect) -> None:
+def test_effect_of_each_key(key: str, effect: Effect) -> None:
     assert classify(key, flatten(frozen())) is effect
 
 
@@ -122,11 +122,11 @@ def test_the_effect_of_a_key(key: str, effect: Effect) -> None:
     ],
 )
 @pytest.mark.parametrize("key", ["trainer.max_steps", "trainer.max_epochs"])
-def test_a_longer_run_matters_only_to_a_schedule_that_spans_it(key, words, effect) -> None:
+def test_longer_run_matters_only_to_a_schedule_that_spans_it(key, words, effect) -> None:
     assert classify(key, flatten(frozen(words))) is effect
 
 
-def test_a_length_is_harmless_only_by_both_configs(checkpoints, tmp_path) -> None:
+def test_length_is_harmless_only_in_both_configs(checkpoints, tmp_path) -> None:
     first = save(tmp_path / "a", 1, {"config": frozen(("schedule.steps=9", "trainer.max_steps=9"))})
     second = save(tmp_path / "b", 1, {"config": frozen(("trainer.max_steps=10",))})
     out = checkpoints("diff", first, second).out

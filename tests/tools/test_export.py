@@ -1,4 +1,4 @@
-"""`export`: what others load is the same model."""
+"""`export`: other programs load the same model."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def test_transformers_computes_the_same_and_reads_the_same(
+def test_transformers_loads_the_export_with_equal_outputs(
     checkpoints, trained_once, tmp_path, offline
 ) -> None:
     transformers = pytest.importorskip("transformers")
@@ -63,7 +63,9 @@ def model_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("out", ["weights.safetensors", "folder"])
-def test_weights_alone_have_the_tied_one_once(out, checkpoints, model_file, tmp_path) -> None:
+def test_exported_weights_contain_the_tied_weight_once(
+    out, checkpoints, model_file, tmp_path
+) -> None:
     assert checkpoints("export", model_file, "--to", "weights", tmp_path / out).code == 0
     written = tmp_path / out if "." in out else tmp_path / out / "model.safetensors"
     expected = {k: v for k, v in load(model_file)["model"].items() if k != "lm_head.weight"}
@@ -78,7 +80,7 @@ def test_weights_alone_have_the_tied_one_once(out, checkpoints, model_file, tmp_
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_another_vocabulary_gets_no_tokenizer(checkpoints, model_file, tmp_path) -> None:
+def test_export_of_another_vocabulary_has_no_tokenizer(checkpoints, model_file, tmp_path) -> None:
     done = checkpoints("export", model_file, "--to", "hf", tmp_path / "hf")
     assert done.code == 0
     assert "no tokenizer is written: the model has 64 tokens" in done.out
@@ -87,7 +89,7 @@ def test_another_vocabulary_gets_no_tokenizer(checkpoints, model_file, tmp_path)
 
 
 @pytest.mark.parametrize("to", ["hf", "weights"])
-def test_nothing_is_overwritten(to, checkpoints, model_file, tmp_path) -> None:
+def test_export_overwrites_nothing(to, checkpoints, model_file, tmp_path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     assert checkpoints("export", model_file, "--to", to, out).code == 0  # an empty folder is free
@@ -101,7 +103,7 @@ def test_nothing_is_overwritten(to, checkpoints, model_file, tmp_path) -> None:
     assert sorted(out.iterdir()) == before
 
 
-def test_a_damaged_checkpoint_is_not_exported(checkpoints, model_file, tmp_path) -> None:
+def test_damaged_checkpoint_is_not_exported(checkpoints, model_file, tmp_path) -> None:
     damage(model_file)
     done = checkpoints("export", model_file, "--to", "hf", tmp_path / "hf")
     assert done.code == 1
@@ -109,7 +111,7 @@ def test_a_damaged_checkpoint_is_not_exported(checkpoints, model_file, tmp_path)
     assert not (tmp_path / "hf").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence(checkpoints, model_file, tmp_path) -> None:
+def test_unwritable_output_exits_1_with_one_error_line(checkpoints, model_file, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     done = checkpoints("export", model_file, "--to", "hf", tmp_path / "file" / "hf")
     assert done.code == 1
@@ -117,7 +119,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(checkpoints, model_file, t
     assert done.err == f"error: {reason}\n"
 
 
-def test_a_state_without_a_model_of_ours_is_said(checkpoints, run, tmp_path) -> None:
+def test_checkpoint_without_a_model_is_refused(checkpoints, run, tmp_path) -> None:
     done = checkpoints("export", run, "--to", "weights", tmp_path / "w")
     assert done.code == 1
     assert "cannot be exported: The weights lack" in done.err

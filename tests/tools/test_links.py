@@ -1,4 +1,4 @@
-"""prune and repair delete and replace files of a run, and follow no link out of it."""
+"""prune and repair follow no link out of a run."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from tools_helpers import damage, save
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """Somebody's checkpoints outside of the run."""
+    """Checkpoints outside of the run."""
     for step in (10, 20):
         save(tmp_path / "elsewhere", step)
     return tmp_path / "elsewhere" / "checkpoints"
@@ -21,7 +21,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["abandoned_20251106_120000", "corrupt_20251106_120000"])
-def test_a_folder_set_aside_that_is_a_link_is_not_emptied(
+def test_prune_does_not_empty_a_linked_archive_folder(
     name: str, elsewhere: Path, checkpoints, run
 ) -> None:
     damage(elsewhere / "rolling_step_000010.pt")
@@ -33,9 +33,7 @@ def test_a_folder_set_aside_that_is_a_link_is_not_emptied(
     assert checkpoints("list", run).code == 0
 
 
-def test_a_checkpoints_folder_that_is_a_link_is_left_alone(
-    elsewhere: Path, checkpoints, tmp_path
-) -> None:
+def test_linked_checkpoints_folder_is_skipped(elsewhere: Path, checkpoints, tmp_path) -> None:
     damage(elsewhere / "rolling_last_backup.pt")
     before = content(elsewhere)
     run = tmp_path / "outputs" / "gpt2_run_20251106_120000"
@@ -48,16 +46,14 @@ def test_a_checkpoints_folder_that_is_a_link_is_left_alone(
         ("repair", run),
     ):
         done = checkpoints(*words)
-        assert f"left alone, it is a link: name {elsewhere} itself" in done.out
+        assert f"it is a symbolic link. Name {elsewhere} itself" in done.out
         assert content(elsewhere) == before
     assert newer.exists()
     assert checkpoints("repair", elsewhere).code == 0, "named outright it is repaired"
     assert content(elsewhere) != before
 
 
-def test_a_file_that_is_a_link_is_replaced_not_written_through(
-    elsewhere: Path, checkpoints, run
-) -> None:
+def test_repair_replaces_a_link_and_keeps_its_target(elsewhere: Path, checkpoints, run) -> None:
     outside = elsewhere / "rolling_step_000010.pt"
     damage(outside)
     before = content(elsewhere)
@@ -69,7 +65,7 @@ def test_a_file_that_is_a_link_is_replaced_not_written_through(
     assert content(elsewhere) == before
 
 
-def test_a_pipe_with_a_name_of_ours_does_not_hang(checkpoints, run) -> None:
+def test_pipe_named_like_a_checkpoint_does_not_block(checkpoints, run) -> None:
     path = run / "checkpoints" / "latest.pt"
     path.unlink()
     os.mkfifo(path)

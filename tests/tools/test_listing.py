@@ -1,4 +1,4 @@
-"""`list`: what is there, in which roles, and what it takes."""
+"""`list`: checkpoints with their roles and their space on disk."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def by_name(objects: list[dict]) -> dict[str, dict]:
     return {Path(item["path"]).name: item for item in objects}
 
 
-def test_the_groups_stand_in_the_order_of_the_contract(checkpoints, run) -> None:
+def test_list_shows_groups_in_fixed_order(checkpoints, run) -> None:
     lines = checkpoints("list", run).out.splitlines()
     headings = [line for line in lines if line and not line.startswith(" ")]
     assert headings[0] == str(run)
@@ -35,7 +35,7 @@ def test_the_groups_stand_in_the_order_of_the_contract(checkpoints, run) -> None
     assert line.split()[1:4] == ["25", "2", "4.2500"]
 
 
-def test_a_table_fits_eighty_columns(checkpoints, tmp_path) -> None:
+def test_list_fits_80_columns(checkpoints, tmp_path) -> None:
     save(tmp_path, 1_234_567, {"val_loss": 10.98765}, emergency=True, epoch_ended=12345)
     lines = checkpoints("list", tmp_path).out.splitlines()[1:]
     assert max(map(len, lines)) <= 80
@@ -58,7 +58,7 @@ def test_json_has_an_object_for_each_name_with_its_roles(checkpoints, run) -> No
     assert all(item["error"] is None for item in objects)
 
 
-def test_what_it_takes_counts_shared_blocks_once(checkpoints, run) -> None:
+def test_disk_space_counts_shared_blocks_once(checkpoints, run) -> None:
     folder = run / "checkpoints"
     stats = {path.stat().st_ino: path.stat() for path in folder.iterdir()}
     on_disk = sum(info.st_blocks * 512 for info in stats.values())
@@ -68,7 +68,7 @@ def test_what_it_takes_counts_shared_blocks_once(checkpoints, run) -> None:
     assert totals.endswith(f"on disk they take {on_disk / 1000:.0f} KB")
 
 
-def test_damaged_files_are_listed_as_such(checkpoints, run) -> None:
+def test_list_marks_damaged_files(checkpoints, run) -> None:
     emergency = next((run / "checkpoints").glob("emergency*"))
     emergency.write_bytes(b"")
     (run / "checkpoints" / "epoch_00007.pt").write_bytes(bytes(5000))
@@ -80,7 +80,7 @@ def test_damaged_files_are_listed_as_such(checkpoints, run) -> None:
     assert found["latest.pt"]["error"] is None
 
 
-def test_only_the_head_of_a_file_is_read(checkpoints, run) -> None:
+def test_list_reads_only_the_head_of_a_file(checkpoints, run) -> None:
     path = run / "checkpoints" / "best_model_backup.pt"
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
@@ -90,7 +90,7 @@ def test_only_the_head_of_a_file_is_read(checkpoints, run) -> None:
     assert objects["latest.pt"]["step"] == 30
 
 
-def test_values_of_any_type_in_a_file_do_not_stop_the_list(checkpoints, tmp_path) -> None:
+def test_list_survives_metadata_of_wrong_types(checkpoints, tmp_path) -> None:
     odd = {"epoch": "two", "val_loss": [], "saved_at": 7, "reason": None}
     save(tmp_path, 5, odd)
     save(tmp_path, 6, {"val_loss": float("nan"), "saved_at": "yesterday"})
@@ -100,7 +100,7 @@ def test_values_of_any_type_in_a_file_do_not_stop_the_list(checkpoints, tmp_path
     assert found["rolling_step_000006.pt"]["val_loss"] == "NaN"
 
 
-def test_a_root_lists_every_run_below_it_those_of_sweeps_too(checkpoints, run, monkeypatch) -> None:
+def test_list_of_a_root_includes_jobs_of_sweeps(checkpoints, run, monkeypatch) -> None:
     root = run.parent
     for job in ("0", "1"):
         make_run(root / "gpt2_sweep_20251106_130000" / job)
@@ -116,7 +116,7 @@ def test_a_root_lists_every_run_below_it_those_of_sweeps_too(checkpoints, run, m
 
 
 @pytest.mark.parametrize("place", ["checkpoints", "", "checkpoints/abandoned_20251106_120000"])
-def test_a_run_its_folder_and_what_is_in_it_are_the_same(place, checkpoints, run) -> None:
+def test_list_accepts_run_folder_and_archive_folder(place, checkpoints, run) -> None:
     Store(run / "checkpoints").roll_back_to(
         run / "checkpoints" / "rolling_step_000010.pt", 10, NOON
     )
@@ -128,19 +128,19 @@ def test_a_run_its_folder_and_what_is_in_it_are_the_same(place, checkpoints, run
     assert "abandoned_20251106_120000\n" in checkpoints("list", run / place).out
 
 
-def test_a_copied_folder_of_another_name_is_listed(checkpoints, run, tmp_path) -> None:
+def test_list_accepts_a_copied_checkpoints_folder(checkpoints, run, tmp_path) -> None:
     shutil.copytree(run / "checkpoints", tmp_path / "backup of it")
     assert len(listed(checkpoints, tmp_path / "backup of it")) == 13
 
 
-def test_other_peoples_files_are_passed_over(checkpoints, run) -> None:
+def test_list_skips_files_of_other_programs(checkpoints, run) -> None:
     before = listed(checkpoints, run)
     (run / "checkpoints" / "notes.txt").write_text("x")
     (run / "checkpoints" / "mine.pt").write_bytes(b"x")
     assert listed(checkpoints, run) == before
 
 
-def test_a_real_run(checkpoints, real) -> None:
+def test_list_of_a_trained_run(checkpoints, real) -> None:
     found = by_name(listed(checkpoints, real))
     assert found["latest.pt"]["step"] == 8
     assert found["latest.pt"]["val_loss"] > 9

@@ -1,4 +1,4 @@
-"""`prune`: frees what it says, and never the last valid state."""
+"""`prune`: frees the reported space, and never deletes the last valid state."""
 
 import os
 import shutil
@@ -16,8 +16,8 @@ from gpt2ckpt.runs.lock import LOCK_NAME, RunLock
 from gpt2ckpt.runs.owner import encode, this_process
 from gpt2ckpt.tools import prune
 from gpt2ckpt.tools.inventory import Inode, ListedCheckpoint, ListGroup
-from gpt2ckpt.tools.pruning import Limits, freed_bytes, plan_prune
-from gpt2ckpt.tools.targets import Run
+from gpt2ckpt.tools.prune_plan import PruneLimits, freed_bytes, plan_prune
+from gpt2ckpt.tools.targets import RunPaths
 
 KEPT_ALWAYS = {
     *("latest.pt", "latest_backup.pt", "rolling_last_backup.pt"),
@@ -34,7 +34,7 @@ def blocks(*roots: Path) -> int:
     return sum({info.st_ino: info.st_blocks * 512 for info in files}.values())
 
 
-def test_without_yes_nothing_is_touched(checkpoints, run) -> None:
+def test_prune_without_yes_changes_nothing(checkpoints, run) -> None:
     before = tree(run)
     done = checkpoints("prune", run, "--keep-rolling", "0", "--keep-epochs", "0")
     assert done.code == 0
@@ -44,14 +44,14 @@ def test_without_yes_nothing_is_touched(checkpoints, run) -> None:
     assert tree(run) == before
 
 
-def test_nothing_named_is_nothing_gone(checkpoints, run) -> None:
+def test_prune_without_options_deletes_nothing(checkpoints, run) -> None:
     before = tree(run)
     done = checkpoints("prune", run, "--yes")
     assert (done.code, tree(run)) == (0, before)
-    assert "nothing was named that may go" in done.out
+    assert "nothing to delete: choose what may go" in done.out
 
 
-def test_each_pool_by_its_own_number_and_roles_never(checkpoints, run) -> None:
+def test_prune_limits_each_pool_and_keeps_roles(checkpoints, run) -> None:
     done = checkpoints("prune", run, "--keep-rolling=1", "--keep-epochs=2", "--yes")
     assert done.code == 0
     emergency = next(name for name in names(run) if name.startswith("emergency"))
@@ -63,8 +63,8 @@ def test_each_pool_by_its_own_number_and_roles_never(checkpoints, run) -> None:
     assert all(check(path) is None for path in (run / "checkpoints").iterdir())
 
 
-def test_what_it_says_that_it_frees_is_what_it_frees(checkpoints, run, tmp_path) -> None:
-    """Names whose file has another name left free nothing, in whatever directory that is."""
+def test_prune_frees_the_reported_space(checkpoints, run, tmp_path) -> None:
+    """A name frees nothing if its file has another name, in any directory."""
     os.link(run / "checkpoints" / "epoch_00001.pt", tmp_path / "my own link.pt")
     words = ("prune", run, "--keep-rolling=1", "--keep-epochs=1")
     before = blocks(run / "checkpoints")
@@ -76,7 +76,7 @@ def test_what_it_says_that_it_frees_is_what_it_frees(checkpoints, run, tmp_path)
     assert done == f"deleted 4 files, {freed / 1000:.1f} KB of disk freed"
 
 
-def test_the_last_valid_state_stays_wherever_it_is(checkpoints, run) -> None:
+def test_prune_keeps_the_last_valid_state(checkpoints, run) -> None:
     folder = run / "checkpoints"
     for name in ("latest.pt", "rolling_last_backup.pt", "best_model_backup.pt"):
         damage(folder / name)
@@ -93,7 +93,7 @@ def test_the_last_valid_state_stays_wherever_it_is(checkpoints, run) -> None:
     assert Store(folder).find("latest").state.step == 10
 
 
-def test_a_valid_state_that_only_an_abandoned_folder_has_stays(checkpoints, run) -> None:
+def test_prune_keeps_the_last_valid_state_in_an_archive(checkpoints, run) -> None:
     folder = run / "checkpoints"
     Store(folder).roll_back_to(folder / "rolling_step_000010.pt", 10, NOON)
     damage(folder / "latest.pt")  # is rolling_step_000010.pt and epoch_00000.pt
@@ -104,16 +104,16 @@ def test_a_valid_state_that_only_an_abandoned_folder_has_stays(checkpoints, run)
     check(left[0])
 
 
-def test_where_nothing_is_valid_nothing_goes(checkpoints, run) -> None:
+def test_prune_deletes_nothing_without_a_valid_state(checkpoints, run) -> None:
     for path in {path.stat().st_ino: path for path in (run / "checkpoints").iterdir()}.values():
         damage(path)
     before = tree(run)
     done = checkpoints("prune", run, "--keep-rolling=0", "--yes")
-    assert "no valid state is left in it, so that nothing is deleted" in done.out
+    assert "nothing is deleted: the run holds no valid state" in done.out
     assert {name: data for name, data in tree(run).items() if name != LOCK_NAME} == before
 
 
-def test_abandoned_and_corrupt_folders_go_with_their_files(checkpoints, run) -> None:
+def test_prune_deletes_empty_archive_and_quarantine_folders(checkpoints, run) -> None:
     folder = run / "checkpoints"
     Store(folder).roll_back_to(folder / "rolling_step_000020.pt", 20, NOON)
     damage(next(folder.glob("abandoned_*")) / "rolling_step_000030.pt")
@@ -131,7 +131,7 @@ def test_abandoned_and_corrupt_folders_go_with_their_files(checkpoints, run) -> 
     assert checkpoints("verify", run).code == 0
 
 
-def test_a_live_run_keeps_the_newest_of_each_pool(checkpoints, run) -> None:
+def test_prune_keeps_the_newest_of_each_pool_of_a_live_run(checkpoints, run) -> None:
     """A save may be linking it to its other names at this moment."""
     with RunLock(run):
         words = ("--keep-rolling=0", "--keep-epochs=0", "--keep-emergency=0")
@@ -142,7 +142,7 @@ def test_a_live_run_keeps_the_newest_of_each_pool(checkpoints, run) -> None:
 
 
 def make_root(root: Path) -> list[Path]:
-    """Three runs, the one with the oldest name having saved last."""
+    """Three runs; the run with the oldest name saved last."""
     runs = [make_run(root / f"gpt2_run_2025110{day}_120000") for day in (1, 2, 3)]
     save(runs[0], 40, {"saved_at": "2025-12-01T00:00:00.000+00:00"})
     for run in runs:
@@ -157,7 +157,7 @@ def make_root(root: Path) -> list[Path]:
     return runs
 
 
-def test_whole_runs_go_by_when_they_last_saved(checkpoints, tmp_path) -> None:
+def test_keep_runs_deletes_the_runs_that_saved_first(checkpoints, tmp_path) -> None:
     first, second, third = make_root(tmp_path)
     save(third, 50, {"saved_at": "2025-11-30T00:00:00.000+00:00"})
     said = checkpoints("prune", tmp_path, "--keep-runs", "2").out
@@ -170,7 +170,7 @@ def test_whole_runs_go_by_when_they_last_saved(checkpoints, tmp_path) -> None:
     assert f"{(used - blocks(tmp_path)) / 1000:.0f} KB of disk freed" in done.out
 
 
-def test_a_live_run_never_goes(checkpoints, tmp_path) -> None:
+def test_keep_runs_never_deletes_a_live_run(checkpoints, tmp_path) -> None:
     first, second, third = make_root(tmp_path)
     with RunLock(second):
         before = tree(second)
@@ -180,10 +180,8 @@ def test_a_live_run_never_goes(checkpoints, tmp_path) -> None:
     assert not third.exists()
 
 
-def test_a_run_that_was_resumed_before_it_could_be_locked_stays(
-    checkpoints, tmp_path, monkeypatch
-) -> None:
-    """It saved and ended between the look at its age and the removal."""
+def test_keep_runs_keeps_a_run_resumed_before_its_lock(checkpoints, tmp_path, monkeypatch) -> None:
+    """The run saved and ended after its age was read."""
     first, second, third = make_root(tmp_path)
 
     def lock_after_a_save(directory: Path) -> RunLock:
@@ -198,8 +196,8 @@ def test_a_run_that_was_resumed_before_it_could_be_locked_stays(
     assert first.exists() and not third.exists()
 
 
-def test_the_pools_are_counted_again_once_the_run_is_locked(checkpoints, run, monkeypatch) -> None:
-    """A run that went back may have saved a file anew that was to be deleted."""
+def test_prune_plans_again_once_the_run_is_locked(checkpoints, run, monkeypatch) -> None:
+    """A rolled-back run may have saved a planned file again."""
 
     def lock_after_going_back(directory: Path) -> RunLock:
         for path in (run / "checkpoints").glob("rolling_step_0000[23]*"):
@@ -211,7 +209,7 @@ def test_the_pools_are_counted_again_once_the_run_is_locked(checkpoints, run, mo
     assert "rolling_step_000010.pt" in names(run)
 
 
-def test_what_the_user_put_into_a_run_stays(checkpoints, tmp_path) -> None:
+def test_keep_runs_keeps_files_of_the_user(checkpoints, tmp_path) -> None:
     _, second, third = make_root(tmp_path)
     mine = {"notes.txt", "checkpoints/mine.pt", "checkpoints/kept/latest.pt", "tensorboard/a.png"}
     for name in mine:
@@ -219,12 +217,12 @@ def test_what_the_user_put_into_a_run_stays(checkpoints, tmp_path) -> None:
         (third / name).write_text("mine")
     done = checkpoints("prune", tmp_path, "--keep-runs", "1", "--yes")
     assert set(tree(third)) == mine
-    assert f"  {third}/notes.txt stays: the run did not make it\n" in done.out
+    assert f"  {third}/notes.txt stays: the run did not create it\n" in done.out
     assert not second.exists()
     assert not (third / ".hydra").exists()
 
 
-def test_pools_and_runs_together(checkpoints, tmp_path) -> None:
+def test_prune_of_pools_and_runs_together(checkpoints, tmp_path) -> None:
     first, *_ = make_root(tmp_path)
     checkpoints("prune", tmp_path, "--keep-runs=1", "--keep-rolling=1", "--yes")
     assert list(tmp_path.iterdir()) == [first]
@@ -232,7 +230,7 @@ def test_pools_and_runs_together(checkpoints, tmp_path) -> None:
     assert rolling == ["rolling_step_000040.pt"]
 
 
-def test_a_run_whose_age_is_unknown_is_kept(checkpoints, tmp_path) -> None:
+def test_keep_runs_keeps_a_run_of_unknown_age(checkpoints, tmp_path) -> None:
     for name in ("a", "b"):
         save(tmp_path / name, 1, {"saved_at": None})
     checkpoints("prune", tmp_path, "--keep-runs=1", "--yes")
@@ -240,7 +238,7 @@ def test_a_run_whose_age_is_unknown_is_kept(checkpoints, tmp_path) -> None:
     assert (tmp_path / "b").exists()
 
 
-def test_a_copied_folder_is_pruned_in_place(checkpoints, run, tmp_path) -> None:
+def test_prune_of_a_copied_checkpoints_folder(checkpoints, run, tmp_path) -> None:
     shutil.copytree(run / "checkpoints", tmp_path / "copy")
     checkpoints("prune", tmp_path / "copy", "--keep-rolling=1", "--yes")
     assert not (tmp_path / "copy" / "rolling_step_000010.pt").exists()
@@ -259,10 +257,10 @@ FILES = st.lists(
 @given(
     FILES,
     st.booleans(),
-    st.builds(Limits, *[st.none() | st.integers(0, 3)] * 3, *[st.booleans()] * 2),
+    st.builds(PruneLimits, *[st.none() | st.integers(0, 3)] * 3, *[st.booleans()] * 2),
 )
-def test_a_plan_never_takes_the_last_valid_state(files, live, limits) -> None:
-    run = Run(Path("run"), Path("run/checkpoints"))
+def test_plan_never_deletes_the_last_valid_state(files, live, limits) -> None:
+    run = RunPaths(Path("run"), Path("run/checkpoints"))
     entries, valid = [], set()
     for number, (form, step, is_valid, aside) in enumerate(files):
         role = form.partition("_")[0]
@@ -281,7 +279,7 @@ def test_a_plan_never_takes_the_last_valid_state(files, live, limits) -> None:
     assert freed_bytes(decided.surplus) == 4096 * len(gone)
 
 
-def test_a_real_run(checkpoints, real) -> None:
+def test_prune_of_a_trained_run(checkpoints, real) -> None:
     assert checkpoints("prune", real, "--keep-rolling=1", "--keep-epochs=0", "--yes").code == 0
     assert checkpoints("verify", real).code == 0
     other = real.with_name("gpt2_run_20991231_235959")

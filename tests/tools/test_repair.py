@@ -1,4 +1,4 @@
-"""`repair`: every corrupt file of which a copy is left, and second copies stay second copies."""
+"""`repair`: files with a valid copy are repaired, and second copies stay independent."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def set_aside(run: Path) -> dict[str, bytes]:
     return tree(folder)
 
 
-def test_a_sound_run_is_left_as_it_is(checkpoints, run) -> None:
+def test_repair_changes_nothing_in_a_valid_run(checkpoints, run) -> None:
     before = tree(run)
     done = checkpoints("repair", run)
     assert (done.code, done.out) == (0, f"{run}/checkpoints: nothing is corrupt\n")
@@ -33,7 +33,7 @@ def test_a_sound_run_is_left_as_it_is(checkpoints, run) -> None:
 
 
 @pytest.mark.parametrize("at", [0.0, 0.01, 0.5, 0.9999], ids=["head", "meta", "tensor", "seal"])
-def test_a_state_under_four_names_comes_back_from_its_second_copy(at, checkpoints, run) -> None:
+def test_repair_restores_four_names_from_the_second_copy(at, checkpoints, run) -> None:
     folder = run / "checkpoints"
     damage(folder / "latest.pt", at)
     damaged = (folder / "latest.pt").read_bytes()
@@ -51,7 +51,7 @@ def test_a_state_under_four_names_comes_back_from_its_second_copy(at, checkpoint
     assert {*corrupt["files"]} == {*repaired["files"]} == {*MAIN} and repaired["source"] in COPIES
 
 
-def test_a_repair_without_a_copy_is_an_event_too(checkpoints, run) -> None:
+def test_failed_repair_is_recorded(checkpoints, run) -> None:
     path = run / "checkpoints" / "rolling_step_000010.pt"
     damage(path)
     assert checkpoints("repair", run).code == 1
@@ -60,7 +60,7 @@ def test_a_repair_without_a_copy_is_an_event_too(checkpoints, run) -> None:
     assert path.name in event["files"] and "cannot be used" in event["reason"]
 
 
-def test_a_copied_checkpoints_folder_gets_no_events(checkpoints, run) -> None:
+def test_repair_of_a_copied_folder_records_no_events(checkpoints, run) -> None:
     copied = (run / "checkpoints").rename(run.parent / "copied")
     damage(copied / "latest.pt")
     assert checkpoints("repair", copied).code == 0
@@ -68,7 +68,7 @@ def test_a_copied_checkpoints_folder_gets_no_events(checkpoints, run) -> None:
 
 
 @pytest.mark.parametrize("name", COPIES)
-def test_a_second_copy_gets_blocks_of_its_own(name, checkpoints, run) -> None:
+def test_repaired_second_copy_gets_its_own_blocks(name, checkpoints, run) -> None:
     folder = run / "checkpoints"
     damage(folder / name)
     assert checkpoints("repair", run).code == 0
@@ -78,7 +78,7 @@ def test_a_second_copy_gets_blocks_of_its_own(name, checkpoints, run) -> None:
     assert list(set_aside(run)) == [name]
 
 
-def test_both_second_copies_at_once(checkpoints, run) -> None:
+def test_repair_of_both_second_copies(checkpoints, run) -> None:
     for name in COPIES:
         damage(run / "checkpoints" / name)
     assert checkpoints("repair", run).code == 0
@@ -86,7 +86,7 @@ def test_both_second_copies_at_once(checkpoints, run) -> None:
     assert len(inodes) == 3
 
 
-def test_where_there_is_no_copy_it_is_said_and_nothing_is_moved(checkpoints, run) -> None:
+def test_repair_without_a_copy_moves_nothing(checkpoints, run) -> None:
     folder = run / "checkpoints"
     damage(folder / "rolling_step_000010.pt")  # is epoch_00000.pt, too
     before = tree(folder)
@@ -96,7 +96,7 @@ def test_where_there_is_no_copy_it_is_said_and_nothing_is_moved(checkpoints, run
     assert tree(folder) == before
 
 
-def test_some_with_and_some_without_a_copy(checkpoints, run) -> None:
+def test_repair_with_copies_of_some_files(checkpoints, run) -> None:
     folder = run / "checkpoints"
     damage(folder / "rolling_step_000010.pt")
     damage(folder / "best_model.pt")
@@ -106,7 +106,7 @@ def test_some_with_and_some_without_a_copy(checkpoints, run) -> None:
     assert sorted(set_aside(run)) == sorted(MAIN)
 
 
-def test_another_state_of_the_same_step_is_no_copy(checkpoints, tmp_path) -> None:
+def test_another_state_of_the_same_step_is_not_a_copy(checkpoints, tmp_path) -> None:
     save(tmp_path, 10, regular=True)
     save(tmp_path, 10, {"saved_at": "2025-11-06T13:00:00.000+00:00"}, emergency=True)
     emergency = next((tmp_path / "checkpoints").glob("emergency*"))
@@ -116,20 +116,20 @@ def test_another_state_of_the_same_step_is_no_copy(checkpoints, tmp_path) -> Non
 
 
 @pytest.mark.parametrize("name", ["rolling_step_000030.pt", *COPIES])
-def test_a_file_that_tells_nothing_any_more_is_known_by_its_role(name, checkpoints, run) -> None:
+def test_unreadable_file_is_repaired_by_its_role(name, checkpoints, run) -> None:
     folder = run / "checkpoints"
     os.truncate(folder / name, 0)
     assert checkpoints("repair", run).code == 0
     assert valid_at(folder / name, 30)
 
 
-def test_but_not_an_older_file_of_the_pool(checkpoints, run) -> None:
+def test_unreadable_older_file_of_a_pool_is_not_repaired(checkpoints, run) -> None:
     os.truncate(run / "checkpoints" / "rolling_step_000020.pt", 0)
     assert checkpoints("repair", run).code == 1
 
 
-def test_without_links_every_name_is_a_copy(checkpoints, run, monkeypatch) -> None:
-    """What a file system without hard links does, at the one call that makes them."""
+def test_repair_without_hard_links_makes_copies(checkpoints, run, monkeypatch) -> None:
+    """os.link fails, as on a file system without hard links."""
 
     def no_links(*names: object) -> None:
         raise PermissionError(1, "no links")
@@ -143,7 +143,7 @@ def test_without_links_every_name_is_a_copy(checkpoints, run, monkeypatch) -> No
     assert sorted(set_aside(run)) == sorted(MAIN)
 
 
-def test_a_live_run_is_left_alone_and_its_owner_named(checkpoints, run) -> None:
+def test_repair_of_a_live_run_names_its_process(checkpoints, run) -> None:
     damage(run / "checkpoints" / "latest.pt")
     before = tree(run / "checkpoints")
     with RunLock(run):
@@ -153,12 +153,12 @@ def test_a_live_run_is_left_alone_and_its_owner_named(checkpoints, run) -> None:
     assert tree(run / "checkpoints") == before
 
 
-def test_a_sound_live_run_is_no_error(checkpoints, run) -> None:
+def test_repair_of_a_valid_live_run_exits_0(checkpoints, run) -> None:
     with RunLock(run):
         assert checkpoints("repair", run).code == 0
 
 
-def test_abandoned_states_are_repaired_in_their_folder(checkpoints, run) -> None:
+def test_archived_states_are_repaired_in_their_folder(checkpoints, run) -> None:
     folder = run / "checkpoints"
     aside = folder / "abandoned_20251106_130000"
     aside.mkdir()
@@ -170,7 +170,7 @@ def test_abandoned_states_are_repaired_in_their_folder(checkpoints, run) -> None
     assert list(set_aside(run)) == ["abandoned_20251106_130000/rolling_step_000030.pt"]
 
 
-def test_a_disk_that_refuses_leaves_everything_in_place(checkpoints, run, monkeypatch) -> None:
+def test_repair_on_a_failing_disk_changes_nothing(checkpoints, run, monkeypatch) -> None:
     def full(*names: object) -> None:
         raise OSError(28, "No space left on device", "somewhere")
 

@@ -1,4 +1,4 @@
-"""`resume-command`: a line for the shell that changes nothing."""
+"""`resume-command`: a shell command that resumes without changes."""
 
 import re
 import shlex
@@ -17,8 +17,8 @@ from gpt2ckpt.config.replay import freeze, replay
 from gpt2ckpt.tools.resume_command import overrides, resume_command
 
 
-def test_the_real_command_goes_on_and_changes_nothing(checkpoints, real, trained_once) -> None:
-    """From an older state, so that there is something to train, in a folder of another name."""
+def test_printed_command_resumes_without_changes(checkpoints, real, trained_once) -> None:
+    """From an older state, so that steps are left to train, in a folder with another name."""
     path = real / "checkpoints" / "rolling_step_000004.pt"
     line = checkpoints("resume-command", path).out
     assert line.count("\n") == 1
@@ -33,11 +33,11 @@ def test_the_real_command_goes_on_and_changes_nothing(checkpoints, real, trained
     assert compared.code == 0, compared.out
 
     told = checkpoints("log", real).out
-    assert re.search(r"├─ \S+ \S+ (resumed from step 4|rolled back: steps 6 to 8 set aside)", told)
+    assert re.search(r"├─ \S+ \S+ (resumed from step 4|rolled back from step 8 to 4: resume)", told)
     assert "resumed from step 4" in told
 
 
-def test_the_hyperparameters_are_spelled_out(checkpoints, run) -> None:
+def test_printed_command_contains_all_hyperparameters(checkpoints, run) -> None:
     words = shlex.split(checkpoints("resume-command", run).out)
     assert words[1:3] == ["-m", "gpt2ckpt.train"]
     assert words[3] == f"+resume={run}/checkpoints/latest.pt"
@@ -52,7 +52,7 @@ def test_the_hyperparameters_are_spelled_out(checkpoints, run) -> None:
     }
 
 
-def test_a_relative_path_becomes_one_that_works_anywhere(checkpoints, run, monkeypatch) -> None:
+def test_printed_path_is_absolute(checkpoints, run, monkeypatch) -> None:
     monkeypatch.chdir(run)
     assert (
         f"+resume={run}/checkpoints/best_model.pt"
@@ -68,7 +68,7 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=
 
 @settings(max_examples=60)
 @given(VALUES, st.lists(VALUES, max_size=3))
-def test_any_value_arrives_as_it_is(value: Any, values: list[Any]) -> None:
+def test_any_value_survives_the_override_grammar(value: Any, values: list[Any]) -> None:
     config = {"trainer": {"one": value, "many": values}, "schedule": {"kind": "wsd"}, "seed": 1}
     choice, *words = overrides(config)
     assert choice == "schedule=wsd"
@@ -77,7 +77,7 @@ def test_any_value_arrives_as_it_is(value: Any, values: list[Any]) -> None:
     assert read == {"trainer.one": value, "trainer.many": values, "seed": 1}
 
 
-def test_awkward_values_are_replayed_as_they_are() -> None:
+def test_awkward_values_are_replayed() -> None:
     config = freeze(compose_config("train", ["schedule=constant", "optimizer=muon"]).values)
     text = "it's a=b, [c] {d}: ${HOME} ${seed} \\ \"\n???"
     config["trainer"] |= {"sample_prompt": text, "max_steps": None}
@@ -91,7 +91,7 @@ def test_awkward_values_are_replayed_as_they_are() -> None:
     assert replay(config, [], overrides(config), compose) == (config, [])
 
 
-def test_what_hydra_cannot_be_told_is_left_as_it_is_frozen() -> None:
+def test_value_that_hydra_cannot_parse_is_left_out() -> None:
     assert overrides({"data": {"kind": "text", "train": "???"}}) == ["data=text"]
 
 
@@ -102,18 +102,18 @@ def test_what_hydra_cannot_be_told_is_left_as_it_is_frozen() -> None:
         *("x='\\'a\\\\'", "~group", "+a=[1,'b,c']"),
     ],
 )
-def test_a_word_comes_out_of_a_shell_as_it_went_in(word: str, tmp_path: Path) -> None:
+def test_argument_survives_the_shell(word: str, tmp_path: Path) -> None:
     typed = in_shell(word)
     assert "\n" not in typed
     assert shell(f"printf %s {typed}", cwd=tmp_path).out == word
 
 
-def test_a_path_with_everything_in_it_is_one_line() -> None:
+def test_path_with_special_characters_is_one_line() -> None:
     line = resume_command(Path("/a b/c=d,'e\"\n$f.pt"), frozen())
     assert "\n" not in line
 
 
-def test_a_file_without_a_config_is_said(checkpoints, tmp_path) -> None:
+def test_file_without_a_config_is_refused(checkpoints, tmp_path) -> None:
     path = save(tmp_path, 1, {"config": None})
     done = checkpoints("resume-command", path)
     assert (done.code, done.err) == (1, f"error: {path} holds no config\n")

@@ -1,4 +1,4 @@
-"""`verify`: every byte of every file, and nothing that is not ours."""
+"""`verify`: checks every byte of checkpoints, and reports files of other programs."""
 
 import json
 import os
@@ -16,7 +16,7 @@ def verified(checkpoints, *words) -> tuple[int, dict[str, dict]]:
     return done.code, {Path(item["path"]).name: item for item in json.loads(done.out)}
 
 
-def test_a_sound_run(checkpoints, run) -> None:
+def test_verify_of_a_valid_run(checkpoints, run) -> None:
     code, found = verified(checkpoints, run)
     assert code == 0
     assert len(found) == 13
@@ -28,7 +28,7 @@ def test_a_sound_run(checkpoints, run) -> None:
 
 
 @pytest.mark.parametrize("at", [0.0, 0.02, 0.5, 0.9, 0.9999])
-def test_a_flipped_bit_anywhere_is_found_under_every_name(at, checkpoints, run) -> None:
+def test_verify_finds_a_flipped_bit_under_every_name(at, checkpoints, run) -> None:
     damage(run / "checkpoints" / "latest.pt", at)
     code, found = verified(checkpoints, run)
     assert code == 1
@@ -40,7 +40,7 @@ def test_a_flipped_bit_anywhere_is_found_under_every_name(at, checkpoints, run) 
     assert checkpoints("verify", run).out.count("CORRUPT ") == 4
 
 
-def test_two_files_in_each_others_place_are_found(checkpoints, run) -> None:
+def test_verify_finds_swapped_files(checkpoints, run) -> None:
     first, second = (run / f"checkpoints/rolling_step_0000{step}.pt" for step in (10, 20))
     first.rename(run / "aside")
     second.rename(first)
@@ -51,7 +51,7 @@ def test_two_files_in_each_others_place_are_found(checkpoints, run) -> None:
     assert found[second.name]["valid"] is False
 
 
-def test_foreign_files_are_named_and_are_no_error(checkpoints, run) -> None:
+def test_verify_lists_foreign_files_without_an_error(checkpoints, run) -> None:
     (run / "checkpoints" / "notes.txt").write_text("mine")
     torch.save({"a": 1}, run / "checkpoints" / "other.pt")
     os.mkfifo(run / "checkpoints" / "pipe")
@@ -61,25 +61,25 @@ def test_foreign_files_are_named_and_are_no_error(checkpoints, run) -> None:
     assert len(found) == 15
     for name in ("notes.txt", "other.pt"):
         assert found[name]["valid"] is None
-        assert found[name]["error"] == "it is no checkpoint of gpt2ckpt"
+        assert found[name]["error"] == "it is not a checkpoint of gpt2ckpt"
     assert "foreign  " in checkpoints("verify", run).out
 
 
-def test_a_foreign_file_that_the_user_names_is_not_passed_as_valid(checkpoints, tmp_path) -> None:
+def test_verify_of_a_given_foreign_file_fails(checkpoints, tmp_path) -> None:
     torch.save({"a": 1}, tmp_path / "other.pt")
     code, found = verified(checkpoints, tmp_path / "other.pt")
     assert code == 1
     assert found["other.pt"]["valid"] is False
 
 
-def test_a_file_with_a_name_of_ours_and_another_content_is_corrupt(checkpoints, run) -> None:
+def test_foreign_content_under_a_checkpoint_name_is_corrupt(checkpoints, run) -> None:
     (run / "checkpoints" / "epoch_00002.pt").unlink()
     torch.save({"a": 1}, run / "checkpoints" / "epoch_00002.pt")
     code, found = verified(checkpoints, run)
     assert (code, found["epoch_00002.pt"]["valid"]) == (1, False)
 
 
-def test_files_runs_and_roots_together(checkpoints, run, tmp_path) -> None:
+def test_verify_of_files_runs_and_roots(checkpoints, run, tmp_path) -> None:
     other = save(tmp_path / "other", 3)
     copy = tmp_path / "copied by hand.pt"
     copy.write_bytes(other.read_bytes())
@@ -90,14 +90,14 @@ def test_files_runs_and_roots_together(checkpoints, run, tmp_path) -> None:
     assert checkpoints("verify", run.parent, copy).code == 1
 
 
-def test_a_path_that_is_missing_is_one_sentence(checkpoints, run) -> None:
+def test_verify_of_a_missing_path_exits_1(checkpoints, run) -> None:
     done = checkpoints("verify", run / "checkpoints" / "latest.pt", run / "no.pt")
     assert done.code == 1
     assert done.err.startswith(f"error: {run}/no.pt does not exist")
     assert done.out == ""
 
 
-def test_selectors_are_files_of_the_newest_run(checkpoints, run, monkeypatch) -> None:
+def test_verify_selectors_mean_the_newest_run(checkpoints, run, monkeypatch) -> None:
     monkeypatch.chdir(run.parents[1])
     code, found = verified(checkpoints, "best_previous", "emergency")
     assert code == 0
@@ -111,11 +111,11 @@ from gpt2ckpt.tools.verify import Checker
 assert Checker()(Path(sys.argv[1])).valid
 status = Path("/proc/self/status").read_text()
 print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
-"""  # not ru_maxrss: that begins with the parent's
+"""  # not ru_maxrss, which includes the parent's memory
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells peak memory there")
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+def test_verify_uses_constant_memory(tmp_path: Path) -> None:
     def peak(megabytes: int) -> int:
         tensor = torch.zeros(megabytes << 20, dtype=torch.uint8)
         path = save(tmp_path / str(megabytes), 1, {"model": {"wte": tensor}})

@@ -1,4 +1,4 @@
-"""Runs with small real checkpoints in every role, and the verbs called as the command does."""
+"""Runs with small real checkpoints in every role, and calls of the commands."""
 
 import functools
 import os
@@ -29,7 +29,7 @@ def frozen(overrides: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def state(step: int, **changes: Any) -> dict[str, Any]:
-    """What a training saves, but for a much smaller model."""
+    """The state that a training saves, for a much smaller model."""
     weight = torch.full((64, 64), float(step))
     moment = datetime(2025, 11, 6, 12, tzinfo=UTC) + timedelta(minutes=step)
     return {
@@ -79,7 +79,7 @@ def damage(path: Path, at: float = 0.5) -> None:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder` and what is in it."""
+    """Every file below `folder` with its content."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
