@@ -1,1 +1,1 @@
-"""GPT-2: the model, its loss, text from it, and weights that others trained."""
+"""GPT-2: the model, its loss, text generation, and pretrained weights."""

@@ -1,20 +1,28 @@
-"""Scaled-dot-product attention, causal: which way it is computed, and why."""
+"""Causal scaled-dot-product attention, by the faster of two implementations."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Up to this length the attention weights take less memory than the rest of a layer's activations.
+# Up to this length, attention weights take less memory than the other activations of a layer.
 MAX_KEPT_LENGTH = 512
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
-    """Mix the values of each token and those before it: [B, H, T, D] for three times [B, H, T, D].
+    """Return softmax(Q K^T / sqrt(D) + causal mask) V.
 
-    The keys may be of more tokens than the queries, which then are the last of them. PyTorch's
-    fused kernel computes the attention weights again in the backward pass instead of keeping them:
-    that saves memory, and on a GPU time. But in bfloat16 on a CPU it takes two to three times as
-    long as plain matrix products, so there the weights of short blocks are kept for training.
+    PyTorch's fused kernel recomputes the attention weights in the backward pass, which saves memory
+    and, on a GPU, time. In bfloat16 on a CPU it takes two to three times as long as matrix
+    products, so there the attention weights of short blocks are kept for training.
+
+    Args:
+        query: Shape [B, H, T, D].
+        key: Shape [B, H, S, D] with S >= T; the queries are those of the last T tokens.
+        value: Shape [B, H, S, D].
+        dropout: Probability of dropping an attention weight.
+
+    Returns:
+        A tensor of the shape and dtype of `query`.
     """
     length, past = query.shape[2], key.shape[2] - query.shape[2]
     is_training = torch.is_grad_enabled() and not past
@@ -31,12 +39,12 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float =
 
 
 def keeps_weights(device: str, dtype: torch.dtype, length: int) -> bool:
-    """Whether a training keeps the attention weights, on a type of device, for so many tokens."""
+    """Return whether training on `length` tokens keeps the attention weights."""
     return device == "cpu" and dtype == torch.bfloat16 and length <= MAX_KEPT_LENGTH
 
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-    """softmax(Q K^T / sqrt(D) + mask) V, the scale and the mask within the first product."""
+    """Compute attention by two matrix products; the first applies the scale and the mask."""
     batch, heads, length, width = query.shape
     query, key, value = (part.reshape(-1, length, width) for part in (query, key, value))
     mask = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
@@ -46,6 +54,6 @@ def _by_products(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> T
 
 
 def _offset_mask(length: int, past: int, device: torch.device) -> Tensor:
-    """True where a new token [T] may look: all of the past, and the new ones up to itself."""
+    """Return the mask [T, past + T]: each new token attends to the past and up to itself."""
     allowed = torch.ones(length, past + length, dtype=torch.bool, device=device)
     return allowed.tril(diagonal=past)

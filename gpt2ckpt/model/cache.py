@@ -1,12 +1,12 @@
-"""Keys and values of the tokens already seen, so that generating a token costs one position."""
+"""The key/value cache, with which generating a token computes a single position."""
 
 from torch import Tensor
 
 
 class LayerCache:
-    """One layer's keys and values, [B, H, block_size, D] each, filled up to `length`.
+    """The keys and values of one layer, [B, H, block_size, D] each, filled up to `length`.
 
-    The memory is made at the first use, in the dtype that attention has then (autocast's, say).
+    The memory is allocated at the first use, in the dtype of the first keys, e.g. that of autocast.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -16,7 +16,7 @@ class LayerCache:
         self.values: Tensor | None = None
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add those of new tokens, [B, H, T, D]; return all so far as views, [B, H, length, D]."""
+        """Append keys and values, [B, H, T, D]; return views of all of them, [B, H, length, D]."""
         if self.keys is None or self.values is None:
             batch, heads, _, width = keys.shape
             self.keys = keys.new_empty(batch, heads, self.block_size, width)
@@ -28,14 +28,14 @@ class LayerCache:
 
 
 class KeyValueCache:
-    """The caches of all layers; `length` is the number of tokens they hold."""
+    """The caches of all layers; `length` is the number of cached tokens."""
 
     def __init__(self, n_layer: int, block_size: int) -> None:
         self.layers = [LayerCache(block_size) for _ in range(n_layer)]
         self.length = 0
 
     def clear(self) -> None:
-        """Forget all tokens, keep the memory."""
+        """Remove all tokens, and keep the memory."""
         self.length = 0
         for layer in self.layers:
             layer.length = 0

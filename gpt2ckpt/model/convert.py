@@ -1,4 +1,4 @@
-"""Weights that others trained: where they come from is found out, and that they fit is checked."""
+"""Loading pretrained weights: the format is detected, and the shapes are checked."""
 
 from pathlib import Path
 
@@ -13,16 +13,19 @@ from gpt2ckpt.model.nanogpt import load_nanogpt
 
 
 def load_pretrained(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Shape and state (float32, for `GPT2.load_state_dict`) of a Hugging Face folder or a ckpt.pt.
+    """Return the model config and the state dict of a Hugging Face folder or nanoGPT's ckpt.pt.
 
-    Checked against each other. `dropout` is not taken over. InputError names what cannot be used,
-    and why.
+    The dropout of the config is the default, and the tensors, in float32, have the names and shapes
+    of `GPT2.state_dict`.
+
+    Raises:
+        InputError: The weights cannot be used; the message says why.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist; give a Hugging Face GPT-2 folder or a ckpt.pt.")
+        raise InputError(f"{path} does not exist: pass a Hugging Face GPT-2 folder or a ckpt.pt.")
     if path.is_dir() and not is_huggingface(path):
         raise InputError(
-            f"{path} is not a Hugging Face folder: it holds no config.json. Give a Hugging Face "
+            f"{path} is not a Hugging Face folder: it has no config.json. Pass a Hugging Face "
             "GPT-2 folder, nanoGPT's ckpt.pt or a checkpoint."
         )
     config, state = load_huggingface(path) if path.is_dir() else load_nanogpt(path)
@@ -36,9 +39,10 @@ def load_pretrained(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def check_shapes(config: ModelConfig, state: dict[str, Tensor]) -> str | None:
-    """None when `state` fits the model of `config`, else one sentence on the first difference.
+    """Return the first difference between a state dict and the model of `config`; None if equal.
 
-    A config out of a file may name any number of layers: they are counted before they are built.
+    The layers are counted before the model is built, since a config from a file may have any number
+    of layers.
     """
     layers = {name.split(".")[2] for name in state if name.startswith("transformer.h.")}
     missing = next((i for i in range(config.n_layer) if str(i) not in layers), None)
@@ -47,7 +51,7 @@ def check_shapes(config: ModelConfig, state: dict[str, Tensor]) -> str | None:
     try:
         with torch.device("meta"):
             expected = {name: tuple(t.shape) for name, t in GPT2(config).state_dict().items()}
-    except (RuntimeError, OverflowError, TypeError):  # the last, where no 64 bits hold it
+    except (RuntimeError, OverflowError, TypeError):  # TypeError: the size overflows 64 bits
         return "The model has a size that cannot be built."
     for name, shape in expected.items():
         if name not in state:

@@ -1,4 +1,4 @@
-"""How many parameters a GPT-2 has, and how much arithmetic it asks for: from its shape alone."""
+"""Numbers of parameters and FLOPs of a GPT-2, computed from its shape."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from gpt2ckpt.config.schema import ModelConfig
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters by part; `embedding` is also the output layer, and counts once."""
+    """Parameters by part; the token embedding is also the output layer, and counts once."""
 
     embedding: int
     position: int
@@ -21,7 +21,7 @@ class ParameterCounts:
 
 
 def count_parameters(config: ModelConfig) -> ParameterCounts:
-    """Parameters of the model that `config` describes, without building it."""
+    """Return the parameters of the model that `config` describes, without building it."""
     width, layers, bias = config.n_embd, config.n_layer, int(config.bias)
     return ParameterCounts(
         embedding=config.vocab_size * width,
@@ -33,12 +33,12 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
 
 
 def count_flops_per_token(config: ModelConfig) -> int:
-    """Floating-point operations of training (forward and backward) per token: 6 N + 12 L H Q T.
+    """Return the FLOPs per token of a forward and backward pass: 6 N + 12 L H Q T.
 
-    PaLM (Chowdhery et al. 2022, arXiv:2204.02311), appendix B: N parameters, L layers, H heads of
-    dimension Q, T tokens of context (a full block). As usual for GPT-2, N leaves out the position
-    embedding, which is only added; the word embedding counts, for it is the output layer's matrix.
-    The causal mask is not credited: attention counts as if every token saw the whole block.
+    Source: PaLM (Chowdhery et al. 2022, arXiv:2204.02311), appendix B, with N parameters, L layers,
+    H heads of dimension Q and T tokens of context. As usual for GPT-2, N excludes the position
+    embedding, which is only added, and includes the token embedding, which is also the matrix of
+    the output layer. Attention counts as if every token attended to the complete block.
     """
     counts = count_parameters(config)
     parameters = counts.total - counts.position

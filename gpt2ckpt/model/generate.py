@@ -1,4 +1,4 @@
-"""Text from a model, one token at a time."""
+"""Text generation, one token at a time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,16 +23,27 @@ def generate(
     stop_token: int | None = END_OF_TEXT,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[list[int]]:
-    """Continue each row of `tokens`, [B, T] int64 with T >= 1, by up to `max_tokens` tokens.
+    """Continue each row of `tokens` by up to `max_tokens` tokens.
 
-    Returns the new tokens of each row, without the stop token that ended it. Temperature 0 takes
-    the likeliest token. Otherwise tokens are drawn with `generator`, of the CPU, or with one of a
-    fixed seed: never with the global one, which belongs to the training. Dropout is off meanwhile.
-    Ends early once `stop` says so.
+    Dropout is off during the generation. The global random generator is not used, since it belongs
+    to the training.
 
-    A text longer than the block is seen through a window: once block_size tokens are cached, the
-    last half of them is fed again, at the positions from 0 on. Positions are learned, so that
-    cached keys cannot just be shifted; feeding half makes that rare and keeps a context.
+    Texts longer than block_size are continued with a sliding window: once block_size tokens are
+    cached, the last half of them is computed again at the positions from 0. Learned positions do
+    not allow shifting the cached keys; half a block of context makes such a step rare.
+
+    Args:
+        model: The model; its training mode is restored.
+        tokens: The prompts, int64 of shape [B, T] with T >= 1.
+        max_tokens: Most new tokens of each row.
+        temperature: Divides the logits; 0 takes the most likely token.
+        top_k: Number of most likely tokens to draw from; None for all.
+        generator: A CPU generator; None for one with a fixed seed.
+        stop_token: A token that ends its row.
+        stop: Called before each token; generation ends once it returns true.
+
+    Returns:
+        The new tokens of each row, without the stop token.
     """
     generator = generator or torch.Generator().manual_seed(0)
     block = model.config.block_size
@@ -47,7 +58,7 @@ def generate(
                 cache.clear()
                 fresh = text[:, -max(block // 2, 1) :]
             logits = model.lm_head(model.hidden(fresh, cache)[:, -1])
-            # What a model has beyond GPT-2's vocabulary is padding, and not a token.
+            # Logits beyond GPT-2's vocabulary are padding.
             fresh = choose(logits[:, :VOCAB_SIZE], temperature, top_k, generator)
             text = torch.cat((text, fresh), dim=1)
             if stop_token is not None and _all_stopped(text[:, tokens.shape[1] :], stop_token):
@@ -58,23 +69,23 @@ def generate(
 def choose(
     logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator
 ) -> Tensor:
-    """One token for each row of logits [B, V]: [B, 1], int64, on the same device."""
+    """Return one token for each row of logits [B, V]: int64 of shape [B, 1], on their device."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    # On the CPU, in float32: one generator gives the same draws from the same logits anywhere.
+    # On the CPU in float32, so that the same logits give the same draws on every device.
     scores = logits.float().cpu()
-    words = None
+    tokens = None
     if top_k is not None and top_k < scores.shape[-1]:
-        scores, words = scores.topk(top_k)
-    # Below zero, so that a tiny temperature does not overflow.
+        scores, tokens = scores.topk(top_k)
+    # At most zero, so that a tiny temperature does not overflow.
     scores = (scores - scores.amax(-1, keepdim=True)) / temperature
     drawn = torch.multinomial(scores.softmax(-1), 1, generator=generator)
-    return (drawn if words is None else words.gather(1, drawn)).to(logits.device)
+    return (drawn if tokens is None else tokens.gather(1, drawn)).to(logits.device)
 
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off for the block; the mode that was there comes back."""
+    """Switch dropout off for a `with` block, and restore the training mode."""
     training = model.training
     model.eval()
     try:

@@ -1,7 +1,7 @@
-"""GPT-2 (Radford et al. 2019), with the parameter names that nanoGPT and Hugging Face use.
+"""GPT-2 (Radford et al. 2019), with the parameter names of nanoGPT and Hugging Face.
 
-All weights are in torch.nn.Linear orientation, [out, in]. The output layer and the word embedding
-are one and the same parameter.
+All matrices have the orientation of torch.nn.Linear, [out, in]. The output layer and the token
+embedding are the same parameter.
 """
 
 import math
@@ -20,9 +20,10 @@ INIT_STD = 0.02
 
 
 class GPT2(nn.Module):
-    """The model: token ids to logits, or to the mean cross entropy against target ids.
+    """A GPT-2 that maps token ids to logits, or with target ids to the mean cross entropy.
 
-    Raises ConfigError for a shape that cannot be built.
+    Raises:
+        ConfigError: The shape is invalid.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -30,18 +31,18 @@ class GPT2(nn.Module):
         check_model(config)
         self.config = config
         self.transformer = Transformer(config)
-        # On the meta device: the weight is the embedding's, another one need not be made.
+        # On the meta device, because the weight is replaced by that of the embedding.
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device="meta")
         self.lm_head.weight = self.transformer.wte.weight
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw new weights from the global generator.
+        """Initialize the weights with the global random generator.
 
-        Matrices and embeddings from N(0, 0.02), biases 0, norms 1; the projections that end in the
-        residual stream from N(0, 0.02 / sqrt(2 * n_layer)), as the paper scales them by the number
-        of residual layers (section 2.3). So do Hugging Face and nanoGPT. OpenAI's released code
-        differs in the position embedding alone, N(0, 0.01), and does not show the scaling.
+        Matrices and embeddings are drawn from N(0, 0.02), biases are 0 and norms 1. Projections
+        into the residual stream are drawn from N(0, 0.02 / sqrt(2 * n_layer)): the paper scales
+        them by the number of residual layers (section 2.3), as Hugging Face and nanoGPT do.
+        OpenAI's code draws the position embedding from N(0, 0.01), and does not show the scaling.
         """
         residual_std = INIT_STD / math.sqrt(2 * self.config.n_layer)
         for name, parameter in self.named_parameters():
@@ -54,23 +55,35 @@ class GPT2(nn.Module):
                 nn.init.normal_(parameter, mean=0.0, std=std)
 
     def hidden(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Hidden states after the last norm, [B, T, C], for token ids [B, T] (int64).
+        """Return the hidden states after the last norm.
 
-        With a cache, the tokens follow those that it holds, and are added to it. Positions beyond
-        block_size are a ValueError.
+        Args:
+            tokens: Token ids, int64 of shape [B, T].
+            cache: Earlier tokens, which `tokens` follow and are added to.
+
+        Returns:
+            A tensor of shape [B, T, C].
+
+        Raises:
+            ValueError: There are more than block_size tokens.
         """
         hidden: Tensor = self.transformer(tokens, cache)
         return hidden
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [B, T, V] for token ids [B, T] (int64)."""
+        """Return the logits, [B, T, V], for token ids [B, T] (int64)."""
         logits: Tensor = self.lm_head(self.hidden(tokens))
         return logits
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy in nats per token, a float32 scalar; both arguments [B, T] (int64).
+        """Return the mean cross entropy in nats per token, a float32 scalar.
 
-        Never makes the whole logits; see `gpt2ckpt.model.loss` for what that asks of a caller.
+        The complete logits are never in memory; see `linear_cross_entropy` for the limits on the
+        backward pass.
+
+        Args:
+            tokens: Token ids, int64 of shape [B, T].
+            targets: The next tokens, int64 of shape [B, T].
         """
         hidden = self.hidden(tokens).flatten(0, 1)
         loss: Tensor = linear_cross_entropy(hidden, self.lm_head.weight, targets.flatten())
@@ -78,7 +91,7 @@ class GPT2(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embeddings, blocks and the last norm."""
+    """The embeddings, the blocks and the last norm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -93,7 +106,7 @@ class Transformer(nn.Module):
         end, limit = start + tokens.shape[1], self.wpe.num_embeddings
         if end > limit:
             raise ValueError(f"{end} tokens do not fit into a block of {limit}")
-        # A slice, not a lookup: the positions are the same in every row of the batch.
+        # A slice instead of a lookup: all rows have the same positions.
         x = self.drop(self.wte(tokens) + self.wpe.weight[start:end])
         for index, block in enumerate(self.h):
             x = block(x, cache.layers[index] if cache else None)
@@ -104,7 +117,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream."""
+    """Attention and MLP; each reads the normalized residual stream and adds its output."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -144,7 +157,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers, four times as wide between them, with GELU (GPT-2: in its tanh form)."""
+    """Two linear layers with a hidden width of 4 C and GELU, which GPT-2 computes with tanh."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Hugging Face's GPT-2 folders, both ways: config.json and the weights beside it."""
+"""Reading and writing Hugging Face's GPT-2 folders: config.json and the weights."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from gpt2ckpt.model.tensor_files import read_json, read_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-# Each with the index that names its parts when it is split, in the order of preference.
+# In order of preference; a split file has an index that names its shards.
 WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
 GELU_FORMS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
 SHAPE_KEYS = {
@@ -24,8 +24,8 @@ SHAPE_KEYS = {
     "block_size": "n_positions",
     "vocab_size": "vocab_size",
 }
-# Options that change the logits, with the one value that this model computes. It is also the value
-# that GPT2Config gives them when they are absent.
+# Options that change the logits, with the only value that this model supports, which is also the
+# default of GPT2Config.
 FIXED_OPTIONS: dict[str, Any] = {
     "layer_norm_epsilon": LAYER_NORM_EPS,
     "tie_word_embeddings": True,
@@ -33,21 +33,24 @@ FIXED_OPTIONS: dict[str, Any] = {
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
-# Conv1D keeps its weight as [in, out].
+# Weights of Conv1D modules, stored as [in, out].
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-# Causal masks that older versions saved with the weights.
+# Causal masks, which older versions saved with the weights.
 MASKS = (".attn.bias", ".attn.masked_bias")
 
 
 def is_huggingface(path: Path) -> bool:
-    """Whether `path` is a folder laid out as Hugging Face does: with a config.json."""
+    """Return whether `path` is a folder with a config.json."""
     return path.is_dir() and (path / CONFIG_FILE).is_file()
 
 
 def load_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Shape and float32 state of a GPT-2 folder; InputError for what this model cannot compute.
+    """Return the model config and the state dict (float32) of a GPT-2 folder.
 
-    The dropout is left at its default: it belongs to the training.
+    The dropout, which belongs to a training, is the default.
+
+    Raises:
+        InputError: The folder has an option or a layer that this model does not support.
     """
     config = _read_config(folder / CONFIG_FILE)
     state: dict[str, Tensor] = {}
@@ -56,22 +59,22 @@ def load_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
             if not name.endswith(MASKS):
                 prefix = "" if name.startswith(("transformer.", "lm_head.")) else "transformer."
                 state[prefix + name] = _to_linear(name, tensor)
-    output, words = state.get("lm_head.weight"), state.get("transformer.wte.weight")
-    if output is not None and words is not None and not torch.equal(output, words):
+    output, embedding = state.get("lm_head.weight"), state.get("transformer.wte.weight")
+    if output is not None and embedding is not None and not torch.equal(output, embedding):
         raise InputError(
-            f"{folder} has an output layer of its own, but here it is the word embedding (tied)."
+            f"{folder} has an untied output layer: it must be the same as the token embedding."
         )
-    if words is not None:
-        state["lm_head.weight"] = words
+    if embedding is not None:
+        state["lm_head.weight"] = embedding
     return config, state
 
 
 def to_huggingface(
     state: dict[str, Tensor], config: ModelConfig
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and config.json of the same model for transformers' GPT2LMHeadModel.
+    """Return the tensors and the config.json of a model for transformers' GPT2LMHeadModel.
 
-    The tied output layer is left out, as transformers does; a model without biases gets zeros.
+    The tied output layer is omitted, as in transformers; a model without biases gets zero biases.
     """
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -85,7 +88,7 @@ def to_huggingface(
 
 
 def save_huggingface(folder: Path, state: dict[str, Tensor], config: ModelConfig) -> None:
-    """Write config.json and model.safetensors into `folder`, which is made if need be."""
+    """Write config.json and model.safetensors into `folder`, and create it if needed."""
     from safetensors.torch import save_file
 
     tensors, described = to_huggingface(state, config)
@@ -117,24 +120,24 @@ def _config_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_config(path: Path) -> ModelConfig:
-    """The shape in a config.json, once every option that changes the logits is as needed."""
+    """Return the model config of a config.json. Raises InputError for unsupported options."""
     found = read_json(path)
     activation = str(found.get("activation_function", "gelu_new"))
     kind = found.get("model_type")
     if kind != "gpt2":
         raise InputError(
-            f"{path} has model_type {kind!r}; only 'gpt2' can be read. Give a GPT-2 folder."
+            f"{path} has model_type {kind!r}; only 'gpt2' can be read. Pass a GPT-2 folder."
         )
     if activation not in GELU_FORMS:
         choices = ", ".join(GELU_FORMS)
-        raise InputError(f"{path} has activation_function {activation!r}; can be read: {choices}.")
+        raise InputError(f"{path} has activation_function {activation!r}; supported are {choices}.")
     for option, needed in FIXED_OPTIONS.items():
         if found.get(option, needed) != needed:
             raise InputError(f"{path} has {option} {found[option]!r}; only {needed} can be read.")
     shape = {}
     for key, name in SHAPE_KEYS.items():
         if not isinstance(found.get(name), int):
-            raise InputError(f"{path} gives no whole number for {name}. Download it again.")
+            raise InputError(f"{path} has no integer for {name}. Download it again.")
         shape[key] = found[name]
     if found.get("n_inner") not in (None, 4 * shape["n_embd"]):
         raise InputError(f"{path} has n_inner {found['n_inner']!r}; only 4 * n_embd can be read.")
@@ -142,7 +145,7 @@ def _read_config(path: Path) -> ModelConfig:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights: one, or the parts that an index names."""
+    """Return the weight files: a single file, or the shards that an index names."""
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return [folder / name]
@@ -151,14 +154,14 @@ def _weight_files(folder: Path) -> list[Path]:
             parts = read_json(index).get("weight_map")
             names = set(parts.values()) if isinstance(parts, dict) else set()
             if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
-                raise InputError(f"{index} names no files beside it in its weight_map.")
+                raise InputError(f"{index} lists no files of its folder. Download it again.")
             return [folder / part for part in sorted(names)]
     raise InputError(
-        f"{folder} holds no weights: neither {' nor '.join(WEIGHT_FILES)}. Download it whole."
+        f"{folder} has no weights, {' or '.join(WEIGHT_FILES)}. Download it completely."
     )
 
 
 def _to_linear(name: str, tensor: Tensor) -> Tensor:
-    """The tensor in float32, [out, in]."""
+    """Return a tensor in float32, in the orientation [out, in]."""
     tensor = tensor.float()
     return tensor.t().contiguous() if name.endswith(CONV1D) and tensor.dim() == 2 else tensor

@@ -1,9 +1,9 @@
-"""Mean cross entropy of an output layer, without ever holding all logits.
+"""Mean cross entropy of an output layer, computed in chunks without all logits in memory.
 
-GPT-2's logits (tokens x 50,257 words) are by far its biggest activation. Here the rows are taken in
-chunks: logits of one chunk, softmax, and at once the gradients of the hidden states and the weight,
-so that only one chunk of logits exists, and none is kept for the backward pass. The idea is that of
-Liger Kernel's fused linear cross entropy (Hsu et al. 2024, arXiv:2410.10989).
+GPT-2's logits (N tokens x 50,257) are by far its largest activation. Here the rows are processed in
+chunks: the logits of a chunk, their softmax, and immediately the gradients of the hidden states and
+the weight. So only one chunk of logits exists, and none is kept for the backward pass. The method
+is that of Liger Kernel's fused linear cross entropy (Hsu et al. 2024, arXiv:2410.10989).
 """
 
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Rows per chunk: more are hardly faster on a CPU, and the chunk's logits are the memory. A GPU
-# needs more to be kept busy.
+# Rows per chunk. The logits of a chunk determine the memory. On a CPU, more rows are hardly faster;
+# a GPU needs more rows for full utilization.
 CHUNK_ROWS_CPU = 512
 CHUNK_ROWS_GPU = 4096
-# Rows whose softmax is taken at a time in float32 on a CPU, and words whose weight gradient is
-# multiplied at a time in 16 bits. Small blocks save memory and stay nearer to the cache; but each
-# is a meeting of all threads, which is slow when another program has taken a core.
+# Rows of a float32 softmax on a CPU, and tokens of a 16-bit product for the weight gradient. Small
+# blocks save memory and fit the cache, but each ends with a barrier of all threads, which is slow
+# while another program uses a core.
 SOFTMAX_ROWS_CPU = 64
-PRODUCT_WORDS = 8192
-# Matrix products in 16 bits are faster when the vocabulary is a multiple of this: rows are aligned.
+PRODUCT_TOKENS = 8192
+# Matrix products in 16 bits are faster with aligned rows: a vocabulary that is a multiple of this.
 VOCABULARY_MULTIPLE = 64
 
 
@@ -30,20 +30,25 @@ VOCABULARY_MULTIPLE = 64
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int | None = None
 ) -> Tensor:
-    """Mean of `cross_entropy(hidden @ weight.T, targets)`: a float32 scalar, in nats.
+    """Return the mean of `cross_entropy(hidden @ weight.T, targets)` in nats, a float32 scalar.
 
-    hidden: [N, C], weight: [V, C] (floating point), targets: [N] int64 in [0, V). Under autocast
-    the matrix products run in its dtype, otherwise in the weight's. Softmax, loss and the sums over
-    chunks are float32, and the result is the same bit by bit from run to run. The gradients are
-    computed in the forward pass, for the inputs that need one, and scaled in the backward pass: a
-    float16 loss scale meets them in float32. One backward pass only, no second derivative.
-    torch.compile breaks its graph here and runs this as it is.
+    Matrix products run in the dtype of autocast if enabled, else in that of the weight. Softmax,
+    loss and sums over chunks are float32, and the result is bitwise reproducible. The forward pass
+    computes the gradients of the inputs that require them, and the backward pass scales them, so a
+    float16 loss scale is applied in float32. Only one backward pass is possible, and no second
+    derivative. torch.compile breaks its graph here and runs this function uncompiled.
+
+    Args:
+        hidden: Hidden states, floating point of shape [N, C].
+        weight: The weight of the output layer, floating point of shape [V, C].
+        targets: Token ids in [0, V), int64 of shape [N].
+        chunk_rows: Rows of a chunk; None for the default of the device.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     default = CHUNK_ROWS_CPU if device == "cpu" else CHUNK_ROWS_GPU
     sizes = _Sizes(dtype, min(chunk_rows or default, max(len(targets), 1)))
-    # Decided here: inside an autograd.Function gradients are always off.
+    # Checked here, because gradients are always off inside an autograd.Function.
     if not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
         return _run(hidden, weight, targets, sizes, (False, False)).loss
     apply: Any = _LinearCrossEntropy.apply
@@ -53,7 +58,7 @@ def linear_cross_entropy(
 
 @dataclass(frozen=True)
 class _Sizes:
-    """The dtype of the matrix products, and the rows of a chunk."""
+    """The dtype of the matrix products, and the number of rows in a chunk."""
 
     dtype: torch.dtype
     rows: int
@@ -61,7 +66,7 @@ class _Sizes:
 
 @dataclass(frozen=True)
 class _Result:
-    """The mean loss, and the gradients of the *sum* of the losses, where they were wanted."""
+    """The mean loss, and the gradients of the *sum* of the losses, where required."""
 
     loss: Tensor
     hidden_grad: Tensor | None
@@ -83,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("linear_cross_entropy allows one backward pass per forward pass")
         gradients, ctx.gradients = ctx.gradients, None
-        # 1/N comes in only here: in float16 most of the softmax divided by N would be zero.
+        # Divided by N only here: in float16, most softmax values divided by N would be zero.
         scale = grad_output / ctx.tokens
         scaled = [
             None if gradient is None else gradient.mul_(scale).to(dtype)
@@ -93,15 +98,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _run(
-    hidden: Tensor, weight: Tensor, targets: Tensor, sizes: _Sizes, wanted: tuple[bool, bool]
+    hidden: Tensor, weight: Tensor, targets: Tensor, sizes: _Sizes, required: tuple[bool, bool]
 ) -> _Result:
-    """Walk over the chunks. Every large buffer is made once: fresh pages cost more than work."""
+    """Process all chunks. Large buffers are allocated once, because mapping pages is slow."""
     factor = _cast_padded(weight, sizes.dtype)
     buffer = factor.new_empty(sizes.rows, len(factor))
     scratch = _softmax_scratch(buffer, len(weight))
     losses = torch.empty_like(targets, dtype=torch.float32)
-    hidden_grad = torch.empty_like(hidden, dtype=torch.float32) if wanted[0] else None
-    weight_grad = _WeightGradient(weight, sizes.dtype) if wanted[1] else None
+    hidden_grad = torch.empty_like(hidden, dtype=torch.float32) if required[0] else None
+    weight_grad = _WeightGradient(weight, sizes.dtype) if required[1] else None
     for start in range(0, len(targets), sizes.rows):
         part = slice(start, start + sizes.rows)
         chunk = hidden[part].to(sizes.dtype)
@@ -115,7 +120,7 @@ def _run(
 
 
 def _cast_padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight in `dtype`. A copy gets zero rows up to a multiple; their logits stay zero."""
+    """Return the weight in `dtype`; a copy is padded with zero rows, which give zero logits."""
     if weight.dtype == dtype:
         return weight
     vocabulary, width = weight.shape
@@ -127,7 +132,7 @@ def _cast_padded(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _softmax_scratch(logits: Tensor, vocabulary: int) -> Tensor | None:
-    """Float32 rows for the softmax of logits of fewer bits; float32 logits need none."""
+    """Return float32 rows for the softmax of 16-bit logits; None for float32 logits."""
     if logits.dtype == torch.float32:
         return None
     rows = min(len(logits), SOFTMAX_ROWS_CPU) if logits.device.type == "cpu" else len(logits)
@@ -135,7 +140,7 @@ def _softmax_scratch(logits: Tensor, vocabulary: int) -> Tensor | None:
 
 
 def _softmax_gradient_(logits: Tensor, targets: Tensor, scratch: Tensor | None) -> Tensor:
-    """Overwrite logits [R, V] by softmax - onehot; return the losses [R] in float32."""
+    """Overwrite logits [R, V] with softmax - onehot; return the losses [R] in float32."""
     if scratch is None:
         return _softmax_gradient_float_(logits, targets)
     losses = []
@@ -148,10 +153,10 @@ def _softmax_gradient_(logits: Tensor, targets: Tensor, scratch: Tensor | None) 
 
 
 def _softmax_gradient_float_(logits: Tensor, targets: Tensor) -> Tensor:
-    """The same for float32 logits, in place.
+    """Do the same for float32 logits.
 
-    The log of the sum of exponentials follows from the largest logit and its probability, which is
-    never below 1/V: cheaper than a pass of its own.
+    With the largest logit m and its probability p, log(sum(exp(logits))) = m - log(p). This saves a
+    pass over the logits, and p is at least 1/V.
     """
     row = torch.arange(len(targets), device=targets.device)
     largest, target = logits.amax(1), logits[row, targets]
@@ -162,27 +167,27 @@ def _softmax_gradient_float_(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _WeightGradient:
-    """The sum over chunks of grad.T @ hidden in float32, [V, C].
+    """The sum over chunks of grad.T @ hidden, float32 of shape [V, C].
 
-    Products in 16 bits go through a small buffer, a range of words at a time: it costs little
-    memory, and is still near when it is added to the sum.
+    Products in 16 bits are computed for a range of tokens at a time, in a small buffer that is
+    still in the cache when it is added to the sum.
     """
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         self.total = torch.empty_like(weight, dtype=torch.float32)
         self.product = None
         if dtype != torch.float32:
-            self.product = weight.new_empty(PRODUCT_WORDS, weight.shape[1], dtype=dtype)
+            self.product = weight.new_empty(PRODUCT_TOKENS, weight.shape[1], dtype=dtype)
         self.started = False
 
     def add(self, grad: Tensor, chunk: Tensor) -> None:
-        """grad: [R, V or more], chunk: [R, C], both in the dtype of the matrix products."""
+        """Add a chunk: `grad` [R, V or more] and `chunk` [R, C], in the dtype of the products."""
         if self.product is None:
             self.total.addmm_(grad.t(), chunk, beta=float(self.started))
         else:
-            for start in range(0, len(self.total), PRODUCT_WORDS):
-                total = self.total[start : start + PRODUCT_WORDS]
-                columns = grad[:, start : start + PRODUCT_WORDS].t()
+            for start in range(0, len(self.total), PRODUCT_TOKENS):
+                total = self.total[start : start + PRODUCT_TOKENS]
+                columns = grad[:, start : start + PRODUCT_TOKENS].t()
                 product = torch.mm(columns, chunk, out=self.product[: len(columns)])[: len(total)]
                 _ = total.add_(product) if self.started else total.copy_(product)
         self.started = True

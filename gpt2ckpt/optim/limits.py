@@ -1,4 +1,4 @@
-"""Range checks of the optimizer settings. No torch: they run before anything slow is imported."""
+"""Range checks of the optimizer settings. Does not import torch, so that errors appear fast."""
 
 from gpt2ckpt.config.schema import AdamWConfig, MuonConfig
 from gpt2ckpt.errors import ConfigError
@@ -7,10 +7,10 @@ MAX_NEWTON_SCHULZ_STEPS = 99  # torch.optim.Muon refuses 100 and more, but only 
 
 
 def check_optimizer(config: AdamWConfig | MuonConfig) -> None:
-    """Refuse settings that no optimizer can run with.
+    """Check the ranges of all settings.
 
     Raises:
-        ConfigError: names the key, its value and the range that it must be in.
+        ConfigError: The first wrong key, its value and its range.
     """
     _positive("lr", config.lr)
     _positive("eps", config.eps)

@@ -1,8 +1,9 @@
-"""AdamW and Muon for a GPT-2, behind one small class.
+"""AdamW and Muon for a GPT-2, with one interface.
 
-Sources: AdamW, Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); Muon, Keller
-Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), in the form that
-torch.optim ships.
+Sources: AdamW, Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019). Muon, Keller
+Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): the momentum of
+each matrix is orthogonalized by Newton-Schulz iterations before it is applied. Both are the
+implementations of torch.optim.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,12 +23,14 @@ NamedParameters = list[tuple[str, nn.Parameter]]
 
 
 class OptimizerSet:
-    """One or two torch optimizers over the parameters of a model, which they share out.
+    """One or two torch optimizers, each for a part of a model's parameters.
+
+    A gradient scaler steps each optimizer separately. With float16, callers must therefore check
+    the total gradient norm first, and skip all optimizers if it is not finite.
 
     Args:
-        torch_optimizers: built from named parameters. The first is the main one, whose learning
-            rate is reported. A gradient scaler steps each of them by itself, so with float16 check
-            the total gradient norm first: if it is not finite, skip them all, not one of them.
+        torch_optimizers: Optimizers built from named parameters. The learning rate of the first is
+            the one that is reported.
     """
 
     def __init__(self, torch_optimizers: list[torch.optim.Optimizer]) -> None:
@@ -36,7 +39,7 @@ class OptimizerSet:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the main optimizer now."""
+        """Return the present learning rate of the first optimizer."""
         return float(self.torch_optimizers[0].param_groups[0]["lr"])
 
     def step(self) -> None:
@@ -45,7 +48,7 @@ class OptimizerSet:
             optimizer.step()
 
     def zero_grad(self) -> None:
-        """Drop all gradients (they become None, not zeros)."""
+        """Set all gradients to None."""
         for optimizer in self.torch_optimizers:
             optimizer.zero_grad(set_to_none=True)
 
@@ -55,17 +58,17 @@ class OptimizerSet:
             group["lr"] = base_lr * scale
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Every parameter that is trained, once."""
+        """Yield each trained parameter once."""
         for group in self._groups():
             yield from group["params"]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state by parameter name, so that no order of parameters matters.
+        """Return the state by parameter name, independent of the order of the parameters.
 
         Returns:
-            `state`: parameter name to its tensors; these are the live ones, not copies.
-            `groups`: the settings and parameter names of each group, for a reader of the file;
-            `lr` is the configured rate, before the schedule.
+            A dict with two entries. `state` maps parameter names to their live tensors. `groups`
+            lists the settings and parameter names of each group, for readers of a checkpoint, with
+            the configured `lr` before the schedule.
         """
         state = {
             name: dict(optimizer.state[parameter])
@@ -81,13 +84,13 @@ class OptimizerSet:
         return {"state": state, "groups": groups}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take over the tensors of a `state_dict()`, bitwise; all of them or, on an error, none.
+        """Copy the tensors of a `state_dict()`; on an error, nothing changes.
 
-        Learning rates, decay and the other settings stay those that this set was built with: a
-        changed setting applies. A parameter that was never stepped has no state and gets none.
+        Learning rates and other settings stay those that the optimizers were built with. A
+        parameter that was never stepped has no state and gets none.
 
         Raises:
-            CheckpointError: parameter names, kinds of state or shapes that do not match.
+            CheckpointError: Parameter names, kinds of state or shapes do not match.
         """
         targets = {name: (optimizer, param) for optimizer, name, param in self._named()}
         check_states(saved, {name: (_state_keys(o), p.shape) for name, (o, p) in targets.items()})
@@ -115,18 +118,18 @@ class OptimizerSet:
 def build_optimizer(
     config: AdamWConfig | MuonConfig, model: nn.Module, device_type: str
 ) -> OptimizerSet:
-    """The optimizer that `config` describes, over the trainable parameters of `model`.
+    """Return the optimizer that `config` describes for the trainable parameters of `model`.
 
-    Weight decay applies to matrices (two dimensions or more), not to biases and norms. A tied
-    parameter is taken once, under its first name.
+    Weight decay applies to matrices and embeddings, not to biases and norms. A tied parameter
+    counts once, under its first name.
 
     Args:
-        config: AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
-        model: the plain module, not a compiled or distributed wrapper: its names go into the state.
-        device_type: where the parameters are ("cpu", "cuda", "mps"); decides on the fused kernel.
+        config: AdamW for all parameters, or Muon for the block matrices and AdamW for the others.
+        model: The module without compiled or distributed wrappers, since the state has its names.
+        device_type: Device of the parameters ("cpu", "cuda", "mps"), which selects fused kernels.
 
     Raises:
-        ConfigError: a setting out of range.
+        ConfigError: A setting is out of range.
     """
     check_optimizer(config)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -165,7 +168,7 @@ def _muon(named: NamedParameters, config: MuonConfig) -> torch.optim.Optimizer:
 
 
 def _state_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
-    """What the optimizer keeps for each parameter once it has stepped."""
+    """Return the kinds of state of each parameter after a step."""
     if isinstance(optimizer, torch.optim.Muon):
         return frozenset({"momentum_buffer"})
     return frozenset({"step", "exp_avg", "exp_avg_sq"})

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step, so that a resume needs no state of theirs.
+"""Learning-rate schedules: pure functions of the step, so that checkpoints hold no scheduler state.
 
 Sources: cosine decay, Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm
 Restarts" (2017), without restarts; warmup-stable-decay, Hu et al., "MiniCPM: Unveiling the
@@ -18,14 +18,14 @@ Schedule: TypeAlias = Callable[[int], float]
 
 
 def build_schedule(config: CosineConfig | WsdConfig | ConstantConfig, total_steps: int) -> Schedule:
-    """The schedule that `config` describes.
+    """Return the schedule that `config` describes.
 
     Args:
-        config: a schedule of its own length (`steps`), or with null one as long as the run.
-        total_steps: optimizer steps of the whole run.
+        config: The schedule; its length `steps` is that of the run if null.
+        total_steps: Optimizer steps of the run.
 
     Raises:
-        ConfigError: values that contradict each other.
+        ConfigError: A value is out of range, or values contradict each other.
     """
     _not_negative("warmup_steps", config.warmup_steps)
     match config:
@@ -71,12 +71,12 @@ def _build_wsd(config: WsdConfig, total_steps: int) -> Schedule:
 
 
 def _warmup(step: int, warmup_steps: int) -> float:
-    """Linear, from 1/warmup_steps in the first step (never 0) to 1 in the last of the warm-up."""
+    """Return the linear warm-up: 1/warmup_steps in the first step, 1 in the last."""
     return (step + 1) / warmup_steps if step < warmup_steps else 1.0
 
 
 def _progress(step: int, start: int, end: int) -> float:
-    """How far `step` is from `start` to `end`, in [0, 1]; 1 for ever after `end`."""
+    """Return the fraction of the way from `start` to `end`; 1 after `end`."""
     return (step - start) / (end - start) if step < end else 1.0
 
 
@@ -104,7 +104,7 @@ def _check_ratio(ratio: float) -> None:
 
 
 def _fits(key: str, value: int, end: int, steps: int | None) -> None:
-    """A length that was asked for must hold its parts; the run itself may simply end in them."""
+    """Check that a configured length covers its parts; a run without one may end within them."""
     if steps is not None and value > end:
         raise ConfigError(
             f"schedule.{key}={value} is more than schedule.steps={end}: lower it or raise "

@@ -1,4 +1,4 @@
-"""Optimizer state as plain data keyed by parameter name: export, checks, and the way back."""
+"""Optimizer state as plain data by parameter name: export, checks and restoring."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
@@ -9,13 +9,13 @@ from torch import Tensor
 from gpt2ckpt.errors import CheckpointError
 
 Expected: TypeAlias = Mapping[str, tuple[Collection[str], torch.Size]]
-"""Parameter name to the kinds of its state and to its shape."""
+"""Maps parameter names to the kinds of their state and their shapes."""
 
 _PLAIN = (bool, int, float, str, type(None))
 
 
 def export_group(kind: str, group: Mapping[str, Any], base_lr: float) -> dict[str, Any]:
-    """A parameter group as JSON-able values: its optimizer, its parameters' names, its settings."""
+    """Return a parameter group as JSON values: its optimizer, parameter names and settings."""
     skipped = ("params", "param_names", "lr")
     settings = {key: _plain(value) for key, value in group.items() if key not in skipped}
     return {
@@ -27,15 +27,15 @@ def export_group(kind: str, group: Mapping[str, Any], base_lr: float) -> dict[st
 
 
 def check_states(saved: Mapping[str, Any], expected: Expected) -> None:
-    """Refuse a saved state that does not belong to the expected parameters.
+    """Check that a saved state belongs to the expected parameters.
 
     Raises:
-        CheckpointError: one sentence that names the first parameter which does not match.
+        CheckpointError: The first parameter that does not match.
     """
     states = saved.get("state")
     names = _saved_names(saved)
     if not isinstance(states, Mapping) or names is None:
-        raise CheckpointError("the checkpoint holds no optimizer state that can be read")
+        raise CheckpointError("the checkpoint has no optimizer state that can be read")
     names |= set(states)
     for name in sorted(names ^ set(expected)):
         where = "the checkpoint" if name in names else "this model"
@@ -50,12 +50,13 @@ def check_states(saved: Mapping[str, Any], expected: Expected) -> None:
 def place_state(
     saved: Mapping[str, Tensor], parameter: Tensor, step_on_device: bool
 ) -> dict[str, Tensor]:
-    """Copies of the tensors of one parameter where its optimizer wants them, dtypes kept.
+    """Return copies of the state of one parameter on the devices that its optimizer requires.
 
     Args:
-        saved: kind of state to tensor.
-        parameter: beside which they go; of a sharded one each rank gets its part.
-        step_on_device: the fused kernels want the step count beside the parameter, others on CPU.
+        saved: Maps kinds of state to tensors; their dtypes are kept.
+        parameter: The parameter, the device and sharding of which the copies get.
+        step_on_device: Whether the step count is on the device of the parameter, as the fused
+            kernels require; otherwise it is on the CPU.
     """
     step_device = parameter.device if step_on_device else torch.device("cpu")
     return {
@@ -78,7 +79,7 @@ def _beside(parameter: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _saved_names(saved: Mapping[str, Any]) -> set[str] | None:
-    """The parameters that the saved groups name, or None where there are no such groups."""
+    """Return the parameters that the saved groups name; None without such groups."""
     try:
         return {str(name) for group in saved["groups"] for name in group["params"]}
     except (KeyError, TypeError):

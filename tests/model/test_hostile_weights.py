@@ -38,7 +38,7 @@ def test_width_beyond_memory_is_refused(size: int, tmp_path: Path) -> None:
 
 def test_expanded_view_of_one_element_is_refused(tmp_path: Path) -> None:
     huge = torch.ones(1, dtype=torch.float16).expand(1 << 40)
-    with pytest.raises(InputError, match="whose elements are not in the file"):
+    with pytest.raises(InputError, match="with elements that are not in the file"):
         load_pretrained(ckpt(tmp_path / "ckpt.pt", {"transformer.wte.weight": huge}))
 
 

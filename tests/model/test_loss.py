@@ -42,7 +42,7 @@ def test_chunked_float32_loss_equals_plain_loss(chunk_rows: int | None) -> None:
 def test_chunked_loss_under_autocast_is_within_rounding(
     dtype: torch.dtype, product_words: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss_module, "PRODUCT_WORDS", product_words)
+    monkeypatch.setattr(loss_module, "PRODUCT_TOKENS", product_words)
     hidden, weight, targets = problem()
     expected = plain(hidden, weight, targets)
     with torch.autocast("cpu", dtype):
