@@ -36,7 +36,7 @@ class Worker:
         """Queue `action` and return True; return False and drop it if the queue is full."""
         if self._actions.qsize() >= self._limit:
             return False
-        self._actions.put(action)
+        self._put(action)
         return True
 
     @property
@@ -46,7 +46,7 @@ class Worker:
 
     @property
     def silence(self) -> float:
-        """Seconds since the thread last started or finished an action; 0 if it is idle."""
+        """Seconds since the thread last started or finished an action or got work; 0 if idle."""
         is_busy = self._is_running or not self._actions.empty()
         return time.monotonic() - self._last_beat if is_busy else 0.0
 
@@ -72,7 +72,7 @@ class Worker:
             silence: give up after this many seconds without progress.
         """
         done, end = threading.Event(), time.monotonic() + seconds
-        self._actions.put(done.set)
+        self._put(done.set)
         while not done.wait(max(0.0, min(POLL, end - time.monotonic()))):
             if time.monotonic() >= end or (silence is not None and self.silence > silence):
                 return done.is_set()
@@ -81,6 +81,11 @@ class Worker:
     def close(self) -> None:
         """End the thread after the queued actions. Nothing may be submitted afterwards."""
         self._actions.put(None)
+
+    def _put(self, action: Callable[[], object]) -> None:
+        if not self._is_running and self._actions.empty():
+            self.beat()  # the time that the thread was idle is not silence
+        self._actions.put(action)
 
     def _run(self) -> None:
         while True:

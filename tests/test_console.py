@@ -162,6 +162,17 @@ def test_worker_wait_gives_up_on_a_stuck_action_and_recovers() -> None:
     os.close(write)
 
 
+def test_idle_time_of_a_worker_is_not_silence() -> None:
+    """Otherwise every action after a pause would look stuck until the thread starts it."""
+    worker, silences = Worker("test", limit=2), []
+    for _ in range(5):
+        assert worker.wait(60)
+        time.sleep(1.0)
+        worker.submit(lambda: None)
+        silences.append(worker.silence)
+    assert min(silences) < 0.9
+
+
 def test_importing_a_command_does_not_replace_the_streams() -> None:
     script = "import sys, gpt2ckpt.train; print(sys.stdout is sys.__stdout__)"
     done = subprocess.run(command(script), capture_output=True, text=True, cwd=Path.cwd())
