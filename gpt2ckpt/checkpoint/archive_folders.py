@@ -1,6 +1,7 @@
-"""The folders in checkpoints/ of what was set aside: states that a run left, files found damaged.
+"""The folders in checkpoints/ of archived states and quarantined files.
 
-abandoned_YYYYMMDD_HHMMSS/ and corrupt_YYYYMMDD_HHMMSS/. What is in them is never deleted unasked.
+abandoned_YYYYMMDD_HHMMSS/ holds states that a run abandoned by going back to an older step, and
+corrupt_YYYYMMDD_HHMMSS/ holds damaged files. Both are deleted only by `checkpoints prune`.
 """
 
 from datetime import datetime, timedelta
@@ -10,20 +11,20 @@ ABANDONED, CORRUPT = "abandoned_", "corrupt_"  # how the names of the folders be
 
 
 def unused_folder(folder: Path, prefix: str, when: datetime) -> Path:
-    """A folder in `folder` that does not exist yet, of that moment or the next free second."""
-    while (aside := folder / f"{prefix}{when:%Y%m%d_%H%M%S}").exists():
+    """Return the path of a new folder in `folder`, named by `when` or the next free second."""
+    while (path := folder / f"{prefix}{when:%Y%m%d_%H%M%S}").exists():
         when += timedelta(seconds=1)
-    return aside
+    return path
 
 
 def archive_folders(folder: Path, prefix: str) -> list[Path]:
-    """The folders in `folder` that hold what was set aside; a link, which leads out, is none."""
+    """Return the archive folders in `folder`, without symbolic links, which may lead out of it."""
     found = (path for path in folder.glob(f"{prefix}*") if path.is_dir())
     return sorted(path for path in found if not path.is_symlink())
 
 
 def all_folders(folder: Path) -> list[Path]:
-    """A folder, and those in it of what was set aside."""
-    aside = [path for word in (ABANDONED, CORRUPT) for path in folder.glob(f"{word}*")]
-    inner = [path for place in aside for path in place.rglob("*")]
-    return [folder, *(path for path in (*aside, *inner) if path.is_dir())]
+    """Return a folder, its archive folders, and all folders in these."""
+    archives = [path for prefix in (ABANDONED, CORRUPT) for path in folder.glob(f"{prefix}*")]
+    inner = [path for archive in archives for path in archive.rglob("*")]
+    return [folder, *(path for path in (*archives, *inner) if path.is_dir())]

@@ -1,13 +1,14 @@
-"""The bytes of a checkpoint: one state becomes one self-contained file, and back.
+"""The bytes of a checkpoint: encoding of a state as one self-contained file, and decoding.
 
-Knows no paths and no policy; docs/format.md is the description for readers of other tools.
+This module works on open files: it knows no paths and no retention. docs/format.md describes the
+format for readers in other languages.
 
-A file is a zip archive with, in this order: `meta.json` (every entry of the state that holds no
-tensor), `tensors.json` (the entries that do, with each tensor's record, type, shape and digest),
-`data.pkl`, `byteorder` and `version` (for torch.load), then `data/0`, `data/1`, … (raw bytes). The
-archive's comment is the seal: the digest of every byte outside the tensors. So each byte of the
-file but the seal itself stands under exactly one digest, and all of them are taken from memory
-before anything is written.
+A file is a zip archive with these records in order: `meta.json` (the entries of the state without
+tensors), `tensors.json` (the entries with tensors, and the record, dtype, shape and digest of each
+tensor), `data.pkl`, `byteorder` and `version` (for torch.load), then `data/0`, `data/1`, … (raw
+bytes). The comment of the archive is the seal: the digest of every byte outside the tensors. So
+exactly one digest covers each byte of the file, except the digits of the seal, and all digests are
+computed from memory before anything is written.
 """
 
 import json
@@ -32,7 +33,7 @@ SEAL_PREFIX = b"gpt2ckpt seal xxh3_128 "
 SEAL_SIZE = len(SEAL_PREFIX) + 32
 CHUNK = 1 << 20  # bytes digested at a time: small enough to stay in the processor's cache
 LARGEST_GAP = 4 * zip_container.LARGEST_RECORD  # bytes between tensors, which are read at once
-MOST_LEVELS = 100  # of metadata within metadata: what reads it may call itself for each
+MOST_LEVELS = 100  # of nested metadata, since readers may recurse once per level
 CONSTANT_RECORDS = (("byteorder", b"little"), ("version", b"3\n"))  # for torch.load
 
 Buffer = bytes | memoryview
@@ -40,7 +41,7 @@ Buffer = bytes | memoryview
 
 @dataclass(frozen=True)
 class Encoded:
-    """A state as the buffers whose concatenation is the file; tensors are views, not copies."""
+    """A state as buffers that make up the file when they are joined; tensors are not copied."""
 
     buffers: list[Buffer]
     size: int
@@ -48,7 +49,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Storage:
-    """Where the raw bytes of a tensor stand in the file, and the digest that they must have."""
+    """The position of the raw bytes of a tensor in the file, and their digest."""
 
     offset: int
     size: int
@@ -57,7 +58,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Index:
-    """What a sealed file says of itself: its metadata, its tree of tensors, their storages."""
+    """The metadata of a sealed file, its tree of tensors, and their storages."""
 
     meta: dict[str, Any]
     tree: dict[str, Any]
@@ -68,10 +69,16 @@ class Index:
 
 
 def encode(state: dict[str, Any]) -> Encoded:
-    """Lay out `state` (str keys; None, bool, int, float, str, list, dict, CPU tensors) as a file.
+    """Return the file of a state.
 
-    The tensors must be contiguous and must not change until the buffers have been written.
-    Raises TypeError for anything else, ValueError for a tensor that cannot be taken as it is.
+    Args:
+        state: a dict with str keys of None, bool, int, float, str, list, dict and contiguous CPU
+            tensors. The tensors must not change until the buffers are written.
+
+    Raises:
+        TypeError: a value of another type.
+        ValueError: a tensor that is not contiguous or not on the CPU, or metadata that is too
+            large.
     """
     from gpt2ckpt.checkpoint.torch_pickle import pickle_state
 
@@ -101,12 +108,15 @@ def encode(state: dict[str, Any]) -> Encoded:
 
 
 def digest(buffer: Buffer) -> str:
-    """XXH3, 128 bits, as 32 hexadecimal digits (https://github.com/Cyan4973/xxHash)."""
+    """Return the XXH3 digest of 128 bits as 32 hexadecimal digits.
+
+    Source: https://github.com/Cyan4973/xxHash
+    """
     return xxhash.xxh3_128_hexdigest(buffer)
 
 
 class _Storages:
-    """The distinct tensors of a state in the order in which they are met: tied ones once."""
+    """The distinct tensors of a state in the order of their first use: tied tensors once."""
 
     def __init__(self) -> None:
         self.views: list[memoryview] = []
@@ -119,7 +129,7 @@ class _Storages:
         if not tensor.is_contiguous() or tensor.device.type != "cpu":
             raise ValueError("a tensor of a checkpoint must be contiguous and on the CPU")
         size = tensor.numel() * tensor.element_size()
-        # torch.load gives a record one type: the same bytes as another type are another record.
+        # In torch.load a record has one dtype: the same bytes as another dtype are another record.
         key = (tensor.data_ptr() if size else id(tensor), size, _dtype_of(tensor))
         if key not in self._numbers:
             self._numbers[key] = len(self.views)
@@ -133,9 +143,9 @@ class _Storages:
 
 
 def _plain(value: Any, leaf: Callable[["Tensor"], Any]) -> Any:
-    """A copy of `value` with `leaf` of each tensor, all else of the exact built-in types.
+    """Return a copy of `value` with `leaf` applied to each tensor, in exact built-in types.
 
-    torch.load refuses their subclasses: torch.__version__ is one, and so is a NumPy float.
+    torch.load refuses subclasses of these types, such as torch.__version__ or a NumPy float.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -184,7 +194,7 @@ def _record(name: str, content: Buffer) -> zip_container.Record:
 
 
 def _seal(contents: list[tuple[str, Buffer]]) -> Encoded:
-    """Place the records one after another and close the file with the digest of all but tensors."""
+    """Lay out the records one after another, and end the file with the seal."""
     placed: list[zip_container.Placed] = []
     buffers: list[Buffer] = []
     skeleton = xxhash.xxh3_128()
@@ -205,14 +215,17 @@ def _seal(contents: list[tuple[str, Buffer]]) -> Encoded:
 
 
 def is_ours(file: BinaryIO) -> bool:
-    """Whether the file begins with the record that only our checkpoints begin with."""
+    """Return whether the file begins with the record that only these checkpoints begin with."""
     name = f"{ROOT}/meta.json".encode()
     head = file.read(zip_container.LOCAL_HEADER.size + len(name))
     return head.startswith(b"PK") and head.endswith(name)
 
 
 def read_meta(file: BinaryIO) -> dict[str, Any]:
-    """The entries that hold no tensors, from the head of the file, without checking any digest."""
+    """Return the entries without tensors from the head of the file; no digest is checked.
+
+    Raises CheckpointError for a file of another kind or version.
+    """
     meta, _ = _read_json(file, 0, "meta.json", _size_of(file))
     if meta.get("format") != FORMAT:
         raise CheckpointError(
@@ -222,10 +235,9 @@ def read_meta(file: BinaryIO) -> dict[str, Any]:
 
 
 def read_index(file: BinaryIO) -> Index:
-    """Check the seal and return what the file says of itself; no tensor is read.
+    """Verify the seal and return the index; no tensor is read.
 
-    Raises CheckpointError if a byte outside the tensors differs from what was written, or if the
-    file is incomplete.
+    Raises CheckpointError if a byte outside the tensors has changed or the file is incomplete.
     """
     size = _size_of(file)
     seal = _read_seal(file, size)
@@ -260,9 +272,9 @@ def read_index(file: BinaryIO) -> Index:
 
 
 def verify(file: BinaryIO) -> Index:
-    """Check every byte of the file in constant memory.
+    """Verify every byte of the file in constant memory, and return the index.
 
-    Raises CheckpointError naming the first tensor that is damaged.
+    Raises CheckpointError naming the first damaged tensor.
     """
     index = read_index(file)
     largest = max((storage.size for storage in index.storages), default=0)
@@ -278,9 +290,10 @@ def verify(file: BinaryIO) -> Index:
 
 
 def load(file: BinaryIO) -> dict[str, Any]:
-    """The state in the file, every tensor checked against its digest in the memory returned.
+    """Return the state in the file.
 
-    No pickle is read. Raises CheckpointError if anything differs from what was written.
+    Each tensor is verified in the memory that is returned. No pickle is read. Raises
+    CheckpointError if any byte has changed.
     """
     import torch
 
@@ -303,7 +316,7 @@ def load(file: BinaryIO) -> dict[str, Any]:
         if TENSOR_KEY not in value:
             return {key: build(item) for key, item in value.items()}
         number, dtype, shape = value[TENSOR_KEY]
-        key = f"{number} {dtype} {shape}"  # tied tensors come back as one
+        key = f"{number} {dtype} {shape}"  # tied tensors share memory again
         if key not in tensors:
             tensors[key] = storages[number].view(getattr(torch, dtype)).reshape(shape)
         return tensors[key]
@@ -315,7 +328,7 @@ def load(file: BinaryIO) -> dict[str, Any]:
 
 
 def tensors(index: Index) -> dict[str, tuple[str, list[int], Storage]]:
-    """The type, shape and storage of each tensor by its dotted name."""
+    """Return the dtype, shape and storage of each tensor by its dotted name."""
     found = ((tensor_tree.dotted(path), entry) for path, entry in tensor_tree.walk(index.tree))
     return {name: (dtype, shape, index.storages[n]) for name, (n, dtype, shape) in found}
 
@@ -347,7 +360,7 @@ def _read_json(file: BinaryIO, offset: int, name: str, size: int) -> tuple[dict[
 
 
 def _nests_beyond(value: Any, levels: int) -> bool:
-    """Whether there are containers within more than so many others. No recursion."""
+    """Return whether containers are nested more than so many levels deep. No recursion."""
     layer = [value]
     for _ in range(levels):
         items = (item.values() if isinstance(item, dict) else item for item in layer)
@@ -386,7 +399,7 @@ def _parts(file: BinaryIO, size: int, buffer: memoryview) -> Iterator[memoryview
 
 
 def _read_into(file: BinaryIO, view: memoryview) -> int:
-    """Fill `view`; one call of readinto gives at most 2 GiB on Linux."""
+    """Fill `view` and return the bytes read; one call of readinto reads at most 2 GiB on Linux."""
     done = 0
     while done < len(view):
         count = file.readinto(view[done:])  # type: ignore[attr-defined]

@@ -10,15 +10,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gpt2ckpt.checkpoint import format, names, policy
+from gpt2ckpt.checkpoint import format
 from gpt2ckpt.checkpoint.archive_folders import all_folders
 from gpt2ckpt.checkpoint.best import Best, BestModel, best_of
-from gpt2ckpt.checkpoint.disk_report import DiskReport, advice_for
 from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.checkpoint.guard import Guard
-from gpt2ckpt.checkpoint.policy import COPIES, Retention, SaveRequest, copies, most_bytes
+from gpt2ckpt.checkpoint.policy import Retention, SaveRequest, copies, replaced_names
 from gpt2ckpt.checkpoint.repair import quarantine
 from gpt2ckpt.checkpoint.reservation import Reservation
+from gpt2ckpt.checkpoint.save_report import Saved, SaveReport, hang, reason_of
 from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.snapshot import Staging, on_host
 from gpt2ckpt.checkpoint.state import CheckpointMeta
@@ -30,7 +30,6 @@ from gpt2ckpt.files.disk_usage import measure_free
 from gpt2ckpt.units import human_bytes
 
 log = logging.getLogger(__name__)
-REPORT_EVERY = 10  # saves
 PATIENCE = 5.0  # seconds that the end of a run waits for a save before it logs that it waits
 
 
@@ -70,23 +69,6 @@ class ManagedRun:
     events: EventSink = NO_EVENTS
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A durable, verified save.
-
-    Attributes:
-        path: its own file.
-        size: the bytes of that file.
-        seconds: the time until the save was durable.
-        waited: the seconds of these for which the training waited.
-    """
-
-    path: Path
-    size: int
-    seconds: float
-    waited: float
-
-
 class CheckpointManager:
     """Saves the states of one run into one folder.
 
@@ -115,7 +97,6 @@ class CheckpointManager:
 
     Attributes:
         newest: the newest durable file, initially `resumed_from`.
-        saves: number of saves that succeeded.
         failed_step: the step of the newest save, if that failed.
     """
 
@@ -129,7 +110,6 @@ class CheckpointManager:
         run: ManagedRun = ManagedRun(),
     ) -> None:
         self.newest = self._resumed_from = resumed_from
-        self.saves = 0
         self.failed_step: int | None = None
         self._retention, self._run, self._scrub_every = retention, run, options.scrub_every
         in_folder = resumed_from is not None and resumed_from.resolve().parent == folder.resolve()
@@ -140,9 +120,8 @@ class CheckpointManager:
         self._store = Store(folder, self._writer.beat)
         self._guard = Guard(folder, run.id, resumed_from, self._writer.beat, run.events)
         self._reservation = Reservation(folder)
-        self._disk_report = DiskReport(folder, run.events)
+        self._report = SaveReport(folder, retention, run.events)
         self._staging = Staging() if options.in_background else None
-        self._started = time.monotonic()
         self._seconds_per_copy: float | None = None
         self._writing: SaveRequest | None = None  # the save that was started last
         self._rollback: tuple[Path, int] | None = None  # file and step, until it is archived
@@ -191,7 +170,7 @@ class CheckpointManager:
         """
         start = time.perf_counter()
         if not self._writer.wait():
-            self._fail(request, _hang(self._writer.silence))
+            self._fail(request.step, hang(self._writer.silence))
             return None
         if request.best:
             self._coming_best = best_of(CheckpointMeta.from_dict(state))
@@ -205,7 +184,7 @@ class CheckpointManager:
         state = on_host(state)
         self._writer.start(lambda: results.append(self._write(state, request, first, start)))
         if not self._writer.wait():
-            self._fail(request, _hang(self._writer.silence))
+            self._fail(request.step, hang(self._writer.silence))
             return None
         return results[0]
 
@@ -242,12 +221,12 @@ class CheckpointManager:
             encoded = format.encode(state)
             if not request.emergency:
                 self._check_space(copies(request) * encoded.size)
-            for name in policy.replaced_names(request):
+            for name in replaced_names(request):
                 self._guard.ensure_valid(self._store.folder / name)
             spare = self._reservation.surrender() if request.emergency else None
             path = self._store.put(encoded, request, self._retention, self._pinned, spare)
         except (OSError, CheckpointError) as error:
-            self._fail(request, error)
+            self._fail(request.step, error)
             return None
         finally:
             if request.best:  # a save can fail before or after it has got that name
@@ -255,12 +234,14 @@ class CheckpointManager:
                 self._coming_best = None
         seconds = time.perf_counter() - start
         saved = Saved(path, encoded.size, seconds, seconds if waited is None else waited)
-        self._record(saved, request, CheckpointMeta.from_dict(state).reason)
+        self._report.record(saved, request, CheckpointMeta.from_dict(state).reason)
         self._guard.trust(path)
         self.newest, self.failed_step = path, None
-        self.saves += 1
         self._seconds_per_copy = seconds / copies(request)
-        self._log_save(saved, request.step)
+        self._report.log(saved, request.step)
+        self._reservation.renew(saved.size)
+        if self._scrub_every and self._report.saves % self._scrub_every == 0:
+            self._scrub.request()
         return saved
 
     def _check_space(self, needed: int) -> None:
@@ -273,51 +254,9 @@ class CheckpointManager:
                 f"it needs {human_bytes(needed)} and {human_bytes(free)} are free{more}",
             )
 
-    def _record(self, saved: Saved, request: SaveRequest, reason: str) -> None:
-        """Record a save durably, before anything relies on it."""
-        roles = [names.role_of(name) for name in policy.own_names(request)]
-        self._run.events.write(
-            "checkpoint_saved",
-            request.step,
-            file=saved.path.name,
-            roles=[names.Role.LATEST, *roles],
-            reason=reason,
-            bytes=saved.size,
-            seconds=saved.seconds,
-            stall_seconds=saved.waited,
-        )
-        self._run.events.sync()
-
-    def _log_save(self, saved: Saved, step: int) -> None:
-        """Log a save, and start what is due after it."""
-        log.info(
-            "saved %s (step %d, %s in %.2f s, training waited %.2f s)",
-            saved.path.name,
-            step,
-            human_bytes(saved.size),
-            saved.seconds,
-            saved.waited,
-        )
-        self._reservation.renew(saved.size)
-        if self.saves % REPORT_EVERY == 0:
-            pace = (time.monotonic() - self._started) / self.saves
-            most = most_bytes(self._retention, saved.size)
-            self._disk_report.start(
-                step, COPIES * saved.size, seconds_per_save=pace, most_bytes=most
-            )
-        if self._scrub_every and self.saves % self._scrub_every == 0:
-            self._scrub.request()
-
-    def _fail(self, request: SaveRequest, error: Exception) -> None:
-        self._run.events.write("checkpoint_failed", request.step, error=_reason(error))
-        log.warning(
-            "SAVE FAILED at step %d: %s. Every older checkpoint is kept, training continues, and "
-            "the next save tries again. %s.",
-            request.step,
-            _reason(error),
-            advice_for(error, self._store.folder),
-        )
-        self.failed_step = request.step
+    def _fail(self, step: int, error: Exception) -> None:
+        self._report.failed(step, error)
+        self.failed_step = step
 
     # ---------------------------------------------------------------- what was saved
 
@@ -388,7 +327,7 @@ class CheckpointManager:
             log.warning(
                 "checkpoints after step %d cannot be archived now (%s): the next save tries again",
                 step,
-                _reason(error),
+                reason_of(error),
             )
             if self._best.current is not None and self._best.current.step > step:
                 self._best.current = None  # abandoned, though its file is still in the folder
@@ -419,7 +358,7 @@ class CheckpointManager:
         finally:
             is_closed = self._writer.close()
             self._guard.close()
-            self._disk_report.wait()
+            self._report.close()
         if has_ended and is_closed:
             with contextlib.suppress(OSError):
                 self._run.check_owner()
@@ -431,11 +370,10 @@ class CheckpointManager:
         log.info("waiting until the last save is on disk; the same signal again stops at once")
         if self._writer.wait():
             return True
-        error = _reason(_hang(self._writer.silence))
-        log.error("stopped waiting for the last save: %s", error)
-        if self._writing is not None:
-            self._run.events.write("checkpoint_failed", self._writing.step, error=error)
-            self.failed_step = max(self.failed_step or 0, self._writing.step)
+        step = self._writing.step if self._writing is not None else None
+        self._report.stopped_waiting(step, hang(self._writer.silence))
+        if step is not None:
+            self.failed_step = max(self.failed_step or 0, step)
         return False
 
     def _report_hang(self, seconds: float) -> None:
@@ -446,14 +384,3 @@ class CheckpointManager:
             self._store.folder,
             seconds,
         )
-
-
-def _hang(seconds: float) -> OSError:
-    return OSError(errno.ETIMEDOUT, f"a save hangs, the disk has taken nothing for {seconds:.0f} s")
-
-
-def _reason(error: Exception) -> str:
-    """Return an error as text, with the file that it names and without its number."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return str(error)

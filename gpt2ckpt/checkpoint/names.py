@@ -1,4 +1,4 @@
-"""The names in a checkpoints/ folder and the roles that they stand for."""
+"""The names of files in a checkpoints/ folder, and their roles."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from gpt2ckpt.checkpoint.state import CheckpointMeta
 
 
 class Role(StrEnum):
-    """What a file in checkpoints/ is kept for."""
+    """The purpose that a file in checkpoints/ is kept for."""
 
     LATEST = "latest"
     LATEST_BACKUP = "latest_backup"
@@ -57,14 +57,14 @@ def epoch(number: int) -> str:
 
 
 def role_of(name: str) -> Role | None:
-    """The role of a file name; None for a file that is not ours."""
+    """Return the role of a file name; None for a user's own file."""
     if name in _FIXED:
         return _FIXED[name]
     return next((role for role, form in _NUMBERED.items() if form.fullmatch(name)), None)
 
 
 def number_in(name: str) -> int | None:
-    """The step in a rolling or emergency name, the epoch in an epoch name; else None."""
+    """Return the step in a rolling or emergency name, or the epoch in an epoch name; else None."""
     matches = (form.fullmatch(name) for form in _NUMBERED.values())
     return next((int(match[1]) for match in matches if match), None)
 
@@ -101,23 +101,26 @@ def ends_epoch(meta: CheckpointMeta, number: int) -> bool:
 
 
 def inconsistencies(steps: Mapping[str, int]) -> dict[str, str]:
-    """What is odd about files beside one another, by name, given the step that each holds.
+    """Return what does not fit together in a folder, by file name.
 
-    A save or a resume that was cut off leaves such folders, too: nothing is lost by it.
+    An interrupted save or resume leaves such folders too; nothing is lost by it.
+
+    Args:
+        steps: the step that each file of the folder holds.
     """
     pools = [name for name in steps if role_of(name) in _NUMBERED]
     newest = max((steps[name] for name in [*pools, LATEST_BACKUP] if name in steps), default=0)
     rolling_steps = [steps[name] for name in pools if role_of(name) is Role.ROLLING]
     found = {}
     if steps.get(LATEST, newest) < newest:
-        found[LATEST] = f"there is a later state, step {newest}"
+        found[LATEST] = f"a later state exists, step {newest}"
     before = max((steps[name] for name in pools if steps[name] < steps.get(LATEST, 0)), default=-1)
     if steps.get(LATEST_BACKUP, before) < before:
-        found[LATEST_BACKUP] = f"there is a later state before the latest, step {before}"
+        found[LATEST_BACKUP] = f"a later state before the latest exists, step {before}"
     if rolling_steps and steps.get(ROLLING_BACKUP, -1) not in (-1, max(rolling_steps)):
-        found[ROLLING_BACKUP] = "it is no copy of the newest rolling checkpoint"
+        found[ROLLING_BACKUP] = "it is not a copy of the newest rolling checkpoint"
     if BEST in steps and steps.get(BEST_BACKUP, steps[BEST]) != steps[BEST]:
-        found[BEST_BACKUP] = f"it is no copy of {BEST}"
+        found[BEST_BACKUP] = f"it is not a copy of {BEST}"
     if BEST in steps and steps.get(BEST_PREVIOUS, -1) >= steps[BEST]:
         found[BEST_PREVIOUS] = f"it is not older than {BEST}"
     return found

@@ -1,9 +1,8 @@
-"""What a save does to a checkpoints/ folder, decided without touching it.
+"""The plan of a save: which names change, in which order, and which files are deleted. No I/O.
 
-`plan_save` turns the names of the files present and a save request into a list of operations.
-They are ordered so that a crash after any of them leaves at least one complete valid state: first
-the new state becomes durable under its own name, then the role names move to it, and deletions come
-last.
+`plan_save` turns the names of the existing files and a save request into a list of operations.
+Their order leaves at least one complete valid state after a crash at any point: first the new state
+becomes durable under its own name, then the names of its roles move to it, and deletions come last.
 """
 
 from collections.abc import Collection
@@ -13,15 +12,17 @@ from datetime import datetime
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.names import Role
 
-COPIES = 2  # of the bytes of a regular save: its file, and the independent copy
-SINGLE_ROLES = 5  # latest_backup, rolling_last_backup, and the three of the best model
-UNTIL_DELETED = 2  # the surplus file of a pool, and a copy that is written before it replaces one
-PINNED = 1  # the file that the process was resumed from, beside its pool
+COPIES = 2  # files that a regular save writes: its own file and the independent copy
+SINGLE_ROLES = 5  # latest_backup, rolling_last_backup, and three files of the best model
+UNTIL_DELETED = (
+    2  # the surplus file of a pool, and a copy before it replaces another
+)
+PINNED = 1  # the file that the process was resumed from, in addition to its pool
 
 
 @dataclass(frozen=True)
 class Retention:
-    """How many files the pools keep; of ends of epochs all, if `keep_epochs` is None."""
+    """The number of files that each pool keeps; None keeps the end of every epoch."""
 
     keep_rolling: int
     keep_emergency: int
@@ -30,7 +31,14 @@ class Retention:
 
 @dataclass(frozen=True)
 class SaveRequest:
-    """A state that has come, and why it is saved: at least one of the reasons holds."""
+    """A state to be saved, and its roles: at least one of them.
+
+    Attributes:
+        step: optimizer steps done.
+        when: names an emergency file.
+        regular, emergency, best: the roles.
+        epoch_ended: the epoch that this step ended, if that is a role.
+    """
 
     step: int
     when: datetime
@@ -42,14 +50,14 @@ class SaveRequest:
 
 @dataclass(frozen=True)
 class Publish:
-    """Write the new state, in blocks of its own, as `name`."""
+    """Write the new state to disk blocks of its own, as `name`."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Link:
-    """Make `name` stand for the state that `source` stands for."""
+    """Give the file `source` a further name, in place of the file that has this name."""
 
     source: str
     name: str
@@ -69,14 +77,18 @@ def plan_save(
     retention: Retention,
     pinned: Collection[str] = (),
 ) -> list[Operation]:
-    """The operations that save `request` into a folder that holds the files `present`.
+    """Return the operations of a save in order.
 
-    `pinned` names are never deleted: the state that this process was resumed from.
+    Args:
+        present: the names of the files in the folder.
+        request: the state and its roles.
+        retention: the sizes of the pools.
+        pinned: names that are never deleted.
     """
     own = own_names(request)
     keep_best = [Link(names.BEST, names.BEST_PREVIOUS)] if names.BEST in present else []
     operations: list[Operation] = []
-    if own[0] == names.BEST:  # its copy first: no role moves before the new state is durable
+    if own[0] == names.BEST:  # its copy first: no name moves before the new state is durable
         operations += [Publish(names.BEST_BACKUP), *keep_best]
     operations.append(Publish(own[0]))
     if names.BEST in own[1:]:
@@ -98,9 +110,11 @@ def plan_save(
 
 
 def most_files(retention: Retention, epochs: int) -> int:
-    """Return how many files can take space of their own at the same time, in the middle of a save.
+    """Return the largest number of files with disk blocks of their own, also during a save.
 
-    `epochs` is how many ends of epochs the run has, or 0 if it saves none.
+    Args:
+        retention: the sizes of the pools.
+        epochs: the number of epochs of the run; 0 if their ends are not saved.
     """
     kept = retention.keep_epochs
     pools = retention.keep_rolling + retention.keep_emergency
@@ -109,23 +123,26 @@ def most_files(retention: Retention, epochs: int) -> int:
 
 
 def most_bytes(retention: Retention, size: int) -> int | None:
-    """Return what files of `size` bytes can take at most; None where every epoch's end is kept."""
+    """Return the bytes that files of `size` bytes can take; None if all ends of epochs are kept."""
     kept = retention.keep_epochs
     return None if kept is None else size * most_files(retention, kept)
 
 
 def copies(request: SaveRequest) -> int:
-    """How many times a save writes the bytes of the state: its file and the independent copies."""
+    """Return how many files a save writes: its own file and the independent copies."""
     return 1 + request.regular + request.best
 
 
 def replaced_names(request: SaveRequest) -> list[str]:
-    """Return the names whose files a save of `request` lets take the place of others."""
+    """Return the names that a save moves, so that their files replace other files."""
     return [names.LATEST, *([names.BEST] if request.best else [])]
 
 
 def own_names(request: SaveRequest) -> list[str]:
-    """The names that the new state has besides latest.pt; the others are links of the first."""
+    """Return the names of the new state besides latest.pt; the first is the file that is written.
+
+    Raises ValueError for a request without a role.
+    """
     own = []
     if request.regular:
         own.append(names.rolling(request.step))
@@ -136,16 +153,16 @@ def own_names(request: SaveRequest) -> list[str]:
     if request.best:
         own.append(names.BEST)
     if not own:
-        raise ValueError("a save needs a reason")
+        raise ValueError("a save needs a role")
     return own
 
 
 def _surplus(
     present: Collection[str], own: Collection[str], role: Role, keep: int | None
 ) -> list[str]:
-    """The oldest files of a pool beyond `keep`, by step and then by the time in the name.
+    """Return the oldest files of a pool beyond `keep`, by step and then by the time in the name.
 
-    What was just saved is the newest, even beside a stray file of a later step. None keeps all.
+    The new state is the newest, even if a stray file has a later step. None keeps all files.
     """
     if keep is None:
         return []

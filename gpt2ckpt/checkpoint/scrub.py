@@ -1,10 +1,10 @@
-"""Checking every file of a folder while nothing else is to be done, and mending what is damaged.
+"""Background verification of all files of a folder, and repair of damaged files.
 
-A damaged file without a copy is moved away: a save would let it take the place of a valid one.
+A lost bit is noticed only when a file is read. A round reads every checkpoint once, at a limited
+speed. A save interrupts the round, which resumes afterwards with the file that it had reached. The
+files are read in a thread of their own, so that a read that hangs does not delay a save.
 
-A disk that loses a bit says nothing until the file is read. A round reads every checkpoint once, at
-a bounded speed, and stops at once when a save comes; it then goes on where it was. A thread of its
-own reads the files, so that a read that hangs delays no save.
+A damaged file without a copy is quarantined: a save could put it in the place of a valid one.
 """
 
 import contextlib
@@ -25,25 +25,25 @@ from gpt2ckpt.units import human_bytes
 from gpt2ckpt.worker import Worker
 
 log = logging.getLogger(__name__)
-HANG_SECONDS = 60.0  # without a byte, after which a reading is reported
-NAP = 0.02  # seconds between two looks at whether a save has come
+HANG_SECONDS = 60.0  # without a byte, after which a read is reported
+NAP = 0.02  # seconds between two checks for a save
 
 
 class _Wanted(Exception):
-    """A save has come: the check of this file is begun again later."""
+    """A save was requested: the file is verified from its start later."""
 
 
 class Scrub:
-    """Rounds over one checkpoints/ folder.
+    """Verification of one checkpoints/ folder, in rounds.
 
-    Called from the thread that saves, and never beside it: files are repaired between saves only.
+    Only the thread that saves may call it: files are repaired between saves.
     """
 
     def __init__(self, folder: Path, mb_per_s: float, events: EventSink = NO_EVENTS) -> None:
         self._folder, self._events = folder, events
         self._bytes_per_s = mb_per_s * 1e6
         self._under_way = False
-        self._checked: dict[Key, str | None] = {}  # what is wrong with each file; None: nothing
+        self._checked: dict[Key, str | None] = {}  # the damage of each file; None for a valid file
         self._bytes = 0
         self._reader = Worker("checkpoint-scrub", limit=1)
         self._has_warned = False
@@ -51,12 +51,12 @@ class Scrub:
         self.watch: durable.Watch = durable.no_progress
 
     def request(self) -> None:
-        """Begin a round at the next chance, unless one is under way."""
+        """Start a round at the next opportunity, unless a round is unfinished."""
         if not self._under_way:
             self._under_way, self._checked, self._bytes = True, {}, 0
 
     def run(self, is_wanted: Callable[[], bool]) -> None:
-        """Go on with the round until it has ended or `is_wanted`. Never raises."""
+        """Continue the round until it has ended or `is_wanted` returns True. Never raises."""
         if not self._under_way:
             return
         try:
@@ -70,7 +70,7 @@ class Scrub:
         except _Wanted:
             return
         except Exception as error:
-            log.warning("the check of the files in %s was broken off: %s", self._folder, error)
+            log.warning("the verification of the files in %s stopped: %s", self._folder, error)
         else:
             self._report(len(corrupt))
         self._under_way = False
@@ -80,19 +80,19 @@ class Scrub:
         if key is None or key in self._checked:
             return
         reason = self._what_is_wrong(path, is_wanted)
-        if path.exists():  # else a save has replaced it, or somebody pruned it
+        if path.exists():  # else a save or a user has deleted it
             self._checked[key] = reason
 
     def _what_is_wrong(self, path: Path, is_wanted: Callable[[], bool]) -> str | None:
-        """Return why a file is not valid; None if it is.
+        """Return the damage of a file; None for a valid file.
 
-        Raises _Wanted as soon as a save has come, whatever the reading thread does, and as long as
-        that one still hangs in an earlier file.
+        Raises _Wanted as soon as a save is requested, and while the reading thread hangs in an
+        earlier file.
         """
         if self._reading is not None and not self._reading.done():
             if self._reader.silence > HANG_SECONDS and not self._has_warned:
                 self._has_warned = True
-                log.warning("a check of the files in %s hangs: see dmesg", self._folder)
+                log.warning("the verification of the files in %s hangs: see dmesg", self._folder)
             raise _Wanted
         result: futures.Future[str | None] = futures.Future()
         self._reading = result
@@ -103,7 +103,7 @@ class Scrub:
         return result.result()
 
     def _read(self, path: Path, watch: durable.Watch, result: "futures.Future[str | None]") -> None:
-        """In the reading thread: check one file."""
+        """Verify one file, in the reading thread."""
         try:
             with _uncached(path):
                 check(path, watch)
@@ -118,7 +118,7 @@ class Scrub:
             result.set_result(None)
 
     def _paced(self, is_wanted: Callable[[], bool]) -> durable.Watch:
-        """What keeps the reading of one file slow, and ends it when a save comes."""
+        """Return a watch that limits the speed of reading, and ends it when a save is requested."""
         begun, done = time.monotonic(), 0
 
         def watch(count: int) -> None:
@@ -137,7 +137,7 @@ class Scrub:
         return watch
 
     def _confirmed(self, is_wanted: Callable[[], bool]) -> list[Corrupt]:
-        """What is damaged still, at a second look."""
+        """Return the damaged files that are still damaged when they are read again."""
         found = []
         for names in same_files(self._folder):
             key = key_of(names[0])
@@ -161,7 +161,7 @@ class Scrub:
 
 @contextlib.contextmanager
 def _uncached(path: Path) -> Iterator[None]:
-    """Read the file from the device, and leave nothing of it in the page cache."""
+    """Drop the file from the page cache before and after the block."""
     _drop(path)
     try:
         yield

@@ -1,7 +1,7 @@
-"""A copy of a state in memory, taken with as little delay as a copy can have.
+"""A copy of a state in memory, for saves in the background.
 
-Fresh memory costs ten times the copy into it (page faults), so the buffers are made at the first
-save and used again for every later one.
+Copying into new memory takes ten times as long as into used memory (page faults), so the buffers
+are allocated at the first save and used again for every later save.
 """
 
 from typing import Any
@@ -15,13 +15,13 @@ class Staging:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
-        self._devices: set[torch.device] = set()  # GPUs that tensors were copied from
+        self._devices: set[torch.device] = set()  # GPUs that tensors are copied from
 
     def take(self, state: dict[str, Any]) -> dict[str, Any]:
-        """A copy of `state` whose tensors are contiguous, on the CPU, and nobody else's.
+        """Return a copy of `state` with contiguous tensors on the CPU, in the buffers of this.
 
-        Tensors that are one (tied) are one in the copy. Copies from a GPU run side by side, and are
-        done when this returns.
+        Tensors that share memory (tied weights) share it in the copy. Copies from a GPU overlap one
+        another, and are complete on return.
         """
         staged: dict[Any, Tensor] = {}
         copy = self._copy(state, "", staged)
@@ -48,14 +48,14 @@ class Staging:
             self._devices.add(tensor.device)
         buffer = self._buffers.get(path)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            pinned = tensor.device.type == "cuda"  # so that the copy need not be waited for
+            pinned = tensor.device.type == "cuda"  # else the copy would block
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
             self._buffers[path] = buffer
         return buffer.copy_(tensor, non_blocking=True)
 
 
 def on_host(value: Any) -> Any:
-    """`value` with every tensor on the CPU and contiguous; those that are so are not copied."""
+    """Return `value` with every tensor contiguous on the CPU, copied only if that is necessary."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu").contiguous()
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Where tensors stand in a checkpoint's metadata, and whether each fits the bytes it names.
+"""The tensors in the metadata of a checkpoint: their names, and checks against their bytes.
 
-In place of a tensor the tree has `{"$tensor": [storage, type, shape]}`, `storage` being the number
-of its record in the file; docs/format.md describes it. Torch is not needed.
+In place of a tensor the tree has `{"$tensor": [storage, dtype, shape]}`, where `storage` is the
+number of a record in the file; see docs/format.md. Does not import torch.
 """
 
 import math
@@ -11,8 +11,8 @@ from typing import Any
 from gpt2ckpt.errors import CheckpointError
 
 TENSOR_KEY = "$tensor"
-MOST_DIMENSIONS = 64  # what PyTorch can build
-ITEM_SIZES = {  # bytes of one element of each type that a tensor may have
+MOST_DIMENSIONS = 64  # of PyTorch
+ITEM_SIZES = {  # bytes of one element of each dtype
     **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2},
     **{"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1},
 }
@@ -21,7 +21,7 @@ Path = tuple[Any, str | int] | None  # the path of the container, and the key in
 
 
 def walk(tree: dict[str, Any]) -> Iterator[tuple[Path, Any]]:
-    """Each tensor's path and description. No recursion: a file may nest deeply."""
+    """Yield the path and the description of each tensor. No recursion: a file may nest deeply."""
     stack: list[tuple[Path, Any]] = [(None, tree)]
     while stack:
         path, value = stack.pop()
@@ -34,7 +34,7 @@ def walk(tree: dict[str, Any]) -> Iterator[tuple[Path, Any]]:
 
 
 def dotted(path: Path) -> str:
-    """The keys of a path from the outermost on, joined by dots."""
+    """Return the keys of a path joined by dots, the outermost first."""
     parts = []
     while path is not None:
         path, key = path
@@ -43,13 +43,16 @@ def dotted(path: Path) -> str:
 
 
 def name_of(tree: dict[str, Any], number: int) -> str:
-    """The dotted name of the first tensor that uses storage `number`."""
+    """Return the dotted name of the first tensor with the storage `number`."""
     users = (path for path, description in walk(tree) if description[0] == number)
     return dotted(next(users, (None, f"data/{number}")))
 
 
 def check(tree: dict[str, Any], sizes: list[int]) -> None:
-    """Raise CheckpointError unless each tensor's type and shape fit the bytes of its storage."""
+    """Raise CheckpointError unless the dtype and shape of each tensor fit its storage.
+
+    `sizes` are the bytes of each storage.
+    """
     for path, description in walk(tree):
         try:
             number, dtype, shape = description

@@ -1,7 +1,7 @@
-"""The `data.pkl` of a checkpoint: what makes plain `torch.load` read it.
+"""The record `data.pkl` of a checkpoint, which plain `torch.load` reads.
 
-gpt2ckpt itself never unpickles it. The layout is that of torch.save's zip format, which PyTorch
-keeps readable (torch/serialization.py, `_save`): a tensor is a call of `_rebuild_tensor_v2` on a
+gpt2ckpt never unpickles it. The layout is that of torch.save's zip format, which PyTorch keeps
+readable (torch/serialization.py, `_save`): a tensor is a call of `_rebuild_tensor_v2` with a
 persistent id ("storage", type, record, location, number of elements).
 """
 
@@ -38,7 +38,7 @@ class _Storage:
 
 
 def pickle_state(state: dict[str, Any], storage_of: Callable[[Tensor], int]) -> bytes:
-    """Pickle `state`; the bytes of each tensor are those of the record `data/<storage_of(it)>`."""
+    """Return the pickled state, in which each tensor refers to the record `data/<storage_of>`."""
     buffer = io.BytesIO()
     _StatePickler(buffer, storage_of).dump(state)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""One background thread that saves, one task at a time, and knows when the disk hangs."""
+"""The background thread that saves, one task at a time, and detects a disk that hangs."""
 
 import queue
 import threading
@@ -11,14 +11,18 @@ POLL = 1.0  # seconds between two looks at a running task, at most
 
 
 class Writer:
-    """Runs one task after another in a daemon thread, and `idle` whenever none is waiting.
+    """Runs tasks one after another in a daemon thread.
 
-    A second task waits for the first: no save is ever dropped because the disk is slow. A disk
-    that takes nothing at all is another matter: a task that gives no sign of life (`beat`) for
-    `hang_seconds` is waited for no longer, and `on_hang` is called once. The thread cannot be ended
-    then (the kernel holds it), but neither the training nor the exit of the process hang with it.
+    A second task waits for the first: no save is dropped because the disk is slow. A task without
+    progress (`beat`) for `hang_seconds` hangs and is not waited for any longer. Its thread cannot
+    be ended, because the kernel holds it, but neither the training nor the end of the process waits
+    for it.
 
-    `idle` gets a function that tells when to return, because a task has come.
+    Args:
+        hang_seconds: seconds without progress after which a task hangs.
+        on_hang: called once for a task that hangs, with the seconds without progress.
+        idle: called whenever no task is queued, with a function that returns True once a task is
+            queued; `idle` must then return.
     """
 
     def __init__(
@@ -36,7 +40,7 @@ class Writer:
         self._threads: list[threading.Thread] = []
 
     def start(self, task: Callable[[], object]) -> None:
-        """Run `task` in the background. The one before must have ended: call `wait` first."""
+        """Run `task` in the background. The task before must have ended: call `wait` first."""
         assert self._running is None, "a save is still being written"
         self._running = futures.Future()
         self.beat()
@@ -50,7 +54,7 @@ class Writer:
                 thread.start()
 
     def beat(self, count: int = 0) -> None:
-        """Say that the running task goes on; the disk took or gave `count` bytes."""
+        """Record that the running task makes progress; `count` is ignored."""
         self._last_beat = time.monotonic()
 
     @property
@@ -61,13 +65,13 @@ class Writer:
 
     @property
     def silence(self) -> float:
-        """Seconds since the running task last gave a sign of life."""
+        """Seconds since the running task last made progress."""
         return time.monotonic() - self._last_beat
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the running task has ended, and raise what it raised.
+        """Wait for the running task, and raise its exception.
 
-        Returns False if it has not: it hangs, or `timeout` seconds have passed.
+        Returns False if the task hangs or does not end within `timeout` seconds.
         """
         running, end = self._running, None if timeout is None else time.monotonic() + timeout
         while running is not None and not running.done():
@@ -81,7 +85,7 @@ class Writer:
         return True
 
     def close(self) -> bool:
-        """Wait, and end the threads. Returns False if the last task hangs; it is left alone."""
+        """Wait for the last task and end the threads. Returns False if the task hangs."""
         try:
             has_ended = self.wait()
         finally:
@@ -102,7 +106,7 @@ class Writer:
             self._idle(lambda: not self._tasks.empty())
 
     def _watch(self) -> None:
-        """Report a task that hangs, once for each."""
+        """Call `on_hang` once for each task that hangs."""
         reported: futures.Future[object] | None = None
         while not self._closed.wait(min(POLL, self._hang_seconds / 4)):
             running = self._running

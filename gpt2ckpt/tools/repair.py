@@ -60,7 +60,7 @@ def _lines(item: RepairResult) -> list[str]:
         reason = "NOT REPAIRED: no valid copy of its state is left; the file stays in place"
         return [f"{name} {reason}" for name in item.corrupt.names]
     lines = [f"{name} repaired from {item.source.name}" for name in item.corrupt.names]
-    return [*lines, f"  the corrupt file is kept in {item.aside} until prune --corrupt"]
+    return [*lines, f"  the corrupt file is kept in {item.folder} until prune --corrupt"]
 
 
 VERB = Verb(

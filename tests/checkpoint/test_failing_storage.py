@@ -17,9 +17,9 @@ from failing_storage import CALLS, KEEP
 from real_disks import formatted
 
 from gpt2ckpt.checkpoint import format
-from gpt2ckpt.checkpoint.disk_report import advice_for
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
+from gpt2ckpt.checkpoint.save_report import advice_for
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.files import durable
 
@@ -205,7 +205,7 @@ def test_of_saves_that_never_became_the_latest_the_last_is_found_whatever_the_cl
     ("number", "advice"),
     [
         (errno.EIO, "dmesg"),
-        (errno.EROFS, "mount it writable again"),
+        (errno.EROFS, "mount it writable"),
         (errno.EPERM, "lsattr -d"),
         (errno.EDQUOT, "checkpoints prune"),
     ],

@@ -286,7 +286,7 @@ def test_a_regular_save_takes_no_emergency_file_and_the_other_way_round() -> Non
 
 
 def test_a_save_has_a_reason() -> None:
-    with pytest.raises(ValueError, match="needs a reason"):
+    with pytest.raises(ValueError, match="needs a role"):
         plan_save([], SaveRequest(1, NOON), Retention(1, 1))
 
 
