@@ -28,7 +28,7 @@ from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
 from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.checkpoint.repair import diagnose, repair
 from gpt2ckpt.checkpoint.scrub import Scrub
-from gpt2ckpt.checkpoint.store import Store
+from gpt2ckpt.checkpoint.store import Store, step_of
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.tools import prune
 
@@ -324,7 +324,7 @@ def step_in(path: Path) -> int | None:
     """The step of a valid file."""
     try:
         check(path)
-        return int(Store(path.parent)._step_of(path))
+        return step_of(path)
     except CheckpointError:
         return None
 

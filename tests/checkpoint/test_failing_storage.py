@@ -143,7 +143,7 @@ def test_a_disk_that_turns_read_only(
         assert turned.returncode == 0, turned.stderr
         assert manager.save(small_state(2), request(2)) is None
         warning = caplog.records[-1].message
-        assert "Read-only file system" in warning and "writable again" in warning
+        assert "Read-only file system" in warning and "mount it writable" in warning
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         assert Store(folder).find(Role.LATEST).state.step == 1
         if how == "ro":
