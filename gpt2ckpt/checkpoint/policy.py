@@ -14,9 +14,7 @@ from gpt2ckpt.checkpoint.names import Role
 
 COPIES = 2  # files that a regular save writes: its own file and the independent copy
 SINGLE_ROLES = 5  # latest_backup, rolling_last_backup, and three files of the best model
-UNTIL_DELETED = (
-    2  # the surplus file of a pool, and a copy before it replaces another
-)
+UNTIL_DELETED = 2  # the surplus file of a pool, and a copy before it replaces another
 PINNED = 1  # the file that the process was resumed from, in addition to its pool
 
 

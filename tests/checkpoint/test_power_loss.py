@@ -43,9 +43,9 @@ BREAKS = {
         "            os.link(target, temporary)\n",
     ),
     "deleted before the new state is durable": (
-        *(store, "Store.put", "        for operation in operations:\n"),
+        *(store, "Store._apply", "        for operation in operations:\n"),
         "        durable.delete([self.folder / op.name for op in operations"
-        " if isinstance(op, policy.Delete)])\n        for operation in operations:\n",
+        " if isinstance(op, Delete)])\n        for operation in operations:\n",
     ),
     "the second copy is a link": (
         *(policy, "plan_save", "operations.append(Publish(names.ROLLING_BACKUP))"),
