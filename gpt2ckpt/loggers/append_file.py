@@ -93,7 +93,9 @@ class AppendFile:
         """Wait until the thread is idle. Raises OSError if the file system hangs."""
         silence = self._worker.silence
         if silence > PATIENCE or not self._worker.wait(PATIENCE, silence=PATIENCE):
-            raise OSError(errno.ETIMEDOUT, f"the disk has not responded for {silence:.0f} s")
+            raise OSError(
+                errno.ETIMEDOUT, f"the disk has not responded for {max(silence, PATIENCE):.0f} s"
+            )
 
     def _write_pending(self) -> None:
         try:
