@@ -8,8 +8,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
 POLL = 0.05  # seconds between two checks of a worker in `wait`
+
+T = TypeVar("T")
 
 
 class Worker:
@@ -98,3 +102,11 @@ class Worker:
             del action  # releases what it references before waiting for the next action
             self.beat()
             self._is_running = False
+
+
+def resolve(answer: "Future[T]", action: Callable[[], T]) -> None:
+    """Run `action`, and set `answer` to its result or error, for another thread to read."""
+    try:
+        answer.set_result(action())
+    except BaseException as error:
+        answer.set_exception(error)

@@ -7,6 +7,7 @@ cannot be read.
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +19,7 @@ from gpt2ckpt.checkpoint.repair import quarantine
 from gpt2ckpt.checkpoint.store import misplacement
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
-from gpt2ckpt.worker import Worker
+from gpt2ckpt.worker import Worker, resolve
 
 log = logging.getLogger(__name__)
 PATIENCE = 10.0  # seconds without a byte
@@ -108,23 +109,15 @@ class Guard:
         Raises UnresponsiveDisk if no byte is read for PATIENCE seconds, and what `question` raises.
         """
         reader = self._reader = self._reader or Worker("checkpoint-reader", limit=1)
-        answers: list[Answer] = []
-        errors: list[BaseException] = []
+        answer: Future[Answer] = Future()
 
         def watch(count: int) -> None:
             reader.beat()
             self._watch(count)
 
-        def ask() -> None:
-            try:
-                answers.append(question(watch))
-            except BaseException as error:
-                errors.append(error)
-
-        if reader.silence < PATIENCE and reader.submit(ask):
+        is_free = reader.silence < PATIENCE
+        if is_free and reader.submit(lambda: resolve(answer, lambda: question(watch))):
             reader.wait(LONGEST_READ, silence=PATIENCE)
-        if errors:
-            raise errors[0]
-        if not answers:
+        if not answer.done():
             raise UnresponsiveDisk(f"no byte of it was read for {PATIENCE:.0f} s")
-        return answers[0]
+        return answer.result()

@@ -6,23 +6,21 @@ mean another value than today's default: EARLIER_VALUES lists these keys.
 
 from typing import Any
 
-Values = dict[str, Any]
-
 BLOCKS_PER_EVAL_STEP = 8  # blocks that one of trainer.eval_steps counts
-EARLIER_VALUES: dict[str, Values] = {  # by group, or by group and kind
+EARLIER_VALUES: dict[str, dict[str, Any]] = {  # by group, or by group and kind
     "checkpoint": {"keep_epochs": None},
     "data.embedded": {"split": "tail"},
     "data.tokens": {"dtype": "uint16"},
 }
 
 
-def with_earlier_values(group: str, frozen: Values) -> Values:
+def with_earlier_values(group: str, frozen: dict[str, Any]) -> dict[str, Any]:
     """Return a group of a frozen config with the younger keys of EARLIER_VALUES that it lacks."""
     name = f"{group}.{frozen['kind']}" if "kind" in frozen else group
     return EARLIER_VALUES.get(name, {}) | frozen
 
 
-def completed(frozen: Values) -> Values:
+def completed(frozen: dict[str, Any]) -> dict[str, Any]:
     """Return the frozen config with the length of an evaluation in `trainer.eval_blocks`.
 
     Earlier versions evaluated `trainer.eval_steps` batches of `trainer.batch_size` blocks.
@@ -35,7 +33,7 @@ def completed(frozen: Values) -> Values:
     return {**frozen, "trainer": trainer}
 
 
-def in_blocks(values: Values) -> Values:
+def in_blocks(values: dict[str, Any]) -> dict[str, Any]:
     """Return a composed config with the length of an evaluation in `trainer.eval_blocks` alone."""
     trainer = values.get("trainer")
     if not isinstance(trainer, dict) or not trainer.get("eval_steps"):

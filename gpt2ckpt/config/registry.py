@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import re
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -148,17 +149,20 @@ def without_interpolation(text: str) -> str:
 
 def all_keys(root: str) -> list[str]:
     """Return every key of the command `root`, dotted, of any kind, and the groups."""
-    fields = dataclasses.fields(ROOTS[root])
-    groups = KINDS.keys() & {field.name for field in fields}
-    keys = set(groups)
-    for field in fields:
-        keys.add(field.name)
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            keys |= {f"{field.name}.{inner.name}" for inner in dataclasses.fields(field.type)}
-    for group in groups:
-        for cls in KINDS[group].values():
-            keys |= {f"{group}.{field.name}" for field in dataclasses.fields(cls)}
-    return sorted(keys)
+    return sorted(_types(root))
+
+
+@functools.cache
+def _types(root: str) -> dict[str, Any]:
+    """Return every key of the command `root`, and each group, with its annotated type."""
+    types: dict[str, Any] = {}
+    for name, annotated in get_type_hints(ROOTS[root]).items():
+        types[name] = annotated
+        for cls in KINDS[name].values() if name in KINDS else [annotated]:
+            if dataclasses.is_dataclass(cls):
+                for leaf, inner in get_type_hints(cls).items():
+                    types.setdefault(f"{name}.{leaf}", inner)
+    return types
 
 
 def no_such_key(key: str, root: str = "train", value: str = "") -> str:
@@ -205,7 +209,7 @@ def _plain(name: str) -> str:
 
 def expected_value(key: str, root: str = "train") -> str:
     """Return the type of `key` as text: "a number, or null"; empty for an unknown key."""
-    hint = _type_of(key, root)
+    hint = _types(root).get(key)
     names = [TYPE_NAMES[part] for part in (hint, *get_args(hint)) if part in TYPE_NAMES]
     or_null = ", or null" if NoneType in get_args(hint) else ""
     return f"{names[0]}{or_null}" if names else ""
@@ -236,17 +240,8 @@ def explain_value(
 
 def takes_string(key: str, root: str = "train") -> bool:
     """Return whether a value of `key`, or each item of its list, is a string."""
-    hint = _type_of(key, root)
+    hint = _types(root).get(key)
     return str in (hint, *get_args(hint))
-
-
-def _type_of(key: str, root: str) -> Any:
-    """Return the annotated type of `key` in the schema of the command `root`; None if unknown."""
-    group, _, leaf = key.rpartition(".")
-    fields = get_type_hints(ROOTS[root])
-    classes = [*KINDS.get(group, {}).values(), fields.get(group), None if group else ROOTS[root]]
-    hints = [get_type_hints(cls).get(leaf) for cls in classes if dataclasses.is_dataclass(cls)]
-    return next(filter(None, hints), None)
 
 
 def _has(cls: type, leaf: str) -> bool:

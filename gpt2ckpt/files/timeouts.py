@@ -2,7 +2,10 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar
+
+from gpt2ckpt.worker import resolve
 
 T = TypeVar("T")
 
@@ -12,20 +15,9 @@ def call_with_timeout(seconds: float, action: Callable[[], T]) -> T | None:
 
     `action` runs in a daemon thread, which is abandoned if the file system hangs.
     """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(action())
-        except OSError:
-            pass
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    return results[0] if results else None
+    answer: Future[T] = Future()
+    threading.Thread(target=resolve, args=(answer, action), daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except OSError:  # TimeoutError is one, too
+        return None
