@@ -63,7 +63,7 @@ def parse_command_line(root: str) -> CommandLine:
     parser.error = refuse  # type: ignore[method-assign]
     if (typed := _first_unknown_flag(parser)) and key_meant(typed, root):
         refuse(f"unrecognized arguments: {typed}")  # argparse would read -prompt as -p rompt
-    # Intermixed: flags may stand anywhere among the overrides.
+    # Intermixed: flags and overrides may be in any order.
     args: argparse.Namespace = parser.parse_intermixed_args()
     name, config_dir = _config_file(args, root)
     args.config_name = name if name != root else None

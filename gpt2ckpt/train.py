@@ -80,7 +80,7 @@ def _single(line: CommandLine, group: ProcessGroup) -> int:
     wanted = Path(composed.hydra.run.dir)
     if composed.hydra.job.chdir:
         raise ConfigError("hydra.job.chdir=true would change relative paths: leave it out")
-    is_given = any(sets(word, "hydra.run.dir") for word in line.overrides)
+    is_given = any(sets(override, "hydra.run.dir") for override in line.overrides)
     scope = Scope(wanted.parent, wanted if is_given else None, _name_given(line, composed))
     start = find_start(
         values=composed.values,

@@ -80,7 +80,7 @@ def test_every_command_has_a_schema_and_a_config_file(name: str) -> None:
 
 
 def defaults_of(cls: type) -> dict[str, Any]:
-    """Every key of a schema class and its default."""
+    """Return every key of a schema class with its default."""
     values = OmegaConf.to_container(OmegaConf.structured(cls))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}

@@ -18,7 +18,7 @@ def compose(words: list[str]) -> dict[str, Any]:
 
 
 def earlier(words: list[str], eval_steps: int) -> dict[str, Any]:
-    """A frozen config as it was before the length of an evaluation was counted in blocks."""
+    """Return a frozen config of a version that counted an evaluation in batches."""
     frozen = freeze(compose(words))
     frozen["trainer"] = {**frozen["trainer"], "eval_steps": eval_steps}
     del frozen["trainer"]["eval_blocks"]

@@ -23,7 +23,7 @@ PROSE = st.text(CHARACTERS, max_size=12).filter(
 
 
 def meaning(root: str, word: str, *, multirun: bool = False) -> object:
-    """The value that a config has in the end."""
+    """Return the value that a composed config has."""
     [meant] = quote_strings([word], root, multirun=multirun)
     return OmegaConf.create({"key": parse_overrides([meant])[0].value()}).key
 
@@ -106,7 +106,7 @@ def test_commas_separate_the_values_of_a_sweep() -> None:
 def test_ambiguous_string_is_refused_with_both_ways_to_write_it(
     word: str, multirun: bool, texts: list[str | None]
 ) -> None:
-    """The words that the message gives are typed in a real shell, and mean what they should."""
+    """Both printed forms are typed in bash, and have the printed meaning."""
     with pytest.raises(ConfigError) as raised:
         quote_strings([word], "sample", multirun=multirun)
     forms = re.findall(

@@ -21,7 +21,7 @@ TEXTS = st.text(
 
 
 def meaning(override: str) -> object:
-    """The value that a config has in the end."""
+    """Return the value that a composed config has."""
     return OmegaConf.create({"key": parse_overrides([override])[0].value()}).key
 
 

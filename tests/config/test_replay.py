@@ -39,7 +39,7 @@ def compose(overrides: list[str]) -> Values:
 def resume(
     first: list[str], new: list[str], frozen: Values | None = None
 ) -> tuple[Values, list[str]]:
-    """What a run that began with `first` is resumed with, and the changes as they are printed."""
+    """Return the config of a resume of a run started with `first`, and the printed changes."""
     frozen = frozen or freeze(compose(first))
     recorded = still_meant(frozen, first, new, compose)
     values, changes = replay(frozen, recorded, new, compose)
@@ -176,7 +176,7 @@ def test_removed_group_is_refused() -> None:
 
 
 def test_changed_conf_does_not_change_a_frozen_config() -> None:
-    """The frozen values win over today's defaults, in every key that nobody names."""
+    """A key that no override names keeps its frozen value, whatever today's default is."""
     frozen = freeze(compose([]))
     frozen["optimizer"]["lr"] = 0.123
     frozen["checkpoint"]["save_every"] = 17
@@ -227,7 +227,7 @@ def test_unflatten_inverts_flatten(values: Values) -> None:
 
 @pytest.fixture
 def my_conf(tmp_path: Path) -> Path:
-    """A config folder of the user's, with a choice for several groups."""
+    """Return a user's config folder with options of several groups."""
     texts = {
         "experiment/mine": "# @package _global_\ndefaults:\n  - override /optimizer: muon\n"
         "name: mine\ntrainer:\n  grad_accum: 3\n",
@@ -253,7 +253,7 @@ def my_conf(tmp_path: Path) -> Path:
 def test_resume_without_the_config_file_of_the_first_start(
     my_conf: Path, recorded: list[str], word: str
 ) -> None:
-    """Any override failed: there is no experiment=mine."""
+    """Any override used to fail: there is no experiment=mine."""
     frozen = freeze(compose_config("train", recorded, my_conf).values)
     values, changes = resume(recorded, [word], frozen)
     expected = []

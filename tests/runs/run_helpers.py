@@ -19,12 +19,12 @@ NOON = datetime(2025, 11, 6, 12, 0, 0)
 
 @functools.cache
 def frozen_of(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """The config that a run began with; not to be changed."""
+    """Return the frozen config of a run; do not change it."""
     return freeze(compose_config("train", [*overrides]).values)
 
 
 def state_of(step: int, overrides: list[str] | None = None) -> dict[str, Any]:
-    """As much of a training state as finding and replaying need."""
+    """Return the part of a training state that finding and replaying need."""
     overrides = overrides or []
     return {
         "format": format.FORMAT,
@@ -37,7 +37,7 @@ def state_of(step: int, overrides: list[str] | None = None) -> dict[str, Any]:
 
 
 def save(run: Path, step: int, overrides: list[str] | None = None, **reasons: Any) -> Path:
-    """Save a state of `step` as a training does; returns its own file."""
+    """Save a state of `step` as a training does; return its file."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     state = state_of(step, overrides)
@@ -50,7 +50,7 @@ def save(run: Path, step: int, overrides: list[str] | None = None, **reasons: An
 
 
 def damage(path: Path, share: float = 0.5) -> None:
-    """Flip one bit at that share of a file, in place: every hard link of it is damaged."""
+    """Flip one bit of a file in place, at a fraction of its size; all hard links are damaged."""
     with path.open("r+b") as file:
         position = int(share * path.stat().st_size)
         file.seek(position)
@@ -60,7 +60,7 @@ def damage(path: Path, share: float = 0.5) -> None:
 
 
 def tree(folder: Path) -> dict[str, tuple[str, int, int]]:
-    """Every path below `folder`: what it holds, when that changed, and its mode."""
+    """Return each path below `folder` with its content, modification time and mode."""
     found = {}
     for path in sorted(folder.rglob("*")):
         info = path.stat()

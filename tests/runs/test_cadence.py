@@ -11,7 +11,7 @@ from gpt2ckpt.runs.cadence import Cadence, continued, due, listed
 
 @dataclass(frozen=True)
 class Life:
-    """One process: where in the run it begins, how far it comes, and how often it logs."""
+    """One process: its first step, its last step, and how often it logs."""
 
     back: int
     steps: int
@@ -35,7 +35,7 @@ lives = st.lists(
 
 
 def lived(processes: list[Life]) -> tuple[tuple[Cadence, ...], set[int], set[int], int]:
-    """What a run has recorded and logged after these processes, and its last step."""
+    """Return what a run recorded and logged in these processes, and its last step."""
     parts: tuple[Cadence, ...] = ()
     train: set[int] = set()
     val: set[int] = set()

@@ -40,14 +40,14 @@ for process in processes:
 
 
 def claimed_at_once(wanted: Path, how: str, count: int) -> list[Path]:
-    """The directories that `count` living processes get when all of them ask together."""
+    """Return the directories that `count` processes claim at the same time."""
     command = [sys.executable, "-c", CLAIM_AT_ONCE, str(wanted), how, str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [Path(line) for line in done.stdout.splitlines()]
 
 
 def test_twenty_starts_in_one_second_get_twenty_directories(tmp_path: Path) -> None:
-    """With a time stamp of ours, and with one name that all of them were given."""
+    """With a default name, and with one name that is given to all."""
     stamped = tmp_path / "outputs" / "gpt2_run_20251106_120000"
     got = claimed_at_once(stamped, "ours", 20)
     expected = {f"gpt2_run_20251106_{NOON + timedelta(seconds=i):%H%M%S}" for i in range(20)}
@@ -106,7 +106,7 @@ def test_locked_directory_without_checkpoints_is_not_shared(tmp_path: Path) -> N
 def test_directory_of_a_run_that_never_saved_is_reused(
     tmp_path: Path,
 ) -> None:
-    """Else a job script with hydra.run.dir=DIR +resume=auto would never find its own run."""
+    """A job script with hydra.run.dir=DIR +resume=auto finds its own run only then."""
     claim(tmp_path / "mine", NOON, is_given=True).lock.release()
     again = claim(tmp_path / "mine", NOON, is_given=True)
     assert again.directory == tmp_path / "mine"

@@ -30,7 +30,7 @@ RUN = RunIdentity("1a2b3c4d", "gpt2")
 
 
 def log(run: Path, steps: range, loss: float = 0.0) -> None:
-    """What a process logs: each step's loss is 1 / step, plus what settings make of it."""
+    """Log steps as a process does: the loss of a step is 1 / step plus `loss`."""
     file = MetricsFile(run / "metrics.jsonl")
     for step in steps:
         file.log({"step": step, "train_loss": 1 / step + loss})
@@ -38,7 +38,7 @@ def log(run: Path, steps: range, loss: float = 0.0) -> None:
 
 
 def back(run: Path, step: int, settings: tuple[str, ...] = SAME, **more: Any) -> str:
-    """Go on after `step`; where checkpoints were moved, `aside` says where to."""
+    """Resume after `step`; `archive` is the folder of archived checkpoints."""
     identity = more.pop("identity", RUN)
     source = more.pop("source", run / "checkpoints" / "latest.pt")
     notices = continue_history(
@@ -64,7 +64,7 @@ def replay(run: Path) -> ReplayCheck:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Killed after 30 steps."""
+    """A run that was killed after 30 steps."""
     start_history(tmp_path, RUN, frozen_of(SAME))
     log(tmp_path, range(1, 31))
     return tmp_path
@@ -143,7 +143,7 @@ def test_other_settings_after_a_crash_start_a_branch(run: Path) -> None:
 
 
 def test_rollback_past_a_change_of_settings_compares_up_to_the_change(run: Path) -> None:
-    """Steps 11 to 30 come again as they were, those with another learning rate do not."""
+    """Steps 11 to 30 are trained again with the same settings; later ones had another rate."""
     assert back(run, 30, OTHER) == ""
     log(run, range(31, 41), loss=0.5)
     said = back(run, 10, archive=aside_in(run))
@@ -170,7 +170,7 @@ def test_resume_from_an_archived_checkpoint_restores_its_history(run: Path) -> N
 
 
 def test_restarted_run_keeps_its_id(run: Path) -> None:
-    """Its new process has another identity until it reads what the first has recorded."""
+    """The new process has another identity until it reads the recorded one."""
     fresh = RunIdentity("ffffffff", "gpt2")
     past = Past.of(run)
     assert (
@@ -191,7 +191,7 @@ def test_run_without_a_lineage_file_resumes(run: Path, content: bytes | None) ->
 
 
 def go_on_killed_at(run: Path, settings: tuple[str, ...], write: int) -> bool:
-    """Go on in another process, which is killed at the start of that write; whether it lived."""
+    """Resume in a process that is killed at one write; return whether it survived."""
     values = frozen_of(SAME), frozen_of(settings)
     child = os.fork()
     if child == 0:
@@ -231,7 +231,7 @@ def test_kill_between_any_two_writes_loses_no_line(run: Path, settings: tuple[st
 
 
 def spoil(path: Path, line: int, by: bytes) -> bytes:
-    """Replace a line, counted from 1; returns what it was."""
+    """Replace a line, counted from 1; return the old one."""
     lines = path.read_bytes().splitlines(keepends=True)
     was, lines[line - 1] = lines[line - 1], by
     path.write_bytes(b"".join(lines))
@@ -293,7 +293,7 @@ def test_missing_line_is_reported(run: Path, line: int) -> None:
 
 
 def test_run_without_a_cadence_record_misses_no_line(run: Path) -> None:
-    """Such runs are older than the record; log_every may have been changed at any resume."""
+    """Runs of earlier versions have no record; any resume may have changed log_every."""
     record = json.loads((run / ".history.json").read_text())
     del record["logged"]
     (run / ".history.json").write_text(json.dumps(record))

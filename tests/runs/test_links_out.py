@@ -32,7 +32,7 @@ def test_link_that_a_run_would_write_through_is_refused(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_file_of_a_run_that_is_not_regular_is_refused(name: str, tmp_path: Path) -> None:
-    """A folder ended in another error, and a pipe was waited for."""
+    """A folder used to raise another error, and a pipe used to block."""
     path = tmp_path / name
     for make in (path.touch,) if name == RECORD else (path.mkdir, lambda: os.mkfifo(path)):
         make()
@@ -64,7 +64,7 @@ def test_reserved_space_is_not_taken_through_a_link(tmp_path: Path, kind: str) -
 def test_heartbeat_writes_only_to_its_own_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    """Somebody puts a link, or a file, in the place of run.lock while the run lives."""
+    """run.lock is replaced by a link or another file while the run is alive."""
     victim, run = tmp_path / "victim", tmp_path / "run"
     victim.write_text("precious " * 200)
     run.mkdir()

@@ -64,7 +64,7 @@ def test_lock_of_a_killed_run_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_record_of_a_newer_owner_is_restored(tmp_path: Path) -> None:
-    """Two starts find a dead owner; the slower one meets the record of the faster one."""
+    """Two processes find a dead owner; the slower one finds the record of the faster one."""
     with RunLock(tmp_path) as faster:
         record = (tmp_path / LOCK_NAME).read_bytes()
         faster._remove(b"the record of the dead owner")
@@ -161,7 +161,7 @@ sys.exit("for another reason")
 
 
 def test_lock_is_released_at_process_exit(tmp_path: Path) -> None:
-    """Else a process on another machine would watch for a minute whether the dead one lives."""
+    """Otherwise another machine would watch the dead owner for a minute."""
     done = subprocess.run([sys.executable, "-c", ENDS, str(tmp_path)], capture_output=True)
     assert (done.returncode, done.stderr) == (1, b"for another reason\n")
     assert tree(tmp_path) == {}

@@ -50,7 +50,7 @@ def run(tmp_path: Path) -> Path:
 
 @contextmanager
 def on_another_machine(run: Path, script: str) -> Iterator["subprocess.Popen[str]"]:
-    """`script` with its view of the directory; skipped where such a machine cannot be made."""
+    """Run `script` as another machine sees the directory; skip the test if that is impossible."""
     if shutil.which("unshare") is None or os.geteuid() != 0:
         pytest.skip("needs root and unshare, to make namespaces and to mount an overlay")
     command = ["unshare", "--uts", "--mount", "sh", "-c", ELSEWHERE, sys.executable, script]
@@ -105,7 +105,7 @@ def test_suspended_process_stops_if_its_run_was_taken_over(run: Path) -> None:
 
 
 def test_changing_record_is_never_taken_over(run: Path) -> None:
-    """Torn, or of a later version: what changes lives."""
+    """Even a torn record, or one of a later version."""
     (run / LOCK_NAME).write_text("{")
     script = f"import time\nwhile True:\n open({str(run / LOCK_NAME)!r}, 'a').write(' ')\n"
     with subprocess.Popen([sys.executable, "-c", script + " time.sleep(0.1)"]) as process:

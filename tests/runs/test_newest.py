@@ -67,7 +67,7 @@ def test_newest_of_several_checkpoints_counts(tmp_path: Path) -> None:
 
 
 def test_step_logged_after_the_last_save_counts(tmp_path: Path) -> None:
-    """A run that goes back to an older state and dies before its next save."""
+    """The run resumed from an older state and died before its next save."""
     make(tmp_path / "a", NOON)
     log_step(make(tmp_path / "b", MORNING), EVENING)
     assert newest_run(tmp_path).directory == tmp_path / "b"
@@ -121,7 +121,7 @@ def test_copy_of_a_run_does_not_replace_the_original(tmp_path: Path) -> None:
 
 
 def test_only_runs_of_the_given_name_count(tmp_path: Path) -> None:
-    """Two jobs with names of their own took over each other's run."""
+    """Two jobs with different names used to take over each other's run."""
     alpha = make(tmp_path / "alpha_run_20251106_080000", MORNING, "alpha")
     make(tmp_path / "mine", NOON, "beta")
     log_step(tmp_path / "unsaved", EVENING)
@@ -196,7 +196,7 @@ def test_directory_name_counts_if_a_checkpoint_has_no_time(tmp_path: Path) -> No
 def test_unreadable_folder_is_not_skipped_silently(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unmounted disk: starting a new run, or an older one, is not what was asked for."""
+    """With an unmounted disk, neither a new run nor an older one may start."""
     run = make(tmp_path / "gpt2_run_20251106_120000", NOON)
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").symlink_to(tmp_path / "unmounted")

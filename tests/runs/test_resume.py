@@ -218,7 +218,7 @@ def test_empty_selector_is_refused(tmp_path: Path) -> None:
 def test_save_killed_before_it_became_latest_is_the_latest(
     run: Path, reasons: dict[str, Any]
 ) -> None:
-    """The folder as it is between two operations of a save; file times say nothing."""
+    """The folder as it is between two operations of a save; file times do not count."""
     folder = run / "checkpoints"
     before = (folder / "latest.pt").read_bytes()
     newest = save(run, 8, **reasons)

@@ -26,12 +26,12 @@ def compose(overrides: list[str]) -> dict[str, Any]:
 
 
 def start(overrides: list[str], given: Path | None = None, outputs: Path = Path("no")) -> Start:
-    """A preview."""
+    """Return the start of a dry run."""
     return find_start(compose(overrides), overrides, Scope(outputs, given), compose, locks=False)
 
 
 def take(overrides: list[str], given: Path, wanted: Path | None = None) -> Claim:
-    """Start for real, up to the first step."""
+    """Start a training, up to its first step."""
     decided = find_start(
         compose(overrides), overrides, Scope(Path("no"), given), compose, locks=True
     )
@@ -74,7 +74,7 @@ def test_resume_keeps_directory_and_identity(run: Path) -> None:
 
 
 def test_repeated_override_is_recorded_last(run: Path) -> None:
-    """The order is what later resumes compose: the last one counts."""
+    """Later resumes compose the overrides in this order: the last one wins."""
     save(run, 8, ["optimizer.lr=1e-3", "optimizer.lr=2e-3"])
     found = start(["+resume=latest", "optimizer.lr=1e-3"], run)
     assert found.overrides == ["optimizer.lr=2e-3", "optimizer.lr=1e-3"]
@@ -110,7 +110,7 @@ def test_live_run_can_be_forked_but_not_resumed(run: Path) -> None:
 
 
 def test_fork_that_never_saved_restarts_from_its_origin(run: Path) -> None:
-    """`auto` used to start it from nothing: another training in its place, without a word."""
+    """`auto` used to start a new training in its directory, without a message."""
     path, fork = run / "checkpoints" / "rolling_step_000004.pt", run.parent / "forked"
     first = start([f"+resume={path}", "+fork=true"])
     take_directory(first, fork, is_given=True).lock.release()
@@ -132,7 +132,7 @@ def test_fork_that_never_saved_restarts_from_its_origin(run: Path) -> None:
 
 @pytest.mark.parametrize("words", [["+resume=latest"], ["+resume=auto"], []])
 def test_folder_with_the_name_of_a_checkpoint_is_refused(run: Path, words: list[str]) -> None:
-    """The run went on, and each of its saves failed."""
+    """The run used to train, and each of its saves failed."""
     if words != ["+resume=latest"]:
         run = run.parent / "new"
     folder = run / "checkpoints" / "latest.pt"
@@ -145,7 +145,7 @@ def test_folder_with_the_name_of_a_checkpoint_is_refused(run: Path, words: list[
 
 
 def test_state_of_another_run_is_skipped_or_refused(run: Path) -> None:
-    """Copied over latest.pt, it was trained on from as if it were this run's."""
+    """A state copied over latest.pt used to be resumed as if it were this run's."""
     start_history(run, RunIdentity("1a2b3c4d", "gpt2"), frozen_of(("optimizer.lr=1e-3",)))
     folder, other = run / "checkpoints", run.parent / "other"
     foreign = save(other, 9, owner={"id": "ffffffff", "name": "gpt2", "parent": None})
@@ -224,7 +224,7 @@ def test_resume_from_an_older_step_archives_later_checkpoints(run: Path) -> None
 
 
 def test_resume_reads_the_state_under_the_lock(run: Path) -> None:
-    """Another process could resume and finish between the reading and the locking."""
+    """Otherwise another process could resume and finish between reading and locking."""
     words, seen = ["+resume=latest", "seed=3"], []
 
     def compose_meanwhile(overrides: list[str]) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def test_resume_reads_the_state_under_the_lock(run: Path) -> None:
 def test_state_saved_before_the_lock_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
 ) -> None:
-    """The newest state is looked for again once nobody else can save, a first one as well."""
+    """The newest state is located again once no other process can save."""
     run, real = tmp_path / "mine", resume.locate
     run.mkdir()
     if not is_new:
@@ -278,7 +278,7 @@ def test_restart_is_refused_if_another_process_saved_meanwhile(tmp_path: Path) -
 
 
 def test_run_replaced_by_another_directory_is_refused(run: Path) -> None:
-    """A copy or another run in its place holds other states than the one that was read."""
+    """A copy or another run may hold other states than the one that was read."""
     words = ["+resume=latest"]
     decided = find_start(compose(words), words, Scope(run.parent, run), compose, locks=True)
     with decided.held():
@@ -328,7 +328,7 @@ def test_each_launch_has_its_own_hydra_record(tmp_path: Path) -> None:
 def test_run_that_never_saved_restarts_only_with_resume(
     tmp_path: Path,
 ) -> None:
-    """A job script gives hydra.run.dir=DIR +resume=auto; a plain start must not mix two runs."""
+    """A start without resume must not mix two runs in one directory."""
     begun = tmp_path / "mine"
     begun.mkdir()
     (begun / "metrics.jsonl").write_text('{"step": 1, "train_loss": 4.0}\n')
@@ -343,7 +343,7 @@ def test_run_that_never_saved_restarts_only_with_resume(
 
 
 def test_damaged_file_without_a_copy_is_quarantined_before_the_first_save(run: Path) -> None:
-    """It would be one of those that its pool keeps, and be moved over the last valid state."""
+    """Otherwise it would count in its pool, and replace the last valid state."""
     folder = run / "checkpoints"
     for name in ("latest.pt", "rolling_last_backup.pt"):  # the first is rolling_step_000006.pt, too
         damage(folder / name)

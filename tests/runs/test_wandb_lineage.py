@@ -36,7 +36,7 @@ def test_new_settings_in_the_middle_start_a_linked_run_with_a_reproducible_id() 
 
 
 def test_linked_run_killed_before_its_first_save_is_found_again() -> None:
-    """The state to go on from is still one of the first curve."""
+    """The state to resume from is still one of the first W&B run."""
     linked = fresh().logged_to(137).continue_from("run", 120, "b")
     assert linked.logged_to(125).continue_from("run", 120, "b").active == linked.active
     assert linked.logged_to(125).continue_from("run", 120, "a").active == "run"
@@ -54,25 +54,25 @@ def test_rollback_past_a_change_without_it_starts_a_linked_run() -> None:
 
 
 def test_no_step_is_logged_twice_with_other_settings() -> None:
-    """Any number of random resumes: what each curve was told of a step never changes."""
+    """After any random resumes, what each W&B run has of a step never changes."""
     for seed in range(200):
-        dice, curves, own = random.Random(seed), fresh(), {0: "run"}
+        dice, lineage, own = random.Random(seed), fresh(), {0: "run"}
         sent: dict[tuple[str, int], str] = {}
         end, settings = 0, "a"
         for _ in range(12):
             for step in range(end + 1, end + dice.randrange(1, 30)):
-                key = (curves.active, step)
+                key = (lineage.active, step)
                 assert sent.setdefault(key, settings) == settings, seed
-                assert curves.active_run.settings_of(step) == settings, seed
-                own[step], end = curves.active, step
-            curves = curves.logged_to(end)
+                assert lineage.active_run.settings_of(step) == settings, seed
+                own[step], end = lineage.active, step
+            lineage = lineage.logged_to(end)
             end, settings = dice.randrange(end + 1), dice.choice("aabc")
-            curves = curves.continue_from(own[end], end, settings)
+            lineage = lineage.continue_from(own[end], end, settings)
 
 
 def test_decode_inverts_encode() -> None:
-    curves = fresh().logged_to(137).continue_from("run", 120, "b")
-    assert decode(encode(curves)) == curves
+    lineage = fresh().logged_to(137).continue_from("run", 120, "b")
+    assert decode(encode(lineage)) == lineage
     for text in ("", "[]", "{}", '{"run_id": 1, "active": "x", "curves": {}}', '{"curves": 3}'):
         assert decode(text) is None
 

@@ -140,7 +140,7 @@ def test_import_of_a_command_installs_no_handler() -> None:
 
 
 def test_commands_handle_signals_before_slow_imports() -> None:
-    """Both as a module and as a console script."""
+    """As modules and as console scripts."""
     import gpt2ckpt
 
     for name in ("train", "evaluate", "sample", "prepare", "checkpoints", "drill"):

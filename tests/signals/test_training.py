@@ -115,7 +115,7 @@ def test_different_signal_or_copy_does_not_end_the_process() -> None:
 
 
 def test_request_to_one_rank_holds_for_all_ranks() -> None:
-    """`told` are the numbers of another rank, which no signal has reached this one from."""
+    """`told` are the numbers of another rank; no signal has reached this one."""
     told = [0, 0]
     with TrainingSignals(
         lambda own: [max(pair) for pair in zip(own, told, strict=True)]
