@@ -1,4 +1,4 @@
-"""The two ways of computing attention agree, and training takes the one that is meant for it."""
+"""Both implementations of attention agree, and training selects the intended one."""
 
 import pytest
 import torch

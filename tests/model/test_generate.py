@@ -1,4 +1,4 @@
-"""Generation: the cache changes nothing but the time; the random state of others is left alone."""
+"""Generation: the cache does not change the text, and global random state is kept."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The model itself: sizes, names, initialisation, causality, loss."""
+"""The model: sizes, names, initialization, causality and loss."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Weights of others that were made to do harm: one sentence, no memory beyond the file's."""
+"""Malicious weight files: one error message, and no memory beyond the size of the file."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""The chunked loss against the plain one."""
+"""The chunked loss equals the plain loss."""
 
 import pytest
 import torch

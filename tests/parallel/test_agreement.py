@@ -1,4 +1,4 @@
-"""Ranks that do not see the same files stop all of them before anything is written."""
+"""Ranks that see different files stop all ranks before anything is written."""
 
 import shutil
 import socket

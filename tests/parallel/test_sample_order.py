@@ -1,4 +1,4 @@
-"""2, 1, 2 ranks: every sample of an epoch is trained once, in the steps in which one rank would."""
+"""With 2, 1 and 2 ranks, each sample of an epoch is trained once, in the step of one rank."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Every block of a step is trained once, whatever the number of ranks; or the start is refused."""
+"""Each block of a step is trained once for any number of ranks, or the start is refused."""
 
 import pytest
 from hypothesis import assume, given

@@ -1,4 +1,4 @@
-"""Three ranks: more than two numbers can be added in more than one order."""
+"""Three ranks, where sums depend on the order of the ranks."""
 
 import json
 import socket

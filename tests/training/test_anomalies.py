@@ -1,4 +1,4 @@
-"""What is answered to a bad number, by itself; that runs keep to it: test_rollback.py."""
+"""Reactions to anomalies as pure functions; test_rollback.py tests them in trainings."""
 
 import math
 from statistics import fmean, pstdev

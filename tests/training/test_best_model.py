@@ -1,4 +1,4 @@
-"""The best model over resumes and forks: each run has its own, of losses that can be compared."""
+"""The best model of resumes and forks: each run has its own, among comparable losses."""
 
 import logging
 from pathlib import Path

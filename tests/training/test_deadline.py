@@ -1,4 +1,4 @@
-"""What fits into the time that is left, and the end of a process that takes longer."""
+"""Deadlines: saves and steps that fit, and the end of a process that takes too long."""
 
 import os
 import signal

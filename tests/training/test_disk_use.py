@@ -1,4 +1,4 @@
-"""What a run announces that its checkpoints will take is what they take, at most."""
+"""The checkpoints of a run take at most the disk space that the start report announces."""
 
 import logging
 import re

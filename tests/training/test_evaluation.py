@@ -1,4 +1,4 @@
-"""The validation loss is that of other people's code, over the same blocks."""
+"""The validation loss equals that of transformers over the same blocks."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What is chosen, why, and what is said when it cannot be."""
+"""Choice of device, precision and threads, with reasons and errors."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What a training hands to its loggers: nothing invented, and the same across a resume."""
+"""The events that a training passes to its loggers, also across a resume."""
 
 from pathlib import Path
 from typing import Any

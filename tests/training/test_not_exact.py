@@ -1,4 +1,4 @@
-"""What keeps a resume from being exact is said in one line; where nothing does, there is none."""
+"""The warning that a resume cannot be bitwise exact: one line, and none if it can."""
 
 from dataclasses import replace
 from pathlib import Path

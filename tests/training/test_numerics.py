@@ -1,4 +1,4 @@
-"""Every setting that chooses other kernels is recorded, as what the kernels really use."""
+"""Every setting that selects other kernels is recorded with checkpoints."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A plan that is possible and hardly meant is reported before it starts."""
+"""Unusual plans are reported before the training starts."""
 
 import logging
 from dataclasses import replace

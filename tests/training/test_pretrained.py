@@ -1,4 +1,4 @@
-"""What a fine-tuning starts from is reported: which file, in which format, how much of it."""
+"""The start report of fine-tuning names the file, the format and the number of tensors."""
 
 import logging
 from dataclasses import asdict

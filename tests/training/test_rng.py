@@ -1,4 +1,4 @@
-"""All generators are captured and brought back, and survive a checkpoint file."""
+"""All random generators are captured and restored, also through a checkpoint file."""
 
 import io
 import random

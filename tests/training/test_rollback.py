@@ -1,4 +1,4 @@
-"""Runs that meet bad numbers: none reaches the weights, and what follows can be gone on with."""
+"""Trainings with anomalies: none changes the weights, and later checkpoints resume exactly."""
 
 import logging
 from collections.abc import Callable, Iterator

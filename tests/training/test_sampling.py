@@ -1,4 +1,4 @@
-"""Text samples of a training: shown in the model's own tokens, and never the end of a training."""
+"""Text samples of a training use the tokens of the model and never end the training."""
 
 import logging
 from pathlib import Path

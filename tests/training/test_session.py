@@ -1,4 +1,4 @@
-"""Whole runs in this process: going on is exact, and a failure never costs what was whole."""
+"""Complete runs in this process: resumes are exact, and failures lose no saved state."""
 
 import errno
 import json
@@ -440,7 +440,7 @@ def test_too_small_vocabulary_names_the_file(token_data: Any, tmp_path: Path) ->
     words = [*token_data.overrides, "model.vocab_size=20"]
     with pytest.raises(InputError, match=r"train\.bin: token \d+ .*model\.vocab_size=20"):
         validate_run(start_of(words, tmp_path / "run"))
-    with pytest.raises(ConfigError, match="smaller than GPT-2's tokenizer"):
+    with pytest.raises(ConfigError, match="smaller than the vocabulary of GPT-2's tokenizer"):
         validate_run(start_of(["model.vocab_size=20"], tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

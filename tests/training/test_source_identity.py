@@ -1,4 +1,4 @@
-"""The digest of the sources tells every edit of code that trains; git is asked and never needed."""
+"""The digest detects every edit of code that trains; git is optional."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""One optimizer step: all of it or nothing of it, and the same however it is cut into parts."""
+"""An optimizer step is applied completely or not at all, for any division into micro-batches."""
 
 import copy
 import dataclasses

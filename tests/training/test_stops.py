@@ -1,4 +1,4 @@
-"""Signals to a training in this process: what it saves, whom it tells, and when it goes on."""
+"""Signals to a training in this process: saves, notifications and the end."""
 
 import logging
 import os

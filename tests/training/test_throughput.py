@@ -1,4 +1,4 @@
-"""Speed and time left: of the steps that are like the ones to come, in any situation."""
+"""Speed, time left and MFU."""
 
 import math
 from collections.abc import Iterator

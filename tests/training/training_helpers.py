@@ -1,4 +1,4 @@
-"""A training in this process, from the words of a command line; and states compared bitwise."""
+"""Train in this process from command-line overrides, and compare states bitwise."""
 
 import contextlib
 import dataclasses
