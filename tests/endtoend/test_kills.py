@@ -8,17 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import commands
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gpt2ckpt.loggers.wandb_offline import _steps
+from tests import forkserver
+from tests.forkserver import Forked
 
 STEPS = 240
+START_SECONDS = 4  # about as long as the start of a new interpreter takes
 KILLS = int(os.environ.get("GPT2CKPT_KILLS", "3"))  # each costs a start
 SEED = random.randrange(1 << 30)  # printed by the assertion that fails
 SETTINGS = [
@@ -45,18 +50,20 @@ SETTINGS = [
 ]
 
 
-def start(folder: Path, *more: str) -> "subprocess.Popen[str]":
+def environment() -> dict[str, str]:
+    """Return that of the other commands, with W&B offline."""
+    kept = {key: value for key, value in commands.environment().items() if "WANDB_" not in key}
+    return {**kept, "WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
+
+
+def start(folder: Path, *more: str) -> Forked:
     """Start a training in its own process group, to be killed with its children."""
-    command = [sys.executable, "-m", "gpt2ckpt.train", *SETTINGS, *more]
-    env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    env |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
-    pipe, merged = subprocess.PIPE, subprocess.STDOUT
-    options = {"env": env, "text": True, "start_new_session": True}
-    return subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=merged, **options)
+    arguments = [*SETTINGS, *more]
+    return forkserver.start("gpt2ckpt.train", arguments, folder, environment(), new_session=True)
 
 
-def finish(process: "subprocess.Popen[str]") -> str:
-    output, _ = process.communicate(timeout=900)
+def finish(process: Forked) -> str:
+    output = "".join(process.communicate(timeout=900))
     assert process.returncode == 0, output
     return output
 
@@ -70,7 +77,7 @@ def steps_done(run: Path) -> int:
         return 0  # read in the middle of a line
 
 
-def kill_in_the_middle(process: "subprocess.Popen[str]", run: Path, dice: random.Random) -> None:
+def kill_in_the_middle(process: Forked, run: Path, dice: random.Random) -> None:
     """Send SIGKILL a random time after some more steps."""
     target = steps_done(run) + dice.randrange(1, max(2, 2 * STEPS // (KILLS + 2)))
     while steps_done(run) < target and process.poll() is None:
@@ -79,6 +86,17 @@ def kill_in_the_middle(process: "subprocess.Popen[str]", run: Path, dice: random
     with contextlib.suppress(ProcessLookupError):  # it may have come to its end meanwhile
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
+
+
+def kill_during_start(folder: Path, overrides: Sequence[str], dice: random.Random) -> None:
+    """Send SIGKILL to a new interpreter that imports torch, validates the run or opens files."""
+    command = [sys.executable, "-m", "gpt2ckpt.train", *SETTINGS, *overrides]
+    options = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=folder, start_new_session=True, **options)
+    time.sleep(dice.random() * START_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
 
 
 def train_losses(run: Path) -> list[tuple[int, float]]:
@@ -130,7 +148,11 @@ def killed(folder: Path) -> tuple[Path, str]:
     overrides = ("hydra.run.dir=killed", "+resume=auto", "logger=all")
     for _ in range(KILLS):
         kill_in_the_middle(start(folder, *overrides), run, dice)
-    return run, finish(start(folder, *overrides))
+    kill_during_start(folder, overrides, dice)
+    output = finish(start(folder, *overrides))
+    log = (run / "train.log").read_text()
+    assert "is disabled" not in log and "dropped" not in log, log  # all loggers were on
+    return run, output
 
 
 def test_run_killed_repeatedly_equals_an_undisturbed_run_bitwise(
@@ -177,7 +199,7 @@ def test_ctrl_c_saves_and_the_printed_command_resumes_bitwise(
     while steps_done(run) < 20 and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output = "".join(process.communicate(timeout=60))
     assert process.returncode == 130, output
     [emergency] = (run / "checkpoints").glob("emergency_step_*.pt")
     assert torch.load(emergency, weights_only=True)["reason"] == "SIGINT"
