@@ -85,7 +85,7 @@ def kill_in_the_middle(process: Forked, run: Path, dice: random.Random) -> None:
     time.sleep(dice.random() * 0.03)
     with contextlib.suppress(ProcessLookupError):  # it may have come to its end meanwhile
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=900)
 
 
 def kill_during_start(folder: Path, overrides: Sequence[str], dice: random.Random) -> None:
@@ -96,7 +96,7 @@ def kill_during_start(folder: Path, overrides: Sequence[str], dice: random.Rando
     time.sleep(dice.random() * START_SECONDS)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=30)
+    process.wait(timeout=900)
 
 
 def train_losses(run: Path) -> list[tuple[int, float]]:
@@ -150,8 +150,9 @@ def killed(folder: Path) -> tuple[Path, str]:
         kill_in_the_middle(start(folder, *overrides), run, dice)
     kill_during_start(folder, overrides, dice)
     output = finish(start(folder, *overrides))
-    log = (run / "train.log").read_text()
-    assert "is disabled" not in log and "dropped" not in log, log  # all loggers were on
+    lines = (run / "train.log").read_text().splitlines()
+    failures = [line for line in lines if "disabled" in line or "dropped" in line]
+    assert not failures, f"seed {SEED}: a logger failed, and lacks steps"
     return run, output
 
 
@@ -199,16 +200,13 @@ def test_ctrl_c_saves_and_the_printed_command_resumes_bitwise(
     while steps_done(run) < 20 and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
-    output = "".join(process.communicate(timeout=60))
+    output = "".join(process.communicate(timeout=900))
     assert process.returncode == 130, output
     [emergency] = (run / "checkpoints").glob("emergency_step_*.pt")
     assert torch.load(emergency, weights_only=True)["reason"] == "SIGINT"
     command = next(line for line in output.splitlines() if line.startswith("resume ")).split()
-    assert command[3:5] == ["-m", "gpt2ckpt.train"]  # after the interpreter, however it is named
-    resumed = subprocess.run(
-        [sys.executable, *command[3:]], cwd=folder, capture_output=True, text=True, timeout=120
-    )
-    assert resumed.returncode == 0, resumed.stderr
+    assert command[2:4] == ["-m", "gpt2ckpt.train"]  # after the interpreter, however it is named
+    finish(forkserver.start(command[3], command[4:], folder, environment()))
     for key in ("model", "optimizer", "rng", "data"):
         assert_same(state_of(run)[key], state_of(undisturbed)[key], key)
     assert train_losses(run) == train_losses(undisturbed)

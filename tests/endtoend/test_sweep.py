@@ -12,7 +12,9 @@ from commands import Done, environment, latest, run, steps_done, tree
 from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.train import main
 
-RUN_FILES = {".hydra", "checkpoints", "metrics.jsonl", "train.log", ".history.json"}
+RUN_FILES = {
+    *(".hydra", "checkpoints", "metrics.jsonl", "events.jsonl", "train.log", ".history.json"),
+}
 SWEEP_FILES = {"multirun.yaml", "jobs.jsonl", "table.txt"}
 
 
