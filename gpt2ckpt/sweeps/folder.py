@@ -1,4 +1,4 @@
-"""The folder of a sweep: its jobs' directories, read, and made under names of their own."""
+"""The folder of a sweep: reads the directories of its jobs, and creates new ones."""
 
 import contextlib
 import os
@@ -24,20 +24,20 @@ from gpt2ckpt.runs.layout import CHECKPOINTS, RECORD
 from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.sweeps.matching import RecordedJob
 
-IN_THE_MAKING = ".new"  # one at a time: under the lock
+NEW_DIRECTORY = ".new"  # used under the lock, so by one process at a time
 
 
 def read_jobs(sweep: Path) -> list[RecordedJob]:
-    """Every job's directory below `sweep` that says what it trains, in the order of their names."""
+    """Return the jobs below `sweep` whose directory records a config, sorted by name."""
     found = (read_job(directory) for directory in _directories(sweep))
     return [job for job in found if job is not None]
 
 
 @contextlib.contextmanager
 def locked(sweep: Path) -> Iterator[None]:
-    """While it is entered, no other process makes a directory in `sweep`.
+    """Keep other processes from creating a job's directory in `sweep` inside the block.
 
-    On a file system without locks, that is the user's to avoid.
+    On a file system without locks, it has no effect.
     """
     descriptor = os.open(sweep, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -50,13 +50,21 @@ def locked(sweep: Path) -> Iterator[None]:
 def make_directory(
     sweep: Path, number: int, name_of: Callable[[int], str], fill: Callable[[Path, Path], None]
 ) -> Claim:
-    """Make the directory of a new job under the first free name of `name_of(number)`, … (+1), ….
+    """Create the directory of a new job, with its record and its lock. Call it under `locked`.
 
-    `fill` gets a temporary directory and the final one's path, and writes the first record. The
-    directory gets its name last: under it, no other process finds it unlocked or without a record.
-    Call this with the folder `locked`. Raises OSError.
+    The directory gets its name last, so that no other process finds it unlocked or without a
+    record.
+
+    Args:
+        sweep: the folder of the sweep.
+        number: the first number to try; the next free number is used.
+        name_of: returns the name of a directory for a number.
+        fill: writes the record. Gets the temporary directory and the path of the final one.
+
+    Raises:
+        OSError: if the directory cannot be created.
     """
-    temporary = sweep / IN_THE_MAKING
+    temporary = sweep / NEW_DIRECTORY
     shutil.rmtree(temporary, ignore_errors=True)
     names = _names(number, name_of)
     wanted = next(path for name in names if _is_free(path := sweep / name))
@@ -65,7 +73,7 @@ def make_directory(
     try:
         fill(temporary, wanted)
         wanted.parent.mkdir(parents=True, exist_ok=True)
-        temporary.rename(wanted)  # onto nothing or an empty directory, else it fails
+        temporary.rename(wanted)  # fails unless `wanted` is missing or an empty directory
     except BaseException:
         lock.release()
         raise
@@ -77,7 +85,7 @@ def _names(number: int, name_of: Callable[[int], str]) -> Iterator[str]:
     yield name_of(number)
     for following in count(number + 1):
         name = name_of(following)
-        # The user's own hydra.sweep.subdir may have no number in it.
+        # The user's own hydra.sweep.subdir may contain no number.
         yield f"{name}_{following}" if name == name_of(number) else name
 
 
@@ -86,7 +94,7 @@ def _is_free(directory: Path) -> bool:
 
 
 def _directories(parent: Path) -> Iterator[Path]:
-    """The directories with a record or with checkpoints, as near to `parent` as they lie."""
+    """Yield the uppermost directories below `parent` with a record or with checkpoints."""
     if not parent.is_dir():
         return
     for path in sorted(parent.iterdir(), key=lambda path: (len(path.name), path.name)):
@@ -99,7 +107,7 @@ def _directories(parent: Path) -> Iterator[Path]:
 
 
 def read_job(directory: Path) -> RecordedJob | None:
-    """Return what a job's directory says of its training; None if it says nothing."""
+    """Return the job of a directory; None if the directory records no config."""
     for file in Store(directory / CHECKPOINTS).candidates(Role.LATEST):
         try:
             meta = read_meta(file)
@@ -108,7 +116,7 @@ def read_job(directory: Path) -> RecordedJob | None:
             values = flatten(freeze(completed(meta.config)))
             return RecordedJob(directory, values, task_overrides(meta.overrides), meta.step)
         except (CheckpointError, ConfigError, KeyError, TypeError, ValueError, AttributeError):
-            continue  # damaged: the next one says the same
+            continue  # damaged: the next file holds the same config
     try:
         config: Any = OmegaConf.load(directory / RECORD / "config.yaml")
         composed: Any = OmegaConf.to_container(config, resolve=True)

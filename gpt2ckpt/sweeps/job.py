@@ -1,7 +1,7 @@
-"""One job of a sweep, as Hydra's launchers call it: in the main process or in a worker's.
+"""One job of a sweep, which Hydra's launcher calls in the main process or in a worker.
 
-Hydra itself writes nothing into a job's directory. It would open the log and overwrite the record
-of a job that is finished, under a number that says nothing; so both are written here.
+The log and Hydra's record are written here, not by Hydra, which would overwrite the record of a
+finished job that happens to have the same number.
 """
 
 import copy
@@ -45,13 +45,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NoMetric:
-    """What a job returns that has no validation loss to return."""
+    """The result of a job without a validation loss."""
 
     reason: str
-    stopped: int = 0  # exit code of the sweep that was asked to stop
+    stopped: int = 0  # exit code if the sweep received a signal
 
     def __float__(self) -> float:
-        """Optuna's sweeper asks for it. A failed job it notes as such; a stop ends it here."""
+        """Raise SystemExit after a signal, else ValueError: Optuna records a failed trial."""
         if self.stopped:
             raise SystemExit(self.stopped)
         raise ValueError(self.reason)
@@ -59,9 +59,9 @@ class NoMetric:
 
 @dataclass(frozen=True)
 class SweepJob:
-    """The function that Hydra runs for every job; it travels to workers by pickle.
+    """The function that Hydra calls for every job; workers get it by pickle.
 
-    `hydra` holds the settings of Hydra's that were taken from it: subdir and job_logging.
+    `hydra` holds the settings subdir and job_logging, which are overridden for Hydra itself.
     """
 
     line: CommandLine
@@ -73,8 +73,8 @@ class SweepJob:
     wants_trace: bool
 
     def __call__(self, config: DictConfig) -> "float | NoMetric":
-        """Train, go on or pass over; never raises an Exception."""
-        console.install()  # a job waits for no reader
+        """Train, resume or skip the job; return its best validation loss. Raises no Exception."""
+        console.install()  # so that no job waits for a reader of the console
         own_process()
         signals, hydra = self._signals(), HydraConfig.get()
         values: Any = OmegaConf.to_container(config, resolve=True)
@@ -111,9 +111,10 @@ class SweepJob:
         entry: JournalEntry,
         places: list[Path],
     ) -> tuple[JournalEntry, signal.Signals | None]:
-        """Train in the job's own directory, an old or a new one, which `places` gets.
+        """Train in the job's directory, and add the directory to `places`.
 
-        Also returns the signal that stopped it, if one did.
+        Returns:
+            The entry for the journal, and the signal that stopped the training, if any.
         """
         is_resumed = values["resume"] is not None
         own = find_own(job, folder.read_jobs(self.sweep)) if is_resumed else None
@@ -140,7 +141,7 @@ class SweepJob:
         config: DictConfig,
         places: list[Path],
     ) -> "Outcome":
-        """Train in the directory in `places`, or in a new one, which is put there."""
+        """Train in the directory in `places`, or in a new one, which is added to `places`."""
         from gpt2ckpt.training.hardware import hardware_of  # imports torch
         from gpt2ckpt.training.session import train_claimed
 
@@ -169,19 +170,19 @@ class SweepJob:
 
         with folder.locked(self.sweep):
             if config.resume is not None and find_own(job, folder.read_jobs(self.sweep)):
-                raise LockedError("another process has just begun with it")
+                raise LockedError("another process has just started this job")
             try:
                 number = int(HydraConfig.get().job.num)
                 return folder.make_directory(self.sweep, number, name_of, fill)
             except OSError as error:
                 raise InputError(
-                    f"no directory can be made in {self.sweep} ({error.strerror})"
+                    f"no directory can be created in {self.sweep} ({error.strerror})"
                 ) from error
 
     def _launch_config(
         self, config: DictConfig, directory: Path, number: int | None = None
     ) -> DictConfig:
-        """The whole config as Hydra would have it, had it chosen `directory`."""
+        """Return the config that Hydra would have made for `directory`."""
         launch = copy.deepcopy(config)
         with read_write(launch), open_dict(launch):
             launch.hydra = copy.deepcopy(HydraConfig.get())
@@ -203,8 +204,10 @@ class SweepJob:
         return launch
 
     def _enter(self, signals: WorkerSignals) -> None:
-        """Let a stop end the job from here on. The order leaves no gap: the main process first
-        notes that it stops and then looks for jobs that have started, a job the other way round.
+        """Let a signal end the job from here on.
+
+        The main process records the stop and then looks for started jobs; a job records its start
+        and then looks for a stop. So at least one of the two sees the other.
         """
         signals.in_job = True
         if signals.received or self._stop_requested():
@@ -235,10 +238,10 @@ class SweepJob:
             log.error("job %s: %s", entry.job or entry.label, entry.reason)
         if stopped:
             if os.getpid() == self.main_pid:
-                sys.exit(stopped)  # no other begins
+                sys.exit(stopped)  # so that no other job starts
             return NoMetric(entry.status, stopped)
         if entry.best_val_loss is None:
-            return NoMetric(entry.reason or "it has no validation loss")
+            return NoMetric(entry.reason or "the job has no validation loss")
         return entry.best_val_loss
 
 
@@ -251,13 +254,13 @@ def find_job_start(
     *,
     locks: bool,
 ) -> Start:
-    """How a job starts: it goes on in the directory that is its `own`, or anew, or as a fork.
+    """Decide how a job starts: as a resume in its `own` directory, a new run, or a fork.
 
-    Raises as find_start does.
+    Raises the errors of find_start.
     """
     values = dict(values)
     if own is not None and own.step is not None and values["fork"]:
-        values |= {"resume": AUTO, "fork": None}  # it was forked by the first launch
+        values |= {"resume": AUTO, "fork": None}  # the first launch forked the run
     elif values["resume"] == AUTO and own is None:
         values["resume"] = None
     directory = own.directory if own else None
@@ -268,12 +271,12 @@ def find_job_start(
         compose=lambda words: compose_config(line.config_name, words, line.config_dir).values,
         locks=locks,
     )
-    # What an earlier launch has left there without coming to a save is the job's own.
+    # A directory without a checkpoint, left by an earlier launch, belongs to the job.
     return replace(start, restarts_run=True) if own and not start.directory else start
 
 
 def _write_record(record: Path, config: DictConfig, launch: DictConfig) -> None:
-    """What Hydra writes of a launch."""
+    """Write the record of a launch as Hydra does."""
     record.mkdir(parents=True)
     hydra = OmegaConf.masked_copy(launch, "hydra")
     (record / "hydra.yaml").write_text(OmegaConf.to_yaml(hydra), encoding="utf-8")
@@ -283,6 +286,6 @@ def _write_record(record: Path, config: DictConfig, launch: DictConfig) -> None:
 
 
 def _forget_compiled() -> None:
-    """Let torch.compile begin afresh: it gives up on a model after eight other shapes of it."""
+    """Reset torch.compile, which stops compiling a model after eight shapes of it."""
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()

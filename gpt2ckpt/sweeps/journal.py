@@ -1,6 +1,6 @@
-"""jobs.jsonl in a sweep's folder: what became of each job, whichever process trained it.
+"""jobs.jsonl in a sweep's folder: the status of each job, written by the process that trains it.
 
-Every line is appended by one write, so that jobs which run side by side do not mix theirs.
+Every line is appended by one write, so that jobs which run in parallel do not mix their lines.
 """
 
 import json
@@ -14,7 +14,7 @@ from gpt2ckpt.runs.layout import JOBS
 
 
 class Status(StrEnum):
-    """How far a job has come in one launch of its sweep."""
+    """The status of a job in one launch of its sweep."""
 
     STARTED = "started"
     FINISHED = "finished"
@@ -23,20 +23,20 @@ class Status(StrEnum):
     LOCKED = "another process has it"
     INTERRUPTED = "interrupted"
     NOT_STARTED = "not started"
-    STOP = "stop"  # the whole sweep was asked to
+    STOP = "stop"  # the sweep received a signal
 
 
 COMPLETE = (Status.FINISHED, Status.WAS_FINISHED)
 
 
 def now() -> str:
-    """The local time, as the entries have it."""
+    """Return the local time in the form of the entries."""
     return f"{datetime.now():%Y-%m-%d %H:%M:%S}"
 
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """What became of the job `number` (as Hydra counts in one launch) in the directory `job`."""
+    """The status of the job `number` (Hydra's count in one launch) in the directory `job`."""
 
     launch: str
     number: int
@@ -50,7 +50,7 @@ class JournalEntry:
 
 
 def append(sweep: Path, entry: JournalEntry) -> None:
-    """Add a line. Raises OSError."""
+    """Append an entry. Raises OSError."""
     line = json.dumps(asdict(entry), allow_nan=False) + "\n"
     descriptor = os.open(sweep / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
@@ -60,7 +60,7 @@ def append(sweep: Path, entry: JournalEntry) -> None:
 
 
 def read(sweep: Path, launch: str | None = None) -> list[JournalEntry]:
-    """Return the entries of one launch or of all, in order; damaged lines are passed over."""
+    """Return the entries of one launch, or of all, in order; damaged lines are skipped."""
     try:
         lines = (sweep / JOBS).read_bytes().splitlines()
     except OSError:
@@ -85,5 +85,5 @@ def _entry(line: bytes) -> JournalEntry | None:
 
 
 def last_of_each(entries: list[JournalEntry]) -> dict[int, JournalEntry]:
-    """The newest entry of each job, by its number."""
+    """Return the newest entry of each job, by its number."""
     return {entry.number: entry for entry in entries if entry.status is not Status.STOP}

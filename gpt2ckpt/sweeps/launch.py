@@ -1,4 +1,4 @@
-"""Running a sweep: Hydra's sweeper and launcher in the middle, a folder before, a table after."""
+"""Runs a sweep: claims its folder, lets Hydra run the jobs, and prints the table."""
 
 import os
 import sys
@@ -30,9 +30,10 @@ TABLE = "table.txt"
 
 
 def run_sweep(line: CommandLine) -> int:
-    """Train the jobs of a multirun, or say with dry_run what would be trained; the exit code.
+    """Train the jobs of a multirun, or preview them with dry_run; return the exit code.
 
-    Raises UserError for what is wrong with all of it; what is wrong with one job ends that one.
+    Raises:
+        UserError: for an error that concerns all jobs. An error of one job ends that job alone.
     """
     plan = plan_sweep(line)
     more: list[str] = []
@@ -55,7 +56,7 @@ def run_sweep(line: CommandLine) -> int:
 
 
 def _claim(plan: SweepPlan) -> Path:
-    """The folder to train in: the old one of a sweep that goes on, else a new one."""
+    """Return the folder to train in: that of the resumed sweep, else a new folder."""
     wanted, is_given = plan.wanted, plan.is_given
     sweep = claim_sweep(wanted, is_given=is_given, is_continued=plan.is_continued)
     if is_given and sweep != wanted:
@@ -72,8 +73,8 @@ class _Launch:
     name: str
 
     def run(self, more: list[str]) -> int:
-        """Have Hydra run all jobs. Whatever happens to them, the table says it."""
-        console.install()  # before Hydra opens its log: no job waits for whoever reads
+        """Let Hydra run all jobs, and print the table; return the exit code."""
+        console.install()  # before Hydra opens its log: no job waits for a reader of the console
         signals = LauncherSignals(self._stop_workers)
         if self.plan.is_parallel:
             install(signals, signals.before)
@@ -90,15 +91,15 @@ class _Launch:
             main_pid=os.getpid(),
             wants_trace=wants_trace,
         )
-        words = [f"hydra.sweep.dir={quoted(str(self._record()))}", "hydra.sweep.subdir=."]
-        words += ["hydra.output_subdir=null", "hydra.job_logging.root=null", *more]
+        overrides = [f"hydra.sweep.dir={quoted(str(self._record()))}", "hydra.sweep.subdir=."]
+        overrides += ["hydra.output_subdir=null", "hydra.job_logging.root=null", *more]
         broken, stopped = "", 0
         try:
-            run_hydra(self.plan.line, job, words)
+            run_hydra(self.plan.line, job, overrides)
         except SystemExit as end:
             stopped = int(end.code or 0) if isinstance(end.code, int | None) else 1
-        except Exception as error:  # a worker that was killed, or the sweeper's own
-            broken = f"the sweep has broken off: {type(error).__name__}: {error}".splitlines()[0]
+        except Exception as error:  # a killed worker, or an error of the sweeper
+            broken = f"the sweep ended early: {type(error).__name__}: {error}".splitlines()[0]
         if signals.received is not None:
             stopped = exit_code(signals.received)
         rows = ranked(self._rows())
@@ -109,11 +110,11 @@ class _Launch:
             print(f"error: {broken}", file=sys.stderr)
         complete = not broken and all(row.status in COMPLETE for row in rows)
         if not complete:
-            print(f"to continue: {self._command()}")
+            print(f"to resume: {self._command()}")
         return stopped or (0 if complete else 1)
 
     def _record(self) -> Path:
-        """Where Hydra writes multirun.yaml: beside the jobs, or for a later launch by itself."""
+        """Return the folder for multirun.yaml: the sweep's, or a new one for a later launch."""
         if not (self.sweep / "multirun.yaml").exists():
             return self.sweep
         first = self.sweep / RECORD
@@ -130,7 +131,7 @@ class _Launch:
         ]
         if self.plan.jobs:
             return rows
-        # The trials of earlier launches belong to the search, too: one may be the best.
+        # Trials of earlier launches belong to the search: one of them may be the best.
         known = {row.job for row in rows}
         earlier = {entry.job: entry for entry in journal.read(self.sweep) if entry.job}
         return rows + [
@@ -138,7 +139,7 @@ class _Launch:
         ]
 
     def _continue_best(self, row: Row | None) -> list[str]:
-        """Where the best job is, and the command that trains it further."""
+        """Return lines with the best job's directory and the command that resumes it."""
         if row is None:
             return []
         directory = self.sweep / row.job
@@ -147,7 +148,9 @@ class _Launch:
         if recorded is not None and recorded.step is not None:
             given = as_typed("hydra.run.dir", str(directory))
             more = _twice_as_long(recorded.config, recorded.step)
-            lines.append(f"to train it further: {command('train', '+resume=latest', given, more)}")
+            lines.append(
+                f"to resume it for longer: {command('train', '+resume=latest', given, more)}"
+            )
         return lines
 
     def _write_table(self, lines: list[str]) -> None:
@@ -157,17 +160,17 @@ class _Launch:
             print(f"{self.sweep / TABLE} cannot be written: {error.strerror}", file=sys.stderr)
 
     def _command(self) -> str:
-        words = [
+        overrides = [
             in_shell(word)
             for word in self.plan.typed
             if not sets(word, "hydra.sweep.dir", "resume")
         ]
         flags = [in_shell(flag) for flag in self.plan.line.flags]
         typed = as_typed("hydra.sweep.dir", str(self.sweep))
-        return command("train", *flags, *words, typed, "+resume=auto")
+        return command("train", *flags, *overrides, typed, "+resume=auto")
 
     def _stop_workers(self) -> None:
-        """Tell the workers, those that train and those that are about to."""
+        """Stop the workers: those that train, and those about to start a job."""
         journal.append(self.sweep, JournalEntry(self.name, -1, Status.STOP))
         entries = journal.last_of_each(journal.read(self.sweep, self.name)).values()
         training = {entry.pid for entry in entries if entry.status is Status.STARTED}
@@ -184,7 +187,7 @@ def _row(entry: JournalEntry, label: str) -> Row:
 
 
 def _twice_as_long(config: Values, step: int) -> str:
-    """The override with which a job that is finished after `step` steps trains as long again."""
+    """Return the override that doubles the length of a job that finished after `step` steps."""
     epochs, steps = config["trainer.max_epochs"], config["trainer.max_steps"]
     if epochs and steps != step:
         return f"trainer.max_epochs={2 * epochs}"

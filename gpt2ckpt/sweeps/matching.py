@@ -1,6 +1,6 @@
-"""Which directory of a sweep belongs to which of its jobs: by what it trains, never by its number.
+"""Matches the jobs of a resumed sweep with their directories by config, never by number.
 
-A sweep that is continued may have its values in another order, or more of them.
+A resumed sweep may have its values in another order, or more values.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from gpt2ckpt.config.replay import LENGTH, SHAPE, WATCHING, Values, flatten, fre
 
 @dataclass(frozen=True)
 class RecordedJob:
-    """A job's directory, with the config (flat) and overrides that it was last trained with.
+    """A job's directory, with the flat config and the overrides of its last training.
 
-    `step` is that of its newest checkpoint, None if it never came to one.
+    `step` is the step of its newest checkpoint, None without a checkpoint.
     """
 
     directory: Path
@@ -26,7 +26,7 @@ class RecordedJob:
 
 @dataclass(frozen=True)
 class Job:
-    """One job as the command line makes it; `swept` are the keys that differ between jobs."""
+    """One job of the command line; `swept` are the keys that differ between jobs."""
 
     overrides: list[str]
     config: Values
@@ -34,44 +34,45 @@ class Job:
 
     @classmethod
     def of(cls, overrides: list[str], values: Values, swept: list[str]) -> "Job":
-        """The job that trains the composed config `values`."""
+        """Return the job that trains the composed config `values`."""
         return cls(task_overrides(overrides), flatten(freeze(values)), swept)
 
     @property
     def label(self) -> str:
-        """The overrides that tell it from the others; all of them where none is swept."""
+        """Return the swept overrides of this job; all overrides if none is swept."""
         own = [o for o in parse_overrides(self.overrides) if o.get_key_element() in self.swept]
         return " ".join(o.input_line for o in own) or " ".join(self.overrides)
 
 
 def find_own(job: Job, recorded: Sequence[RecordedJob]) -> RecordedJob | None:
-    """The directory that `job` was trained in before.
+    """Return the directory that `job` was trained in before; None if there is none.
 
-    It has the same config or came from the same overrides (conf/ may have changed since). Or it
-    differs only in its length and in what is logged and saved, as where a sweep is extended with
-    trainer.max_steps; then only if no second one does.
+    A directory matches if it has the same config, or else the same overrides (conf/ may have
+    changed since), or else if it is the only one that differs in nothing but the length of the
+    training and the logging and saving, as after an increase of trainer.max_steps.
     """
-    for one in recorded:
-        if one.config == job.config:
-            return one
-    for one in recorded:
-        if set(one.overrides) == set(job.overrides):
-            return one
+    for other in recorded:
+        if other.config == job.config:
+            return other
+    for other in recorded:
+        if set(other.overrides) == set(job.overrides):
+            return other
     if not all(any(_within(key, swept) for key in job.config) for swept in job.swept):
-        return None  # a group like experiment, which may differ in anything
-    similar = [one for one in recorded if _identity(one.config, job) == _identity(job.config, job)]
+        return None  # a swept group like experiment may change any key
+    identity = _identity(job.config, job)
+    similar = [other for other in recorded if _identity(other.config, job) == identity]
     return similar[0] if len(similar) == 1 else None
 
 
 def swept_keys(overrides: list[str]) -> list[str]:
-    """The keys and groups to which a multirun's `overrides` give several values."""
+    """Return the keys and groups with several values in the overrides of a multirun."""
     return [o.get_key_element() for o in parse_overrides(overrides) if o.is_sweep_override()]
 
 
 def _identity(config: Values, job: Job) -> Values:
-    """What makes a training another one: all but its length, and what is written of it."""
+    """Return the keys that identify a training: not its length, its logging and its saving."""
     shape = tuple(f"model.{key}" for key in SHAPE) if config.get("model.init_from") else ()
-    free = (*WATCHING, *LENGTH, *shape)  # pretrained weights bring their shape with them
+    free = (*WATCHING, *LENGTH, *shape)  # pretrained weights determine the shape
     return {
         key: value
         for key, value in config.items()

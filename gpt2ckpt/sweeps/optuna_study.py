@@ -1,4 +1,4 @@
-"""Optuna's study in a sweep's folder, made ready to go on where it was cut off."""
+"""Prepares Optuna's study in the folder of a sweep, so that a resumed search continues it."""
 
 import warnings
 from pathlib import Path
@@ -11,13 +11,13 @@ from gpt2ckpt.errors import ConfigError, InputError
 
 
 def check_study(eval_every: int) -> None:
-    """Raise ConfigError for settings with which Optuna would learn nothing, or cannot work."""
+    """Raise ConfigError for settings or libraries with which Optuna cannot work."""
     import optuna
     import sqlalchemy
 
     if optuna.__version__.startswith("2.") and not sqlalchemy.__version__.startswith("1."):
         raise ConfigError(
-            f"Optuna {optuna.__version__} cannot keep a study with SQLAlchemy "
+            f"Optuna {optuna.__version__} cannot store a study with SQLAlchemy "
             f"{sqlalchemy.__version__}: pip install 'sqlalchemy<2' 'alembic<1.20'"
         )
     if not eval_every:
@@ -25,9 +25,9 @@ def check_study(eval_every: int) -> None:
 
 
 def study_settings(sweeper: DictConfig, sweep: Path, name: str, given: str) -> list[str]:
-    """The overrides that keep the study in the sweep's folder, and let no failed trial end it.
+    """Return the overrides that store the study in the sweep's folder and allow failed trials.
 
-    What the command line `given` says of them stands.
+    Settings on the command line, `given`, are kept.
     """
     defaults = {
         "storage": f"sqlite:///{sweep}/study.db",
@@ -42,10 +42,10 @@ def study_settings(sweeper: DictConfig, sweep: Path, name: str, given: str) -> l
 
 
 def settings_to_continue(sweeper: DictConfig, sweep: Path, name: str) -> list[str]:
-    """The overrides with which the sweeper comes to its number of trials, not to that many more.
+    """Return the overrides with which a resumed sweep reaches n_trials trials in all.
 
-    Trials that were cut off or have failed are asked for once more, with the same values: so each
-    finds its own directory again. Raises InputError for a study that cannot be read.
+    Interrupted and failed trials are queued again with the same values, so that each finds its
+    directory. Raises InputError if the study cannot be read.
     """
     import optuna
 
@@ -55,7 +55,7 @@ def settings_to_continue(sweeper: DictConfig, sweep: Path, name: str) -> list[st
     try:
         study = optuna.load_study(study_name=sweeper.study_name or name, storage=url)
     except KeyError:
-        return []  # killed before it was made
+        return []  # killed before the study was created
     except Exception as error:
         raise InputError(f"the study in {url} cannot be read: {error}") from error
     trials = study.get_trials(deepcopy=False)
@@ -64,15 +64,15 @@ def settings_to_continue(sweeper: DictConfig, sweep: Path, name: str) -> list[st
         for params in _to_repeat(study, trials):
             study.enqueue_trial(params)
     done = sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in trials)
-    words = [f"hydra.sweeper.n_trials={max(int(sweeper.n_trials) - done, 0)}"]
+    overrides = [f"hydra.sweeper.n_trials={max(int(sweeper.n_trials) - done, 0)}"]
     seed = sweeper.sampler.get("seed")
-    if seed is not None:  # begun anew, it would give the values of the first trials again
-        words.append(f"hydra.sweeper.sampler.seed={int(seed) + len(trials)}")
-    return words
+    if seed is not None:  # the same seed would sample the values of the first trials again
+        overrides.append(f"hydra.sweeper.sampler.seed={int(seed) + len(trials)}")
+    return overrides
 
 
 def _to_repeat(study: Any, trials: list[Any]) -> list[dict[str, Any]]:
-    """The values of the trials that did not end well, none twice; those cut off become failed."""
+    """Return the values of unfinished trials, each once; interrupted trials become failed."""
     from optuna.trial import TrialState
 
     settled = [t.params for t in trials if t.state == TrialState.COMPLETE]

@@ -1,4 +1,4 @@
-"""What a multirun asks for, found out and checked before anything is written or trained."""
+"""Composes and checks the jobs of a multirun before anything is written or trained."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +29,9 @@ OPTUNA = "OptunaSweeper"
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A job that is known beforehand, as those of Hydra's basic sweeper are."""
+    """A job that is known before the sweep starts, as with Hydra's basic sweeper."""
 
-    overrides: list[str]  # with those for Hydra
+    overrides: list[str]  # Hydra's own included
     values: Values
     job: Job
     own: RecordedJob | None
@@ -39,18 +39,18 @@ class PlannedJob:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A checked sweep. `jobs` is empty where the sweeper finds them on its way."""
+    """A checked sweep. `jobs` is empty if the sweeper chooses them while it runs."""
 
-    line: CommandLine  # with the values of each sweep written out
-    typed: list[str]  # the overrides as they were typed
+    line: CommandLine  # with glob() and shuffle() replaced by their values
+    typed: list[str]  # the overrides as typed
     jobs: list[PlannedJob]
     swept: list[str]
-    values: Values  # of the first job, or of one like the first
+    values: Values  # of the first job
     hydra: DictConfig
 
     @property
     def wanted(self) -> Path:
-        """The folder that the command names, or the one that it would get."""
+        """Return the folder that the command names, or that it would get."""
         return Path(self.hydra.sweep.dir)
 
     @property
@@ -59,7 +59,7 @@ class SweepPlan:
 
     @property
     def is_continued(self) -> bool:
-        """Whether jobs are looked for in the folder."""
+        """Return whether the sweep resumes jobs of the folder."""
         return self.is_given and self.values["resume"] is not None
 
     @property
@@ -68,12 +68,12 @@ class SweepPlan:
 
     @property
     def is_parallel(self) -> bool:
-        """Whether jobs train in processes of their own."""
+        """Return whether jobs train in worker processes."""
         return target(self.hydra.launcher) not in BASIC
 
 
 def plan_sweep(line: CommandLine) -> SweepPlan:
-    """Compose and check every job that can be known. Raises ConfigError; nothing is written."""
+    """Compose and check every job that is known. Writes nothing. Raises ConfigError."""
     typed = line.overrides
     parsed = parse_overrides(typed, line.config_dir)
     line = replace(line, overrides=[_written_out(override) for override in parsed])
@@ -83,33 +83,33 @@ def plan_sweep(line: CommandLine) -> SweepPlan:
     _check_resume(line, first.values)
     params = OmegaConf.to_container(first.hydra.sweeper.get("params") or OmegaConf.create({}))
     assert isinstance(params, dict)
-    words = [*(f"{key!s}={value}" for key, value in params.items()), *line.overrides]
-    swept = swept_keys(words)
+    overrides = [*(f"{key!s}={value}" for key, value in params.items()), *line.overrides]
+    swept = swept_keys(overrides)
     if target(first.hydra.sweeper) not in BASIC:
         last = _compose(
-            line, [_one_value(o, last=True) for o in parse_overrides(words, line.config_dir)]
+            line, [_one_value(o, last=True) for o in parse_overrides(overrides, line.config_dir)]
         )
         for composed in (first, last):
             check_settings(build_typed("train", freeze(composed.values)))
         return SweepPlan(line, typed, [], swept, first.values, first.hydra)
-    jobs = _basic_jobs(line, words, swept)
+    jobs = _basic_jobs(line, overrides, swept)
     return SweepPlan(line, typed, jobs, swept, jobs[0].values, first.hydra)
 
 
 def given_dir(line: CommandLine) -> bool:
-    """Whether the command names the sweep's folder."""
+    """Return whether the command names the folder of the sweep."""
     return any(sets(word, "hydra.sweep.dir") for word in line.overrides)
 
 
 def target(config: DictConfig) -> str:
-    """The class that one of Hydra's groups chooses."""
+    """Return the name of the class that one of Hydra's groups chooses."""
     return str(config.get("_target_", "")).rpartition(".")[2]
 
 
-def _basic_jobs(line: CommandLine, words: list[str], swept: list[str]) -> list[PlannedJob]:
+def _basic_jobs(line: CommandLine, sweep: list[str], swept: list[str]) -> list[PlannedJob]:
     jobs = []
     recorded: list[RecordedJob] | None = None
-    for overrides in sweep_jobs(words, line.config_dir):
+    for overrides in sweep_jobs(sweep, line.config_dir):
         composed = _compose(line, overrides)
         check_settings(build_typed("train", freeze(composed.values)))
         job, own = Job.of(overrides, composed.values, swept), None
@@ -119,7 +119,7 @@ def _basic_jobs(line: CommandLine, words: list[str], swept: list[str]) -> list[P
             own = find_own(job, recorded)
         jobs.append(PlannedJob(overrides, composed.values, job, own))
     if not jobs:
-        raise ConfigError("this sweep has no jobs: give a key several values, as in seed=1,2")
+        raise ConfigError("the sweep has no jobs: give a key several values, for example seed=1,2")
     return jobs
 
 
@@ -129,13 +129,13 @@ def _check_resume(line: CommandLine, values: Values) -> None:
         return
     if what not in SELECTORS:
         raise ConfigError(
-            f"resume={what} would have every job go on with the same run: add fork=true to start "
-            f"new runs from it, or continue a sweep with hydra.sweep.dir=DIR +resume={AUTO}"
+            f"resume={what} would resume the same run in every job: add fork=true to start new "
+            f"runs from it, or resume a sweep with hydra.sweep.dir=DIR +resume={AUTO}"
         )
     if not given_dir(line):
         raise ConfigError(
-            f"resume={what} continues a sweep: say which with hydra.sweep.dir=DIR, or leave resume "
-            "out to start a new one"
+            f"resume={what} needs the folder of a sweep: add hydra.sweep.dir=DIR, or leave resume "
+            "out to start a new sweep"
         )
 
 
@@ -144,10 +144,9 @@ def _compose(line: CommandLine, overrides: list[str]) -> Composed:
 
 
 def _written_out(override: Override) -> str:
-    """The override with the values that glob() finds and the order that shuffle() makes.
+    """Return the override with glob() and shuffle() replaced by their values.
 
-    Hydra evaluates a sweep again when it runs it: files may have come meanwhile, and a shuffled
-    order would be another one than that of the plan.
+    Hydra evaluates them again when it runs the sweep, and would get another order or new files.
     """
     if not (isinstance(override.value(), Glob) or getattr(override.value(), "shuffle", False)):
         return str(override.input_line)
@@ -156,7 +155,7 @@ def _written_out(override: Override) -> str:
 
 
 def _one_value(override: Override, *, last: bool = False) -> str:
-    """One of the values that a sweep goes through, as an override; others as they are."""
+    """Return an override with the first (or last) of its swept values."""
     if not override.is_sweep_override():
         return str(override.input_line)
     key, value = override.get_key_element(), override.value()
@@ -166,15 +165,17 @@ def _one_value(override: Override, *, last: bool = False) -> str:
 
 
 def _values(override: Override) -> list[str]:
-    """The values of a sweep, spelled for Hydra. Raises ConfigError if there is none."""
+    """Return the swept values in Hydra's syntax. Raises ConfigError if there are none."""
     values = list(override.sweep_string_iterator())
     if values:
         return values
     group, options = override.key_or_group, group_options(override.key_or_group)
     if not isinstance(override.value(), Glob):
-        raise ConfigError(f"{override.input_line} has no values: give some, as in {group}=1,2")
+        raise ConfigError(
+            f"{override.input_line} has no values: give values, for example {group}=1,2"
+        )
     if not options:
-        raise ConfigError(f"{override.input_line}: glob() goes through the options of a group")
+        raise ConfigError(f"{override.input_line}: glob() only works for the options of a group")
     raise ConfigError(
         f"{override.input_line} matches none of the options of {group}: {', '.join(options)}"
     )

@@ -1,4 +1,4 @@
-"""dry_run for a sweep: what each job would do. Nothing is written."""
+"""The dry run of a sweep: prints what each job would do, and writes nothing."""
 
 from itertools import count
 
@@ -13,13 +13,13 @@ from gpt2ckpt.training.validate_run import finished_notice, validate_run
 
 
 def preview(plan: SweepPlan) -> int:
-    """Print what would be trained; exit code 1 if any job would be refused."""
+    """Print what would be trained; return 1 if a job would be refused."""
     where = plan.wanted
     if not plan.is_continued and holds_sweep(where):
         where = where.with_name(f"{claim_base(where).name}_sweep_…")
-    print(f"dry run: nothing is written; the sweep's folder would be {where}")
+    print(f"dry run: nothing is written; the folder of the sweep would be {where}")
     if not plan.jobs:
-        print(f"the jobs are found by {plan.hydra.sweeper._target_.rpartition('.')[2]} on its way")
+        print(f"{plan.hydra.sweeper._target_.rpartition('.')[2]} chooses the jobs while it runs")
         return 0
     taken = {job.own.directory.name for job in plan.jobs if job.own}
     free = (str(n) for n in count() if str(n) not in taken and not (where / str(n)).exists())
@@ -49,7 +49,7 @@ def _row(plan: SweepPlan, job: PlannedJob, free_name: str | None) -> Row:
     if finished_notice(start, validated):
         return Row(name, job.job.label, "finished", best)
     if state is None:
-        status, changes = "new" if job.own is None else "start again", ""
+        status, changes = "new" if job.own is None else "restart", ""
     else:
         verb = "resume" if start.directory else "fork"
         status = f"{verb} from step {state.step:,}"

@@ -1,4 +1,4 @@
-"""The table at the end of a sweep, and the one of what a sweep would do."""
+"""The table at the end of a sweep, and of its dry run."""
 
 import math
 import textwrap
@@ -9,17 +9,14 @@ from itertools import zip_longest
 from gpt2ckpt.sweeps.journal import COMPLETE
 
 WIDTH = 80  # columns
-JOB = 20  # of them for the name of a job, at most
+JOB = 20  # columns for the name of a job, at most
 HEADINGS = ("job", "overrides", "status", "best val loss")
 MARK = "best"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One job; `reason` is why it is not finished, where that is known.
-
-    `warnings` are sentences on its plan.
-    """
+    """One job. `reason` is why it is not finished, if known; `warnings` concern its settings."""
 
     job: str
     label: str
@@ -30,19 +27,18 @@ class Row:
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """Return finished jobs by their loss, then those without one, then those not finished."""
-
+    """Return finished jobs sorted by loss, then those without a loss, then unfinished jobs."""
     return sorted(rows, key=lambda row: (row.status not in COMPLETE, _rank(row)))
 
 
 def best(rows: Sequence[Row]) -> Row | None:
-    """Return the finished job with the lowest loss; None if none has one."""
+    """Return the finished job with the lowest loss; None if no job has a loss."""
     finished = [row for row in ranked(rows) if row.status in COMPLETE and _rank(row) < math.inf]
     return finished[0] if finished else None
 
 
 def table(rows: Sequence[Row], marked: Row | None = None) -> list[str]:
-    """Return the lines: as narrow as the content, then reasons and warnings, at most 80 columns."""
+    """Return the lines of the table, then reasons and warnings, at most 80 columns wide."""
     cells = [(row.job, row.label, row.status, _loss(row.best_val_loss)) for row in rows]
     widths = [max(len(row[n]) for row in [HEADINGS, *cells]) for n in range(len(HEADINGS))]
     widths[0] = min(widths[0], JOB)
@@ -63,7 +59,7 @@ def table(rows: Sequence[Row], marked: Row | None = None) -> list[str]:
 
 
 def _warnings(rows: Sequence[Row]) -> list[str]:
-    """Each warning once, with the jobs that it concerns."""
+    """Return each warning once, with its jobs."""
     jobs: dict[str, list[str]] = {}
     for row in rows:
         for warning in row.warnings:

@@ -69,17 +69,17 @@ def test_failed_job_stops_no_other_job_and_the_table_shows_the_error(
     assert rows[2][2:] == ["failed", "-"]
     assert any("late.bin" in line and line.startswith("-: ") for line in table)
     assert f"best: {sweep.relative_to(swept[0]) / first}" in table
-    assert max(len(line) for line in table if not line.startswith(("best: ", "to train"))) <= 80
+    assert max(len(line) for line in table if not line.startswith(("best: ", "to resume"))) <= 80
     assert "+resume=auto" in done.out.splitlines()[-1]
 
 
 def test_printed_command_resumes_the_best_job(swept: tuple[Path, Done], tmp_path: Path) -> None:
     """The command is run by a shell in a copy of all files."""
     shutil.copytree(swept[0], tmp_path / "copy")
-    [typed] = [line for line in swept[1].out.splitlines() if line.startswith("to train it furt")]
+    [typed] = [line for line in swept[1].out.splitlines() if line.startswith("to resume it ")]
     [place] = [line for line in swept[1].out.splitlines() if line.startswith("best: ")]
     options: dict[str, Any] = {"cwd": tmp_path / "copy", "env": environment(), "text": True}
-    shell = typed.removeprefix("to train it further: ")
+    shell = typed.removeprefix("to resume it for longer: ")
     done = subprocess.run(shell, shell=True, capture_output=True, check=False, **options)
     assert done.returncode == 0, done.stderr
     assert latest(tmp_path / "copy" / place.removeprefix("best: "))["step"] == 8

@@ -37,7 +37,7 @@ def test_taken_name_without_a_number_gets_one(tmp_path: Path) -> None:
 
 
 def test_half_created_directory_is_ignored(tmp_path: Path) -> None:
-    (tmp_path / folder.IN_THE_MAKING / ".hydra").mkdir(parents=True)
+    (tmp_path / folder.NEW_DIRECTORY / ".hydra").mkdir(parents=True)
     assert folder.read_jobs(tmp_path) == []
     assert folder.make_directory(tmp_path, 0, str, fill).directory == tmp_path / "0"
     assert {path.name for path in tmp_path.iterdir()} == {"0"}
