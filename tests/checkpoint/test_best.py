@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_new_process_finds_it_in_the_file(folder: Path) -> None:
+def test_new_process_reads_best_from_file(folder: Path) -> None:
     assert opened(folder).best() == found(20, 2.0)
     assert opened(folder, known=CheckpointMeta.from_dict({})).best() == found(20, 2.0)
 
@@ -82,7 +82,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(durable, "publish", publish)
 
 
-def test_one_that_could_not_be_saved_is_none_in_this_process_and_the_next(
+def test_failed_save_of_best_does_not_count_as_best(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = opened(folder)
@@ -94,7 +94,7 @@ def test_one_that_could_not_be_saved_is_none_in_this_process_and_the_next(
     assert opened(folder).best() == found(20, 2.0)
 
 
-def test_a_save_that_failed_after_it_came_to_that_name_is_the_best(
+def test_save_that_fails_after_best_was_renamed_counts_as_best(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = opened(folder)
@@ -106,7 +106,7 @@ def test_a_save_that_failed_after_it_came_to_that_name_is_the_best(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_one_that_is_being_written_counts_until_it_fails(
+def test_best_being_written_counts_until_its_save_fails(
     folder: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     manager = opened(folder, in_background=True)
@@ -130,7 +130,7 @@ def test_one_that_is_being_written_counts_until_it_fails(
     manager.close()
 
 
-def test_a_deleted_file_comes_back_from_its_copy(folder: Path) -> None:
+def test_deleted_best_is_restored_from_copy(folder: Path) -> None:
     (folder / BEST).unlink()
     assert opened(folder).best() == found(20, 2.0)
     assert step_of(folder / BEST) == 20
@@ -140,7 +140,7 @@ def test_a_deleted_file_comes_back_from_its_copy(folder: Path) -> None:
     assert step_of(folder / "best_model_backup.pt") == 20
 
 
-def test_without_any_file_there_is_none_and_the_next_is_the_best(folder: Path) -> None:
+def test_without_best_file_next_evaluation_is_best(folder: Path) -> None:
     for path in [*folder.glob("best_model*"), *folder.glob("*20.pt"), *folder.glob("latest_b*")]:
         path.unlink()
     manager = opened(folder)
@@ -149,14 +149,14 @@ def test_without_any_file_there_is_none_and_the_next_is_the_best(folder: Path) -
     assert manager.best() == found(40, 9.0)
 
 
-def test_a_damaged_file_is_replaced_by_its_copy(folder: Path) -> None:
+def test_damaged_best_is_replaced_by_copy(folder: Path) -> None:
     flip_random_byte(folder / BEST, seed=1)
     assert opened(folder).best() == found(20, 2.0)
     assert load(folder / BEST)["step"] == 20
     assert [path.name for path in folder.glob("corrupt_*/best*")] == [BEST]
 
 
-def test_a_damaged_file_without_a_copy_is_none_and_moves_away(folder: Path) -> None:
+def test_damaged_best_without_copy_is_quarantined(folder: Path) -> None:
     for name in (BEST, "best_model_backup.pt"):  # the first is rolling_step_000020.pt, too
         flip_random_byte(folder / name, seed=1)
     manager = opened(folder)
@@ -167,7 +167,7 @@ def test_a_damaged_file_without_a_copy_is_none_and_moves_away(folder: Path) -> N
     assert step_of(folder / "best_model_previous.pt") == 10  # no damaged file took its place
 
 
-def test_a_file_of_another_run_is_no_best_of_this_one(folder: Path, tmp_path: Path) -> None:
+def test_best_of_another_run_is_ignored(folder: Path, tmp_path: Path) -> None:
     other = CheckpointManager(tmp_path / "other", Retention(1, 1), None, run=ManagedRun("ffff0000"))
     other.save(state(15, 0.5, run="ffff0000"), request(15, best=True))
     (folder / BEST).unlink()
@@ -177,13 +177,13 @@ def test_a_file_of_another_run_is_no_best_of_this_one(folder: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("loss", [float("nan"), None, "low", 2])
-def test_a_file_without_a_loss_is_none(tmp_path: Path, loss: Any) -> None:
+def test_file_without_finite_loss_is_not_best(tmp_path: Path, loss: Any) -> None:
     manager = opened(tmp_path)
     manager.save({**state(10, 1.0), "val_loss": loss}, request(10, best=True))
     assert manager.best() is None
 
 
-def test_going_back_takes_the_best_until_then(folder: Path) -> None:
+def test_rollback_restores_best_of_earlier_step(folder: Path) -> None:
     manager = opened(folder)
     source = folder / "rolling_step_000010.pt"
     manager.roll_back_to(Found(source, load_state(source)))
@@ -194,7 +194,7 @@ def test_going_back_takes_the_best_until_then(folder: Path) -> None:
     assert step_of(folder / "best_model_backup.pt") == 10
 
 
-def test_losses_are_compared_where_the_blocks_are_the_same() -> None:
+def test_losses_are_compared_only_on_same_blocks() -> None:
     one = found(20, 2.0)
     assert one.is_on("b" * 32, "other")
     assert not one.is_on("c" * 32, "d" * 32)
@@ -203,7 +203,7 @@ def test_losses_are_compared_where_the_blocks_are_the_same() -> None:
     assert not older.is_on("c" * 32, "e" * 32)
 
 
-def test_the_next_save_moves_no_damaged_file_over_a_valid_one(folder: Path) -> None:
+def test_save_never_replaces_valid_file_by_damaged_one(folder: Path) -> None:
     """Resumed from another file than latest.pt, which nobody has looked at yet."""
     source = folder / "rolling_step_000020.pt"
     flip_random_byte(folder / "latest.pt", seed=1)

@@ -29,7 +29,7 @@ def test_files_of_every_version_stay_readable(path: Path) -> None:
     assert torch.load(path, weights_only=True)["loss"] == wanted["loss"]
 
 
-def test_there_is_a_file_of_the_present_version() -> None:
+def test_fixture_of_present_version_has_same_bytes() -> None:
     written = (FIXTURES / f"{format.FORMAT.replace('/', '_')}.pt").read_bytes()
     assert written == to_bytes(small_state(7)), "other bytes for the same state: a new version?"
 

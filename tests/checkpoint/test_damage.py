@@ -65,7 +65,7 @@ def test_appended_bytes_are_detected(more: bytes) -> None:
     assert is_detected(more + SMALL)
 
 
-def test_a_missing_or_doubled_stretch_is_detected() -> None:
+def test_missing_or_repeated_bytes_are_detected() -> None:
     for position in range(0, len(SMALL), 97):
         assert is_detected(SMALL[:position] + SMALL[position + 1 :])
         assert is_detected(SMALL[:position] + SMALL[position : position + 64] + SMALL[position:])
@@ -96,13 +96,13 @@ def test_tensors_of_another_step_are_detected() -> None:
     assert is_detected(LARGE[: -format.SEAL_SIZE] + other[-format.SEAL_SIZE :])
 
 
-def test_a_page_in_the_place_of_another_is_detected() -> None:
+def test_swapped_pages_are_detected() -> None:
     start = content_offset(LARGE, "data/0")
     page = LARGE[start : start + PAGE]
     assert is_detected(replaced(LARGE, start + 2 * PAGE, page))
 
 
-def test_the_message_names_the_damaged_tensor() -> None:
+def test_error_names_damaged_tensor() -> None:
     position = content_offset(SMALL, "data/1")
     damaged = replaced(SMALL, position, bytes([SMALL[position] ^ 4]))
     for read in (format.load, format.verify):
@@ -110,7 +110,7 @@ def test_the_message_names_the_damaged_tensor() -> None:
             read(BytesIO(damaged))
 
 
-def test_torch_load_alone_would_not_notice() -> None:
+def test_torch_load_does_not_detect_damage() -> None:
     """Why the digests are there: the same damage goes through plain torch.load."""
     position = content_offset(SMALL, "data/0")
     damaged = replaced(SMALL, position, bytes([SMALL[position] ^ 4]))

@@ -50,7 +50,7 @@ def test_publish_writes_all_buffers(target: Path) -> None:
     assert names_in(target.parent) == {target.name}
 
 
-def test_publish_writes_more_than_one_call_takes(target: Path) -> None:
+def test_publish_continues_after_partial_write(target: Path) -> None:
     """write(2) takes what it likes: here it is made to take five bytes at most."""
     real_write = os.write
     with pytest.MonkeyPatch.context() as patch:
@@ -98,15 +98,13 @@ def test_publish_reads_back_without_the_page_cache(
     ]
 
 
-def test_publish_goes_without_advice_where_there_is_none(
-    target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_publish_works_without_posix_fadvise(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "posix_fadvise")  # as on macOS
     durable.publish(target, [b"new"], accept)
     assert target.read_bytes() == b"new"
 
 
-def test_a_refused_file_is_never_published(target: Path) -> None:
+def test_file_that_fails_check_is_not_published(target: Path) -> None:
     with pytest.raises(ValueError, match="not what was meant"):
         durable.publish(target, [b"new"], refuse)
     assert_untouched(target)
@@ -154,7 +152,7 @@ def test_a_folder_that_cannot_be_synced_is_an_error(
     assert names_in(target.parent) == {target.name}
 
 
-def test_a_file_that_may_not_grow_leaves_the_old_one(target: Path) -> None:
+def test_file_size_limit_leaves_old_file(target: Path) -> None:
     with largest_file(1000), pytest.raises(OSError) as caught:
         durable.publish(target, [bytes(900), bytes(900)], accept)
     assert caught.value.errno == errno.EFBIG
@@ -326,7 +324,7 @@ def dead_process() -> int:
     return process.pid
 
 
-def test_clean_temporaries_takes_those_of_the_dead_alone(tmp_path: Path) -> None:
+def test_clean_temporaries_deletes_only_files_of_dead_processes(tmp_path: Path) -> None:
     host, dead = socket.gethostname(), dead_process()
     mine = {
         f".latest.pt.{host}-{dead}-0123abcd.tmp",
@@ -353,7 +351,7 @@ def test_clean_temporaries_takes_those_of_the_dead_alone(tmp_path: Path) -> None
     assert found == elsewhere | alike
 
 
-def test_clean_temporaries_knows_the_names_that_publish_makes(tmp_path: Path) -> None:
+def test_clean_temporaries_matches_names_of_publish(tmp_path: Path) -> None:
     """Also those of a dead process that had our number, as the first of a container has."""
     left = durable.temporary_name(tmp_path / "latest.pt")
     left.touch()

@@ -58,7 +58,7 @@ def test_an_error_of_the_device_fails_one_save(
     assert all(name.startswith("rolling_step") for name in scene["left"])
 
 
-def test_without_links_and_folder_sync_names_are_copies_and_it_is_said(
+def test_without_links_and_folder_sync_names_are_copies_and_a_warning_is_logged(
     scenes: dict[str, dict[str, Any]],
 ) -> None:
     assert scenes["bare"]["saves"] == [True, True]
@@ -66,7 +66,7 @@ def test_without_links_and_folder_sync_names_are_copies_and_it_is_said(
     assert any("cannot sync a folder" in line for line in scenes["bare"]["heard"])
 
 
-def test_a_hung_write_is_reported_and_the_training_goes_on(
+def test_hanging_write_is_reported_and_training_continues(
     scenes: dict[str, dict[str, Any]],
 ) -> None:
     scene = scenes["hang"]
@@ -77,7 +77,7 @@ def test_a_hung_write_is_reported_and_the_training_goes_on(
     assert "a save hangs" in skipped
 
 
-def test_a_disk_that_hangs_for_good_does_not_keep_the_process(
+def test_disk_that_hangs_forever_does_not_prevent_exit(
     scenes: dict[str, dict[str, Any]],
 ) -> None:
     scene = scenes["exit"]
@@ -114,7 +114,7 @@ def test_a_file_whose_sync_failed_is_never_synced_again(
     assert names_in(tmp_path) == {path.name for path in Store(tmp_path).files()}
 
 
-def test_a_long_file_is_synced_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_file_is_synced_while_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a slow disk is told from one that hangs, and no fsync takes minutes."""
     real, syncs, seen = os.fsync, list[int](), list[int]()
     monkeypatch.setattr(durable, "CHUNK", 10)
@@ -126,7 +126,7 @@ def test_a_long_file_is_synced_on_the_way(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("how", ["ro", "abort"])
-def test_a_disk_that_turns_read_only(
+def test_saves_on_read_only_disk_fail_until_it_is_writable(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`abort` is what ext4 does by itself on an error of its journal."""
@@ -152,7 +152,7 @@ def test_a_disk_that_turns_read_only(
         manager.close()
 
 
-def test_a_folder_that_was_removed_is_not_made_again(
+def test_removed_folder_is_not_created_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "run" / "checkpoints"
@@ -166,7 +166,7 @@ def test_a_folder_that_was_removed_is_not_made_again(
     manager.close()
 
 
-def test_a_clock_that_jumps_back_changes_no_order(tmp_path: Path) -> None:
+def test_order_does_not_depend_on_clock(tmp_path: Path) -> None:
     for step, hours in ((1, 0), (2, -5), (3, -9), (4, 2)):
         state = {**small_state(step), "saved_at": str(NOON + timedelta(hours=hours))}
         moment = request(step, emergency=True)
@@ -185,7 +185,7 @@ def test_a_clock_that_jumps_back_changes_no_order(tmp_path: Path) -> None:
     assert logging.getLogger("gpt2ckpt").level == logging.NOTSET
 
 
-def test_of_saves_that_never_became_the_latest_the_last_is_found_whatever_the_clock(
+def test_newest_save_is_found_without_latest_whatever_the_clock(
     tmp_path: Path,
 ) -> None:
     """Killed before they were latest.pt, while the clock went back by hours."""
@@ -210,7 +210,5 @@ def test_of_saves_that_never_became_the_latest_the_last_is_found_whatever_the_cl
         (errno.EDQUOT, "checkpoints prune"),
     ],
 )
-def test_the_advice_is_about_the_error_that_there_was(
-    tmp_path: Path, number: int, advice: str
-) -> None:
+def test_advice_fits_the_error(tmp_path: Path, number: int, advice: str) -> None:
     assert advice in advice_for(OSError(number, os.strerror(number)), tmp_path)

@@ -157,7 +157,7 @@ def test_encode_takes_no_copy_of_a_tensor() -> None:
     assert any(bytes(buffer) == weight.numpy().tobytes() for buffer in buffers)
 
 
-def test_what_is_read_without_tensors() -> None:
+def test_metadata_is_read_without_tensors() -> None:
     data = to_bytes(small_state())
     assert format.read_meta(BytesIO(data)) == {"format": format.FORMAT, "step": 7, "loss": 0.1}
     assert format.is_ours(BytesIO(data))
@@ -182,7 +182,7 @@ def test_another_version_of_the_format_is_named() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_a_file_cannot_hold_is_refused(value: Any) -> None:
+def test_unsupported_values_are_refused(value: Any) -> None:
     with pytest.raises(TypeError, match=r"a checkpoint"):
         format.encode(with_format(value=value))
 

@@ -46,7 +46,7 @@ def fill(folder: Path, spare: int) -> Path:
     return path
 
 
-def test_a_full_disk_fails_a_regular_save_and_takes_an_emergency_one(
+def test_on_full_disk_regular_save_fails_and_emergency_save_succeeds(
     disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = disk / "run" / "checkpoints"
@@ -78,7 +78,7 @@ def test_a_full_disk_fails_a_regular_save_and_takes_an_emergency_one(
     assert names_in(folder) == {path.name for path in Store(folder).files()}, "leftovers"
 
 
-def test_without_a_reserve_the_emergency_save_fails(
+def test_without_reservation_emergency_save_fails(
     disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """That the test above fills the disk for real."""
@@ -123,7 +123,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     yield from mounted(["-t", "tmpfs", "-o", "size=8m", "tmpfs"], tmp_path / "small_disk")
 
 
-def test_the_reserve_takes_real_space_and_gives_it_back(small_disk: Path) -> None:
+def test_reservation_allocates_and_releases_disk_blocks(small_disk: Path) -> None:
     free = disk_usage.measure_free(small_disk)
     reserve = Reservation(small_disk)
     assert reserve.hold(3_000_000) is None
@@ -136,7 +136,7 @@ def test_the_reserve_takes_real_space_and_gives_it_back(small_disk: Path) -> Non
     assert names_in(small_disk) == set()
 
 
-def test_a_reserve_that_cannot_grow_keeps_what_it_has(small_disk: Path) -> None:
+def test_reservation_that_cannot_grow_keeps_its_size(small_disk: Path) -> None:
     reserve = Reservation(small_disk)
     assert reserve.hold(3_000_000) is None
     assert reserve.hold(20_000_000) == "No space left on device"
@@ -148,7 +148,7 @@ def test_a_reserve_that_cannot_grow_keeps_what_it_has(small_disk: Path) -> None:
     assert names_in(other.folder) == set()
 
 
-def test_a_reserve_that_cannot_be_had_is_said_once(
+def test_missing_reservation_is_logged_once(
     small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = CheckpointManager(small_disk, KEEP, None)
@@ -160,7 +160,7 @@ def test_a_reserve_that_cannot_be_had_is_said_once(
     assert "No space left on device" in said[0]
 
 
-def test_a_system_that_promises_without_keeping_is_said(
+def test_file_system_that_does_not_allocate_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", lambda descriptor, start, size: None)
@@ -170,13 +170,13 @@ def test_a_system_that_promises_without_keeping_is_said(
     assert names_in(tmp_path) == set()
 
 
-def test_a_start_removes_the_reserve_of_a_dead_process(tmp_path: Path) -> None:
+def test_start_deletes_reservation_of_dead_process(tmp_path: Path) -> None:
     assert Reservation(tmp_path).hold(1 << 20) is None  # and the process dies
     CheckpointManager(tmp_path, KEEP, None)
     assert names_in(tmp_path) == set()
 
 
-def test_the_report_of_a_save_without_room_names_the_reserve(
+def test_failed_save_reports_reserved_space(
     small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -219,7 +219,7 @@ for _ in range(3):
 """
 
 
-def test_a_file_system_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
+def test_unresponsive_file_system_does_not_block(tmp_path: Path) -> None:
     faults = preload.build(tmp_path)
     faults.set(("statvfs", -600, str(tmp_path)))
     done = subprocess.run(

@@ -51,14 +51,14 @@ def test_a_torch_file_with_a_bomb_is_refused(tmp_path: Path) -> None:
     assert not crater.exists()
 
 
-def test_a_bomb_as_json_is_only_text(tmp_path: Path) -> None:
+def test_pickle_in_json_stays_text(tmp_path: Path) -> None:
     text = pickle.dumps(Bomb(tmp_path / "crater"), protocol=0).decode("latin-1")
     meta = json.dumps({"format": format.FORMAT, "step": 7, "config": text}).encode()
     assert format.load(BytesIO(sealed({**records_of(SMALL), "meta.json": meta})))["config"] == text
     assert not (tmp_path / "crater").exists()
 
 
-def test_what_is_no_file_of_ours(tmp_path: Path) -> None:
+def test_foreign_files_are_refused_by_name(tmp_path: Path) -> None:
     plain_zip = tmp_path / "plain.zip"
     with zipfile.ZipFile(plain_zip, "w") as archive:
         archive.writestr("readme.txt", "hello")
@@ -87,7 +87,7 @@ def test_a_sealed_file_without_a_record_is_refused(missing: str) -> None:
     [-1, -(2**63), 2**31, 2**40, 2**63, 2**64, 2**70, 1e308, float("inf"), float("nan"), None],
     ids=str,
 )
-def test_sizes_that_lie_are_refused_before_memory_is_taken(
+def test_wrong_sizes_are_refused_before_memory_is_allocated(
     size: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = forged(SMALL, storages=[[size, DIGEST]] * 4)
@@ -115,7 +115,7 @@ def test_a_tensor_that_would_cover_the_end_of_the_file_is_refused() -> None:
         assert is_detected(forged(SMALL, storages=storages))
 
 
-def test_memory_taken_is_that_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allocated_memory_is_bounded_by_file_size(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     real_empty = torch.empty
 
@@ -171,7 +171,7 @@ def test_deep_nesting_is_loaded_or_refused(depth: int) -> None:
             assert depth == 90, "what reads it calls itself for each level"
 
 
-def test_a_damaged_tensor_in_a_forged_tree_still_has_a_message() -> None:
+def test_damaged_tensor_in_forged_tree_gives_error() -> None:
     """The message names the tensor; that must not fail on what else is in the tree."""
     tree = {"odd": [[], {}, "x", None, [1, {"$tensor": [0, "float32", [6]]}]]}
     data = forged(SMALL, tree=tree, storages=[[24, DIGEST]])
@@ -181,7 +181,7 @@ def test_a_damaged_tensor_in_a_forged_tree_still_has_a_message() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"1", b"{", b"\xff\xfe", b'{"a":' + b"9" * 5000])
-def test_records_that_are_no_json_object_are_refused(content: bytes) -> None:
+def test_records_other_than_json_objects_are_refused(content: bytes) -> None:
     for name in ("meta.json", "tensors.json"):
         assert is_detected(sealed({**records_of(SMALL), name: content}))
 

@@ -79,7 +79,7 @@ def kill_after(patch: pytest.MonkeyPatch, names_made: int, act: Callable[[], obj
 
 
 @pytest.mark.parametrize("wanted", WANTED)
-def test_it_ends_as_the_save_would_have(
+def test_completed_save_equals_uninterrupted_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
 ) -> None:
     """However often the finishing is killed in turn."""
@@ -106,7 +106,7 @@ def test_it_ends_as_the_save_would_have(
     assert cut >= 3
 
 
-def test_a_backup_that_is_gone_is_made_again_and_nothing_else(tmp_path: Path) -> None:
+def test_missing_backup_is_restored_and_nothing_else_changes(tmp_path: Path) -> None:
     folder = new(tmp_path / "run")
     before = {path.name: path.stat().st_ino for path in folder.iterdir()}
     for name in (names.ROLLING_BACKUP, names.BEST_BACKUP):
@@ -117,7 +117,7 @@ def test_a_backup_that_is_gone_is_made_again_and_nothing_else(tmp_path: Path) ->
     assert {name: (folder / name).stat().st_ino for name in before} == before
 
 
-def test_older_states_abandoned_and_damaged_ones_leave_nothing_undone(tmp_path: Path) -> None:
+def test_older_abandoned_and_damaged_states_have_no_missing_operations(tmp_path: Path) -> None:
     folder = new(tmp_path / "run")
     put(folder, 2, "regular")
     store = Store(folder)

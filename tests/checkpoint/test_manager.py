@@ -126,7 +126,7 @@ def test_a_failed_save_warns_once_and_keeps_everything(
     assert step_of(tmp_path / "latest.pt") == 300
 
 
-def test_a_folder_that_is_another_run_s_by_now_is_left_alone(
+def test_folder_of_another_run_is_not_changed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A run that had been moved saved into the one that took its name, and deleted its files."""
@@ -182,7 +182,7 @@ def test_a_folder_that_vanished_is_a_failed_save(
     assert "SAVE FAILED at step 100" in caplog.text
 
 
-def test_a_save_cut_off_by_a_limit_keeps_the_older_ones(
+def test_save_beyond_file_size_limit_keeps_older_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     manager = CheckpointManager(tmp_path, KEEP, None)
@@ -209,7 +209,7 @@ def test_a_disk_that_fills_up_keeps_the_older_saves(
     assert Store(tiny_disk).find(Role.LATEST).state.step == 9
 
 
-def test_space_for_every_copy_is_asked_for(
+def test_free_space_is_compared_with_all_copies(
     tiny_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A regular save that is also a best one writes three files: with room for two, none."""
@@ -221,7 +221,7 @@ def test_space_for_every_copy_is_asked_for(
     assert manager.save(state, request(1)) is not None
 
 
-def test_the_file_that_was_resumed_from_is_kept(tmp_path: Path) -> None:
+def test_file_resumed_from_is_never_deleted(tmp_path: Path) -> None:
     put(tmp_path, 100)
     manager = CheckpointManager(tmp_path, KEEP, tmp_path / "rolling_step_000100.pt")
     for step in range(101, 106):
@@ -230,7 +230,7 @@ def test_the_file_that_was_resumed_from_is_kept(tmp_path: Path) -> None:
     assert pool == {f"rolling_step_{step:06d}.pt" for step in (100, 104, 105)}
 
 
-def test_a_file_elsewhere_does_not_pin_its_namesake(tmp_path: Path) -> None:
+def test_file_in_another_folder_does_not_pin_same_name(tmp_path: Path) -> None:
     aside = tmp_path / "abandoned_20251106_120000"
     aside.mkdir()
     chosen = put(aside, 100)

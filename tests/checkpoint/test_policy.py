@@ -238,7 +238,9 @@ def deleted_by(present: set[str], request: SaveRequest, keep: int) -> set[str]:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(saves, min_size=1, max_size=30), st.builds(Retention, *[st.integers(1, 3)] * 3))
-def test_no_run_has_more_files_than_it_announces(history: list[Save], retention: Retention) -> None:
+def test_number_of_files_never_exceeds_announced_bound(
+    history: list[Save], retention: Retention
+) -> None:
     """Counted in blocks of their own, at every instant: while a copy is written, it counts too."""
     folder: Folder = {}
     step, most = 0, most_files(retention, epochs=len(history))
@@ -270,13 +272,13 @@ def test_emergencies_of_one_step_are_ordered_by_time() -> None:
     assert deleted_by(present, request, keep=2) == {names.emergency(5, times[0])}
 
 
-def test_what_was_just_saved_stays_beside_a_stray_file_of_a_later_step() -> None:
+def test_new_save_is_kept_beside_stray_file_of_later_step() -> None:
     present = {names.rolling(900), names.rolling(100)}
     request = SaveRequest(200, NOON, regular=True)
     assert deleted_by(present, request, keep=1) == present
 
 
-def test_a_regular_save_takes_no_emergency_file_and_the_other_way_round() -> None:
+def test_regular_and_emergency_pools_are_separate() -> None:
     present = {names.rolling(step) for step in range(5)}
     present |= {names.emergency(step, NOON) for step in range(5)}
     rolled = deleted_by(present, SaveRequest(9, NOON, regular=True), keep=5)
@@ -285,7 +287,7 @@ def test_a_regular_save_takes_no_emergency_file_and_the_other_way_round() -> Non
     assert saved == {names.emergency(0, NOON)}
 
 
-def test_a_save_has_a_reason() -> None:
+def test_save_without_role_is_an_error() -> None:
     with pytest.raises(ValueError, match="needs a role"):
         plan_save([], SaveRequest(1, NOON), Retention(1, 1))
 
@@ -315,7 +317,7 @@ def test_names_and_their_roles(name: str, role: Role | None, number: int | None)
     assert (names.role_of(name), names.number_in(name)) == (role, number)
 
 
-def test_names_are_made_as_they_are_read() -> None:
+def test_names_are_parsed_as_they_are_built() -> None:
     when = datetime(2025, 11, 6, 14, 30, 22)
     assert names.emergency(12_345, when) == "emergency_step_012345_20251106_143022.pt"
     assert names.rolling(14_000) == "rolling_step_014000.pt"
@@ -340,6 +342,6 @@ SOUND = {
         (names.BEST_PREVIOUS, 25),
     ],
 )
-def test_a_file_that_no_finished_save_has_put_there_is_odd(name: str, step: int) -> None:
+def test_inconsistent_files_are_reported(name: str, step: int) -> None:
     assert names.inconsistencies(SOUND) == {}
     assert set(names.inconsistencies({**SOUND, name: step})) == {name}

@@ -56,7 +56,7 @@ def full_round(folder: Path) -> Scrub:
     return scrubber
 
 
-def test_a_round_says_what_it_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_round_logs_files_and_bytes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     for step in (1, 2):
         put(tmp_path, step)
@@ -66,7 +66,7 @@ def test_a_round_says_what_it_read(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("name", ["latest.pt", "rolling_last_backup.pt"])
-def test_a_damaged_file_is_replaced_and_kept_aside(
+def test_damaged_file_is_replaced_and_quarantined(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     for step in (1, 2):
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_replaced_and_kept_aside(
     assert warning.startswith("DAMAGED ON DISK") and name in warning and aside.name in warning
 
 
-def test_a_damaged_file_without_a_copy_is_moved_away(
+def test_damaged_file_without_copy_is_quarantined(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It would be one of the files that its pool keeps, and push a valid one out."""
@@ -101,7 +101,7 @@ def test_a_damaged_file_without_a_copy_is_moved_away(
     assert "No copy of that state is left; it is kept in corrupt_" in warning
 
 
-def test_no_pool_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_pool_is_verified(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step in (1, 2):
         put(tmp_path, step, regular=True, best=True)
     for reasons in ({"regular": True}, {"emergency": True}):
@@ -121,7 +121,7 @@ def test_no_pool_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert all(any(path.name in line for line in said) for path in paths)
 
 
-def test_a_file_that_reads_well_at_the_second_look_is_no_damage(
+def test_file_valid_at_second_read_is_not_repaired(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(tmp_path, 1)
@@ -144,7 +144,7 @@ def test_a_file_that_reads_well_at_the_second_look_is_no_damage(
 
 
 @pytest.mark.parametrize("is_silent", [True, False])
-def test_a_copy_that_is_damaged_after_its_check_mends_nothing(
+def test_copy_damaged_after_verification_is_not_used(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -174,7 +174,7 @@ def test_a_copy_that_is_damaged_after_its_check_mends_nothing(
     assert "No copy of that state is left" in warning
 
 
-def test_reading_is_no_faster_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_speed_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, 1)
     size = (tmp_path / "latest.pt").stat().st_size
     naps: list[float] = []
@@ -193,7 +193,7 @@ def test_reading_is_no_faster_than_asked(tmp_path: Path, monkeypatch: pytest.Mon
     assert max(naps) <= scrub.NAP, "a save would wait for the nap"
 
 
-def test_a_round_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_interrupted_round_resumes_with_same_file(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         put(tmp_path, step)
     scrubber = Scrub(tmp_path, 1e6)
@@ -233,7 +233,7 @@ def test_saves_and_the_end_do_not_wait_for_a_round(
     assert step_of(tmp_path / "latest.pt") == 3
 
 
-def test_a_run_mends_itself_at_its_start_and_between_saves(
+def test_run_repairs_files_at_start_and_between_saves(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

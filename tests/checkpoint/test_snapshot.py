@@ -48,7 +48,7 @@ def test_a_tensor_that_changes_its_shape_gets_another_buffer():
     assert torch.equal(staging.take({"a": torch.ones(3)})["a"], torch.ones(3))
 
 
-def test_the_writer_works_beside_its_caller_and_is_waited_for():
+def test_writer_runs_in_background_until_waited_for():
     writer, may_end, ended = Writer(), threading.Event(), []
     writer.start(lambda: (may_end.wait(10), ended.append(threading.current_thread()))[0])
     assert not ended

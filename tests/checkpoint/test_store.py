@@ -89,7 +89,7 @@ def test_the_names_after_several_saves(
     assert names_in(folder) == {path.name for path in Store(folder).files()}, "leftovers"
 
 
-def test_which_names_share_blocks_and_which_do_not(folder: Path) -> None:
+def test_links_share_blocks_and_backups_do_not(folder: Path) -> None:
     put(folder, 100)
     put(folder, 200, regular=True, best=True, emergency=True, epoch_ended=3)
     sharing = ("rolling_step_000200.pt", NOON_NAME.format(200), "best_model.pt", "epoch_00003.pt")
@@ -177,7 +177,7 @@ def test_a_power_loss_between_any_two_calls_loses_nothing_saved(
 
 
 @WITH_LINKS
-def test_a_power_loss_while_going_back_loses_nothing(
+def test_power_loss_during_rollback_loses_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     if not links:
@@ -307,7 +307,7 @@ def test_a_damaged_old_state_does_not_stop_the_next_save(
 # ---------------------------------------------------------------- find
 
 
-def test_find_gives_the_state_of_the_role(folder: Path) -> None:
+def test_find_returns_state_of_role(folder: Path) -> None:
     put(folder, 100, regular=True, best=True)
     put(folder, 150, best=True)
     put(folder, 200, emergency=True)
@@ -326,7 +326,7 @@ def test_find_gives_the_state_of_the_role(folder: Path) -> None:
         assert (found.state.step, found.skipped) == (step, [])
 
 
-def test_find_passes_over_damaged_files_and_names_them(folder: Path) -> None:
+def test_find_skips_damaged_files_and_reports_them(folder: Path) -> None:
     for step in (100, 200, 300):
         put(folder, step)
     flip_random_byte(folder / "latest.pt", seed=1)  # and rolling_step_000300.pt with it
@@ -358,7 +358,7 @@ def test_a_damaged_best_falls_back_to_a_best(folder: Path) -> None:
     ]
 
 
-def test_a_missing_role_is_said(folder: Path) -> None:
+def test_missing_role_is_an_error(folder: Path) -> None:
     put(folder, 100)
     for role in (Role.BEST, Role.EMERGENCY):
         with pytest.raises(CheckpointError, match=f"there is no {role} checkpoint in"):
@@ -367,7 +367,7 @@ def test_a_missing_role_is_said(folder: Path) -> None:
     assert Store(folder).find(Role.LATEST).state.step == 100
 
 
-def test_nothing_valid_left_is_said(folder: Path) -> None:
+def test_folder_without_valid_file_is_an_error(folder: Path) -> None:
     for missing in (folder, folder / "nowhere"):
         with pytest.raises(CheckpointError, match="there is no checkpoint in"):
             Store(missing).find(Role.LATEST)
@@ -407,7 +407,7 @@ def test_any_single_damage_is_survived(folder: Path, seed: int) -> None:
 
 
 @WITH_LINKS
-def test_going_back_sets_later_states_aside(
+def test_rollback_archives_later_states(
     folder: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     if not links:
@@ -430,7 +430,7 @@ def test_going_back_sets_later_states_aside(
         assert inode(folder / "latest.pt") == inode(chosen)
 
 
-def test_going_back_to_the_newest_changes_nothing(folder: Path) -> None:
+def test_rollback_to_newest_state_changes_nothing(folder: Path) -> None:
     put(folder, 100)
     put(folder, 200)
     before = {path.name: inode(path) for path in folder.iterdir()}
@@ -438,7 +438,7 @@ def test_going_back_to_the_newest_changes_nothing(folder: Path) -> None:
     assert {path.name: inode(path) for path in folder.iterdir()} == before
 
 
-def test_going_back_to_an_abandoned_state(folder: Path) -> None:
+def test_rollback_to_archived_state(folder: Path) -> None:
     for step in (100, 200, 300):
         put(folder, step, keep=9)
     store = Store(folder)
@@ -453,7 +453,7 @@ def test_going_back_to_an_abandoned_state(folder: Path) -> None:
     assert steps_in(second)["rolling_step_000250.pt"] == 250
 
 
-def test_going_back_by_another_spelling_of_the_path(
+def test_rollback_accepts_another_spelling_of_path(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(folder, 100)
@@ -463,7 +463,7 @@ def test_going_back_by_another_spelling_of_the_path(
     assert step_of(folder / "latest.pt") == 100
 
 
-def test_two_goings_back_in_one_second_get_two_folders(folder: Path) -> None:
+def test_two_rollbacks_in_one_second_get_two_folders(folder: Path) -> None:
     store = Store(folder)
     asides = []
     for _ in range(2):
@@ -475,7 +475,7 @@ def test_two_goings_back_in_one_second_get_two_folders(folder: Path) -> None:
     ]
 
 
-def test_going_back_sets_damaged_later_files_aside_too(folder: Path) -> None:
+def test_rollback_archives_damaged_later_files(folder: Path) -> None:
     for step in (100, 200):
         put(folder, step)
     damaged = folder / "rolling_step_000200.pt"
@@ -487,7 +487,7 @@ def test_going_back_sets_damaged_later_files_aside_too(folder: Path) -> None:
     assert step_of(folder / "latest.pt") == 100
 
 
-def test_what_find_returns_is_free_of_the_file(folder: Path) -> None:
+def test_found_state_does_not_depend_on_file(folder: Path) -> None:
     put(folder, 100)
     state = Store(folder).find(Role.LATEST).state
     rewrite_same_size(folder / "latest.pt", bytes(len(to_bytes(small_state(100)))))

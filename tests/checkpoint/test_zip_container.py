@@ -99,7 +99,7 @@ def test_data_is_aligned_at_any_offset_and_name() -> None:
         assert placed.data_offset - placed.header_offset == len(placed.header)
 
 
-def test_read_record_believes_nothing() -> None:
+def test_read_record_checks_every_field() -> None:
     header = zip_container.place(Record("a/x", 3, 0), 0).header
     data = header + b"abc"
     assert zip_container.read_record(BytesIO(data), 0, "a/x", len(data)) == (b"abc", len(data))
