@@ -119,10 +119,14 @@ def start_history(
 
     `follows` is a time after which the run counts as trained, if the clock was set back.
     """
-    first = {identity.id: WandbRun([(0, settings_digest(frozen))])}
-    origin = str(Path(identity.parent.file).absolute()) if identity.parent else None
-    logged = (cadence_of(0, frozen),)
-    lineage = WandbLineage(identity.id, identity.id, first, origin, logged, follows)
+    lineage = WandbLineage(
+        run_id=identity.id,
+        active=identity.id,
+        by_id={identity.id: WandbRun([(0, settings_digest(frozen))])},
+        forked_from=str(Path(identity.parent.file).absolute()) if identity.parent else None,
+        logged=(cadence_of(0, frozen),),
+        follows=follows,
+    )
     _write_lineage(directory, lineage)
 
 
