@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-golden",
         action="store_true",
-        help="write the golden losses anew, after an intended change of the numbers",
+        help="rewrite the golden losses after an intended change",
     )
     parser.addoption(
         "--crash-states",

@@ -183,7 +183,7 @@ def _wait_for_child(out: int, err: int, status: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # those of a group are for the command
     os.write(status, f"{child}\n".encode())
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    with contextlib.suppress(BrokenPipeError):  # nobody asks any more
+    with contextlib.suppress(BrokenPipeError):  # the parent has ended
         os.write(status, f"{code}\n".encode())
     os._exit(0)
 

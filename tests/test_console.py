@@ -75,7 +75,7 @@ def test_dropped_lines_are_counted_in_their_place() -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command(SLOW), **pipes, text=True)
     assert process.stdin and process.stderr
-    assert process.stderr.readline() == "written\n"  # and nobody has read its stdout
+    assert process.stderr.readline() == "written\n"  # and stdout was not read
     out, _ = process.communicate("\n", timeout=60)
     *lines, notice, last = out.splitlines()
     assert last == "later"

@@ -29,7 +29,7 @@ def compare(variant: str, moment: str, kind: str, directory: Path, steady: Path)
         "variant": variant,
         "moment": moment,
         "kind": kind,
-        "said": [line.replace(f"{directory}/checkpoints/", "") for line in lines],
+        "output": [line.replace(f"{directory}/checkpoints/", "") for line in lines],
         "tensors": tensors,
         "differing": [*differing, *state, *losses],
         "same": not (differing or state or losses),

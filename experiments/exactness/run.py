@@ -42,7 +42,7 @@ PRELOADED = ["experiments.exactness.jobs"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="variants whose name has this word")
+    parser.add_argument("--only", default="", help="only variants with this text in their names")
     parser.add_argument("--disk", type=Path, help="a folder on the disk to use (default: $TMPDIR)")
     parser.add_argument("--at-once", type=int, default=2, help="trainings at the same time")
     arguments = parser.parse_args()

@@ -57,6 +57,6 @@ def _table(rows: list[Row], moment: str) -> str:
 
 
 def _cell(row: Row) -> str:
-    match = re.search(r"resuming from (\S+), step (\d+)", " ".join(row["said"]))
+    match = re.search(r"resuming from (\S+), step (\d+)", " ".join(row["output"]))
     step = match[2] if match else "?"
     return f"{step} =" if row["same"] else f"{step} **differs**"

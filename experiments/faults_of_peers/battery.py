@@ -252,8 +252,8 @@ class Battery:
         if code:
             return f"refused (exit {code})"
         used = self.peer.rate(directory)
-        said = " and said so" if "0.005" in self.text(directory) else ""
-        return f"applied{said}" if used == OTHER_LR else f"ignored silently: it used {used:g}"
+        note = " and reported" if "0.005" in self.text(directory) else ""
+        return f"applied{note}" if used == OTHER_LR else f"ignored silently: it used {used:g}"
 
 
 class _Bomb:

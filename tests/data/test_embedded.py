@@ -61,8 +61,8 @@ def test_each_paragraph_occurs_once_in_both_splits_together() -> None:
 
 
 def test_sections_that_repeat_others_are_not_held_out() -> None:
-    def section(name: str, said: str) -> str:
-        return f"{name}\n{'=' * len(name)}\n\n" + f"{said}\n\n"
+    def section(name: str, body: str) -> str:
+        return f"{name}\n{'=' * len(name)}\n\n" + f"{body}\n\n"
 
     same = " ".join(f"word{number}" for number in range(40))
     own = [

@@ -126,7 +126,7 @@ def test_tokens_of_mixed_text_equal_recorded_digest(mixed_text: str) -> None:
     """Other tokens than in earlier releases would change every later training."""
     assert len(mixed_text.encode()) > 10_000_000
     tokens = gpt2_encoding().encode_ordinary(mixed_text)
-    assert len(set(tokens)) > 49_000  # nearly the whole vocabulary
+    assert len(set(tokens)) > 49_000  # nearly the complete vocabulary
     digest = hashlib.sha256(np.array(tokens, "<u2").tobytes()).hexdigest()
     assert digest == "27abaa9274c6802032b68af635ac899e235927ac2b55c4a89c54be8849fda6b4"
 

@@ -105,8 +105,8 @@ def events(run_directory: Path, key: str = "train_loss") -> list[tuple[int, floa
     """Return step and value of each event of metrics.jsonl with `key`."""
     path = run_directory / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    whole = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [(event["step"], event[key]) for event in whole if key in event]
+    complete = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [(event["step"], event[key]) for event in complete if key in event]
 
 
 def steps_done(run_directory: Path) -> int:

@@ -82,7 +82,7 @@ def problem_of(done: Done, number: signal.Signals, phase: str, folder: Path) -> 
     if done.code not in (0, CODES[number]):
         return f"exit code {done.code}{everything}"
     if phase == "training" and "+resume=latest" not in done.out:
-        return f"no command to go on with is printed{everything}"
+        return f"no resume command is printed{everything}"
     saves = folder / "run" / "checkpoints"
     if phase == "training" and not any(saves.glob("emergency_step_*.pt")):
         return f"no emergency checkpoint{everything}"

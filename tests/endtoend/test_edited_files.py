@@ -34,8 +34,8 @@ def test_edited_metrics_file_is_reported_and_the_resume_is_exact(
     assert "replay: 99 steps identical" in done.out  # 21 to 120, without the one that was cut short
     lost = (7, 9)
     assert events(copy) == [pair for pair in events(reference.directory) if pair[0] not in lost]
-    whole, resumed = latest(reference.directory), latest(copy)
-    assert all(same_bits(whole[key], resumed[key]) for key in ("model", "optimizer", "rng"))
+    undisturbed, resumed = latest(reference.directory), latest(copy)
+    assert all(same_bits(undisturbed[key], resumed[key]) for key in ("model", "optimizer", "rng"))
 
 
 def test_resume_reports_edited_source_code(reference: Any, tmp_path: Path) -> None:

@@ -128,9 +128,9 @@ def test_resume_skips_corrupt_latest_and_names_it(done: dict[str, Done], folder:
     assert "skipped flipped/checkpoints/latest.pt: " in result.out
     used = result.out.partition("resuming from ")[2].splitlines()[0]
     assert used.endswith(", step 120") and "latest.pt" not in used
-    whole, repaired = latest(folder / "extended"), latest(folder / "flipped")
-    assert same_bits(whole["model"], repaired["model"])
-    assert same_bits(whole["optimizer"], repaired["optimizer"])
+    undisturbed, repaired = latest(folder / "extended"), latest(folder / "flipped")
+    assert same_bits(undisturbed["model"], repaired["model"])
+    assert same_bits(undisturbed["optimizer"], repaired["optimizer"])
 
 
 def test_files_of_a_run_open_with_standard_tools(reference: Any) -> None:

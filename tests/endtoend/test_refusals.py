@@ -84,7 +84,7 @@ def test_error_names_an_unwritable_directory(tmp_path: Path, token_data: Any) ->
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
     if os.access(closed, os.W_OK):
-        closed = Path("/proc/gpt2ckpt")  # nobody, not even root, makes a directory there
+        closed = Path("/proc/gpt2ckpt")  # even root cannot create a directory there
     overrides = [*token_data.overrides, f"hydra.run.dir={closed}/run"]
     done = run("train", overrides, tmp_path)
     assert done.code == 1

@@ -33,5 +33,5 @@ def test_run_directory_contains_no_secret(
     for path in files:
         content = path.read_bytes()
         for name, value in SECRETS.items():
-            assert value.encode() not in content, f"{name} stands in {path}"
+            assert value.encode() not in content, f"{name} is in {path}"
     assert len(files) > 10

@@ -36,7 +36,7 @@ def test_sigusr1_saves_sigterm_stops_and_the_printed_command_resumes(
     wait_until(process, lambda: any(saves.glob("emergency_step_*.pt")))
     [asked] = saves.glob("emergency_step_*.pt")
     here = steps_done(run)
-    wait_until(process, lambda: steps_done(run) > here + 2)  # it goes on
+    wait_until(process, lambda: steps_done(run) > here + 2)  # it continues
     process.send_signal(signal.SIGTERM)
     done = finish(process)
     assert done.code == 143, done.out + done.err

@@ -101,11 +101,13 @@ def overrides(token_data: Any) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+def undisturbed(
+    overrides: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Done]:
     """Return an undisturbed run with dropout on two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    done = succeed(run([*overrides, DROPOUT, "hydra.run.dir=whole"], folder))
-    return folder / "whole", done
+    done = succeed(run([*overrides, DROPOUT, "hydra.run.dir=undisturbed"], folder))
+    return folder / "undisturbed", done
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +118,10 @@ def alone(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder / "alone"
 
 
-def test_ranks_share_one_directory_log_and_history(whole: tuple[Path, Done]) -> None:
-    directory, done = whole
+def test_ranks_share_one_directory_log_and_history(undisturbed: tuple[Path, Done]) -> None:
+    directory, done = undisturbed
     last = f"step {STEPS}/{STEPS} | loss"
-    assert [path.name for path in directory.parent.iterdir()] == ["whole"]
+    assert [path.name for path in directory.parent.iterdir()] == ["undisturbed"]
     assert [step for step, _ in events(directory)] == list(range(1, STEPS + 1))
     assert done.out.count(last) == 1
     assert (directory / "events.jsonl").read_text().count('"run_started"') == 1
@@ -144,7 +146,7 @@ def test_ranks_print_an_error_once_and_write_nothing(overrides: list[str], tmp_p
 
 
 def test_group_restarted_by_torchrun_resumes_bitwise_in_its_directory(
-    overrides: list[str], whole: tuple[Path, Done], tmp_path: Path
+    overrides: list[str], undisturbed: tuple[Path, Done], tmp_path: Path
 ) -> None:
     """The second rank is killed, then the first; the command has neither directory nor resume."""
     group = start([*overrides, DROPOUT], tmp_path, "--max-restarts=2")
@@ -160,11 +162,11 @@ def test_group_restarted_by_torchrun_resumes_bitwise_in_its_directory(
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == [directory.name]
     assert done.out.count("resuming from") == 2
     assert "another rank has ended" in done.err
-    assert_same_run(directory, whole[0])
+    assert_same_run(directory, undisturbed[0])
 
 
 def test_group_killed_at_random_equals_an_undisturbed_run_bitwise(
-    overrides: list[str], whole: tuple[Path, Done], tmp_path: Path
+    overrides: list[str], undisturbed: tuple[Path, Done], tmp_path: Path
 ) -> None:
     """GPT2CKPT_RANK_KILLS sets the number of kills (1 by default)."""
     run_overrides = [*overrides, DROPOUT, "hydra.run.dir=killed", "+resume=auto"]
@@ -178,7 +180,7 @@ def test_group_killed_at_random_equals_an_undisturbed_run_bitwise(
         kill(group)
     done = succeed(run(run_overrides, tmp_path))
     assert "differs" not in done.out
-    assert_same_run(directory, whole[0], f"seed {SEED}")
+    assert_same_run(directory, undisturbed[0], f"seed {SEED}")
 
 
 def test_signal_to_one_rank_stops_all_and_another_number_of_ranks_resumes(

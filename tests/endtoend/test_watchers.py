@@ -19,7 +19,7 @@ IS_COMPLETE = os.environ.get("GPT2CKPT_WATCHERS") == "all"
 USUAL = {
     "TensorBoard: hangs",
     "W&B: hangs (service stopped)",
-    "console: hangs (pipe that nobody reads)",
+    "console: hangs (pipe without a reader)",
     "text sample: hangs",
     "disk space: hangs",
     "scrub: hangs",

@@ -115,7 +115,7 @@ ALL = [
     Disturbance(**WANDB, way="hangs at its opening", injected="wandb:init"),
     Disturbance(**WANDB, way="nonsense", injected="wandb:init"),
     Disturbance("console", "raises (closed pipe)", console="closed"),
-    Disturbance("console", "hangs (pipe that nobody reads)", console="pipe"),
+    Disturbance("console", "hangs (pipe without a reader)", console="pipe"),
     Disturbance("console", "hangs (terminal stopped by Ctrl+S)", console="stopped"),
     Disturbance("text sample", "raises", faults=(("open", preload.EIO, "encoder.json"),)),
     Disturbance("text sample", "hangs", faults=(("open", -HOUR, "encoder.json"),)),

@@ -156,10 +156,10 @@ def _damage(pristine: Pristine, dice: random.Random) -> list[str]:
 
 
 def _swap_names(first: Path, second: Path) -> None:
-    aside = first.with_name("aside")
-    first.rename(aside)
+    temporary = first.with_name("temporary")
+    first.rename(temporary)
     second.rename(first)
-    aside.rename(second)
+    temporary.rename(second)
 
 
 def _judge(pristine: Pristine, kinds: list[str], tally: Tally, dice: random.Random) -> None:

@@ -94,15 +94,15 @@ def _episode(
             next_change += dice.random() * 0.3
         time.sleep(0.002)
     text = child.text()
-    tally.counts["saves that failed, and were said to"] += text.count("SAVE FAILED")
+    tally.counts["failed saves that were reported"] += text.count("SAVE FAILED")
     safe = tiny.acknowledged(text)
     assert code in (0, 1), f"it ended with {code}: {text[-1500:]}"
     assert "Traceback" not in text, text[-1500:]
-    tally.counts["trained to the end" if code == 0 else "refused or given up, in a sentence"] += 1
+    tally.counts["trained to the end" if code == 0 else "ended with an error message"] += 1
     damaged = tiny.damaged_files(run)
     assert not damaged, f"{damaged}"
     newest = tiny.newest_valid(run)
-    assert newest >= safe, f"step {safe} was said to be saved, and the newest left is {newest}"
+    assert newest >= safe, f"step {safe} was reported as saved, but the newest state is {newest}"
     disk.give_back()
     child = tiny.fork(args, run, output)
     code, text = child.wait(), child.text()

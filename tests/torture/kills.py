@@ -102,7 +102,7 @@ def _check(run: Path, safe: int) -> None:
     damaged = tiny.damaged_files(run)
     assert not damaged, f"after a kill {damaged}"
     newest = tiny.newest_valid(run)
-    assert newest >= safe, f"step {safe} was said to be saved, and the newest left is {newest}"
+    assert newest >= safe, f"step {safe} was reported as saved, but the newest state is {newest}"
 
 
 def _kill_at_random(child: Child, run: Path, usual: float, dice: random.Random) -> bool:
