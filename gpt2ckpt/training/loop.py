@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.signals.deadline import StepAbandoned
@@ -53,8 +53,8 @@ class Loop:
     evaluate: Callable[[Callable[[], bool]], Evaluation | None]
     sample: Callable[[Callable[[], bool]], str | None]
     signals: TrainingSignals
-    _epoch_seen: int = 0
-    _has_finished: bool = False
+    _epoch_seen: int = field(default=0, init=False)
+    _has_finished: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.validated = self.saver.validated

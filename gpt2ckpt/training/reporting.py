@@ -50,8 +50,8 @@ class Reporter:
     replay: ReplayCheck
     meter: Meter
     bar: Progress
-    logged: LossSum = field(default_factory=LossSum)
-    _recorded_signals: set[signal.Signals] = field(default_factory=set)
+    logged: LossSum = field(default_factory=LossSum, init=False)
+    _recorded_signals: set[signal.Signals] = field(default_factory=set, init=False)
 
     def start(self) -> None:
         """Start to measure; announce the compilation of the model."""

@@ -119,9 +119,17 @@ def validate_run(start: Start) -> ValidatedRun:
     expected = expected_files(start, corpus)
     blocks = count_blocks(len(corpus.train), config.model.block_size)
     steps = _total_steps(config.trainer, blocks, start.state)
-    schedule = build_schedule(config.schedule, steps)
-    done = _done(start.state)
-    return ValidatedRun(config, frozen, pretrained, corpus, blocks, steps, schedule, done, expected)
+    return ValidatedRun(
+        config=config,
+        frozen=frozen,
+        pretrained=pretrained,
+        corpus=corpus,
+        blocks_per_epoch=blocks,
+        total_steps=steps,
+        schedule=build_schedule(config.schedule, steps),
+        done=_done(start.state),
+        expected_files=expected,
+    )
 
 
 def check_settings(config: TrainConfig) -> None:
