@@ -19,11 +19,10 @@ CPU_INFO = Path("/proc/cpuinfo")
 # The processor flags of instructions that compute (x86 and ARM). Other flags, which do not change a
 # result, come and go with the Linux kernel and the firmware.
 COMPUTES = re.compile(r"(s?sse|avx|fma|f16c|amx|bmi|pni|abm|asimd|fp|sve|sme|bf16|i8mm|neon|vfp).*")
-MODEL = ("cpu family", "model", "cpu part", "cpu variant", "cache size")  # blocks are cut to caches
-# Variables are compared by value, so a resume may warn of one that changed no bit. Which kernels a
-# training really uses cannot be known here: PyTorch reports its own instructions (cpu_capability),
-# but MKL and oneDNN choose by shape, type and processor at each call and report nothing of it. One
-# step that has the same bits with and without a variable does not show it for other shapes.
+MODEL = ("cpu family", "model", "cpu part", "cpu variant", "cache size")  # kernels block by caches
+# Variables are compared by value, so a resume may warn of one that did not change a result. The
+# kernels that a training uses are unknown: PyTorch reports its instruction set (cpu_capability),
+# but MKL and oneDNN select kernels at each call, by shape, type and processor, without a report.
 CPU_VARIABLES = (
     "MKL_ENABLE_INSTRUCTIONS",
     "MKL_CBWR",
@@ -65,7 +64,7 @@ CUDA_VARIABLES = (
 
 
 def numerics(device: torch.device) -> dict[str, Any]:
-    """Return what the kernels of `device` depend on, by name; `variables` are set ones."""
+    """Return the properties that the kernels of `device` depend on, by name of the record."""
     facts: dict[str, Any] = {"torch_build": _digest(_build())}
     if device.type == "cpu":
         facts["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
@@ -86,7 +85,7 @@ def numerics(device: torch.device) -> dict[str, Any]:
 
 
 def changed_variables(now: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
-    """Return the variables with another value, as `MKL_CBWR unset → COMPATIBLE`."""
+    """Return the changed variables, each as `MKL_CBWR unset → COMPATIBLE`."""
     return [
         f"{name} {before.get(name, 'unset')} → {now.get(name, 'unset')}"
         for name in sorted({*now, *before})
@@ -95,7 +94,7 @@ def changed_variables(now: Mapping[str, str], before: Mapping[str, str]) -> list
 
 
 def cpu_flags(info: Path = CPU_INFO) -> str:
-    """Return a digest of the processor's model and instructions; that of its name elsewhere."""
+    """Return a digest of the processor's model and compute instructions, or else of its name."""
     try:
         first = info.read_text(errors="replace").partition("\n\n")[0]
     except OSError:
@@ -108,7 +107,7 @@ def cpu_flags(info: Path = CPU_INFO) -> str:
 
 
 def _build() -> str:
-    """What this PyTorch was compiled with; without the line that follows the environment."""
+    """Return the build settings of PyTorch, without the line that depends on the environment."""
     lines = torch.__config__.show().splitlines()
     return "\n".join(line for line in lines if "CPU capability usage" not in line)
 
