@@ -26,10 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the command."""
     path = checkpoint_named(args.path)
-    meta = read_meta(path)
-    if not meta.has("config"):
-        raise CheckpointError(f"{path} holds no config")
-    print(resume_command(path, completed(meta.config)))
+    try:
+        config = completed(read_meta(path).config)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} does not hold a config of a training") from error
+    print(resume_command(path, config))
     return 0
 
 

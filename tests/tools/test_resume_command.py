@@ -113,7 +113,9 @@ def test_path_with_special_characters_is_one_line() -> None:
     assert "\n" not in line
 
 
-def test_file_without_a_config_is_refused(checkpoints, tmp_path) -> None:
-    path = save(tmp_path, 1, {"config": None})
+@pytest.mark.parametrize("config", [None, {"name": "x"}, {"trainer": {"eval_steps": "x"}}])
+def test_file_without_a_config_is_refused(checkpoints, tmp_path, config: Any) -> None:
+    path = save(tmp_path, 1, {"config": config})
     done = checkpoints("resume-command", path)
-    assert (done.code, done.err) == (1, f"error: {path} holds no config\n")
+    assert done.code == 1
+    assert done.err == f"error: {path} does not hold a config of a training\n"
