@@ -63,7 +63,7 @@ class RecordedEvents(NoEvents):
 
 
 @pytest.mark.parametrize("in_background", [False, True])
-def test_a_save_is_recorded_durably_before_it_is_reported(
+def test_save_is_recorded_durably_before_it_is_reported(
     tmp_path: Path, in_background: bool
 ) -> None:
     events = RecordedEvents()
@@ -82,7 +82,7 @@ def test_a_save_is_recorded_durably_before_it_is_reported(
     assert 0 < saved["stall_seconds"] <= saved["seconds"]
 
 
-def test_a_damaged_file_is_recorded_durably_before_it_is_touched(tmp_path: Path) -> None:
+def test_damaged_file_is_recorded_durably_before_its_repair(tmp_path: Path) -> None:
     CheckpointManager(tmp_path, KEEP, None).save(small_state(100), request(100))
     flip_random_byte(tmp_path / "latest.pt", seed=1)
     seen: list[bytes] = []

@@ -52,7 +52,7 @@ def saved(run_directory: Path) -> list[str]:
     return [event["file"] for event in events if event["event"] == "checkpoint_saved"]
 
 
-def test_signals_saves_and_a_resume_with_another_setting(token_data: Any, tmp_path: Path) -> None:
+def test_signals_saves_and_a_resume_are_recorded(token_data: Any, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     words = [*token_data.overrides, "trainer.eval_every=20", "checkpoint.save_every=20"]
     process = start("train", [*words, *LONG], tmp_path)
@@ -93,7 +93,7 @@ def test_signals_saves_and_a_resume_with_another_setting(token_data: Any, tmp_pa
     assert (finished["step"], finished["best_val_loss"] is not None) == (24, True)
 
 
-def test_a_kill_a_torn_line_a_corrupt_file_and_the_replay(token_data: Any, tmp_path: Path) -> None:
+def test_repair_and_replay_after_a_kill_are_recorded(token_data: Any, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     words = [*token_data.overrides, "checkpoint.save_every=20", "checkpoint.save_epochs=false"]
     process = start("train", [*words, "schedule=constant", *LONG], tmp_path)
@@ -122,7 +122,7 @@ def test_a_kill_a_torn_line_a_corrupt_file_and_the_replay(token_data: Any, tmp_p
     assert replay["identical_steps"] == lost - resumed["step"] > 0
 
 
-def test_a_nan_batch_a_spike_and_a_rollback(token_data: Any, tmp_path: Path) -> None:
+def test_skipped_batches_spike_and_rollback_are_recorded(token_data: Any, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     words = [*token_data.overrides, "checkpoint.save_every=5", "trainer.max_steps=30"]
     words += ["checkpoint.save_epochs=false", "trainer.on_bad_loss=rollback"]
@@ -142,7 +142,7 @@ def test_a_nan_batch_a_spike_and_a_rollback(token_data: Any, tmp_path: Path) -> 
     assert names(directory)[-1] == "run_finished"
 
 
-def test_an_exception_is_recorded_as_the_end(token_data: Any, tmp_path: Path) -> None:
+def test_exception_is_recorded_as_the_end(token_data: Any, tmp_path: Path) -> None:
     words = [*token_data.overrides, "trainer.max_steps=30", "hydra.run.dir=run"]
     program = str(Path(__file__).with_name("anomalies.py"))
     command = [sys.executable, program, *words]
@@ -158,7 +158,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     yield from mounted(["-t", "tmpfs", "-o", "size=16m", "tmpfs"], tmp_path / "disk")
 
 
-def test_a_disk_that_fills_up(token_data: Any, disk: Path) -> None:
+def test_full_disk_is_recorded(token_data: Any, disk: Path) -> None:
     words = [*token_data.overrides, "trainer.max_steps=40", "checkpoint.save_every=1"]
     words += ["checkpoint.keep_rolling=40", "checkpoint.save_epochs=false", "hydra.run.dir=run"]
     run("train", words, disk)
@@ -169,7 +169,7 @@ def test_a_disk_that_fills_up(token_data: Any, disk: Path) -> None:
     assert names(disk / "run")[-1] in ("run_finished", "run_stopped")
 
 
-def test_events_wait_until_the_disk_takes_them(token_data: Any, tmp_path: Path) -> None:
+def test_events_wait_until_the_disk_accepts_them(token_data: Any, tmp_path: Path) -> None:
     directory, faults = tmp_path / "run", preload.build(tmp_path)
     faults.set(("write", errno.ENOSPC, "events.jsonl"))
     words = [*token_data.overrides, "checkpoint.save_every=5", *LONG]

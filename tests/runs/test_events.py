@@ -1,8 +1,9 @@
-"""events.jsonl: what is written survives, damaged lines harm nothing, and the page lists it all."""
+"""events.jsonl: writing, reading damaged files, and the list in docs/events.md."""
 
 import json
 import os
 import re
+import stat
 from pathlib import Path
 from typing import get_args
 
@@ -20,7 +21,7 @@ def names(directory: Path) -> list[str]:
     return [event["event"] for event in read_events(directory)]
 
 
-def test_an_event_can_be_read_when_write_returns(tmp_path: Path) -> None:
+def test_event_is_readable_when_write_returns(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     log.write("evaluated", 5, val_loss=float("nan"), text="line\nbreak ü")
     [event] = read_events(tmp_path)
@@ -30,7 +31,7 @@ def test_an_event_can_be_read_when_write_returns(tmp_path: Path) -> None:
     log.close()
 
 
-def test_a_torn_line_is_skipped_and_does_not_spoil_the_next_event(tmp_path: Path) -> None:
+def test_torn_line_is_skipped_and_terminated(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         log.write("run_started", 0)
     path = tmp_path / EVENTS
@@ -50,11 +51,30 @@ def test_lines_that_are_not_events_are_skipped(tmp_path: Path) -> None:
     assert names(tmp_path) == ["run_started"]
 
 
-def test_a_run_without_the_file_has_no_events(tmp_path: Path) -> None:
+def test_run_without_the_file_has_no_events(tmp_path: Path) -> None:
     assert read_events(tmp_path) == []
 
 
-def test_a_snapshot_by_hard_links_keeps_its_bytes(tmp_path: Path) -> None:
+def test_sync_makes_the_name_of_a_new_file_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bool] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    log = EventLog(tmp_path)
+    log.write("run_started", 0)
+    log.sync()
+    log.sync()
+    assert synced == [False, True, False]
+    log.close()
+
+
+def test_snapshot_by_hard_links_keeps_its_bytes(tmp_path: Path) -> None:
     with EventLog(tmp_path) as log:
         log.write("run_started", 0)
         os.link(tmp_path / EVENTS, tmp_path / "snapshot")
@@ -64,14 +84,14 @@ def test_a_snapshot_by_hard_links_keeps_its_bytes(tmp_path: Path) -> None:
     assert names(tmp_path) == ["run_started", "evaluated"]
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
+def test_symbolic_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / EVENTS).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"events\.jsonl cannot be opened"):
         EventLog(tmp_path)
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_writing_to_a_closed_or_deleted_file_raises_nothing(
+def test_closed_or_deleted_file_raises_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = EventLog(tmp_path)
@@ -83,6 +103,6 @@ def test_writing_to_a_closed_or_deleted_file_raises_nothing(
     assert caplog.text.count("events.jsonl cannot be written for now, training continues") == 1
 
 
-def test_the_page_lists_every_event() -> None:
+def test_docs_list_every_event() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ", PAGE.read_text(), re.MULTILINE)
     assert rows == list(get_args(EventName))
