@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import re
 import shlex
 import sys
@@ -239,7 +240,7 @@ def explain_argument(argument: str, root: str = "train") -> str:
         hint = ""
         if argument.endswith((".yaml", ".yml")):
             hint = ": choose a config of your own with --config-dir=DIR --config-name=NAME"
-        elif Path(argument).exists() or argument.endswith(".pt"):
+        elif os.path.exists(argument) or argument.endswith(".pt"):  # noqa: PTH110  (any length)
             hint = f": to resume from it, write {as_typed('+resume', argument)}"
         return f"{argument!r} is not an override of the form key=value{hint}"
     if takes := expected_value(key, root) or expected_value(key):

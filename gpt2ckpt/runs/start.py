@@ -178,7 +178,7 @@ def _decide(
         saved = completed(found.state.config)
         recorded = still_meant(saved, found.state.overrides, new, compose)
         frozen, changes = replay(saved, recorded, new, compose)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{found.path} does not hold a config of a training") from error
     kept = [override for override in recorded if override not in new]  # the last one counts
     return Start(

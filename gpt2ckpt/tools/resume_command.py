@@ -27,10 +27,9 @@ def run(args: argparse.Namespace) -> int:
     """Print the command."""
     path = checkpoint_named(args.path)
     try:
-        config = completed(read_meta(path).config)
-    except (KeyError, TypeError) as error:
+        print(resume_command(path, completed(read_meta(path).config)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not hold a config of a training") from error
-    print(resume_command(path, config))
     return 0
 
 

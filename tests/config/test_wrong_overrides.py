@@ -98,6 +98,7 @@ WRONG = {
     "~optimizer": "there is no optimizer: give optimizer=NAME",
     # the grammar
     "foo": "'foo' is not an override of the form key=value",
+    "a" * 5000: f"'{'a' * 5000}' is not an override of the form key=value",
     "optimizer.lr==3": "optimizer.lr==3 cannot be read: optimizer.lr must be a number",
     "optimizer.betas=[1": "optimizer.betas=[1 cannot be read: optimizer.betas must be a list",
     "+optimizer.lr=3": "optimizer.lr already has a value: write optimizer.lr=VALUE without",

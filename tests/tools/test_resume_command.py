@@ -113,7 +113,9 @@ def test_path_with_special_characters_is_one_line() -> None:
     assert "\n" not in line
 
 
-@pytest.mark.parametrize("config", [None, {"name": "x"}, {"trainer": {"eval_steps": "x"}}])
+@pytest.mark.parametrize(
+    "config", [None, {"name": "x"}, {"trainer": {"eval_steps": "x"}}, {"trainer": "x"}]
+)
 def test_file_without_a_config_is_refused(checkpoints, tmp_path, config: Any) -> None:
     path = save(tmp_path, 1, {"config": config})
     done = checkpoints("resume-command", path)
