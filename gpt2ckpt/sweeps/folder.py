@@ -120,7 +120,9 @@ def read_job(directory: Path) -> RecordedJob | None:
     try:
         config: Any = OmegaConf.load(directory / RECORD / "config.yaml")
         composed: Any = OmegaConf.to_container(config, resolve=True)
-        words: Any = OmegaConf.to_container(OmegaConf.load(directory / RECORD / "overrides.yaml"))
-        return RecordedJob(directory, flatten(freeze(composed)), task_overrides(words))
+        overrides: Any = OmegaConf.to_container(
+            OmegaConf.load(directory / RECORD / "overrides.yaml")
+        )
+        return RecordedJob(directory, flatten(freeze(composed)), task_overrides(overrides))
     except (OSError, YAMLError, OmegaConfBaseException, ConfigError, AttributeError, TypeError):
         return None

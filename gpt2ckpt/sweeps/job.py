@@ -268,7 +268,7 @@ def find_job_start(
         values=values,
         overrides=overrides,
         scope=Scope(sweep.parent, directory),
-        compose=lambda words: compose_config(line.config_name, words, line.config_dir).values,
+        compose=lambda given: compose_config(line.config_name, given, line.config_dir).values,
         locks=locks,
     )
     # A directory without a checkpoint, left by an earlier launch, belongs to the job.

@@ -37,27 +37,27 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}.{hint or ' --help lists all verbs and flags.'}")
 
 
-def call(verbs: Mapping[str, Verb], words: Sequence[str]) -> int:
-    """Run the verb in `words`, the arguments of the command line; return the exit code.
+def call(verbs: Mapping[str, Verb], arguments: Sequence[str]) -> int:
+    """Run the verb that a command line names; return the exit code.
 
     Raises:
         ConfigError: for an argument that cannot be used.
         SystemExit: with code 0, after help was printed.
     """
-    if words and words[0] in verbs:
-        verb = verbs[words[0]]
+    if arguments and arguments[0] in verbs:
+        verb = verbs[arguments[0]]
         parser = Parser(
-            prog=f"{PROGRAM} {words[0]}",
+            prog=f"{PROGRAM} {arguments[0]}",
             description=f"{verb.summary[:1].upper()}{verb.summary[1:]}.",
-            epilog=_examples(f"{words[0]} {example}".rstrip() for example in verb.examples),
+            epilog=_examples(f"{arguments[0]} {example}".rstrip() for example in verb.examples),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         verb.add_arguments(parser)
-        return verb.run(parser.parse_intermixed_args(words[1:]))
-    if words and not words[0].startswith("-"):
-        hint = did_you_mean(words[0], verbs, cutoff=CUTOFF)
-        raise ConfigError(f"there is no verb {words[0]}: {', '.join(verbs)}.{hint}")
+        return verb.run(parser.parse_intermixed_args(arguments[1:]))
+    if arguments and not arguments[0].startswith("-"):
+        hint = did_you_mean(arguments[0], verbs, cutoff=CUTOFF)
+        raise ConfigError(f"there is no verb {arguments[0]}: {', '.join(verbs)}.{hint}")
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} VERB [arguments]",
@@ -66,7 +66,7 @@ def call(verbs: Mapping[str, Verb], words: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.parse_args(words)
+    parser.parse_args(arguments)
     raise ConfigError(f"a verb is missing: {PROGRAM} {'|'.join(verbs)}")
 
 

@@ -150,9 +150,9 @@ def check_folder(folder: Path) -> list[Checked]:
     return [checker(path) for path in _files(folder)]
 
 
-def _check_all(words: list[str]) -> Iterator[Checked]:
+def _check_all(arguments: list[str]) -> Iterator[Checked]:
     checker = Checker()
-    for path, is_given in _targets(words):
+    for path, is_given in _targets(arguments):
         try:
             yield checker(path, is_given=is_given)
         except FileNotFoundError:
@@ -160,17 +160,17 @@ def _check_all(words: list[str]) -> Iterator[Checked]:
                 raise InputError(f"{path} does not exist") from None
 
 
-def _targets(words: list[str]) -> list[tuple[Path, bool]]:
+def _targets(arguments: list[str]) -> list[tuple[Path, bool]]:
     """Return the files to check, and whether the user named each. Raises InputError."""
     targets: list[tuple[Path, bool]] = []
-    folders = [] if words else [run.folder for run in find_runs(None)]
-    for word in words:
-        path = Path(word).expanduser()
-        if path.is_file() or word in SELECTORS:
-            targets.append((path if path.is_file() else checkpoint_named(word), True))
+    folders = [] if arguments else [run.folder for run in find_runs(None)]
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        if path.is_file() or argument in SELECTORS:
+            targets.append((path if path.is_file() else checkpoint_named(argument), True))
         else:
-            if not path.exists() and path.name == word:
-                locate(word, Scope(OUTPUTS), key="")  # raises, and names the nearest selector
+            if not path.exists() and path.name == argument:
+                locate(argument, Scope(OUTPUTS), key="")  # raises, and names the nearest selector
             folders += [run.folder for run in find_runs(path)]
     return targets + [(file, False) for folder in folders for file in _files(folder)]
 
