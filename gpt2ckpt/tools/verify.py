@@ -144,12 +144,6 @@ def run(args: argparse.Namespace) -> int:
     return 1 if corrupt else 0
 
 
-def check_folder(folder: Path) -> list[Checked]:
-    """Check every file of a checkpoints folder."""
-    checker = Checker()
-    return [checker(path) for path in _files(folder)]
-
-
 def _check_all(arguments: list[str]) -> Iterator[Checked]:
     checker = Checker()
     for path, is_given in _targets(arguments):
