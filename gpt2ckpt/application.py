@@ -1,4 +1,4 @@
-"""The command line of the commands with a config, parsed as Hydra parses it."""
+"""Parses the command line of the commands that take a config, as Hydra does."""
 
 import argparse
 import contextlib

@@ -114,7 +114,7 @@ def _train(
     *,
     is_given: bool,
 ) -> int:
-    """Take the directory and train in it under Hydra; return the exit code."""
+    """Lock the run directory and train in it under Hydra; return the exit code."""
     from gpt2ckpt.training.agreement import agree  # imports torch
     from gpt2ckpt.training.hardware import hardware_of
     from gpt2ckpt.training.session import train_claimed

@@ -45,7 +45,7 @@ class Worker:
 
     @property
     def backlog(self) -> int:
-        """Number of queued actions."""
+        """Return the number of queued actions."""
         return self._actions.qsize()
 
     @property

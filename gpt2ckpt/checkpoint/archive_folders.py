@@ -1,4 +1,4 @@
-"""The folders in checkpoints/ of archived states and quarantined files.
+"""The folders in checkpoints/ that hold archived states and quarantined files.
 
 abandoned_YYYYMMDD_HHMMSS/ holds states that a run abandoned by going back to an older step, and
 corrupt_YYYYMMDD_HHMMSS/ holds damaged files. Both are deleted only by `checkpoints prune`.

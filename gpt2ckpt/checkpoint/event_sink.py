@@ -26,7 +26,7 @@ class EventSink(Protocol):
     """Records events. Any thread may call; no method raises."""
 
     def write(self, event: EventName, step: int | None, **fields: Any) -> None:
-        """Record an event of `step` (optimizer steps; None if unknown): it survives a kill."""
+        """Record an event at `step` (optimizer steps; None if unknown); it survives a kill."""
 
     def sync(self) -> None:
         """Wait until the recorded events are on the device: they survive a power loss."""

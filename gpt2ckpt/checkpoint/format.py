@@ -215,7 +215,7 @@ def _seal(contents: list[tuple[str, Buffer]]) -> Encoded:
 
 
 def is_ours(file: BinaryIO) -> bool:
-    """Return whether the file begins with the record that only these checkpoints begin with."""
+    """Return whether the file begins with the marker record of these checkpoints."""
     name = f"{ROOT}/meta.json".encode()
     head = file.read(zip_container.LOCAL_HEADER.size + len(name))
     return head.startswith(b"PK") and head.endswith(name)
@@ -360,7 +360,7 @@ def _read_json(file: BinaryIO, offset: int, name: str, size: int) -> tuple[dict[
 
 
 def _nests_beyond(value: Any, levels: int) -> bool:
-    """Return whether containers are nested more than so many levels deep. No recursion."""
+    """Return whether containers are nested deeper than `levels`, without recursion."""
     layer = [value]
     for _ in range(levels):
         items = (item.values() if isinstance(item, dict) else item for item in layer)

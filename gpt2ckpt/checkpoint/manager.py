@@ -262,7 +262,7 @@ class CheckpointManager:
 
     @property
     def is_writing(self) -> bool:
-        """Whether a save is being written."""
+        """Return whether a save is in progress."""
         return self._writing is not None and self._writer.is_busy
 
     def seconds_to_save(self) -> float | None:

@@ -51,7 +51,7 @@ class Scrub:
         self.watch: durable.Watch = durable.no_progress
 
     def request(self) -> None:
-        """Start a round at the next opportunity, unless a round is unfinished."""
+        """Request a verification round, unless a round is in progress."""
         if not self._under_way:
             self._under_way, self._checked, self._bytes = True, {}, 0
 

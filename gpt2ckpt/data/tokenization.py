@@ -105,7 +105,7 @@ def _last_cut(text: str) -> int:
 
 
 def encode_text(text: str, encoding: "tiktoken.Encoding") -> Iterator[Tokens]:
-    """Yield the tokens of a text as uint16 arrays, cutting it inside long whitespace runs."""
+    """Yield the tokens of a text as uint16 arrays, cut inside long runs of whitespace."""
     start = 0
     for run in _LONG_RUN.finditer(text):
         if run.end() < len(text):

@@ -11,7 +11,7 @@ def refuse_link(path: Path) -> None:
     if path.is_symlink():
         raise InputError(
             f"{path} is a symbolic link, and a run writes only inside its own directory: replace "
-            "the link by the file or directory itself, or remove it"
+            "the link with the file or directory itself, or remove the link"
         )
 
 

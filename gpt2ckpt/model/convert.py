@@ -41,8 +41,8 @@ def load_pretrained(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 def check_shapes(config: ModelConfig, state: dict[str, Tensor]) -> str | None:
     """Return the first difference between a state dict and the model of `config`; None if equal.
 
-    The layers are counted before the model is built, since a config from a file may have any number
-    of layers.
+    The layers are counted before the model is built, because an untrusted config may name
+    millions of layers.
     """
     layers = {name.split(".")[2] for name in state if name.startswith("transformer.h.")}
     missing = next((i for i in range(config.n_layer) if str(i) not in layers), None)

@@ -157,7 +157,7 @@ def _weight_files(folder: Path) -> list[Path]:
                 raise InputError(f"{index} lists no files of its folder. Download it again.")
             return [folder / part for part in sorted(names)]
     raise InputError(
-        f"{folder} has no weights, {' or '.join(WEIGHT_FILES)}. Download it completely."
+        f"{folder} has no weights, {' or '.join(WEIGHT_FILES)}. Download the complete folder."
     )
 
 

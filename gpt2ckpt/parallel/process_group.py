@@ -196,7 +196,7 @@ class DistributedGroup:
 
     @property
     def _store(self) -> Any:
-        """The store of the launch; its keys outlive a restart of the ranks by torchrun."""
+        """The key-value store of the launch; its keys survive a restart of the ranks."""
         if self._launch is None:
             import torch.distributed as dist
 

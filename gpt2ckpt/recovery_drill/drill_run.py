@@ -106,7 +106,9 @@ class DrillRun:
     def _measure(self, training: Training, restart: float) -> Cost:
         saves = training.events("checkpoint_saved")
         if len(saves) < 3:
-            raise InputError(f"a training of the drill saved too rarely: see {training.output}")
+            raise InputError(
+                f"a training of the drill did not save often enough: see {training.output}"
+            )
         return Cost(
             step=_step_seconds(training, self.tokens_per_step),
             first_stall=saves[0]["stall_seconds"],

@@ -71,7 +71,7 @@ class Training:
                     raise self._error(code)
                 if code == 0 or self.events("checkpoint_failed"):
                     raise InputError(
-                        f"the training could not be killed during a save: see {self.output}"
+                        f"the drill could not kill the training during a save: see {self.output}"
                     )
                 time.sleep(POLL if self.checkpoints.is_dir() else POLL_BEFORE_SAVES)
         return name
@@ -128,7 +128,7 @@ class Training:
 
 
 def _kill(pid: int) -> None:
-    """Kill a process and its descendants: torchrun gives each rank a session of its own."""
+    """Kill a process and its descendants: torchrun starts each rank in its own session."""
     with contextlib.suppress(psutil.NoSuchProcess):
         launched = psutil.Process(pid)
         ranks = launched.children(recursive=True)

@@ -1,4 +1,4 @@
-"""Commands for the user to copy, with the interpreter that has the package."""
+"""Builds commands for the user to copy, with the interpreter that has the package."""
 
 import os
 import shlex

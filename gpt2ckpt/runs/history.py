@@ -1,4 +1,4 @@
-"""Bring metrics.jsonl to the step that a run resumes from: one history per run directory.
+"""Truncates metrics.jsonl to the step that a run resumes from: one history per directory.
 
 Lines of steps that are trained again with the same settings move to .replay.jsonl, to be compared.
 Lines of abandoned steps move to the folder of the archived checkpoints, damaged lines to a

@@ -63,7 +63,7 @@ def encode(owner: Owner, beat: int) -> bytes:
 
 
 def decode(content: bytes) -> Owner | None:
-    """Return the owner in a record; None if `content` is not a record."""
+    """Return the owner that a lock record names; None if `content` is not a lock record."""
     try:
         fields = json.loads(content)
         return Owner(

@@ -97,12 +97,12 @@ def plan_sweep(line: CommandLine) -> SweepPlan:
 
 
 def given_dir(line: CommandLine) -> bool:
-    """Return whether the command names the folder of the sweep."""
+    """Return whether the command line sets the sweep folder (hydra.sweep.dir)."""
     return any(sets(word, "hydra.sweep.dir") for word in line.overrides)
 
 
 def target(config: DictConfig) -> str:
-    """Return the name of the class that one of Hydra's groups chooses."""
+    """Return the class name (`_target_`) of the option chosen in one of Hydra's groups."""
     return str(config.get("_target_", "")).rpartition(".")[2]
 
 

@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
             word = message.split()[2].partition("=")[0]
             flags = [flag for action in self._actions for flag in action.option_strings]
             hint = did_you_mean(word, flags, cutoff=CUTOFF)
-        raise ConfigError(f"{message}.{hint or ' --help lists all verbs and flags.'}")
+        raise ConfigError(f"{message}.{hint or ' --help lists all subcommands and flags.'}")
 
 
 def call(verbs: Mapping[str, Verb], arguments: Sequence[str]) -> int:

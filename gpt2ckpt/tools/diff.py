@@ -73,7 +73,7 @@ def _config(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def _effect(change: Change, old: dict[str, Any], new: dict[str, Any]) -> Effect:
-    """Return the effect of a change: harmless only if it is harmless in both configs."""
+    """Return the effect of changing a key: harmless only if it is so in both configs."""
     first, second = classify(change.key, old), classify(change.key, new)
     return second if first is Effect.HARMLESS else first
 

@@ -22,7 +22,7 @@ class PruneLimits:
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """The files to delete from a run, and a note if a file beyond the limits must stay."""
+    """The files to delete from a run, and a note if a file that exceeds the limits must be kept."""
 
     surplus: list[ListedCheckpoint]
     note: str = ""

@@ -77,13 +77,13 @@ def step_line(
 def eval_line(
     *, step: int, total_steps: int, val_loss: float, previous_best: Best | None, seconds: float
 ) -> str:
-    """Return the line of one evaluation, with at most as many columns as `step_line`.
+    """Return the console line of an evaluation, no wider than that of `step_line`.
 
     Args:
         step: Optimizer steps done.
         total_steps: Optimizer steps of the run.
         val_loss: Loss in nats per token.
-        previous_best: The best evaluation before; None if there was none.
+        previous_best: The best earlier evaluation; None if this is the first.
         seconds: Duration of the evaluation.
     """
     best = previous_best
@@ -107,7 +107,7 @@ def _loss(loss: float) -> str:
 
 
 def _grad_norm(norm: float) -> str:
-    """Return four characters for a norm below 10,000."""
+    """Format a gradient norm; four characters if the norm is below 10,000."""
     return f"{norm:4.2f}" if norm < 10 else f"{norm:4.1f}" if norm < 100 else f"{norm:4.0f}"
 
 

@@ -126,7 +126,7 @@ class DataCheck:
         expected: list[str] | None,
         state: CheckpointState | None,
     ) -> None:
-        """Start to read the files of which the digests are unknown.
+        """Start to read the files whose digests are not known yet.
 
         Args:
             corpus: The data.
@@ -180,7 +180,7 @@ class DataCheck:
             InputError: A file cannot be read.
         """
         if self._is_settled and self._corpus.contents.forget_changed():
-            log.warning("a data file was modified during the training: it is read again")
+            log.warning("a data file was modified during training: reading the file again")
             self._expected, self._is_settled = self._facts.files, False
             self._corpus.contents.start()
         if not self.poll():

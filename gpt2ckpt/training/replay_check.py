@@ -13,7 +13,7 @@ Events = Iterable[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """How many steps were identical, and as text the first that was not (None: all were)."""
+    """The number of identical steps, and the first that differs as text (None if none does)."""
 
     identical_steps: int
     first_difference: str | None

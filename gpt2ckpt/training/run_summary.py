@@ -33,7 +33,7 @@ def log_end(directory: Path, reporter: Reporter, stopped: signal.Signals | None)
 def summary(
     directory: Path, reporter: Reporter, saved: tuple[int, str] | None, *, has_stopped: bool
 ) -> list[str]:
-    """Return the lines of the summary.
+    """Return the summary lines that a run prints at its end.
 
     Args:
         directory: The run directory.

@@ -80,7 +80,7 @@ def notice(prompt: str, vocabulary: int) -> str:
 
 
 class Sampler:
-    """Samples text during a training, which a failed sample never stops.
+    """Samples text during training; a failed sample never stops the training.
 
     A failure is logged once, until samples work again. All ranks of a sharded model sample
     together; otherwise only the first rank does.

@@ -128,7 +128,7 @@ class Saver:
             log.warning(message, seconds, self.newest_checkpoint_message())
 
     def save_emergency_or_log(self, reason: str) -> None:
-        """Save an emergency checkpoint; log a failure, so that the original error is raised."""
+        """Save an emergency checkpoint; a failed save is logged and not raised."""
         try:
             self.save_emergency(reason)
         except Exception as error:

@@ -86,12 +86,12 @@ class ValidatedRun:
 
     @property
     def total_tokens(self) -> int:
-        """Return the tokens of the run, counting the batch size of earlier processes."""
+        """Return the tokens of the run; earlier steps count with the batch size they had."""
         return self.done.tokens + self.blocks_left * self.config.model.block_size
 
     @property
     def epochs(self) -> float:
-        """Return the passes of the run over the training data."""
+        """Return how many times the run reads the training data."""
         return (self.done.blocks + self.blocks_left) / self.blocks_per_epoch
 
 
