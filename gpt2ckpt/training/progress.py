@@ -8,6 +8,7 @@ import io
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -98,11 +99,13 @@ class BarProgress:
     @contextlib.contextmanager
     def _above(self, handler: "logging.StreamHandler[Any]") -> Iterator[None]:
         terminal = handler.stream
-        handler.setStream(_AboveBar(terminal, self._worker))
+        above = _AboveBar(terminal, self._worker)
+        handler.setStream(above)
         try:
             yield
         finally:
             handler.setStream(terminal)
+            above.write_waiting()
 
     def _draw_soon(self, *, at_once: bool = False) -> None:
         now = time.monotonic()
@@ -145,30 +148,33 @@ def open_progress(total_steps: int, done_steps: int = 0, *, shown: bool = True) 
 class _AboveBar(io.TextIOBase):
     """The terminal of a log handler: clears the bar, writes, and draws the bar again.
 
-    The thread of the bar does this. If it hangs, lines are written directly.
+    The thread of the bar does this. If it hangs, lines are written directly, with the lines first
+    that wait for the thread.
     """
 
     def __init__(self, terminal: Any, worker: Worker) -> None:
         self._terminal, self._worker = terminal, worker
+        self._waiting: deque[str] = deque()
 
     def write(self, text: str) -> int:
-        is_stuck = self._worker.silence > LONG
-        if is_stuck or not self._worker.submit(lambda: self._write_above(text)):
-            self._write(text)
+        self._waiting.append(text)
+        if self._worker.silence > LONG or not self._worker.submit(self._write_above):
+            self.write_waiting()
         return len(text)
 
-    def _write_above(self, text: str) -> None:
-        written = []
-        with contextlib.suppress(Exception), tqdm.external_write_mode(file=self._terminal):
-            written.append(text)
-            self._write(text)
-        if not written:
-            self._write(text)
+    def write_waiting(self) -> None:
+        """Write the lines that wait; the thread of the bar finds none of them afterwards."""
+        with contextlib.suppress(IndexError):
+            while True:
+                text = self._waiting.popleft()
+                with contextlib.suppress(OSError, ValueError):  # it was closed
+                    self._terminal.write(text)
+                    self._terminal.flush()
 
-    def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # it was closed
-            self._terminal.write(text)
-            self._terminal.flush()
+    def _write_above(self) -> None:
+        with contextlib.suppress(Exception), tqdm.external_write_mode(file=self._terminal):
+            self.write_waiting()
+        self.write_waiting()
 
 
 def _terminal_handlers() -> list["logging.StreamHandler[Any]"]:
