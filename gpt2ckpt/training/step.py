@@ -78,6 +78,11 @@ class Stepper:
         """Return the number of blocks in one step, the global batch."""
         return self.trainer.batch_size * self.trainer.grad_accum
 
+    @property
+    def grad_clip(self) -> float:
+        """The largest norm of the gradient; 0 does not clip."""
+        return self.trainer.grad_clip
+
     @cached_property
     def shard(self) -> StepShard:
         """Return the micro-batches of each step that this rank trains on."""
@@ -153,7 +158,7 @@ class Stepper:
         """Unscale and clip the gradients; return their norm before clipping."""
         for optimizer in state.optimizer.torch_optimizers:
             state.scaler.unscale_(optimizer)
-        limit = self.trainer.grad_clip or math.inf
+        limit = self.grad_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(state.optimizer.parameters(), limit)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # if sharded
 
