@@ -212,11 +212,12 @@ class CheckpointMeta:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the state with the stored form `values`; keys that are not known are ignored."""
+        state: Self
         state, unusable = _read(cls, values, "")
         if not isinstance(state.config.get("name"), str):
             unusable.append("config.name")
         state.unusable = unusable
-        return state  # type: ignore[no-any-return]
+        return state
 
     def to_dict(self) -> dict[str, Any]:
         """Return the stored form; lists, dicts and tensors are not copied."""

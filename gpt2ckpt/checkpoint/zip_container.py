@@ -60,26 +60,30 @@ def place(record: Record, offset: int) -> Placed:
     unpadded = offset + LOCAL_HEADER.size + len(name) + len(extra) + 4
     padding = -unpadded % ALIGNMENT
     extra += struct.pack("<HH", PADDING_ID, padding) + b"Z" * padding
+    header = LOCAL_HEADER.pack(LOCAL_SIGNATURE, *_common_fields(record, name, extra))
+    header += name + extra
+    return Placed(record, header, offset, offset + len(header))
+
+
+def _common_fields(record: Record, name: bytes, extra: bytes) -> tuple[int, ...]:
+    """Return the fields that the local and the central header of a record share, in order."""
     size = min(record.size, SATURATED)
-    header = LOCAL_HEADER.pack(
-        LOCAL_SIGNATURE,
+    return (
         45,  # version needed
         0,  # flags
         0,  # method: stored
         0,  # time
         FIRST_OF_1980,
         record.crc,
-        size,
+        size,  # compressed
         size,
         len(name),
         len(extra),
     )
-    header += name + extra
-    return Placed(record, header, offset, offset + len(header))
 
 
 def directory(placed: list[Placed], comment: bytes) -> bytes:
-    """The central directory that ends the archive, with `comment` as its very last bytes."""
+    """Return the central directory, which ends the archive with `comment` as its last bytes."""
     start = placed[-1].end
     entries = b"".join(_central_header(p) for p in placed)
     end = b""
@@ -120,20 +124,11 @@ def _central_header(placed: Placed) -> bytes:
     if placed.header_offset >= SATURATED:
         wide += struct.pack("<Q", placed.header_offset)
     extra = struct.pack("<HH", 1, len(wide)) + wide if wide else b""
-    size, offset = min(record.size, SATURATED), min(placed.header_offset, SATURATED)
+    offset = min(placed.header_offset, SATURATED)
     header = CENTRAL_HEADER.pack(
         CENTRAL_SIGNATURE,
         45,  # version made by
-        45,  # version needed
-        0,  # flags
-        0,  # method: stored
-        0,  # time
-        FIRST_OF_1980,
-        record.crc,
-        size,
-        size,
-        len(name),
-        len(extra),
+        *_common_fields(record, name, extra),
         0,  # length of the comment
         0,  # disk
         0,  # internal attributes

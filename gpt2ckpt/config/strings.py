@@ -13,6 +13,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_visitor import HydraErrorListener
 from hydra.core.override_parser.types import ValueType
 from hydra.errors import HydraException
+
+# Hydra 1.3 and 1.4 take these names from different antlr packages, neither of which has types.
 from hydra.grammar.gen.OverrideLexer import (  # type: ignore[attr-defined]
     CommonTokenStream,
     InputStream,
