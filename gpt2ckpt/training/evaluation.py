@@ -1,4 +1,4 @@
-"""Validation loss over fixed blocks."""
+"""Validation loss over a fixed list of token blocks."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Evaluation:
     """The result of an evaluation.
 
     Attributes:
-        loss: Mean loss in nats per token, over blocks of equal weight.
+        loss: Mean loss in nats per token; each token block has the same weight.
         tokens: Number of predicted tokens.
-        blocks: Digest of the evaluated blocks; empty if losses are not compared.
+        blocks: Digest of the evaluated token blocks; empty if losses are not compared.
     """
 
     loss: float
@@ -38,8 +38,8 @@ def evaluate(
 ) -> Evaluation | None:
     """Evaluate a model; return None if `stop` returned true before the end.
 
-    The batches are distributed over the ranks, and each rank returns the result of a single
-    process, bit for bit. No random numbers are drawn, so an evaluation does not change a training.
+    The ranks share the batches, and each rank returns bitwise the result that a single process
+    would. No random numbers are drawn, so the steps after an evaluation do not depend on it.
 
     Args:
         model: The model; its training mode is restored afterwards.
@@ -58,7 +58,7 @@ def evaluate(
             loss = model.loss(inputs.to(hardware.device), targets.to(hardware.device))
             sums.append(loss.double() * len(inputs))
             sizes.append((len(inputs), targets.numel()) if counts else (0, 0))
-    # In the order of the batches, so that the sum does not depend on the number of ranks.
+    # Sum in the order of the batches, so that the result does not depend on the number of ranks.
     losses = group.all_gather(torch.stack(sums).cpu()).T.flatten()
     counted = group.all_gather(torch.tensor(sizes)).transpose(0, 1).flatten(0, 1)
     blocks, tokens = counted.sum(0).tolist()

@@ -29,20 +29,21 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Loop:
-    """Trains until the last step of the run or until a signal; `run` is called once.
+    """Trains until the last step of the run or until a signal. Call `run` once.
 
-    After each step it evaluates, samples and saves, whichever is due. A signal ends the loop after
-    the step in progress, with an emergency checkpoint. On an exception, the last consistent state
-    is saved as an emergency checkpoint before the exception is raised. With several ranks, the
-    loops of all ranks take the same decisions.
+    After each step, the loop evaluates, samples and saves, whichever is due. After a stopping
+    signal, it finishes the step in progress and saves an emergency checkpoint. On an exception, the
+    last consistent state is saved as an emergency checkpoint before the exception is raised. With
+    several ranks, the loops of all ranks make the same decisions.
 
     Attributes:
         state: The live training state.
         stepper: Makes the optimizer steps.
-        saver: Saves the state; knows the config and the length of the run.
+        saver: Saves the state; holds the config and the length of the run.
         reporter: Reports steps, evaluations and samples.
-        evaluate: Returns the validation loss, or None if the given function asked for a stop.
-        sample: Returns a text sample, or None on a rank that has none to show; takes the same.
+        evaluate: Takes a function that returns whether to stop. Returns the evaluation, or None if
+            it was stopped.
+        sample: Takes the same function. Returns a text sample, or None if this rank shows none.
         signals: The signal handlers, installed while the loop runs.
     """
 
@@ -62,13 +63,13 @@ class Loop:
         self.checkpoint = self.validated.config.checkpoint
 
     def run(self) -> signal.Signals | None:
-        """Train; return the signal that stopped the training, or None at its end."""
+        """Train; return the signal that stopped the loop, or None after the last step."""
         answer = self._acknowledgement if self.state.group.is_first else None
         with self.signals, Watchdog(self.signals, self.checkpoint.grace_seconds, answer):
             try:
                 self._train()
                 self._has_finished = True
-                stopped = self.signals.stop  # a later signal finds a finished training
+                stopped = self.signals.stop  # a later signal does not change the outcome
                 if stopped:
                     self.reporter.record_signal(stopped)
                     log.info("%s: stopped after step %d", stopped.name, self.state.counters.step)
@@ -77,7 +78,7 @@ class Loop:
                     # Disk space is reserved for an emergency save.
                     self.saver.save_emergency("the last save failed")
             except (HalfApplied, DataChanged):
-                raise  # the state must not be resumed
+                raise  # this state must not be saved
             except BaseException as error:
                 self._save_after(error)
                 raise
@@ -89,15 +90,18 @@ class Loop:
         cause = self.state.group.explain_error(error)
         log.error("stopped after step %d: %s", self.state.counters.step, cause)
         if self.state.is_sharded and not isinstance(error, TrainingAnomaly):
-            log.error("no emergency save: the shards of other ranks may be lost")
+            log.error(
+                "no emergency save: the shards of other ranks may be lost. Resume from the newest "
+                "checkpoint with +resume=latest"
+            )
         else:
             self.saver.save_emergency_or_log(f"{type(cause).__name__}: {cause}")
 
     def _acknowledgement(self, received: signal.Signals) -> str:
-        """Record a first stopping signal; return its effect and that of a second one."""
+        """Record the first stopping signal; return what follows, and what a second one does."""
         self.reporter.record_signal(received)
         if self._has_finished:
-            return "the training has ended, and waits for its last save"
+            return "training has ended; waiting for the last save"
         then = "saving" if self.checkpoint.enabled else "stopping"
         again = "press again" if received is signal.SIGINT else f"a second {received.name}"
         to_stop = "to stop" if received is signal.SIGINT else "stops"
@@ -110,12 +114,12 @@ class Loop:
     def _train(self) -> None:
         counters = self.state.counters
         if counters.step > 0 and self._evaluation_is_due():
-            # The previous process was stopped before this evaluation.
+            # The previous process stopped before this evaluation was complete.
             before = counters.position - self.validated.done.blocks_of_last_step
             self._epoch_seen = before // self.validated.blocks_per_epoch
             self._between_steps()
         self._epoch_seen = self._epoch
-        # Compilation takes minutes, and there is no progress yet that would be worth the wait.
+        # Compilation takes minutes, and a signal during it loses no progress.
         self.signals.exits_immediately = self.trainer.compile
         self.reporter.start()
         while self.state.counters.step < self.validated.total_steps and not self.signals.agree():
@@ -128,11 +132,14 @@ class Loop:
             except TrainingAnomaly as anomaly:
                 self._handle_anomaly(anomaly)
             except StepAbandoned:
-                log.warning("the step is abandoned: it would not end in time")
+                log.warning(
+                    "the step is abandoned: it would not end within checkpoint.grace_seconds=%s",
+                    self.checkpoint.grace_seconds,
+                )
                 return
 
     def _handle_anomaly(self, anomaly: TrainingAnomaly) -> None:
-        """Skip the batch or roll back, as trainer.on_bad_loss says; else raise `anomaly`."""
+        """Skip the batch or roll back, as trainer.on_bad_loss requests; else raise `anomaly`."""
         events, step = self.reporter.events, self.state.counters.step
         first_block, reason = self.state.counters.position, summary_of(anomaly)
         if isinstance(anomaly, LossSpike):
@@ -179,7 +186,7 @@ class Loop:
             step = self.state.counters.step
             is_best = self._evaluation_is_due() and self._evaluate()
             if self._evaluation_is_due():
-                return  # interrupted: the resumed run repeats it, and does the rest after it
+                return  # interrupted: a resume repeats the evaluation, then samples and saves
             if _is_due(step, self.trainer.sample_every) and not self.signals.stop:
                 self._sample()
             is_last = step == self.validated.total_steps
@@ -206,7 +213,7 @@ class Loop:
         return is_due and counters.evaluated_step != counters.step
 
     def _evaluate(self) -> bool:
-        """Evaluate the model; return whether its loss is the best so far."""
+        """Evaluate the model; return whether the loss is the best so far."""
         counters, start = self.state.counters, time.perf_counter()
         self.reporter.bar.note("evaluating")
         evaluation = self.evaluate(lambda: self.signals.agree() is not None)

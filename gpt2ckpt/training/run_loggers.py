@@ -1,4 +1,4 @@
-"""The loggers of a run: metrics.jsonl, and TensorBoard and W&B where the config asks for them."""
+"""The loggers of a run: metrics.jsonl, and TensorBoard and W&B if the config enables them."""
 
 import contextlib
 from pathlib import Path
@@ -17,8 +17,8 @@ from gpt2ckpt.training.state import Provenance
 class RunLoggers(Loggers):
     """The loggers of one process of a run, open from the start of the process to `close`.
 
-    TensorBoard and W&B get the part of metrics.jsonl up to the step that the process starts at, so
-    that they show the same run after a resume.
+    TensorBoard and W&B receive the lines of metrics.jsonl up to the first step of this process, so
+    that a resumed run appears as one run.
 
     Args:
         directory: The run directory.
@@ -42,9 +42,9 @@ class RunLoggers(Loggers):
         self._add_others(step, is_resumed=is_resumed)
 
     def rewind(self, step: int, seconds: float) -> None:
-        """After a rollback to `step`: take later events back and reopen the other loggers."""
+        """Remove what was logged after `step`, to which a rollback returned; reopen the loggers."""
         super().rewind(step, seconds)
-        with contextlib.suppress(OSError):  # a file that stays only costs a resume a comparison
+        with contextlib.suppress(OSError):  # left behind, it only costs a comparison
             (self._directory / REPLAY).unlink(missing_ok=True)
         self._add_others(step, is_resumed=True)
 

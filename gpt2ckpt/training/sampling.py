@@ -1,8 +1,7 @@
 """Text samples: the continuation of a prompt.
 
-A model with GPT-2's vocabulary uses GPT-2's tokenizer. A model with fewer tokens was trained on
-tokens of another kind, such as characters, of which only the ids are known: its samples and prompts
-are lists of token ids.
+A model with GPT-2's vocabulary uses GPT-2's tokenizer. A smaller vocabulary consists of other
+tokens, such as characters. Only their ids are known, so prompts and samples are lists of token ids.
 """
 
 import json
@@ -48,7 +47,7 @@ def sample_text(
 ) -> str:
     """Return one sample, which ends at the end-of-text token or once `stop` returns true.
 
-    It is drawn with a random generator of its own, so that it does not change a training.
+    The sample has its own random generator, so that training does not depend on it.
     """
     vocabulary = model.config.vocab_size
     prompt = encode_prompt(sampling.prompt, vocabulary)
@@ -57,7 +56,7 @@ def sample_text(
 
 
 def encode_prompt(prompt: str, vocabulary: int) -> list[int]:
-    """Return the tokens of a prompt, at least one; see `notice` for unsuitable prompts."""
+    """Return the token ids of a prompt, at least one; `notice` reports an unsuitable prompt."""
     if vocabulary >= VOCAB_SIZE:
         return gpt2_encoding().encode_ordinary(prompt) or [END_OF_TEXT]
     return _token_ids(prompt, vocabulary) or [FIRST_TOKEN]
@@ -68,14 +67,14 @@ def notice(prompt: str, vocabulary: int) -> str:
     if vocabulary >= VOCAB_SIZE:
         return ""
     sentence = (
-        f"the model has {vocabulary:,} tokens, which are not GPT-2's: samples are shown as token "
-        "ids"
+        f"the model's vocabulary has {vocabulary:,} tokens, which are not GPT-2's: samples are "
+        "shown as token ids"
     )
     if not prompt or _token_ids(prompt, vocabulary):
         return sentence
     return (
-        f"{sentence}, and begin with token {FIRST_TOKEN} instead of the prompt {prompt!r} "
-        f"(a prompt for this model is a list of ids below {vocabulary:,}, such as '1 2 3')"
+        f"{sentence}, and start with token {FIRST_TOKEN} instead of the prompt {prompt!r}. Pass "
+        f"a prompt of token ids below {vocabulary:,}, such as '1 2 3'"
     )
 
 
@@ -110,12 +109,12 @@ class Sampler:
         worker.close()
 
     def __call__(self, stop: Stop) -> str | None:
-        """Return a sample; None on a rank that has none to show, and after a failure."""
+        """Return a sample; None on a rank that shows none, and after a failure."""
         is_first = self._group.is_first
         prompt = self._tolerate(self._encode) if is_first else None
         if self._is_sharded:
             prompt = json.loads(self._group.broadcast(json.dumps(prompt)))
-            # Errors are raised: each layer is a collective, and an error must end all ranks.
+            # Errors are raised here: each layer communicates, so an error must end all ranks.
             new = self._continue_together(prompt, stop) if prompt else None
         else:
             new = self._tolerate(lambda: self._continue(prompt, stop)) if prompt else None
@@ -155,7 +154,7 @@ class Sampler:
             return self._continue(prompt, lambda: self._group.all_reduce_max([stop()]) == [1])
 
     def _tolerate(self, action: Callable[[], T]) -> T | None:
-        """Return what `action` returns; None, after a warning, if it raises."""
+        """Return the result of `action`; if it raises, log a warning and return None."""
         try:
             return action()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""One process of a run: builds the parts of a training, trains, and reports the outcome."""
+"""One process of a run: builds the parts of the training loop, trains, and returns the outcome."""
 
 import logging
 import signal
@@ -48,13 +48,13 @@ from gpt2ckpt.training.validate_run import ValidatedRun
 
 log = logging.getLogger(__name__)
 
-FINISH_WAITS = 60.0  # seconds that a finished training waits for loggers that make progress
-STOP_WAITS = 5.0  # the same after a signal or an error
+FINISH_WAITS = 60.0  # seconds that a finished run waits for loggers that still make progress
+STOP_WAITS = 5.0  # the same for a run that a signal or an error stopped
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process of a run ended: by a signal, or (None) because the training is finished."""
+    """How a process of a run ended; `stopped` is None if the run is finished."""
 
     stopped: signal.Signals | None
     best_val_loss: float | None
@@ -62,20 +62,20 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Session:
-    """One process that trains in a run directory; `run` is called once.
+    """One process that trains in a run directory. Call `run` once.
 
-    `run` builds the training state, restores the saved one if the start has one, builds the parts
-    of the loop and runs it. On any exit, the last save is completed, the loggers are closed and,
-    on the first rank, the summary is logged. With several ranks, each rank runs a session, and only
-    the first writes to the directory.
+    `run` builds the training state, restores the saved state of a resume, builds the parts of the
+    training loop and runs the loop. On any exit, the last save is completed, the loggers are closed
+    and, on the first rank, the summary is logged. With several ranks, each rank runs a session, and
+    only the first rank writes to the directory.
 
     Attributes:
         directory: The claimed run directory.
-        start: What is trained and from which state; the tensors are dropped once restored.
+        start: The config, and the saved state to resume. Its tensors are released once restored.
         validated: The checked config and the open data.
         hardware: The device and precision of this rank.
         group: The ranks that train together.
-        lock: The lock of the directory, checked before each save; None on other ranks.
+        lock: The lock on the directory, checked before each save; None on all ranks but the first.
     """
 
     directory: Path
@@ -86,7 +86,7 @@ class Session:
     lock: RunLock | None = None
 
     def run(self) -> Outcome:
-        """Train to the end of the run or to a signal; record the start and the end as events."""
+        """Train until the run is finished or a signal stops it; record start and end as events."""
         trainer, hardware, state = self.validated.config.trainer, self.hardware, None
         prepare_process(hardware, deterministic=trainer.deterministic)
         self.group.join(hardware.device)
@@ -137,7 +137,7 @@ class Session:
         return Outcome(stopped, state.counters.best_val_loss)
 
     def _build_state(self) -> TrainingState:
-        """Return the saved state, or a new one, in which the seed determines all numbers."""
+        """Return the restored state of a resume, or a new state that follows from the seed."""
         config, device = self.validated.config, self.hardware.device
         seed_everything(config.seed)
         model = GPT2(config.model)
@@ -156,7 +156,7 @@ class Session:
             state.restore(self.start.state)
             if self.start.directory is None:
                 state.counters.set_best(None)  # a fork has no best model of its own yet
-            self.start.state.drop_tensors()  # copied: kept, they would double the memory
+            self.start.state.drop_tensors()  # already copied; they would double the memory
         return state
 
     @property
@@ -244,9 +244,9 @@ class Session:
         return manager
 
     def _check_data(self, provenance: Provenance) -> DataCheck | None:
-        """Start to verify large files in the background, on the first rank alone.
+        """Start to verify large data files in the background, on the first rank only.
 
-        All ranks read the same files.
+        The other ranks read the same files.
         """
         if not self.group.is_first:
             return None
@@ -256,7 +256,8 @@ class Session:
     def _reseeding(self) -> Callable[[int], None]:
         """Return the function that seeds this rank before a step.
 
-        Checkpoints hold the generators of the first rank; the other ranks are seeded by the step.
+        A checkpoint holds the random generators of the first rank only. The seed of every other
+        rank follows from the step.
         """
         if self.group.is_first:
             return lambda step: None
@@ -277,7 +278,7 @@ class Session:
         return stepper
 
     def _parallelize(self, model: GPT2) -> ParallelLoss:
-        """Return the loss to train with, the gradients of which are averaged over all ranks."""
+        """Return the loss function, whose gradients are averaged over all ranks."""
         if self._is_sharded:
             from gpt2ckpt.parallel.fsdp import fsdp_loss
 
@@ -292,7 +293,7 @@ class Session:
         return Meter(tokens_per_step, self.hardware.device, self._peak_tokens_per_s())
 
     def _peak_tokens_per_s(self) -> float | None:
-        """Return the tokens per second of all ranks at the peak of their devices, if known."""
+        """Return the peak tokens per second of the devices of all ranks; None if unknown."""
         hardware, model = self.hardware, self.validated.config.model
         if hardware.device.type != "cuda":
             return None
@@ -300,7 +301,7 @@ class Session:
         return None if peak is None else peak * self.group.size / count_flops_per_token(model)
 
     def _evaluate(self, model: GPT2, stop: Callable[[], bool]) -> Evaluation | None:
-        """Return the validation loss over the first `eval_blocks` blocks of the split."""
+        """Return the loss over the first `eval_blocks` token blocks of the validation split."""
         trainer, block_size = self.validated.config.trainer, self.validated.config.model.block_size
         val, blocks = self.validated.corpus.val, trainer.eval_blocks
         batches = validation(val, block_size, trainer.batch_size, limit=blocks)
@@ -309,7 +310,7 @@ class Session:
 
     @cached_property
     def _evaluated_blocks(self) -> str:
-        """Return the digest of the blocks of each evaluation."""
+        """Return the digest of the token blocks that each evaluation covers."""
         config = self.validated.config
         val, blocks = self.validated.corpus.val, config.trainer.eval_blocks
         return validation_digest(val, config.model.block_size, blocks)
@@ -323,14 +324,15 @@ class Session:
         return sampler
 
     def _report_failed_last_save(self, step: int, stopped: signal.Signals | None) -> None:
-        """Warn that a resume returns to an older step; raise InputError after the last step.
+        """Warn that a resume will return to an older step.
 
-        A run that has no checkpoint of its last step is not finished.
+        Raises:
+            InputError: The last step was trained. Without its checkpoint the run is not finished.
         """
         command = run_summary.resume_command(self.directory, self.group.size)
         message = (
             f"the last save, at step {step}, failed, and the newest checkpoint is older. Free disk "
-            f"space or repair {self.directory}, then: {command}"
+            f"space or repair the file system of {self.directory}, then resume: {command}"
         )
         if not stopped:
             raise InputError(message)

@@ -1,4 +1,4 @@
-"""Loading a trained model, to sample from or to evaluate: a checkpoint or pretrained weights."""
+"""Loads a trained model, from a checkpoint or pretrained weights, to sample or to evaluate."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from gpt2ckpt.training.hardware import Hardware, choose_hardware, prepare_proces
 
 @dataclass(frozen=True)
 class Trained:
-    """A model with its weights on a device, and their source.
+    """A model with trained weights on a device, and the source of the weights.
 
     Attributes:
         model: The model, in evaluation mode.
@@ -29,7 +29,7 @@ class Trained:
         path: The file or folder of the weights.
         step: Steps of the checkpoint; None for pretrained weights.
         config: The frozen config of the checkpoint; None for pretrained weights.
-        skipped: Damaged files that were skipped, each with the reason.
+        skipped: The damaged checkpoints that were skipped, each with the reason.
     """
 
     model: GPT2
@@ -81,7 +81,7 @@ def load_trained(what: str, device: str, precision: str) -> Trained:
         raise CheckpointError(f"{found.path} cannot be used: {problem}")
     hardware = choose_hardware(device, precision, None, state.environment)
     weights = state.model
-    state.drop_tensors()  # the moments are not needed: held, they would take most of the memory
+    state.drop_tensors()  # releases the optimizer moments, which take most of the memory
     model = _build(config, weights, hardware)
     return Trained(model, hardware, found.path, state.step, state.config, found.skipped)
 

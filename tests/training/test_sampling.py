@@ -28,8 +28,8 @@ def test_small_vocabulary_is_sampled_as_token_ids(
     samples = [line.removeprefix("sample: ").split() for line in logged(caplog, "sample: ")]
     assert [len(ids) for ids in samples] == [10, 10, 10], "token 0 and nine more"
     assert all(ids[0] == "0" and all(int(token) < 64 for token in ids) for ids in samples)
-    [notice] = logged(caplog, "the model has 64 tokens")
-    assert "begin with token 0 instead of the prompt 'The'" in notice
+    [notice] = logged(caplog, "the model's vocabulary has 64 tokens")
+    assert "start with token 0 instead of the prompt 'The'" in notice
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
