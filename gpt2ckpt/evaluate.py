@@ -39,7 +39,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     for path, reason in trained.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
     data = config.data or build_data_config((trained.config or {})["data"])
-    shape = trained.model.config
+    shape = trained.shape
     val, description = open_validation(data, shape.vocab_size, shape.block_size)
     batches = validation(val, shape.block_size, config.batch_size)
     result = evaluate(trained.model, batches, trained.hardware, stop=lambda: False)

@@ -29,7 +29,7 @@ def _sample(config: SampleConfig) -> None:
     trained = load_trained(config.ckpt, config.device, config.precision)
     for path, reason in trained.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
-    if warning := notice(config.prompt, trained.model.config.vocab_size):
+    if warning := notice(config.prompt, trained.shape.vocab_size):
         print(warning, file=sys.stderr)
     for number in range(config.num_samples):
         sampling = Sampling(
@@ -41,7 +41,7 @@ def _sample(config: SampleConfig) -> None:
         )
         if number:
             print("-" * 40)
-        print(sample_text(trained.model, sampling, trained.hardware))
+        print(sample_text(trained.model, trained.shape, sampling, trained.hardware))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,19 @@ file of the user's may set a part of the keys. The comments in conf/ say what ea
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from omegaconf import MISSING
 
 VOCAB_SIZE = 50257
 END_OF_TEXT = 50256  # GPT-2's token <|endoftext|>
+
+
+class ModelShape(Protocol):
+    """What every model config has."""
+
+    block_size: int
+    vocab_size: int
 
 
 @dataclass

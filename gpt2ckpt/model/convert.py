@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import ConfigError, InputError
-from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.model.build import build_on_meta
 from gpt2ckpt.model.huggingface import is_huggingface, load_huggingface
 from gpt2ckpt.model.nanogpt import load_nanogpt
 
@@ -49,10 +48,10 @@ def check_shapes(config: ModelConfig, state: dict[str, Tensor]) -> str | None:
     if missing is not None:
         return f"The weights lack transformer.h.{missing}.ln_1.weight."
     try:
-        with torch.device("meta"):
-            expected = {name: tuple(t.shape) for name, t in GPT2(config).state_dict().items()}
+        model = build_on_meta(config)
     except (RuntimeError, OverflowError, TypeError):  # TypeError: the size overflows 64 bits
         return "The model has a size that cannot be built."
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in state:
             return f"The weights lack {name}."

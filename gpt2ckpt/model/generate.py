@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2ckpt.config.schema import END_OF_TEXT, VOCAB_SIZE
 from gpt2ckpt.model.cache import KeyValueCache
@@ -13,10 +13,11 @@ from gpt2ckpt.model.gpt2 import GPT2
 
 @torch.no_grad()
 def generate(
-    model: GPT2,
+    model: nn.Module,
     tokens: Tensor,
     max_tokens: int,
     *,
+    block_size: int,
     temperature: float = 1.0,
     top_k: int | None = None,
     generator: torch.Generator | None = None,
@@ -28,14 +29,17 @@ def generate(
     Dropout is off during the generation. The global random generator is not used, since it belongs
     to the training.
 
-    Texts longer than block_size are continued with a sliding window: once block_size tokens are
-    cached, the last half of them is computed again at the positions from 0. Learned positions do
-    not allow shifting the cached keys; half a block of context makes such a step rare.
+    A GPT-2 computes one position per token, since it has a key/value cache. Texts longer than
+    block_size are continued with a sliding window: once block_size tokens are cached, the last half
+    of them is computed again at the positions from 0. Learned positions do not allow shifting the
+    cached keys; half a block of context makes such a step rare. Other models compute the last
+    block_size tokens anew for each token.
 
     Args:
         model: The model; its training mode is restored.
         tokens: The prompts, int64 of shape [B, T] with T >= 1.
         max_tokens: Most new tokens of each row.
+        block_size: Most tokens that the model takes.
         temperature: Divides the logits; 0 takes the most likely token.
         top_k: Number of most likely tokens to draw from; None for all.
         generator: A CPU generator; None for one with a fixed seed.
@@ -46,24 +50,37 @@ def generate(
         The new tokens of each row, without the stop token.
     """
     generator = generator or torch.Generator().manual_seed(0)
-    block = model.config.block_size
+    predict = _Cached(model, block_size) if isinstance(model, GPT2) else None
     text = tokens
-    cache = KeyValueCache(model.config.n_layer, block)
     with evaluating(model):
-        fresh = tokens[:, -block:]
         for _ in range(max_tokens):
             if stop():
                 break
-            if cache.length + fresh.shape[1] > block:
-                cache.clear()
-                fresh = text[:, -max(block // 2, 1) :]
-            logits = model.lm_head(model.hidden(fresh, cache)[:, -1])
+            logits = predict(text) if predict else model(text[:, -block_size:])[:, -1]
             # Logits beyond GPT-2's vocabulary are padding.
-            fresh = choose(logits[:, :VOCAB_SIZE], temperature, top_k, generator)
-            text = torch.cat((text, fresh), dim=1)
+            chosen = choose(logits[:, :VOCAB_SIZE], temperature, top_k, generator)
+            text = torch.cat((text, chosen), dim=1)
             if stop_token is not None and _all_stopped(text[:, tokens.shape[1] :], stop_token):
                 break
     return [_until(row, stop_token) for row in text[:, tokens.shape[1] :].tolist()]
+
+
+class _Cached:
+    """The logits of the next token by a GPT-2 with a key/value cache, for a text that grows."""
+
+    def __init__(self, model: GPT2, block_size: int) -> None:
+        self._model, self._block_size = model, block_size
+        self._cache = KeyValueCache(model.config.n_layer, block_size)
+        self._length = 0  # of the text that the cache continues
+
+    def __call__(self, text: Tensor) -> Tensor:
+        fresh = text[:, max(self._length, text.shape[1] - self._block_size) :]
+        if self._cache.length + fresh.shape[1] > self._block_size:
+            self._cache.clear()
+            fresh = text[:, -max(self._block_size // 2, 1) :]
+        self._length = text.shape[1]
+        logits: Tensor = self._model.lm_head(self._model.hidden(fresh, self._cache)[:, -1])
+        return logits
 
 
 def choose(

@@ -1,4 +1,4 @@
-"""AdamW and Muon for a GPT-2, with one interface.
+"""AdamW and Muon, with one interface.
 
 Sources: AdamW, Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019). Muon, Keller
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): the momentum of
@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from gpt2ckpt.config.schema import AdamWConfig, MuonConfig
+from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.layers import repeated_layers
 from gpt2ckpt.optim.limits import check_optimizer
 from gpt2ckpt.optim.state import check_states, export_group, place_state
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
-BLOCKS = "transformer.h."
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 
@@ -124,22 +125,44 @@ def build_optimizer(
     counts once, under its first name.
 
     Args:
-        config: AdamW for all parameters, or Muon for the block matrices and AdamW for the others.
+        config: AdamW for all parameters, or Muon for the matrices of the repeated layers and AdamW
+            for the others.
         model: The module without compiled or distributed wrappers, since the state has its names.
         device_type: Device of the parameters ("cpu", "cuda", "mps"), which selects fused kernels.
 
     Raises:
-        ConfigError: A setting is out of range.
+        ConfigError: A setting is out of range, or the model has no matrices for Muon.
     """
     check_optimizer(config)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     fused = device_type in FUSED_DEVICES
     if isinstance(config, AdamWConfig):
         return OptimizerSet([_adamw(named, config, config.lr, fused)])
-    hidden = [(name, p) for name, p in named if name.startswith(BLOCKS) and p.ndim == 2]
-    hidden_names = {name for name, _ in hidden}
-    others = [(name, p) for name, p in named if name not in hidden_names]
-    return OptimizerSet([_muon(hidden, config), _adamw(others, config, config.adamw_lr, fused)])
+    matrices = hidden_matrices(model)
+    hidden = [(name, p) for name, p in named if p in matrices]
+    others = [(name, p) for name, p in named if p not in matrices]
+    if not hidden:
+        raise ConfigError(
+            "optimizer=muon trains the matrices of repeated layers, and the model has none: keep "
+            "its layers in an nn.ModuleList, or choose optimizer=adamw"
+        )
+    adamw = [_adamw(others, config, config.adamw_lr, fused)] if others else []
+    return OptimizerSet([_muon(hidden, config), *adamw])
+
+
+def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
+    """Return the parameters that Muon is for: the matrices of repeated layers, without embeddings.
+
+    A matrix that is also used outside these layers counts as one of them.
+    """
+    return {
+        parameter
+        for layer in repeated_layers(model)
+        for module in layer.modules()
+        if not isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+        if parameter.ndim == 2
+    }
 
 
 def _adamw(

@@ -9,15 +9,12 @@ import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt2ckpt.model.gpt2 import GPT2
-
-LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+from gpt2ckpt.model.build import LossFunction
 
 
 def _no_sync(last: bool) -> AbstractContextManager[None]:
@@ -39,7 +36,7 @@ class ParallelLoss:
     gradient_sync: Callable[[bool], AbstractContextManager[None]] = _no_sync
 
 
-def ddp_loss(model: GPT2, loss: LossFunction, device: torch.device) -> ParallelLoss:
+def ddp_loss(model: nn.Module, loss: LossFunction, device: torch.device) -> ParallelLoss:
     """Return the loss of a model that every rank holds completely.
 
     DistributedDataParallel averages the gradients over the ranks, and copies the parameters of the
@@ -47,7 +44,7 @@ def ddp_loss(model: GPT2, loss: LossFunction, device: torch.device) -> ParallelL
 
     Args:
         model: The model, already on `device`.
-        loss: `model.loss`, compiled or not.
+        loss: The loss of the model, compiled or not.
         device: The device of this rank.
     """
     devices = [device] if device.type == "cuda" else None
@@ -67,7 +64,7 @@ def ddp_loss(model: GPT2, loss: LossFunction, device: torch.device) -> ParallelL
 class _Loss(nn.Module):
     """The loss as the forward pass of a module, which DistributedDataParallel requires."""
 
-    def __init__(self, model: GPT2, loss: LossFunction) -> None:
+    def __init__(self, model: nn.Module, loss: LossFunction) -> None:
         super().__init__()
         self.model = model
         self._loss = loss

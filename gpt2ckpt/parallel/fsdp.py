@@ -14,30 +14,33 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.layers import repeated_layers
+from gpt2ckpt.model.build import loss_of
 from gpt2ckpt.parallel.ddp import ParallelLoss
 
 
-def apply_fsdp(model: GPT2, device: torch.device, ranks: int) -> None:
+def apply_fsdp(model: nn.Module, device: torch.device, ranks: int) -> None:
     """Shard the parameters of `model` in place; they must be equal on all ranks.
 
+    Each repeated layer is gathered on its own, and the rest of the model together.
     Replaces the parameters, so the optimizer must be built afterwards.
     """
     mesh = init_device_mesh(device.type, (ranks,))
-    for block in model.transformer.h:
-        fully_shard(block, mesh=mesh)
+    for layer in repeated_layers(model):
+        fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "loss")
+    if hasattr(model, "loss"):
+        register_fsdp_forward_method(model, "loss")
 
 
-def fsdp_loss(model: GPT2) -> ParallelLoss:
+def fsdp_loss(model: nn.Module) -> ParallelLoss:
     """Return the loss of a sharded model and its gradient synchronization."""
 
     def gradient_sync(last: bool) -> AbstractContextManager[None]:
         cast(FSDPModule, model).set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
-    return ParallelLoss(model.loss, gradient_sync)
+    return ParallelLoss(loss_of(model), gradient_sync)
 
 
 @contextlib.contextmanager

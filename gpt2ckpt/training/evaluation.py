@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2ckpt.data.loader import Batch
+from gpt2ckpt.model.build import loss_of
 from gpt2ckpt.model.generate import evaluating
-from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
 from gpt2ckpt.parallel.step_sharding import round_robin
 from gpt2ckpt.training.hardware import Hardware
@@ -30,7 +30,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: GPT2,
+    model: nn.Module,
     batches: Iterable[Batch],
     hardware: Hardware,
     stop: Callable[[], bool],
@@ -48,14 +48,14 @@ def evaluate(
         stop: Called before each batch, on all ranks together.
         group: The ranks; None for a single process.
     """
-    group = group or SingleProcess()
+    group, loss_function = group or SingleProcess(), loss_of(model)
     sums: list[Tensor] = []
     sizes: list[tuple[int, int]] = []  # blocks and tokens
     with evaluating(model), torch.no_grad(), hardware.autocast():
         for (inputs, targets), counts in round_robin(batches, group.rank, group.size):
             if stop():
                 return None
-            loss = model.loss(inputs.to(hardware.device), targets.to(hardware.device))
+            loss = loss_function(inputs.to(hardware.device), targets.to(hardware.device))
             sums.append(loss.double() * len(inputs))
             sizes.append((len(inputs), targets.numel()) if counts else (0, 0))
     # Sum in the order of the batches, so that the result does not depend on the number of ranks.

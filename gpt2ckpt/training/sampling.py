@@ -14,11 +14,11 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from torch import nn
 
-from gpt2ckpt.config.schema import END_OF_TEXT, VOCAB_SIZE
+from gpt2ckpt.config.schema import END_OF_TEXT, VOCAB_SIZE, ModelShape
 from gpt2ckpt.data.tokenizer import gpt2_encoding
 from gpt2ckpt.model.generate import generate
-from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.parallel.process_group import ProcessGroup
 from gpt2ckpt.training.hardware import Hardware
 from gpt2ckpt.worker import Worker
@@ -43,16 +43,21 @@ class Sampling:
 
 
 def sample_text(
-    model: GPT2, sampling: Sampling, hardware: Hardware, stop: Stop = lambda: False
+    model: nn.Module,
+    shape: ModelShape,
+    sampling: Sampling,
+    hardware: Hardware,
+    stop: Stop = lambda: False,
 ) -> str:
     """Return one sample, which ends at the end-of-text token or once `stop` returns true.
 
     The sample has its own random generator, so that training does not depend on it.
     """
-    vocabulary = model.config.vocab_size
-    prompt = encode_prompt(sampling.prompt, vocabulary)
-    new = _continue(model, prompt, sampling, hardware, stop)
-    return _text(sampling.prompt, prompt, new, vocabulary)
+    prompt = encode_prompt(sampling.prompt, shape.vocab_size)
+    new = _continue(
+        model, prompt, sampling, block_size=shape.block_size, hardware=hardware, stop=stop
+    )
+    return _text(sampling.prompt, prompt, new, shape.vocab_size)
 
 
 def encode_prompt(prompt: str, vocabulary: int) -> list[int]:
@@ -87,16 +92,18 @@ class Sampler:
 
     def __init__(
         self,
-        model: GPT2,
+        model: nn.Module,
+        shape: ModelShape,
         sampling: Sampling,
         hardware: Hardware,
         group: ProcessGroup,
         *,
         is_sharded: bool = False,
     ) -> None:
-        self._model, self._sampling, self._hardware = model, sampling, hardware
+        self._model, self._shape = model, shape
+        self._sampling, self._hardware = sampling, hardware
         self._group, self._is_sharded = group, is_sharded
-        self._notice = notice(sampling.prompt, model.config.vocab_size)
+        self._notice = notice(sampling.prompt, shape.vocab_size)
         self._is_failing = False
         self._loading: futures.Future[list[int]] | None = None  # of the tokenizer and the prompt
         self._load_begun = 0.0
@@ -105,7 +112,7 @@ class Sampler:
         """Start to read the tokenizer's files in a thread, since their disk may hang."""
         self._loading, self._load_begun = futures.Future(), time.monotonic()
         worker = Worker("tokenizer", limit=1)
-        worker.submit(partial(_load, self._loading, self._sampling, self._model))
+        worker.submit(partial(_load, self._loading, self._sampling.prompt, self._shape.vocab_size))
         worker.close()
 
     def __call__(self, stop: Stop) -> str | None:
@@ -120,7 +127,7 @@ class Sampler:
             new = self._tolerate(lambda: self._continue(prompt, stop)) if prompt else None
         if new is None or prompt is None or not is_first:
             return None
-        written, vocabulary = self._sampling.prompt, self._model.config.vocab_size
+        written, vocabulary = self._sampling.prompt, self._shape.vocab_size
         text = self._tolerate(lambda: _text(written, prompt, new, vocabulary))
         if text is not None:
             self._is_failing = False
@@ -144,7 +151,14 @@ class Sampler:
         return prompt
 
     def _continue(self, prompt: list[int], stop: Stop) -> list[int]:
-        return _continue(self._model, prompt, self._sampling, self._hardware, stop)
+        return _continue(
+            self._model,
+            prompt,
+            self._sampling,
+            block_size=self._shape.block_size,
+            hardware=self._hardware,
+            stop=stop,
+        )
 
     def _continue_together(self, prompt: list[int], stop: Stop) -> list[int]:
         from gpt2ckpt.parallel.fsdp import unsharded_outer_layers
@@ -165,9 +179,9 @@ class Sampler:
             return None
 
 
-def _load(loading: "futures.Future[list[int]]", sampling: Sampling, model: GPT2) -> None:
+def _load(loading: "futures.Future[list[int]]", prompt: str, vocabulary: int) -> None:
     try:
-        loading.set_result(encode_prompt(sampling.prompt, model.config.vocab_size))
+        loading.set_result(encode_prompt(prompt, vocabulary))
     except BaseException as error:
         loading.set_exception(error)
 
@@ -182,13 +196,20 @@ def _token_ids(prompt: str, vocabulary: int) -> list[int]:
 
 
 def _continue(
-    model: GPT2, prompt: list[int], sampling: Sampling, hardware: Hardware, stop: Stop
+    model: nn.Module,
+    prompt: list[int],
+    sampling: Sampling,
+    *,
+    block_size: int,
+    hardware: Hardware,
+    stop: Stop,
 ) -> list[int]:
     with hardware.autocast():
         [new] = generate(
             model,
             torch.tensor([prompt], device=hardware.device),
             sampling.max_tokens,
+            block_size=block_size,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             generator=torch.Generator().manual_seed(sampling.seed),

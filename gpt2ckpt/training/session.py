@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.checkpoint.manager import CheckpointManager, ManagedRun, SavingOptions
@@ -15,8 +16,8 @@ from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.data.loader import BlockLoader, validation, validation_digest
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.loggers.fanout import Loggers
+from gpt2ckpt.model.build import build_model, loss_of
 from gpt2ckpt.model.counts import count_flops_per_token
-from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
 from gpt2ckpt.parallel.ddp import ParallelLoss, ddp_loss
 from gpt2ckpt.parallel.process_group import DistributedGroup, ProcessGroup, SingleProcess
@@ -140,7 +141,7 @@ class Session:
         """Return the restored state of a resume, or a new state that follows from the seed."""
         config, device = self.validated.config, self.hardware.device
         seed_everything(config.seed)
-        model = GPT2(config.model)
+        model = build_model(config.model)
         if self.validated.pretrained is not None:
             model.load_state_dict(self.validated.pretrained.weights)
         model.to(device)
@@ -277,13 +278,15 @@ class Session:
             stepper.warm_up_ddp(state)
         return stepper
 
-    def _parallelize(self, model: GPT2) -> ParallelLoss:
+    def _parallelize(self, model: nn.Module) -> ParallelLoss:
         """Return the loss function, whose gradients are averaged over all ranks."""
         if self._is_sharded:
             from gpt2ckpt.parallel.fsdp import fsdp_loss
 
             return fsdp_loss(model)
-        loss = torch.compile(model.loss) if self.validated.config.trainer.compile else model.loss
+        loss = loss_of(model)
+        if self.validated.config.trainer.compile:
+            loss = torch.compile(loss)
         if isinstance(self.group, SingleProcess):
             return ParallelLoss(loss)
         return ddp_loss(model, loss, self.hardware.device)
@@ -300,7 +303,7 @@ class Session:
         peak = peak_flops(hardware.name, hardware.precision)
         return None if peak is None else peak * self.group.size / count_flops_per_token(model)
 
-    def _evaluate(self, model: GPT2, stop: Callable[[], bool]) -> Evaluation | None:
+    def _evaluate(self, model: nn.Module, stop: Callable[[], bool]) -> Evaluation | None:
         """Return the loss over the first `eval_blocks` token blocks of the validation split."""
         trainer, block_size = self.validated.config.trainer, self.validated.config.model.block_size
         val, blocks = self.validated.corpus.val, trainer.eval_blocks
@@ -315,10 +318,17 @@ class Session:
         val, blocks = self.validated.corpus.val, config.trainer.eval_blocks
         return validation_digest(val, config.model.block_size, blocks)
 
-    def _build_sampler(self, model: GPT2) -> Sampler:
+    def _build_sampler(self, model: nn.Module) -> Sampler:
         trainer, seed = self.validated.config.trainer, self.validated.config.seed
         sampling = Sampling(trainer.sample_prompt, trainer.sample_tokens, seed)
-        sampler = Sampler(model, sampling, self.hardware, self.group, is_sharded=self._is_sharded)
+        sampler = Sampler(
+            model=model,
+            shape=self.validated.config.model,
+            sampling=sampling,
+            hardware=self.hardware,
+            group=self.group,
+            is_sharded=self._is_sharded,
+        )
         if self.group.is_first and 0 < trainer.sample_every <= self.validated.total_steps:
             sampler.load()
         return sampler

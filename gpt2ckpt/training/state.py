@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from torch import nn
 
 import gpt2ckpt
 from gpt2ckpt.checkpoint.best import Best
@@ -25,7 +26,7 @@ from gpt2ckpt.checkpoint.state import (
 )
 from gpt2ckpt.config.schema import TrainConfig
 from gpt2ckpt.errors import CheckpointError
-from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.model.build import build_on_meta
 from gpt2ckpt.optim.optimizers import OptimizerSet, build_optimizer
 from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
 from gpt2ckpt.training.rng import capture_generators, restore_generators
@@ -84,7 +85,7 @@ class Provenance:
 class TrainingState:
     """Everything that a step changes."""
 
-    model: GPT2
+    model: nn.Module
     optimizer: OptimizerSet
     scaler: torch.amp.GradScaler
     counters: Counters
@@ -203,8 +204,7 @@ def check_restorable(saved: CheckpointState, config: TrainConfig) -> None:
     weights must have the shapes of that model already. Changes the random generators, which a
     training seeds or restores again.
     """
-    with torch.device("meta"):
-        model = GPT2(config.model)
+    model = build_on_meta(config.model)
     optimizer = build_optimizer(config.optimizer, model, "meta")
     scaler = torch.amp.GradScaler("cpu", enabled=bool(saved.scaler))
     with warnings.catch_warnings(action="ignore"):  # nothing is copied to the meta device

@@ -4,15 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2ckpt.checkpoint.reading import is_checkpoint
 from gpt2ckpt.config.checks import check_hardware
 from gpt2ckpt.config.registry import build_model_config
-from gpt2ckpt.config.schema import ModelConfig
+from gpt2ckpt.config.schema import ModelConfig, ModelShape
 from gpt2ckpt.errors import CheckpointError
+from gpt2ckpt.model.build import build_model
 from gpt2ckpt.model.convert import check_shapes, load_pretrained
-from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.model.huggingface import is_huggingface
 from gpt2ckpt.runs.layout import CHECKPOINTS, OUTPUTS
 from gpt2ckpt.runs.resume import SELECTORS, Scope, locate, no_run, read
@@ -25,6 +25,7 @@ class Trained:
 
     Attributes:
         model: The model, in evaluation mode.
+        shape: The config of the model.
         hardware: The device and precision.
         path: The file or folder of the weights.
         step: Steps of the checkpoint; None for pretrained weights.
@@ -32,7 +33,8 @@ class Trained:
         skipped: The damaged checkpoints that were skipped, each with the reason.
     """
 
-    model: GPT2
+    model: nn.Module
+    shape: ModelShape
     hardware: Hardware
     path: Path
     step: int | None = None
@@ -70,7 +72,7 @@ def load_trained(what: str, device: str, precision: str) -> Trained:
         path = Path(what).expanduser()
         config, weights = load_pretrained(path)
         hardware = choose_hardware(device, precision, None)
-        return Trained(_build(config, weights, hardware), hardware, path)
+        return Trained(_build(config, weights, hardware), config, hardware, path)
     place = locate(what, Scope(OUTPUTS), key="ckpt")
     if place is None:
         raise no_run(OUTPUTS, "name one with ckpt=PATH")
@@ -83,11 +85,19 @@ def load_trained(what: str, device: str, precision: str) -> Trained:
     weights = state.model
     state.drop_tensors()  # releases the optimizer moments, which take most of the memory
     model = _build(config, weights, hardware)
-    return Trained(model, hardware, found.path, state.step, state.config, found.skipped)
+    return Trained(
+        model=model,
+        shape=config,
+        hardware=hardware,
+        path=found.path,
+        step=state.step,
+        config=state.config,
+        skipped=found.skipped,
+    )
 
 
-def _build(config: ModelConfig, weights: dict[str, Tensor], hardware: Hardware) -> GPT2:
+def _build(config: ModelConfig, weights: dict[str, Tensor], hardware: Hardware) -> nn.Module:
     prepare_process(hardware, deterministic=True)
-    model = GPT2(config)
+    model = build_model(config)
     model.load_state_dict(weights)
     return model.to(hardware.device).eval()

@@ -1,8 +1,10 @@
 """Generation: the cache does not change the text, and global random state is kept."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.model.cache import KeyValueCache
@@ -26,6 +28,10 @@ def prompt(batch: int, length: int) -> Tensor:
     return torch.randint(60, (batch, length), generator=torch.Generator().manual_seed(5))
 
 
+def continued(model: nn.Module, tokens: Tensor, count: int, **options: Any) -> list[list[int]]:
+    return generate(model, tokens, count, block_size=CONFIG.block_size, **options)
+
+
 def greedy_without_cache(model: GPT2, tokens: Tensor, count: int) -> list[list[int]]:
     """The same windows as documented, every token computed anew."""
     text, start, block = tokens, max(tokens.shape[1] - CONFIG.block_size, 0), CONFIG.block_size
@@ -40,7 +46,7 @@ def greedy_without_cache(model: GPT2, tokens: Tensor, count: int) -> list[list[i
 def test_cache_does_not_change_generated_tokens(model: GPT2, length: int) -> None:
     tokens = prompt(3, length)
     expected = greedy_without_cache(model.eval(), tokens, 30)
-    assert generate(model, tokens, 30, temperature=0, stop_token=None) == expected
+    assert continued(model, tokens, 30, temperature=0, stop_token=None) == expected
     assert len({token for row in expected for token in row}) > 10
 
 
@@ -51,10 +57,36 @@ def test_cache_accepts_several_tokens_at_a_time(model: GPT2) -> None:
     torch.testing.assert_close(torch.cat(parts, dim=1), model.hidden(tokens), rtol=1e-4, atol=1e-5)
 
 
+class Uncached(nn.Module):
+    """A model of another kind, which only maps tokens to logits."""
+
+    def __init__(self, inner: GPT2) -> None:
+        super().__init__()
+        self.inner = inner
+        self.lengths: list[int] = []
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        assert not self.training
+        self.lengths.append(tokens.shape[1])
+        logits: Tensor = self.inner(tokens)
+        return logits
+
+
+def test_model_without_cache_sees_the_last_block_of_the_text(model: GPT2) -> None:
+    tokens = prompt(3, 5)
+    uncached = Uncached(model)
+    rows = continued(uncached, tokens, 10, temperature=0, stop_token=None)
+    assert uncached.lengths == [5, 6, 7, 8, 9, 10, 11, 12, 12, 12]
+    assert [row[:8] for row in rows] == continued(model, tokens, 8, temperature=0, stop_token=None)
+    last = torch.tensor(rows)[:, :9]
+    window = torch.cat((tokens, last), dim=1)[:, -12:]
+    assert [row[9] for row in rows] == model(window)[:, -1].argmax(-1).tolist()
+
+
 def test_same_seed_generates_same_text(model: GPT2) -> None:
     def text(seed: int, **options: float) -> list[list[int]]:
         generator = torch.Generator().manual_seed(seed)
-        return generate(model, prompt(2, 4), 20, generator=generator, **options)
+        return continued(model, prompt(2, 4), 20, generator=generator, **options)
 
     assert text(1) == text(1) != text(2)
     assert text(1, temperature=0.5, top_k=5) == text(1, temperature=0.5, top_k=5)
@@ -64,23 +96,23 @@ def test_generation_keeps_global_generator_and_mode(model: GPT2) -> None:
     before = torch.get_rng_state()
     for training in (True, False):
         model.train(training)
-        generate(model, prompt(1, 4), 8)
+        continued(model, prompt(1, 4), 8)
         assert model.training == training
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_top_k_and_temperature_shape_the_distribution(model: GPT2) -> None:
     tokens = prompt(4, 4)
-    greedy = generate(model, tokens, 6, temperature=0)
-    assert generate(model, tokens, 6, temperature=2.0, top_k=1) == greedy
-    assert generate(model, tokens, 6, temperature=1e-42) == greedy
+    greedy = continued(model, tokens, 6, temperature=0)
+    assert continued(model, tokens, 6, temperature=2.0, top_k=1) == greedy
+    assert continued(model, tokens, 6, temperature=1e-42) == greedy
 
 
 def test_each_row_ends_before_its_stop_token(model: GPT2) -> None:
     tokens = prompt(3, 4)
-    whole = generate(model, tokens, 20, temperature=0, stop_token=None)
+    whole = continued(model, tokens, 20, temperature=0, stop_token=None)
     stop = whole[0][2]
-    rows = generate(model, tokens, 20, temperature=0, stop_token=stop)
+    rows = continued(model, tokens, 20, temperature=0, stop_token=stop)
     for row, full in zip(rows, whole, strict=True):
         assert row == (full[: full.index(stop)] if stop in full else full)
     assert len(rows[0]) < 20
@@ -91,11 +123,11 @@ def test_padded_vocabulary_is_never_drawn() -> None:
     with torch.no_grad():
         model.transformer.ln_f.bias.fill_(1)
         model.transformer.wte.weight[50_257:] = 5
-    (row,) = generate(model, torch.zeros(1, 1, dtype=torch.int64), 5, temperature=0)
+    (row,) = generate(model, torch.zeros(1, 1, dtype=torch.int64), 5, block_size=4, temperature=0)
     assert len(row) == 5 and max(row) < 50_257
 
 
 def test_generation_works_under_autocast(model: GPT2) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        (row,) = generate(model, prompt(1, 4), 20, temperature=0, stop_token=None)
+        (row,) = continued(model, prompt(1, 4), 20, temperature=0, stop_token=None)
     assert len(row) == 20
