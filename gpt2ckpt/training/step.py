@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2ckpt.config.schema import TrainerConfig
 from gpt2ckpt.data.loader import BlockLoader
@@ -93,7 +93,7 @@ class Stepper:
         """Train on the `blocks` blocks that start at `position`.
 
         On any exception but HalfApplied, the state is the same as before the step, the random
-        generators included.
+        generators and the model's buffers included.
 
         Raises:
             NonFiniteLoss: The loss or the gradient norm is not finite.
@@ -101,7 +101,7 @@ class Stepper:
             StepAbandoned: The step would not end before the deadline.
             HalfApplied: The update itself failed.
         """
-        generators = capture_generators()
+        undo = _ForwardUndo(state.model)
         try:
             self.hooks.reseed(state.counters.step)
             loss = self.group.all_reduce_mean(self._accumulate(state, position))
@@ -109,7 +109,7 @@ class Stepper:
             self._check(state, loss, norm)
         except BaseException:
             state.optimizer.zero_grad()
-            restore_generators(generators)
+            undo()
             raise
         try:
             if math.isfinite(norm):
@@ -132,13 +132,13 @@ class Stepper:
         with them the order in which the gradients of three or more ranks are added. Without this
         pass, a resumed training would differ in its last bits from an uninterrupted one.
         """
-        generators = capture_generators()
+        undo = _ForwardUndo(state.model)
         inputs, targets = self.loader.batch(0, self.shard[0].count)
         with self.hardware.autocast():
             loss = self.parallel.loss(self._move(inputs), self._move(targets))
         torch.autograd.backward(loss)
         state.optimizer.zero_grad()
-        restore_generators(generators)
+        undo()
 
     def _accumulate(self, state: TrainingState, position: int) -> float:
         losses = []
@@ -172,3 +172,24 @@ class Stepper:
         if self.hardware.device.type == "cuda":
             return tensor.pin_memory().to(self.hardware.device, non_blocking=True)
         return tensor.to(self.hardware.device)
+
+
+class _ForwardUndo:
+    """Undoes what forward passes change: the random generators, and the buffers that are saved.
+
+    A buffer that is not part of the state dict is computed by the model and cannot be state.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._generators = capture_generators()
+        self._buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name not in module._non_persistent_buffers_set
+        ]
+
+    def __call__(self) -> None:
+        for module, name, buffer, copy in self._buffers:
+            setattr(module, name, buffer.copy_(copy))
+        restore_generators(self._generators)

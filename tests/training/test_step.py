@@ -13,6 +13,7 @@ from training_helpers import differing
 from gpt2ckpt.config.schema import AdamWConfig, ModelConfig, MuonConfig, TrainerConfig
 from gpt2ckpt.data.loader import BlockLoader
 from gpt2ckpt.data.tokens import Piece, TokenStream
+from gpt2ckpt.model.build import loss_of
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
 from gpt2ckpt.parallel.ddp import ParallelLoss
@@ -116,6 +117,39 @@ def test_failed_step_leaves_state_unchanged(
     assert stepper_of(state).step(state, 6) == expected
     assert differing(capture_generators(), generators) == []
     assert differing(state.model.state_dict(), twin.model.state_dict()) == []
+
+
+class Counting(torch.nn.Module):
+    """A model with buffers that its forward pass changes, one in place and one by assignment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(64))
+        self.register_buffer("calls", torch.tensor(0))
+        self.register_buffer("mean", torch.zeros(64))
+        self.register_buffer("table", torch.arange(64.0), persistent=False)
+        self.calls: torch.Tensor
+        self.mean: torch.Tensor
+        self.table: torch.Tensor
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.mean = 0.9 * self.mean + self.weight.detach()
+        return self.weight.expand(*tokens.shape, 64) * self.table
+
+
+def test_step_that_fails_restores_buffers_of_the_model() -> None:
+    model = Counting()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state = TrainingState(model, build_optimizer(AdamWConfig(), model, "cpu"), scaler, Counters())
+    stepper_of(state, loss=loss_of(model)).step(state, 0)
+    before = everything(state)
+    assert before["model"]["calls"] == 3
+    with pytest.raises(NonFiniteLoss):
+        stepper_of(state, loss=lambda x, y: loss_of(model)(x, y) * float("nan")).step(state, 6)
+    assert differing(before, everything(state)) == []
+    stepper_of(state, loss=loss_of(model)).warm_up_ddp(state)
+    assert differing(before, everything(state)) == []
 
 
 def test_non_finite_loss_message_says_how_to_resume() -> None:
