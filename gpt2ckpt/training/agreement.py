@@ -33,7 +33,7 @@ def agree(start: Start, validated: ValidatedRun, hardware: Hardware, group: Proc
     shard_step(group.rank, group.size, trainer.batch_size, trainer.grad_accum)
     if trainer.parallel == FSDP and isinstance(group, DistributedGroup):
         _check_sharded(validated.config, hardware)
-    file, seal = identify(start.found) if start.found else (None, None)
+    file, identity = identify(start.found) if start.found else (None, None)
     group.publish_plan(
         {
             "frozen": start.frozen,
@@ -43,7 +43,7 @@ def agree(start: Start, validated: ValidatedRun, hardware: Hardware, group: Proc
             "fork_requested": start.fork_requested,
             "changes": [dataclasses.asdict(change) for change in start.changes],
             "file": file,
-            "seal": seal,
+            "identity": identity,
             "data": validated.corpus.digest,
         }
     )
@@ -53,7 +53,7 @@ def follow(group: DistributedGroup) -> int:
     """Other ranks: follow the plan of the first rank, train, and return the exit code.
 
     Raises:
-        InputError: This rank sees another checkpoint or other data than the first rank.
+        InputError: This rank sees a different checkpoint or different data than the first rank.
         ConfigError: This rank does not have the device or the precision.
     """
     plan = group.receive_plan()
@@ -61,8 +61,8 @@ def follow(group: DistributedGroup) -> int:
     validated = validate_run(start)
     if validated.corpus.digest != plan["data"]:
         raise InputError(
-            f"this rank reads other data than the first ({validated.corpus.description}): all "
-            "ranks need the same files"
+            "this rank reads different data than the first rank "
+            f"({validated.corpus.description}): all ranks need the same files"
         )
     hardware = hardware_of(start, validated, group)
     group.confirm_plan()
@@ -92,7 +92,7 @@ def _start_of(plan: dict[str, Any]) -> Start:
         plan["frozen"],
         plan["overrides"],
         Path(plan["directory"]) if plan["directory"] else None,
-        load_identified(Path(file), plan["seal"]) if file else None,
+        load_identified(Path(file), plan["identity"]) if file else None,
         [Change(**change) for change in plan["changes"]],
         given=plan["given"],
         fork_requested=plan["fork_requested"],

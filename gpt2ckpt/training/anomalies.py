@@ -1,10 +1,10 @@
 """Non-finite losses and weights, loss spikes, and the reactions: stop, skip the batch, roll back.
 
-A step that detects an anomaly has not changed the weights, so the state before it is good, and the
-batch is skipped. After several anomalies in a row, or with non-finite weights, the weights
-themselves are suspect: the run rolls back to its last regular checkpoint and continues after all
-batches since. Emergency checkpoints do not count, since another run with the same seed would not
-have them.
+A step detects an anomaly before it changes the weights, so the state is still good, and the batch
+can be skipped. After several anomalies in a row, or with non-finite weights, the weights themselves
+are suspect: the run rolls back to its last regular checkpoint and continues after all batches
+since. It never rolls back to an emergency checkpoint, because a second run with the same seed would
+not have one at that step.
 """
 
 import logging
@@ -22,7 +22,7 @@ from gpt2ckpt.training.state import TrainingState
 log = logging.getLogger(__name__)
 
 IN_A_ROW = 3  # anomalies in consecutive batches after which the weights are suspect
-LEAST_SPREAD = 1e-3  # of the mean: nearly constant losses do not turn a small step into a spike
+LEAST_SPREAD = 1e-3  # least standard deviation, as a share of the mean, for constant losses
 
 
 class TrainingAnomaly(UserError):
@@ -54,24 +54,24 @@ class Reaction(Enum):
 
 
 def summary_of(anomaly: TrainingAnomaly) -> str:
-    """Return what happened, without the advice on what to do."""
+    """Return the first part of the message, without the advice on what to do."""
     return str(anomaly).partition(":")[0]
 
 
 def choose_reaction(
-    counts: AnomalyCounts, policy: str, max_rollbacks: int, *, weights_are_bad: bool = False
+    counts: AnomalyCounts, policy: str, max_rollbacks: int, *, weights_are_non_finite: bool = False
 ) -> Reaction:
     """Return the reaction to a new anomaly.
 
     Args:
-        counts: The anomalies before it.
+        counts: The earlier anomalies.
         policy: trainer.on_bad_loss.
-        max_rollbacks: The number of anomalies after which the run stops.
-        weights_are_bad: Whether the weights are not finite.
+        max_rollbacks: trainer.max_rollbacks, the number of anomalies after which the run stops.
+        weights_are_non_finite: Whether the weights are not finite.
     """
     if policy == "stop" or counts.handled >= max_rollbacks:
         return Reaction.STOP
-    if weights_are_bad or counts.in_a_row + 1 >= IN_A_ROW:
+    if weights_are_non_finite or counts.in_a_row + 1 >= IN_A_ROW:
         return Reaction.GO_BACK
     return Reaction.SKIP
 
@@ -89,7 +89,7 @@ def resolve_anomaly(
         anomaly: The anomaly.
         state: The training state, which is moved past the batch.
         trainer: The policy and its limits.
-        blocks: Number of blocks in the batch.
+        blocks: Number of token blocks in the batch.
         last_regular: Returns the last regular checkpoint, if any.
 
     Raises:
@@ -97,20 +97,23 @@ def resolve_anomaly(
             there is no checkpoint to roll back to.
     """
     counters, counts = state.counters, state.counters.anomalies
-    weights_are_bad = isinstance(anomaly, NonFiniteWeights)
+    weights_are_non_finite = isinstance(anomaly, NonFiniteWeights)
     reaction = choose_reaction(
-        counts, trainer.on_bad_loss, trainer.max_rollbacks, weights_are_bad=weights_are_bad
+        counts,
+        trainer.on_bad_loss,
+        trainer.max_rollbacks,
+        weights_are_non_finite=weights_are_non_finite,
     )
     found = last_regular() if reaction is Reaction.GO_BACK else None
     if reaction is Reaction.STOP or (reaction is Reaction.GO_BACK and found is None):
         raise _final(anomaly, reaction, trainer, counts.handled) from anomaly
     first = counters.position
-    if not weights_are_bad:
+    if not weights_are_non_finite:
         counters.position += blocks
     if found is None:
         counts.skip(blocks)
         log.warning(
-            "step %d: blocks %s to %s are skipped, rollback %d of at most %d: %s",
+            "step %d: skipped token blocks %s to %s, anomaly %d of at most %d: %s",
             counters.step + 1,
             f"{first:,}",
             f"{counters.position - 1:,}",
@@ -124,7 +127,7 @@ def resolve_anomaly(
 def _final(
     anomaly: TrainingAnomaly, reaction: Reaction, trainer: TrainerConfig, handled: int
 ) -> TrainingAnomaly:
-    """Return the error that ends a run, with what to do."""
+    """Return the error that ends a run, with advice on what to do."""
     if trainer.on_bad_loss == "stop":
         return anomaly
     if reaction is Reaction.GO_BACK:
@@ -141,7 +144,7 @@ def _final(
 
 
 def roll_back(state: TrainingState, found: Found) -> None:
-    """Restore the checkpoint `found`, and continue after the blocks trained or skipped since."""
+    """Restore the checkpoint `found`, and move past the token blocks that were read since."""
     position, handled = state.counters.position, state.counters.anomalies.handled
     step = state.counters.step
     state.restore(found.state)
@@ -150,7 +153,7 @@ def roll_back(state: TrainingState, found: Found) -> None:
     counters.anomalies.skipped_blocks += position - counters.position
     counters.anomalies.in_a_row = 0
     log.warning(
-        "rollback %d: from step %d back to step %d (%s), past the %s blocks since",
+        "rollback %d: from step %d back to step %d (%s), skipping the %s token blocks since",
         handled + 1,
         step,
         counters.step,
@@ -163,8 +166,8 @@ def roll_back(state: TrainingState, found: Found) -> None:
 def spike_score(loss: float, recent: Sequence[float], window: int) -> float:
     """Return how many standard deviations `loss` lies above the mean of the recent losses.
 
-    The mean and the deviation are those of `recent`, the last `window` losses; the score is 0 until
-    there are that many.
+    The mean and the standard deviation are those of `recent`, the last `window` losses. With fewer
+    losses, the score is 0.
     """
     if len(recent) < window:
         return 0.0
@@ -180,9 +183,9 @@ def check_loss(loss: float, norm: float, *, norm_may_overflow: bool) -> None:
     """
     if not math.isfinite(loss) or not (math.isfinite(norm) or norm_may_overflow):
         raise NonFiniteLoss(
-            f"the loss is {loss} and the gradient norm {norm}: the weights have not seen it. An "
-            "unchanged resume would meet it again: use +resume=latest with a lower optimizer.lr, "
-            "or with trainer.on_bad_loss=rollback, which skips the batch"
+            f"the loss is {loss} and the gradient norm {norm}: the weights are unchanged. A resume "
+            "with the same settings would fail again: use +resume=latest with a lower "
+            "optimizer.lr, or with trainer.on_bad_loss=rollback, which skips the batch"
         )
 
 
@@ -192,7 +195,7 @@ def check_spike(loss: float, recent: Sequence[float], window: int, zscore: float
     if score > zscore:
         raise LossSpike(
             f"the loss {loss:.4f} lies {score:.1f} standard deviations above the last {window} "
-            f"(trainer.spike_zscore={zscore:g}): the weights have not seen it. Resume with "
+            f"(trainer.spike_zscore={zscore:g}): the weights are unchanged. Resume with "
             "+resume=latest and a lower optimizer.lr, with trainer.on_bad_loss=rollback, which "
             "skips the batch, or with trainer.spike_zscore=null",
             loss,

@@ -1,7 +1,6 @@
 """The layout of log lines: labelled rows and aligned columns, at most 80 columns wide.
 
-Step and evaluation lines keep this width for numbers of usual size. Paths and commands are never
-wrapped, so that they can be copied; only they may be wider.
+Only paths and commands may be wider: they are never wrapped, so that they can be copied.
 """
 
 import textwrap
@@ -102,23 +101,23 @@ def _progress(step: int, total_steps: int) -> str:
 
 
 def _loss(loss: float) -> str:
-    """Return six characters for a loss below 1000."""
+    """Format a loss: six characters below 1000."""
     return f"{loss:6.4f}" if abs(loss) < 10 else f"{loss:6.3f}"
 
 
 def _grad_norm(norm: float) -> str:
-    """Format a gradient norm; four characters if the norm is below 10,000."""
+    """Format a gradient norm: four characters below 10,000."""
     return f"{norm:4.2f}" if norm < 10 else f"{norm:4.1f}" if norm < 100 else f"{norm:4.0f}"
 
 
 def _learning_rate(lr: float) -> str:
-    """Return six characters for a rate of at least 1e-9: 2.9e-3."""
+    """Format a learning rate, such as 2.9e-3: six characters from 1e-9 on."""
     digits, _, exponent = f"{lr:.1e}".partition("e")
     return f"{digits}e{int(exponent)}"
 
 
 def _rate(per_second: float) -> str:
-    """Return five characters for a rate below a billion: 3,840, 384k, 1.23M."""
+    """Format a rate, such as 3,840, 384k or 1.23M: five characters below a billion."""
     if per_second < 9999.5:
         return f"{per_second:5,.0f}"
     if per_second < 999_500:
@@ -127,6 +126,6 @@ def _rate(per_second: float) -> str:
 
 
 def perplexity_text(loss: float) -> str:
-    """Return the perplexity that belongs to a loss in nats per token."""
+    """Format the perplexity of a loss in nats per token."""
     value = perplexity(loss)
     return f"{value:,.1f}" if value < 1e3 else f"{value:,.0f}" if value < 1e9 else f"{value:.1e}"

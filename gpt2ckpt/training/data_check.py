@@ -1,8 +1,8 @@
-"""Checks that the data is still the data that the checkpoint was trained on.
+"""Checks that the data is the same as that of the checkpoint to resume.
 
-Two kinds of digests are compared. The digest of the corpus is available immediately, and a
-difference is refused before anything is written. The digests of complete files may take minutes to
-compute: a thread then reads the files during the training, and regular saves wait until the files
+Two kinds of digests are compared. The digest of the corpus is available immediately; if it differs,
+the run is refused before anything is written. The digests of complete files may take minutes to
+compute: a thread then reads the files while the run trains, and regular saves wait until the files
 are verified.
 """
 
@@ -26,7 +26,7 @@ POLL = 0.2  # seconds
 
 
 class DataChanged(InputError):
-    """The data differs from that of the checkpoint; the steps since then must not be saved."""
+    """The data differs from that of the checkpoint. The steps trained since must not be saved."""
 
 
 def data_identity(corpus: Corpus, blocks_per_epoch: int) -> DataIdentity:
@@ -42,12 +42,12 @@ def data_identity(corpus: Corpus, blocks_per_epoch: int) -> DataIdentity:
 def expected_files(start: Start, corpus: Corpus) -> list[str] | None:
     """Return the digests that the files must have; None if the checkpoint does not record them.
 
-    Different data is accepted on request, and added to the changes that are printed: with overrides
-    that name other files, with a fork, or with overrides that name the same files, if all old files
-    are unchanged and new ones were added.
+    Different data is accepted, and added to the changes that are printed, in three cases: the
+    overrides select different files; the run is forked; the overrides select the same files again,
+    and files were only added.
 
     Raises:
-        InputError: The data differs otherwise; the message says what to do.
+        InputError: The data differs in any other case.
     """
     if start.state is None:
         return None
@@ -56,7 +56,8 @@ def expected_files(start: Start, corpus: Corpus) -> list[str] | None:
     if changed & OTHER_FILES or (changed and data["kind"] == "embedded"):
         return None
     files, known = saved.files, corpus.contents.known()
-    is_same = bool(changed) or saved.digest == corpus.digest  # another split has another digest
+    # A changed data.val_fraction also changes the digest of the corpus.
+    is_same = bool(changed) or saved.digest == corpus.digest
     if is_same and (files is None or known is None or files == known):
         return files
     grown = files is not None and known is not None and not Counter(files) - Counter(known)
@@ -82,7 +83,7 @@ def _refusal(start: Start, corpus: Corpus, saved: DataIdentity, *, grown: bool) 
         named = as_typed("data.train", data["train"])
         return (
             f"the data has grown since the checkpoint was saved: {what}. Remove the new files, or "
-            f"name the data to train on all of it, {named}, or {NEW_RUN}"
+            f"pass {named} to train on all of it, or {NEW_RUN}"
         )
     return (
         f"the data has changed since the checkpoint was saved: {what}. Restore the old data, or "
@@ -91,7 +92,7 @@ def _refusal(start: Start, corpus: Corpus, saved: DataIdentity, *, grown: bool) 
 
 
 def _difference(corpus: Corpus, old: list[str] | None) -> str:
-    """Return the differences between the files, by name."""
+    """Return how the files differ from those of the checkpoint, as text."""
     new = corpus.contents.known()
     if old is None or new is None:
         return f"it is now {corpus.description}"
@@ -104,7 +105,7 @@ def _difference(corpus: Corpus, old: list[str] | None) -> str:
         else:
             other.append(file.name)
     if not other:
-        return f"{missing} files are missing" if missing else "its files are in another order"
+        return f"{missing} files are missing" if missing else "its files are in a different order"
     names = other[0] if len(other) == 1 else f"{other[0]} and {len(other) - 1} more"
     if len(new) > len(old) and not missing:
         return f"{names} was added"
@@ -112,17 +113,17 @@ def _difference(corpus: Corpus, old: list[str] | None) -> str:
 
 
 class DataCheck:
-    """Verifies complete data files in the background of a training.
+    """Verifies the complete data files in a background thread while the run trains.
 
-    The identity of the data, which each checkpoint records, is completed once the digests are
-    known. Until then regular saves wait. An emergency save does not wait, and records the step
-    since which the data is unverified.
+    Each checkpoint records the identity of the data, which is complete once the digests are known.
+    Until then, regular saves wait. An emergency save does not wait; it records since which step the
+    data is unverified.
     """
 
     def __init__(
         self,
         corpus: Corpus,
-        facts: DataIdentity,
+        identity: DataIdentity,
         expected: list[str] | None,
         state: CheckpointState | None,
     ) -> None:
@@ -130,18 +131,23 @@ class DataCheck:
 
         Args:
             corpus: The data.
-            facts: From `data_identity`; completed here.
+            identity: From `data_identity`; completed here.
             expected: From `expected_files`.
-            state: The saved state that the training starts from, if any.
+            state: The saved state of a resume or fork; None for a new run.
         """
         since = 0
         if state is not None:
             unverified = state.data.unverified_since
             since = state.step if unverified is None else unverified
-        self._corpus, self._facts, self._expected, self._since = corpus, facts, expected, since
-        self._is_settled = facts.files is not None
+        self._corpus, self._identity, self._expected, self._since = (
+            corpus,
+            identity,
+            expected,
+            since,
+        )
+        self._is_settled = identity.files is not None
         if not self._is_settled:
-            facts.files, facts.unverified_since = expected, since
+            identity.files, identity.unverified_since = expected, since
             corpus.contents.start()
 
     def poll(self, seconds: float = 0.0) -> bool:
@@ -163,7 +169,7 @@ class DataCheck:
                 "trained on other data, and are not saved. Restore the old data and resume from "
                 f"a checkpoint of step {self._since} or before, or {NEW_RUN}"
             )
-        self._facts.files, self._facts.unverified_since = files, None
+        self._identity.files, self._identity.unverified_since = files, None
         self._is_settled = True
         return True
 
@@ -181,10 +187,10 @@ class DataCheck:
         """
         if self._is_settled and self._corpus.contents.forget_changed():
             log.warning("a data file was modified during training: reading the file again")
-            self._expected, self._is_settled = self._facts.files, False
+            self._expected, self._is_settled = self._identity.files, False
             self._corpus.contents.start()
         if not self.poll():
-            log.info("this save waits until all data is read, for its digest")
+            log.info("this save waits until all data files are read and verified")
         while not self.poll(POLL):
             if stop_requested():
                 return False

@@ -57,7 +57,7 @@ class Hardware:
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
 
     def recorded(self, ranks: int) -> Environment:
-        """Return what a checkpoint records: a resume is bitwise exact only where it is equal."""
+        """Return the record for a checkpoint; a resume is bitwise exact only if it is equal."""
         return Environment(
             device=self.device.type,
             device_name=self.name,
@@ -81,9 +81,9 @@ def choose_hardware(
         device: trainer.device.
         precision: trainer.precision.
         threads: trainer.threads.
-        recorded: The environment of the run's earlier processes, which takes precedence over
-            automatic choices.
-        local_rank: The number of this rank on its machine, which is also that of its GPU.
+        recorded: The environment of the run's earlier processes; takes precedence over automatic
+            choices.
+        local_rank: The number of this rank on its machine, and of its GPU.
 
     Raises:
         ConfigError: The device is not available, or does not support the precision.
@@ -95,7 +95,7 @@ def choose_hardware(
     if threads is None and same_device is not None:
         threads = same_device.threads
     if precision == "auto" and same_device is not None:
-        precision, reason = same_device.precision, "as the run began"
+        precision, reason = same_device.precision, "as before the resume"
     elif precision == "auto":
         precision, reason = _choose_precision(chosen)
     else:
@@ -126,7 +126,7 @@ def prepare_process(hardware: Hardware, *, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
-    # Uninitialized memory is always written before it is read, so filling it is a wasted pass.
+    # Here, uninitialized memory is always written before it is read; filling it wastes time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -134,8 +134,8 @@ def _keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next step instead of returning it to the kernel.
 
     Otherwise the kernel maps and clears new pages for the activations and gradients of each step,
-    which takes up to a quarter of the time; the peak memory stays about the same. See mallopt(3):
-    large blocks are not mapped separately, and the heap is never trimmed.
+    which takes up to a quarter of the time; the peak memory stays about the same. The settings, of
+    mallopt(3): large allocations are not mapped separately, and the heap is never trimmed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -144,9 +144,10 @@ def _keep_freed_memory() -> None:
 
 
 def differences(now: Environment, recorded: Environment) -> list[str]:
-    """Return why a resume cannot be bitwise exact, as `threads 2 → 4`; empty if it is.
+    """Return the differences that make a resume not bitwise exact, such as `threads 2 → 4`.
 
-    What an earlier version did not record is ignored, and so is what does not apply to the device.
+    Properties that an earlier version did not record, or that the device does not have, are
+    ignored.
     """
     before = vars(recorded)
     found = [
@@ -195,7 +196,7 @@ def _choose_precision(device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bfloat16", "the GPU supports it"
-        return "float16", "the GPU has no bfloat16; gradients are scaled"
+        return "float16", "the GPU has no bfloat16; the loss is scaled"
     if device.type == "cpu" and _cpu_has_bfloat16():
         return "bfloat16", "the CPU has instructions for it, about twice as fast as float32"
     return "float32", "the fastest on this device"

@@ -16,13 +16,13 @@ import xxhash
 
 DIGITS = 8  # of a digest: enough to detect a change
 CPU_INFO = Path("/proc/cpuinfo")
-# The processor flags of instructions that compute (x86 and ARM). Other flags, which do not change a
-# result, come and go with the Linux kernel and the firmware.
+# The processor flags of arithmetic instructions (x86 and ARM). Other flags, which change with the
+# Linux kernel and the firmware, do not change a result.
 COMPUTES = re.compile(r"(s?sse|avx|fma|f16c|amx|bmi|pni|abm|asimd|fp|sve|sme|bf16|i8mm|neon|vfp).*")
-MODEL = ("cpu family", "model", "cpu part", "cpu variant", "cache size")  # kernels block by caches
-# Variables are compared by value, so a resume may warn of one that did not change a result. The
-# kernels that a training uses are unknown: PyTorch reports its instruction set (cpu_capability),
-# but MKL and oneDNN select kernels at each call, by shape, type and processor, without a report.
+# Kernels choose the sizes of their tiles by the cache size.
+MODEL = ("cpu family", "model", "cpu part", "cpu variant", "cache size")
+# A resume warns of each variable whose value changed, even if the results are the same: MKL and
+# oneDNN select a kernel at each call and do not report which.
 CPU_VARIABLES = (
     "MKL_ENABLE_INSTRUCTIONS",
     "MKL_CBWR",
@@ -64,24 +64,24 @@ CUDA_VARIABLES = (
 
 
 def numerics(device: torch.device) -> dict[str, Any]:
-    """Return the properties that the kernels of `device` depend on, by name of the record."""
-    facts: dict[str, Any] = {"torch_build": _digest(_build())}
+    """Return the properties that the kernels of `device` depend on, by field of Environment."""
+    found: dict[str, Any] = {"torch_build": _digest(_build())}
     if device.type == "cpu":
-        facts["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
-        facts["cpu_flags"] = cpu_flags()
-        facts["libc"] = " ".join(platform.libc_ver()).strip()
+        found["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+        found["cpu_flags"] = cpu_flags()
+        found["libc"] = " ".join(platform.libc_ver()).strip()
         names: tuple[str, ...] = CPU_VARIABLES
     elif device.type == "cuda":
-        facts["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
-        facts["cuda"] = str(torch.version.cuda)
+        found["capability"] = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        found["cuda"] = str(torch.version.cuda)
         cudnn: Callable[[], int | None] = torch.backends.cudnn.version
-        facts["cudnn"] = str(cudnn())
-        facts["nccl"] = _nccl()
+        found["cudnn"] = str(cudnn())
+        found["nccl"] = _nccl()
         names = CUDA_VARIABLES
     else:
         names = ()
-    facts["variables"] = {name: os.environ[name] for name in names if name in os.environ}
-    return facts
+    found["variables"] = {name: os.environ[name] for name in names if name in os.environ}
+    return found
 
 
 def changed_variables(now: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
@@ -94,16 +94,16 @@ def changed_variables(now: Mapping[str, str], before: Mapping[str, str]) -> list
 
 
 def cpu_flags(info: Path = CPU_INFO) -> str:
-    """Return a digest of the processor's model and compute instructions, or else of its name."""
+    """Return a digest of the processor's model and instructions; of its name without `info`."""
     try:
         first = info.read_text(errors="replace").partition("\n\n")[0]
     except OSError:
         return _digest(f"{platform.machine()} {platform.processor()}")
     lines = (line.partition(":") for line in first.splitlines())
-    facts = {name.strip(): value.strip() for name, _, value in lines}
-    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    fields = {name.strip(): value.strip() for name, _, value in lines}
+    flags = (fields.get("flags") or fields.get("Features") or "").split()
     computing = sorted(flag for flag in flags if COMPUTES.fullmatch(flag))
-    return _digest(" ".join([*(facts.get(name, "") for name in MODEL), *computing]))
+    return _digest(" ".join([*(fields.get(name, "") for name in MODEL), *computing]))
 
 
 def _build() -> str:

@@ -58,8 +58,8 @@ def read_pretrained(config: ModelConfig, overrides: list[str]) -> Pretrained:
 
     Args:
         config: The model group of the config.
-        overrides: Of these, a shorter model.block_size cuts the position embedding, and model.gelu
-            is used for files that do not record it.
+        overrides: The user's overrides. A smaller model.block_size cuts the position embedding;
+            model.gelu is used if the file does not record it.
 
     Raises:
         InputError: The weights cannot be used.
@@ -73,7 +73,7 @@ def read_pretrained(config: ModelConfig, overrides: list[str]) -> Pretrained:
     }
     for key in given & set(SHAPE):
         wanted, there = getattr(config, key), getattr(shape, key)
-        if key == "gelu":  # nanoGPT's files do not say which form they were trained with
+        if key == "gelu":  # nanoGPT's files do not record which form they were trained with
             shape = dataclasses.replace(shape, gelu=wanted)
         elif key == "block_size" and wanted < there:
             shape = dataclasses.replace(shape, block_size=wanted)
@@ -84,7 +84,7 @@ def read_pretrained(config: ModelConfig, overrides: list[str]) -> Pretrained:
                 f"model.{key}={wanted} contradicts {path}, which has {there}: remove model.{key}"
             )
     if source.kind == NANOGPT and "gelu" not in given:
-        remarks.append(f"model.gelu={shape.gelu} assumed, since the file does not say")
+        remarks.append(f"model.gelu={shape.gelu} assumed, since the file does not record it")
     settled = dataclasses.replace(shape, dropout=config.dropout, init_from=config.init_from)
     return Pretrained(settled, weights, source, tuple(remarks))
 

@@ -23,18 +23,18 @@ class ReplayResult:
 
 
 class ReplayCheck:
-    """Compares the losses of repeated steps with the earlier ones, and reports after the last.
+    """Compares the losses of repeated steps with the earlier losses; reports after the last step.
 
     The earlier losses stay in their file until `close`, so that a kill only interrupts the
-    comparison: the next resume starts with the steps that are in metrics.jsonl by then.
+    comparison: the next resume starts by comparing the steps that metrics.jsonl holds by then.
     """
 
     def __init__(self, expected: Events, retrained: Events = (), file: Path | None = None) -> None:
         """Compare the steps that were repeated before this process.
 
         Args:
-            expected: The events of the first time.
-            retrained: The events of repeated steps so far.
+            expected: The events logged when the steps were first trained.
+            retrained: The events of the steps that were repeated so far.
             file: The file of the expected events, which `close` deletes.
         """
         self._expected = dict(_losses(expected))
@@ -47,24 +47,29 @@ class ReplayCheck:
 
     @classmethod
     def of_run(cls, waiting: Path, history: Path) -> "ReplayCheck":
-        """Return the check of a run that resumes with the files `waiting` and `history`."""
+        """Return the check of a resumed run.
+
+        Args:
+            waiting: The file of the expected events; without it there is nothing to compare.
+            history: metrics.jsonl.
+        """
         if not waiting.exists():
             return cls([])
         return cls(metrics_file.read(waiting), metrics_file.read(history), waiting)
 
     def compare(self, step: int, loss: float) -> ReplayResult | None:
-        """Compare the loss of a step; return the result if it was the last one, else None."""
+        """Compare the loss of a step; return the result after the last repeated step, else None."""
         self._compare(step, loss)
         return ReplayResult(self._same, self._first_difference) if step == self._last else None
 
     def close(self) -> None:
         """Delete the file of the expected losses: call it when the result is recorded."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # then the next resume compares once more
+            with contextlib.suppress(OSError):  # if it fails, the next resume compares again
                 self._file.unlink()
 
     def interrupted(self, step: int) -> str | None:
-        """Return the result so far if steps after `step` are left to compare; else None."""
+        """Return the result so far if there are steps to compare after `step`; else None."""
         if step >= self._last:
             return None
         so_far = (

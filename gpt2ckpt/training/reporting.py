@@ -1,4 +1,4 @@
-"""Reporting a training: metrics, log lines, the progress bar and text samples."""
+"""Reports the steps of a run: metrics, log lines, the progress bar and text samples."""
 
 import logging
 import signal
@@ -22,15 +22,15 @@ from gpt2ckpt.training.validate_run import ValidatedRun
 
 log = logging.getLogger(__name__)
 
-REOPEN_WAITS = 10.0  # seconds that a rollback waits for loggers before it reopens them
+REOPEN_WAITS = 10.0  # seconds that a rollback waits until loggers are closed, to reopen them
 
 
 @dataclass
 class Reporter:
-    """Reports each step and evaluation of a training, and measures its speed.
+    """Reports each step and evaluation of a run, and measures the speed.
 
-    `start` comes before the first step, `rewind` after each rollback, and `close` at the end. Of
-    the training state, it only resets the sum of the losses since the last logged step.
+    Call `start` before the first step, `rewind` after each rollback, and `close` at the end. The
+    reporter changes one part of the training state: it resets the sum of the unlogged losses.
 
     Attributes:
         state: The live training state.
@@ -40,7 +40,7 @@ class Reporter:
         replay: Compares repeated steps with their first losses.
         meter: Measures speed and memory.
         bar: The progress bar.
-        logged: The losses that the last logged mean is of.
+        logged: The losses of the last logged mean.
     """
 
     state: TrainingState
@@ -57,18 +57,18 @@ class Reporter:
         """Start to measure; announce the compilation of the model."""
         self.meter.start(self.state.counters.step)
         if self.validated.config.trainer.compile and self.state.group.is_first:
-            log.info("compiling the model: the first step takes up to some minutes")
+            log.info("compiling the model: the first step may take some minutes")
             self.bar.note("compiling")
 
     def rewind(self) -> None:
-        """Take back what was logged after the step that a rollback returned to."""
+        """Remove what was logged after the step to which a rollback returned."""
         step = self.state.counters.step
         self.loggers.rewind(step, REOPEN_WAITS)
         self.replay = ReplayCheck([])
         self.meter.start(step)
 
     def log_step(self, result: StepResult, seconds: float) -> None:
-        """Report a step that took so many `seconds`; write a line every `log_every` steps."""
+        """Report a step and its duration in seconds; log a line every `log_every` steps."""
         step, total_steps = self.state.counters.step, self.validated.total_steps
         self.bar.update(step)
         self.meter.count(step)
@@ -109,7 +109,7 @@ class Reporter:
         log.info("%s", line)
 
     def log_evaluation(self, previous_best: Best | None, *, is_best: bool, seconds: float) -> None:
-        """Report the evaluation that the counters hold, which took so many `seconds`."""
+        """Report the evaluation in the counters, and its duration in seconds."""
         counters = self.state.counters
         assert counters.val_loss is not None
         event = {"step": counters.step, "time": time.time(), "val_loss": counters.val_loss}
@@ -148,7 +148,7 @@ class Reporter:
             self.events.write("signal_received", step, signal=received.name)
 
     def close(self, seconds: float, deadline: Deadline) -> None:
-        """Remove the bar and close the loggers, within so many `seconds` and the deadline."""
+        """Remove the bar and close the loggers, in at most `seconds` and before the deadline."""
         self.bar.close()
         left = deadline.left()
         self.loggers.close(seconds if left is None else max(0.0, min(seconds, left)))

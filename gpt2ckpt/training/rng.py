@@ -10,10 +10,10 @@ from gpt2ckpt.checkpoint.state import RngState
 
 
 def seed_rank(seed: int, rank: int, step: int) -> None:
-    """Seed a rank other than the first for the step after `step`.
+    """Seed a rank other than the first before the step that follows `step` steps.
 
-    The seed is a function of the arguments, so a checkpoint need not hold the generators of these
-    ranks, and is complete even if a rank has died.
+    The seed depends only on the arguments, so a checkpoint does not hold the generators of these
+    ranks, and can be saved even if a rank has died.
     """
     digest = xxhash.xxh3_64_digest(f"{seed}/{rank}/{step}".encode())
     seed_everything(int.from_bytes(digest, "big") >> 1)
@@ -27,7 +27,7 @@ def seed_everything(seed: int) -> None:
 
 
 def capture_generators() -> RngState:
-    """Return the states of all generators; of several GPUs, that of the GPU in use."""
+    """Return the states of all generators; with several GPUs, only that of the GPU in use."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return RngState(
@@ -46,7 +46,7 @@ def capture_generators() -> RngState:
 
 
 def restore_generators(state: RngState) -> None:
-    """Restore the states of all generators; that of a GPU where this machine has such a GPU."""
+    """Restore the states of all generators, that of a GPU only if this machine has one."""
     version, internal, gauss = state.python
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state.numpy

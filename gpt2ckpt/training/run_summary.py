@@ -37,9 +37,9 @@ def summary(
 
     Args:
         directory: The run directory.
-        reporter: The reporter of the training that ended.
-        saved: From `_saved`; None where the file system did not answer.
-        has_stopped: Whether a signal ended the training, so that it can be resumed.
+        reporter: The reporter of the training loop that ended.
+        saved: From `_saved`; None if the file system did not answer.
+        has_stopped: Whether a signal stopped the run, so that it can be resumed.
     """
     state = reporter.state
     recent = state.counters.unlogged if state.counters.unlogged.steps else reporter.logged
@@ -61,7 +61,7 @@ def trained_row(meter: Meter, run_steps: int, tokens_per_step: int) -> Row:
     """Return the row on the work of this process, after `run_steps` steps of the run."""
     in_all = f" ({run_steps:,} in all)" if run_steps > meter.steps else ""
     if run_steps < meter.steps:  # after a rollback
-        in_all = f" ({run_steps:,} of them count)"
+        in_all = f" ({run_steps:,} of them kept)"
     speed = f", median {median(meter.speeds):,.0f} tok/s" if meter.speeds else ""
     text = (
         f"{plural(meter.steps, 'step')}{in_all}, {meter.steps * tokens_per_step:,} tokens in "
@@ -96,7 +96,7 @@ def _saved(directory: Path) -> tuple[int, str]:
 
 
 def saved_text(*, files: int, used: int, largest: int, free: int) -> str:
-    """Return the disk usage of checkpoints as text; `used`, `largest` and `free` are in bytes."""
+    """Return the disk usage of the checkpoints as text; all sizes are in bytes."""
     left = f": {free // (COPIES * largest):,} more saves fit" if largest else ""
     return (
         f"{plural(files, 'file')}, {human_bytes(used)} on disk, "
@@ -105,7 +105,7 @@ def saved_text(*, files: int, used: int, largest: int, free: int) -> str:
 
 
 def resume_command(directory: Path, ranks: int = 1) -> str:
-    """Return the command that resumes the run in `directory` on as many ranks."""
+    """Return the command that resumes the run in `directory` on `ranks` ranks."""
     given = as_typed("hydra.run.dir", str(directory))
     if ranks == 1:
         return command("train", "+resume=latest", given)

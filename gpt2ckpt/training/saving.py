@@ -1,4 +1,4 @@
-"""Saving the training state: whether it may be saved, under which roles, and by which rank."""
+"""Saves the training state: decides whether it may be saved, in which roles, and by which rank."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def retention_of(checkpoint: CheckpointConfig) -> Retention:
-    """Return how many files of each pool a config keeps."""
+    """Return how many rolling, emergency and epoch checkpoints a config keeps."""
     return Retention(checkpoint.keep_rolling, checkpoint.keep_emergency, checkpoint.keep_epochs)
 
 
@@ -33,19 +33,18 @@ def retention_of(checkpoint: CheckpointConfig) -> Retention:
 class Saver:
     """Saves the training state on request; with several ranks, all ranks make the same requests.
 
-    A state with non-finite values is never saved, and a regular save waits until the data is
-    verified. `close` waits for the last save. Whether a failed save ends the training is for the
-    caller to decide, by `has_failed`.
+    A state with non-finite values is never saved. A regular save waits until the data is verified.
+    A failed save does not raise; `has_failed` reports it.
 
     Attributes:
         state: The live training state.
         validated: The config and the length of the run.
         provenance: The parts of a checkpoint that stay the same over this process.
-        manager: Writes the files. None on all ranks but the first, and with checkpoint.enabled
-            false.
+        manager: Writes the checkpoint files. None on all ranks but the first, and with
+            checkpoint.enabled=false.
         loggers: Flushed before each save, so that a checkpoint is never ahead of metrics.jsonl.
-        deadline: The time that is left after a signal.
-        data_check: Verifies the data in the background; None where another rank does.
+        deadline: The time that is left after a stopping signal.
+        data_check: Verifies the data in the background; None on all ranks but the first.
     """
 
     state: TrainingState
@@ -70,18 +69,18 @@ class Saver:
         best: bool = False,
         epoch_ended: int | None = None,
     ) -> None:
-        """Save the state under the requested roles; without a role, do nothing.
+        """Save the state in the requested roles; without a role, do nothing.
 
         Args:
             reason: Recorded in the checkpoint, e.g. the name of a signal.
             regular: Save a rolling checkpoint.
             emergency: Save an emergency checkpoint. A single rank may request it.
             best: Save the best model.
-            epoch_ended: The epoch that ended with this step, counted from 0, to save its end.
+            epoch_ended: Save an epoch checkpoint of this epoch, counted from 0.
 
         Raises:
-            NonFiniteWeights: Any rank has non-finite values, except for an emergency save, which
-                then logs an error and saves nothing.
+            NonFiniteWeights: The state of a rank has non-finite values. An emergency save logs this
+                as an error instead, and saves nothing.
         """
         if not self.config.enabled or not (regular or emergency or best or epoch_ended is not None):
             return
@@ -94,12 +93,14 @@ class Saver:
         if self.state.is_sharded or not emergency:
             is_non_finite = self._on_any_rank(is_non_finite)
         if is_non_finite:
-            log.error("step %d is not saved: its weights are not finite. Older files stay", step)
+            log.error(
+                "step %d is not saved: its weights are not finite. Older checkpoints are kept", step
+            )
             if emergency:
                 return
             raise NonFiniteWeights(
-                f"the weights after step {step} are not finite: older checkpoints stay as they "
-                "are. Resume with +resume=latest and a lower optimizer.lr, or with "
+                f"the weights after step {step} are not finite: older checkpoints are kept. Resume "
+                "with +resume=latest and a lower optimizer.lr, or with "
                 "trainer.on_bad_loss=rollback, which skips the batches since that checkpoint"
             )
         if self.manager is None and not self.state.is_sharded:
@@ -119,23 +120,23 @@ class Saver:
         self.save(reason, emergency=True)
 
     def save_in_time(self, name: str) -> None:
-        """Save an emergency checkpoint, unless it would not end before the deadline."""
+        """Save an emergency checkpoint, or log that the save would not end before the deadline."""
         seconds = self.manager.seconds_to_save() if self.manager is not None else None
         if not self._on_saving_ranks(not save_fits(seconds, self.deadline.left())):
             self.save_emergency(name)
         else:
-            message = "an emergency save would take about %.0f s and does not fit: %s"
+            message = "no emergency save: it would take about %.0f s, longer than the time left. %s"
             log.warning(message, seconds, self.newest_checkpoint_message())
 
     def save_emergency_or_log(self, reason: str) -> None:
-        """Save an emergency checkpoint; a failed save is logged and not raised."""
+        """Save an emergency checkpoint; log an error instead of raising it."""
         try:
             self.save_emergency(reason)
         except Exception as error:
             log.error("the emergency save failed: %s: %s", type(error).__name__, error)
 
     def newest_checkpoint_message(self) -> str:
-        """Return which checkpoint a resume would take."""
+        """Return, as a message, the checkpoint that a resume would take."""
         if self.manager is not None and self.manager.newest:
             return f"The newest checkpoint is {self.manager.newest}"
         if self.manager is not None and self.manager.is_writing:
@@ -147,13 +148,13 @@ class Saver:
         return self._on_saving_ranks(self.manager is not None and not self.manager.wait())
 
     def best(self, evaluated_on: str) -> Best | None:
-        """Return the best model so far among those evaluated on the same blocks; None without one.
+        """Return the best earlier evaluation on the same token blocks; None without one.
 
-        With save_best, best_model.pt decides; without it, the training state. All ranks must call
-        this together.
+        With save_best, it is that of best_model.pt, otherwise that of the training state. All ranks
+        must call this together.
 
         Args:
-            evaluated_on: The digest of the blocks of the present evaluation.
+            evaluated_on: The digest of the token blocks of the present evaluation.
         """
         counters = self.state.counters
         if not (self.config.enabled and self.config.save_best):
@@ -161,8 +162,8 @@ class Saver:
         found = self.manager.best(settled=True) if self.manager is not None else None
         if found is not None and not found.is_on(evaluated_on, self.provenance.data.digest):
             log.warning(
-                "%s (step %d, val loss %.4f) was evaluated on other blocks: this evaluation sets a "
-                "new best, and that file becomes %s",
+                "%s (step %d, val loss %.4f) was evaluated on different validation blocks: the "
+                "present evaluation is the new best, and the older file becomes %s",
                 names.BEST,
                 found.step,
                 found.loss,
@@ -189,14 +190,14 @@ class Saver:
             self.manager.close()
 
     def check_data(self) -> None:
-        """Raise DataChanged as soon as the data is known to differ from the run's."""
+        """Raise DataChanged if the data is already known to differ from that of the checkpoint."""
         if self.data_check is not None:
             self.data_check.poll()
 
     def should_abandon_step(self, fraction_left: float) -> bool:
         """Return whether the rest of a step and a save after it would miss the deadline.
 
-        With several ranks it is false: they would have to agree within a step.
+        With several ranks it returns false: the ranks would have to agree during the step.
         """
         save = self.manager.seconds_to_save() if self.manager is not None else None
         return isinstance(self.state.group, SingleProcess) and not step_fits(

@@ -1,6 +1,7 @@
 """The identity of the training code: a digest of its sources, and the git commit.
 
-Users edit a research repository between two starts. Git is optional and is not waited for long.
+A checkpoint records both, because users edit a research repository between two starts. Git is
+optional; a slow git command is abandoned.
 """
 
 import os
@@ -15,7 +16,7 @@ import xxhash
 import gpt2ckpt
 from gpt2ckpt.checkpoint.state import Versions
 
-TRAINS = ("data", "model", "optim", "parallel", "training")  # packages that determine the weights
+TRAINS = ("data", "model", "optim", "parallel", "training")  # packages that affect the weights
 PATIENCE = 3.0  # seconds that `git diff` may take
 LIBRARIES = ("gpt2ckpt", "torch", "python")
 SHOWN = 8  # digits of a digest or commit in a message
@@ -23,9 +24,9 @@ SHOWN = 8  # digits of a digest or commit in a message
 
 @cache
 def code_identity() -> dict[str, Any]:
-    """Return what a checkpoint records of the code that this process runs, read once.
+    """Return the identity of the code that this process runs, for a checkpoint.
 
-    `code` is the digest; `commit` and `dirty` (uncommitted changes in tracked files) are None where
+    `code` is the digest; `commit` and `dirty` (uncommitted changes in tracked files) are None if
     they are not known.
     """
     package = Path(gpt2ckpt.__file__).resolve().parent
@@ -52,7 +53,7 @@ def source_digest(package: Path) -> str:
 
 
 def commit_of(folder: Path) -> str | None:
-    """Return the commit that is checked out where `folder` lies, by reading git's own files.
+    """Return the commit that is checked out in the repository of `folder`, from git's own files.
 
     Source: gitrepository-layout(5).
     """
@@ -66,7 +67,7 @@ def commit_of(folder: Path) -> str | None:
 
 
 def _head(git: Path) -> str | None:
-    if git.is_file():  # of a worktree or a submodule: it names the real one
+    if git.is_file():  # in a worktree or a submodule, .git is a file that names the directory
         git = git.parent / _text(git).removeprefix("gitdir:").strip()
     common = git / _text(git / "commondir") if (git / "commondir").is_file() else git
     head = _text(git / "HEAD")
@@ -116,9 +117,9 @@ def has_changes(folder: Path) -> bool | None:
 
 
 def changed_code(now: Versions, before: Versions) -> str | None:
-    """Return what differs, as `code 3f2a… (commit …, clean) → 9c1b… (…)`; None if nothing does.
+    """Return the change as `code 3f2a… (commit …, clean) → 9c1b… (…)`.
 
-    None also where the saved state does not record its code.
+    None if the code is the same, or if the saved state does not record it.
     """
     if before.code in (None, now.code):
         return None
@@ -126,13 +127,13 @@ def changed_code(now: Versions, before: Versions) -> str | None:
 
 
 def changed_libraries(now: Versions, before: Versions) -> list[str]:
-    """Return the libraries with another version, as `torch 2.12.0 → 2.13.0`."""
+    """Return the libraries with a different version, as `torch 2.12.0 → 2.13.0`."""
     pairs = ((name, getattr(before, name), getattr(now, name)) for name in LIBRARIES)
     return [f"{name} {old} → {new}" for name, old, new in pairs if old and old != new]
 
 
 def described(versions: Versions) -> str:
-    """Return the code of a state as text."""
+    """Return the recorded code identity as text."""
     state = "" if versions.dirty is None else ", dirty" if versions.dirty else ", clean"
     where = f"commit {versions.commit[:SHOWN]}{state}" if versions.commit else "no commit"
     return f"{str(versions.code)[:SHOWN]} ({where})"

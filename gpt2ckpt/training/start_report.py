@@ -45,7 +45,7 @@ from gpt2ckpt.training.validate_run import ValidatedRun
 from gpt2ckpt.units import human_bytes, human_count, human_duration, plural
 
 log = logging.getLogger(__name__)
-SPEEDS = 20  # logged steps, the median speed of which is the speed of a run
+SPEEDS = 20  # the speed of a run is the median of this many logged speeds
 _FILES_SHOWN = 3
 
 
@@ -118,14 +118,13 @@ def preview(
 def not_exact(start: Start, hardware: Hardware, ranks: int) -> list[str]:
     """Return the warning that a resume cannot be bitwise exact; empty if it can."""
     changed = environment_changes(start, hardware, ranks)
-    return [f"not bitwise the same as without the stop: {', '.join(changed)}"] if changed else []
+    return [f"not bitwise equal to an uninterrupted run: {', '.join(changed)}"] if changed else []
 
 
 def environment_changes(start: Start, hardware: Hardware, ranks: int) -> list[str]:
-    """Return what prevents a resume from being bitwise exact, one entry for each change.
+    """Return each change since the saved state that makes a resume not bitwise exact.
 
-    Compares the sources that train, the libraries and the machine with those of the saved state.
-    Call it after `prepare_process`.
+    Compares the training code, the libraries and the machine. Call it after `prepare_process`.
     """
     if start.state is None:
         return []
@@ -148,7 +147,7 @@ def plan(
 ) -> tuple[list[str], list[str]]:
     """Return the lines that describe a run before its first step, and the warnings about it.
 
-    A preview does not name the run directory, which gets its name at the start.
+    A preview does not name the run directory, which is named only at the start.
     """
     config, corpus = validated.config, validated.corpus
     size, free = checkpoint_bytes(start, config), measure_free(directory)
@@ -245,7 +244,7 @@ def length_rows(validated: ValidatedRun, tokens_per_s: float | None) -> list[Row
 def data_rows(label: str, corpus: Corpus, split: TokenStream, block_size: int) -> list[Row]:
     """Return the rows on the tokens of a split: their total, and the first files by name.
 
-    Each split has a part of a file that tokens are held out from.
+    A file from which tokens are held out is in both splits, each with a part of its tokens.
     """
     held = {file.name: file.tokens for file in corpus.files}
     files = [(piece.name, len(piece.tokens), held[piece.name]) for piece in split.pieces]
@@ -264,7 +263,7 @@ def data_rows(label: str, corpus: Corpus, split: TokenStream, block_size: int) -
 
 
 def memory_row(needed: int, total: int) -> Row:
-    """Return the row on the bytes that a rank needs, of those that its device has."""
+    """Return the row on the memory that a rank needs and that its device has, in bytes."""
     text = (
         f"at least {human_bytes(needed)} of {human_bytes(total)}: weights, gradients, optimizer "
         "state; activations come on top"
@@ -273,7 +272,7 @@ def memory_row(needed: int, total: int) -> Row:
 
 
 def checkpoint_rows(validated: ValidatedRun, checkpoint_bytes: int, free_bytes: int) -> list[Row]:
-    """Return the rows on when checkpoints are saved, how many are kept, and their disk space."""
+    """Return the rows on the saves: their interval, how many files are kept, and the disk space."""
     checkpoint = validated.config.checkpoint
     if not checkpoint.enabled:
         return [("checkpoints", "none, so a crash loses this run (checkpoint.enabled=false)")]
@@ -293,14 +292,14 @@ def checkpoint_rows(validated: ValidatedRun, checkpoint_bytes: int, free_bytes: 
 
 
 def _most_files(validated: ValidatedRun) -> int:
-    """Return how many checkpoints take disk space of their own at the same time, at most."""
+    """Return the largest number of checkpoints that take disk space at the same time."""
     checkpoint = validated.config.checkpoint
     epochs = math.ceil(validated.epochs) if checkpoint.save_epochs else 0
     return most_files(retention_of(checkpoint), epochs)
 
 
 def _most_bytes(validated: ValidatedRun, checkpoint_bytes: int) -> int:
-    """Return the most disk space of all checkpoints and the reserve for an emergency save."""
+    """Return the largest disk usage of all checkpoints and the emergency reserve, in bytes."""
     return checkpoint_bytes * _most_files(validated) + with_margin(checkpoint_bytes)
 
 

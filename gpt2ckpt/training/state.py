@@ -1,4 +1,4 @@
-"""The training state: what a checkpoint holds, captured and brought back."""
+"""The training state: captured for a checkpoint, and restored from one."""
 
 import math
 import platform
@@ -35,10 +35,11 @@ from gpt2ckpt.training.source_identity import code_identity
 
 @dataclass
 class Counters:
-    """How far a run has come. `position` counts blocks over all epochs.
+    """The progress of a run.
 
-    `evaluated_step` is the step of the last evaluation; a save may come before the one that is due.
-    `evaluated_on` is a digest of its blocks.
+    `position` counts token blocks over all epochs. `evaluated_step` is the step of the last
+    evaluation, and `evaluated_on` is the digest of its token blocks. A state that is saved before
+    the evaluation of its step has an older `evaluated_step`.
     """
 
     step: int = 0
@@ -55,24 +56,24 @@ class Counters:
 
     @property
     def best(self) -> Best | None:
-        """The best evaluation so far."""
+        """Return the best evaluation so far."""
         if self.best_val_loss is None or self.best_step is None:
             return None
         return Best(self.best_val_loss, self.best_step)
 
     def set_best(self, best: Best | None) -> None:
-        """Remember the best evaluation so far."""
+        """Set the best evaluation so far."""
         self.best_val_loss = best.loss if best else None
         self.best_step = best.step if best else None
 
     def epoch(self, blocks_per_epoch: int) -> int:
-        """Full passes over the data so far."""
+        """Return the number of complete passes over the training data."""
         return self.position // blocks_per_epoch
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What stays the same over a process and goes into each of its checkpoints."""
+    """The parts that are the same in all checkpoints of one process."""
 
     run: RunIdentity
     config: dict[str, Any]
@@ -90,14 +91,14 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     counters: Counters
     group: ProcessGroup = field(default_factory=SingleProcess)
-    is_sharded: bool = False  # each rank of the team holds a part of every tensor
+    is_sharded: bool = False  # each rank holds a part of every tensor
 
     def capture(
         self, provenance: Provenance, epoch: int, schedule: ScheduleState, reason: str
     ) -> CheckpointState:
-        """Return the state to be saved. Its tensors are those that are trained, not copies.
+        """Return the state to save. Its tensors are the live ones, not copies.
 
-        If the state is sharded, all ranks must call this; only the first gets full tensors.
+        If the state is sharded, all ranks must call this together; only the first receives tensors.
         """
         counters = self.counters
         return CheckpointState(
@@ -132,13 +133,13 @@ class TrainingState:
         )
 
     def is_finite(self) -> bool:
-        """Whether each weight that this rank has is a finite number, and each of its moments."""
+        """Return whether all weights and optimizer moments on this rank are finite."""
         moments = self.optimizer.state_dict()["state"].values()
         values = [*self.model.parameters(), *(v for state in moments for v in state.values())]
         return all(_is_finite(value) for value in values if isinstance(value, torch.Tensor))
 
     def restore(self, saved: CheckpointState) -> None:
-        """Restore a captured state. Raises CheckpointError if its shapes are not those of this."""
+        """Restore a saved state. Raises CheckpointError if it does not fit this model."""
         try:
             self._restore(saved)
         except torch.OutOfMemoryError:
@@ -152,7 +153,8 @@ class TrainingState:
             ValueError,
         ) as error:
             raise CheckpointError(
-                f"the state in the checkpoint cannot be restored: {error}"
+                f"the training state in the checkpoint cannot be restored: {error}. Resume from a "
+                "different checkpoint"
             ) from error
 
     def _restore(self, saved: CheckpointState) -> None:
@@ -161,7 +163,7 @@ class TrainingState:
         except (RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise CheckpointError(
-                f"the model in the checkpoint has another shape: {reason}"
+                f"the model in the checkpoint has a different shape: {reason}"
             ) from error
         self.optimizer.load_state_dict(saved.optimizer)
         if self.scaler.is_enabled() and saved.scaler:
@@ -198,11 +200,11 @@ class TrainingState:
 
 
 def check_restorable(saved: CheckpointState, config: TrainConfig) -> None:
-    """Raise CheckpointError if `restore` will refuse the saved state, before anything is written.
+    """Raise CheckpointError if `restore` would refuse the saved state; call it before any write.
 
-    Restores it into a model on PyTorch's meta device, whose tensors have shapes and no memory. The
-    weights must have the shapes of that model already. Changes the random generators, which a
-    training seeds or restores again.
+    The test restores the state on PyTorch's meta device, where tensors have shapes but no memory.
+    The shapes of the weights must be checked already. The random generators change; a session
+    seeds or restores them later.
     """
     model = build_on_meta(config.model)
     optimizer = build_optimizer(config.optimizer, model, "meta")
@@ -212,13 +214,16 @@ def check_restorable(saved: CheckpointState, config: TrainConfig) -> None:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """A sum takes one pass and no memory; it can overflow, and then each element is looked at."""
+    """Return whether all elements are finite.
+
+    The sum needs one pass and no memory. It can overflow; only then each element is checked.
+    """
     tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()
     return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
 
 
 def versions() -> Versions:
-    """Return the versions of the libraries and of the code that this process trains with."""
+    """Return the versions of the libraries and the code of this process."""
     return Versions(
         gpt2ckpt=gpt2ckpt.__version__,
         torch=torch.__version__,

@@ -59,7 +59,7 @@ class Stepper:
 
     Attributes:
         parallel: The loss function and its gradient synchronization.
-        loader: The training blocks by position.
+        loader: Reads training blocks by position.
         hardware: The device and precision.
         trainer: The size of a step, the clipping norm and the limits of a loss spike.
         group: The ranks that train together.
@@ -75,12 +75,12 @@ class Stepper:
 
     @property
     def blocks(self) -> int:
-        """Return the number of blocks in one step, the global batch."""
+        """Return the number of token blocks in one step, the global batch."""
         return self.trainer.batch_size * self.trainer.grad_accum
 
     @property
     def grad_clip(self) -> float:
-        """The largest norm of the gradient; 0 does not clip."""
+        """Return the largest allowed gradient norm; 0 turns clipping off."""
         return self.trainer.grad_clip
 
     @cached_property
@@ -92,8 +92,8 @@ class Stepper:
     def step(self, state: TrainingState, position: int) -> StepResult:
         """Train on the `blocks` blocks that start at `position`.
 
-        On any exception but HalfApplied, the state is the same as before the step, the random
-        generators and the model's buffers included.
+        On any exception but HalfApplied, the state is the same as before the step, including the
+        random generators and the model's buffers.
 
         Raises:
             NonFiniteLoss: The loss or the gradient norm is not finite.
@@ -118,19 +118,19 @@ class Stepper:
             state.scaler.update()
         except BaseException as error:
             raise HalfApplied(
-                "the update of the weights was interrupted, so this step is not saved. Resume from "
-                f"the last checkpoint: {type(error).__name__}: {error}"
+                f"the update of the weights failed halfway ({type(error).__name__}: {error}), so "
+                "this step is not saved. Resume from the last checkpoint with +resume=latest"
             ) from error
         finally:
             state.optimizer.zero_grad()
         return StepResult(loss, norm)
 
     def warm_up_ddp(self, state: TrainingState) -> None:
-        """Run one forward and backward pass before the first step, and change nothing.
+        """Run one forward and backward pass before the first step, without changing the state.
 
         DistributedDataParallel reorders its gradient buckets in the second step of a process, and
         with them the order in which the gradients of three or more ranks are added. Without this
-        pass, a resumed training would differ in its last bits from an uninterrupted one.
+        pass, a resumed run would differ in its last bits from an uninterrupted one.
         """
         undo = _ForwardUndo(state.model)
         inputs, targets = self.loader.batch(0, self.shard[0].count)

@@ -11,9 +11,9 @@ import torch
 
 _TERA = 1e12
 _SIXTEEN = ("bfloat16", "float16")
-# Peak TFLOP/s of dense matrix products by NVIDIA's data sheets, without sparsity: in 16 bits with
-# float32 accumulation, and in TF32, which hardware.py turns on for float32 where a GPU has it. The
-# first pattern that matches the device name counts.
+# Peak TFLOP/s of dense matrix products in NVIDIA's data sheets: in 16 bits with float32
+# accumulation, and in TF32, which hardware.py enables for float32. The first pattern that matches
+# the device name is used.
 _PEAKS = (
     (r"\bB200\b", 2250.0, 1125.0),
     (r"\bGH200\b", 989.4, 494.7),
@@ -41,7 +41,7 @@ _WITHOUT_BFLOAT16 = re.compile(r"\b(V100|T4)\b")
 
 @dataclass(frozen=True)
 class Speed:
-    """The speed of a training, its memory, and the time left.
+    """The speed of a process, its memory, and the time left.
 
     Attributes:
         tokens_per_s: Tokens per second, without evaluations and saves.
@@ -66,14 +66,14 @@ class Speed:
 
 
 class Meter:
-    """Measures the training of one process, without evaluations and saves.
+    """Measures the training speed of one process, without evaluations and saves.
 
-    `start` comes before the first step and after a rollback, `count` after each step, and `measure`
+    Call `start` before the first step and after a rollback, `count` after each step, and `measure`
     after each logged step.
 
     Args:
         tokens_per_step: Tokens of an optimizer step.
-        device: The device of which the memory is measured.
+        device: The device whose memory is measured.
         peak_tokens_per_s: Tokens per second at the peak of all devices; None if not known.
     """
 
@@ -102,8 +102,8 @@ class Meter:
     def count(self, step: int) -> None:
         """Count a step of this process, after which `step` steps of the run are done.
 
-        The first step allocates memory and compiles the model, so the pace, from which the time
-        left follows, is that of the steps after it as soon as there are any.
+        The estimate of the time left excludes the first step, which allocates memory and compiles
+        the model, as soon as there is a second one.
         """
         self.steps += 1
         if self._first is None:
@@ -112,7 +112,7 @@ class Meter:
             self._pace_from = self._first
 
     def measure(self, step: int, total_steps: int) -> Speed:
-        """Return the speed since the last call, and the time left by the pace of this process."""
+        """Return the speed since the last call, and the time left at the pace of this process."""
         now = time.perf_counter()
         seconds = max(now - self._since - self._paused, 1e-9)
         tokens_per_s = (step - self._step) * self._tokens_per_step / seconds
@@ -150,8 +150,8 @@ class Meter:
 def peak_flops(device_name: str, precision: str) -> float | None:
     """Return the peak of a CUDA device in floating-point operations per second; None if unknown.
 
-    The model FLOPs utilization (MFU) is a share of this peak. It is unknown for a device that is
-    not in the table, a precision that the device has no units for, and a part of a GPU (MIG).
+    The model FLOPs utilization (MFU) is a share of this peak. The peak is unknown for a device that
+    is not in the table, a precision that the device does not support, and a part of a GPU (MIG).
     """
     if "MIG" in device_name:
         return None

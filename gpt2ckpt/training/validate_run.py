@@ -31,9 +31,9 @@ class CompletedWork:
 
     Attributes:
         steps: Optimizer steps.
-        blocks: Blocks of all epochs, skipped ones included.
+        blocks: Token blocks read over all epochs, including skipped ones.
         tokens: Tokens trained on.
-        blocks_of_last_step: Blocks of the last step, which a resume may change for later steps.
+        blocks_of_last_step: Token blocks of the last step; a resume may change the batch size.
     """
 
     steps: int = 0
@@ -47,11 +47,11 @@ class ValidatedRun:
     """A checked config, its open data, and the length of the run that follows from both.
 
     Attributes:
-        config: The config.
-        frozen: The config as plain values, for checkpoints.
+        config: The config as typed objects.
+        frozen: The frozen config for checkpoints: the same config as plain values.
         pretrained: The weights that a new run starts from, if any.
         corpus: The data.
-        blocks_per_epoch: Blocks of one pass over the training data.
+        blocks_per_epoch: Token blocks in one pass over the training data.
         total_steps: Optimizer steps of the run.
         schedule: Maps the steps done to the factor of the next step's learning rate.
         done: The work of earlier processes.
@@ -86,12 +86,12 @@ class ValidatedRun:
 
     @property
     def total_tokens(self) -> int:
-        """Return the tokens of the run; earlier steps count with the batch size they had."""
+        """Return the tokens of the run; earlier steps count with their own batch size."""
         return self.done.tokens + self.blocks_left * self.config.model.block_size
 
     @property
     def epochs(self) -> float:
-        """Return how many times the run reads the training data."""
+        """Return how many times the run reads the training data, as a fraction."""
         return (self.done.blocks + self.blocks_left) / self.blocks_per_epoch
 
 
@@ -162,7 +162,7 @@ def finished_notice(start: Start, validated: ValidatedRun) -> str | None:
 def _total_steps(
     trainer: TrainerConfig, blocks_per_epoch: int, state: CheckpointState | None
 ) -> int:
-    """Return the earlier end of max_steps and max_epochs, given the steps of the saved state."""
+    """Return the steps of the run: the smaller of the limits max_steps and max_epochs."""
     ends = [trainer.max_steps] if trainer.max_steps else []
     if trainer.max_epochs:
         done, trained = (state.step, _blocks_trained(state)) if state else (0, 0)
@@ -201,5 +201,5 @@ def _check_state(start: Start, config: TrainConfig) -> None:
 
 
 def _blocks_trained(state: CheckpointState) -> int:
-    """Return the blocks trained on. Skipped ones do not count, so that the run keeps its length."""
+    """Return the token blocks trained on; skipped ones do not count towards max_epochs."""
     return state.data.position - state.data.anomalies.skipped_blocks

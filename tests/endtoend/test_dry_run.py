@@ -72,8 +72,7 @@ def test_dry_run_of_a_resume_prints_why_it_is_not_exact(
     _, out = dry_run(*overrides)
     start = succeed(run("train", overrides, tmp_path)).out
     [shown], [line] = (
-        [line for line in text.splitlines() if "not bitwise the same" in line]
-        for text in (out, start)
+        [line for line in text.splitlines() if "not bitwise equal" in line] for text in (out, start)
     )
     assert "threads 1 → 2, MKL_DYNAMIC unset → FALSE" in shown
     assert line.endswith(shown)

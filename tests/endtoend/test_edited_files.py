@@ -54,7 +54,7 @@ def test_resume_reports_edited_source_code(reference: Any, tmp_path: Path) -> No
     old = latest(reference.directory)["versions"]["code"]
     new = latest(tmp_path / "run")["versions"]["code"]
     assert old != new
-    [line] = [line for line in done.out.splitlines() if "not bitwise the same" in line]
+    [line] = [line for line in done.out.splitlines() if "not bitwise equal" in line]
     assert f": code {old[:8]} (" in line and f" → {new[:8]} (no commit)" in line
 
 

@@ -199,4 +199,6 @@ def test_model_with_another_vocabulary_is_sampled_as_token_ids(
     assert plain.out == text.out and plain.out.split()[0] == "0" and len(plain.out.split()) == 5
     assert ids.out.startswith("5 32 ") and len(ids.out.split()) == 6
     assert "instead of the prompt 'The'" in text.err
-    assert plain.err == ids.err and plain.err.startswith("the model has 64 tokens, which are not")
+    assert plain.err == ids.err and plain.err.startswith(
+        "the model's vocabulary has 64 tokens, which are not"
+    )

@@ -73,7 +73,7 @@ def outcome_of(
 
 def test_rank_with_other_data_stops_all_ranks(token_data: Any, pair: Any) -> None:
     refusal = outcome_of(token_data, pair, {"data": "0" * 32})
-    assert "this rank reads other data than the first" in str(refusal)
+    assert "this rank reads different data than the first rank" in str(refusal)
 
 
 def test_rank_with_other_checkpoint_stops_all_ranks(token_data: Any, pair: Any) -> None:

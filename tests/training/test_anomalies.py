@@ -24,7 +24,9 @@ LOSSES = st.lists(st.floats(0.01, 20), min_size=2, max_size=30)
 
 def test_policy_stop_always_stops() -> None:
     assert choose_reaction(AnomalyCounts(), "stop", 10) is Reaction.STOP
-    assert choose_reaction(AnomalyCounts(), "stop", 10, weights_are_bad=True) is Reaction.STOP
+    assert (
+        choose_reaction(AnomalyCounts(), "stop", 10, weights_are_non_finite=True) is Reaction.STOP
+    )
 
 
 def test_batch_is_skipped_and_repeated_anomalies_go_back() -> None:
@@ -34,7 +36,8 @@ def test_batch_is_skipped_and_repeated_anomalies_go_back() -> None:
         counts.skip(8)
     assert answers == [Reaction.SKIP] * (IN_A_ROW - 1) + [Reaction.GO_BACK]
     assert (
-        choose_reaction(AnomalyCounts(), "rollback", 10, weights_are_bad=True) is Reaction.GO_BACK
+        choose_reaction(AnomalyCounts(), "rollback", 10, weights_are_non_finite=True)
+        is Reaction.GO_BACK
     )
     counts.accept(1.0, 0)
     assert choose_reaction(counts, "rollback", 10) is Reaction.SKIP  # a good step in between
@@ -44,7 +47,7 @@ def test_batch_is_skipped_and_repeated_anomalies_go_back() -> None:
 @given(st.integers(0, 20), st.integers(0, 5), st.booleans())
 def test_max_rollbacks_is_never_exceeded(most: int, row: int, bad: bool) -> None:
     counts = AnomalyCounts(handled=most, in_a_row=row)
-    assert choose_reaction(counts, "rollback", most, weights_are_bad=bad) is Reaction.STOP
+    assert choose_reaction(counts, "rollback", most, weights_are_non_finite=bad) is Reaction.STOP
 
 
 @given(LOSSES, st.integers(2, 10))
@@ -76,9 +79,7 @@ def test_non_finite_loss_and_norm_are_refused(number: float) -> None:
     check_loss(1.0, 1.0, norm_may_overflow=False)
     check_loss(1.0, number, norm_may_overflow=True)  # float16
     for loss, norm, may in ((number, 1.0, False), (number, 1.0, True), (1.0, number, False)):
-        with pytest.raises(
-            NonFiniteLoss, match=r"the weights have not seen it.*on_bad_loss=rollback"
-        ):
+        with pytest.raises(NonFiniteLoss, match=r"the weights are unchanged.*on_bad_loss=rollback"):
             check_loss(loss, norm, norm_may_overflow=may)
 
 

@@ -61,7 +61,11 @@ def test_resume_on_other_validation_blocks_resets_best(
     caplog.set_level(logging.WARNING)
     lr = "optimizer.lr=3"  # so that no later loss is lower on any blocks
     train(["+resume=latest", more, lr, f"trainer.max_steps={LENGTH + 12}"], run)
-    [said] = [message for message in caplog.messages if "was evaluated on other blocks" in message]
+    [said] = [
+        message
+        for message in caplog.messages
+        if "evaluated on different validation blocks" in message
+    ]
     assert said.startswith(f"{BEST} (step {LENGTH}, val loss {old[1]:.4f})")
     step, loss = best(run)
     assert step > LENGTH and loss == lowest(run, after=LENGTH) > old[1]

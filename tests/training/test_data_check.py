@@ -209,7 +209,7 @@ def test_stop_during_data_check_saves_emergency_that_is_checked_again(
     more = ["+resume=latest", "trainer.max_steps=6", "checkpoint.save_every=4"]
     with caplog.at_level(logging.INFO):
         assert train(more, run).stopped is signal.SIGTERM
-    assert "this save waits until all data is read" in caplog.text
+    assert "this save waits until all data files are read" in caplog.text
     latest = load(run / "checkpoints" / "latest.pt")
     assert (latest["reason"], latest["step"]) == ("SIGTERM", 4)
     assert latest["data"]["unverified_since"] == 2

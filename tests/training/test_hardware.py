@@ -72,12 +72,12 @@ def test_device_names_that_are_refused(device: str) -> None:
 def test_resume_keeps_recorded_hardware() -> None:
     recorded = Environment(device="cpu", device_name="x", precision="float32", threads=3)
     hardware = choose_hardware("cpu", "auto", None, recorded)
-    assert (hardware.precision, hardware.precision_reason) == ("float32", "as the run began")
+    assert (hardware.precision, hardware.precision_reason) == ("float32", "as before the resume")
     assert hardware.threads == 3
     changed = choose_hardware("cpu", "bfloat16", 1, recorded)  # unless something else is asked for
     assert (changed.precision, changed.threads) == ("bfloat16", 1)
     moved = choose_hardware("cpu", "auto", None, replace(recorded, device="cuda"))
-    assert moved.precision_reason != "as the run began"
+    assert moved.precision_reason != "as before the resume"
 
 
 def test_differences_of_hardware_are_listed() -> None:

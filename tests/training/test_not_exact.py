@@ -12,7 +12,7 @@ from gpt2ckpt.training import start_report
 from gpt2ckpt.training.source_identity import described
 from gpt2ckpt.training.state import versions
 
-WARNING = "not bitwise the same as without the stop: "
+WARNING = "not bitwise equal to an uninterrupted run: "
 
 
 @pytest.fixture

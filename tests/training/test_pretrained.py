@@ -47,7 +47,7 @@ def test_nanogpt_start_reports_assumed_gelu(token_data: Any, tmp_path: Path) -> 
     torch.save(state, tmp_path / "ckpt.pt")
     found = summary(token_data, tmp_path / "run", tmp_path / "ckpt.pt")
     assert f"ckpt.pt (nanoGPT checkpoint): 28 tensors, {parameters():,} parameters" in found
-    assert "model.gelu=exact assumed, since the file does not say" in found
+    assert "model.gelu=exact assumed, since the file does not record it" in found
     given = summary(token_data, tmp_path / "run", tmp_path / "ckpt.pt", "model.gelu=tanh")
     assert "assumed" not in given
 

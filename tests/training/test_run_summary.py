@@ -266,7 +266,7 @@ def test_summary_of_finished_run_has_no_resume_command() -> None:
 
 def test_summary_after_rollback_counts_steps_of_the_run() -> None:
     lines = summary_of(replace(COUNTERS, step=30), steps=37)
-    assert lines[0].startswith("trained      37 steps (30 of them count), 37,888 tokens in ")
+    assert lines[0].startswith("trained      37 steps (30 of them kept), 37,888 tokens in ")
 
 
 def test_summary_without_logged_step_has_no_speed() -> None:

@@ -99,7 +99,7 @@ def test_emergency_save_that_would_miss_deadline_is_skipped_and_newest_named(
         assert [load(path)["step"] for path in emergencies(run)] == [5]
         return
     assert emergencies(run) == []
-    assert "does not fit: The newest checkpoint is" in caplog.text
+    assert "longer than the time left. The newest checkpoint is" in caplog.text
     assert "rolling_step_000003.pt" in caplog.text
 
 
