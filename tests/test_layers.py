@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from gpt2ckpt.config.schema import ModelConfig
-from gpt2ckpt.layers import repeated_layers
+from gpt2ckpt.layers import hidden_matrices, repeated_layers
+from gpt2ckpt.model.counts import measure, size_of
 from gpt2ckpt.model.gpt2 import GPT2
-from gpt2ckpt.optim.optimizers import hidden_matrices
 
 
 class Layer(nn.Module):
@@ -48,3 +48,23 @@ def test_layers_of_other_models_are_found_in_lists_and_sequences() -> None:
 def test_model_with_layers_of_several_classes_has_no_repeated_layers() -> None:
     assert repeated_layers(Model(nn.Sequential(Layer(), nn.Linear(4, 4)))) == []
     assert repeated_layers(Model(Layer())) == []
+
+
+def test_sizes_counted_in_a_gpt2_equal_those_computed_from_its_shape() -> None:
+    config = ModelConfig(3, 2, 8, 4, 16, bias=True)
+    computed, counted = size_of(config), measure(GPT2(config))
+    assert counted.parts == {"transformer": computed.parameters}
+    assert counted.matrices == computed.matrices
+    assert (counted.tensors, counted.buffers) == (computed.tensors, 0)
+    attention = 12 * config.n_layer * config.n_embd * config.block_size
+    assert counted.flops_per_token == computed.flops_per_token - attention
+
+
+def test_buffers_that_are_saved_count_and_embeddings_do_no_work() -> None:
+    model = Model(nn.ModuleList([Layer()]))
+    model.register_buffer("mean", torch.zeros(7))
+    model.register_buffer("table", torch.zeros(9), persistent=False)
+    size = measure(model)
+    assert size.parts == {"values": 40, "layers": 72 + 4 + 12 + 4 + 0, "head": 20 + 25}
+    assert (size.matrices, size.buffers) == (64, 7)
+    assert size.flops_per_token == 6 * (size.parameters - 40 - 12)

@@ -11,23 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2ckpt.config.schema import ModelConfig
+from gpt2ckpt.config.schema import ModelConfig, ModelShape
 from gpt2ckpt.model.gpt2 import GPT2
 
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Takes tokens and targets, int64 of shape [B, T]; returns the mean cross entropy, a scalar."""
 
 
-def build_model(config: ModelConfig) -> nn.Module:
+def build_model(config: ModelShape) -> nn.Module:
     """Return a new model on the CPU, initialized with the global random generator.
 
     Raises:
         ConfigError: The shape is invalid.
     """
+    assert isinstance(config, ModelConfig)
     return GPT2(config)
 
 
-def build_on_meta(config: ModelConfig) -> nn.Module:
+def build_on_meta(config: ModelShape) -> nn.Module:
     """Return the model with tensors that have shapes and no memory."""
     with torch.device("meta"):
         return build_model(config)

@@ -1,8 +1,85 @@
-"""Numbers of parameters and FLOPs of a GPT-2, computed from its shape."""
+"""Numbers of parameters and FLOPs: of a GPT-2 from its shape, of other models by counting."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-from gpt2ckpt.config.schema import ModelConfig
+from gpt2ckpt.config.schema import ModelConfig, ModelShape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PARAMETERS_PER_LAYER = 12  # of a GPT-2 as tensors: four matrices and two norms, each with a bias
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Numbers for reports and estimates.
+
+    Attributes:
+        parts: Parameters by part; a tied parameter counts once.
+        matrices: Parameters in the matrices of repeated layers.
+        tensors: Tensors of the parameters, at most.
+        buffers: Values in buffers that a checkpoint holds.
+        flops_per_token: FLOPs per token of a forward and backward pass.
+    """
+
+    parts: dict[str, int]
+    matrices: int
+    tensors: int
+    buffers: int
+    flops_per_token: int
+
+    @property
+    def parameters(self) -> int:
+        """Return the number of parameters."""
+        return sum(self.parts.values())
+
+
+def size_of(config: ModelShape) -> ModelSize:
+    """Return the numbers of the model that `config` describes, without memory for its weights."""
+    if not isinstance(config, ModelConfig):
+        from gpt2ckpt.model.build import build_on_meta  # imports torch
+
+        return measure(build_on_meta(config))
+    return ModelSize(
+        parts=asdict(count_parameters(config)),
+        matrices=12 * config.n_layer * config.n_embd * config.n_embd,
+        tensors=PARAMETERS_PER_LAYER * config.n_layer + 4,
+        buffers=0,
+        flops_per_token=count_flops_per_token(config),
+    )
+
+
+def measure(model: "nn.Module") -> ModelSize:
+    """Return the numbers of a model of any kind.
+
+    The FLOPs per token are 6 N (Kaplan et al. 2020, arXiv:2001.08361), where N excludes embeddings
+    that are only looked up. Attention to earlier tokens comes on top, and is not known here.
+    """
+    from torch import nn
+
+    from gpt2ckpt.layers import hidden_matrices
+
+    named = dict(model.named_parameters())
+    parts: Counter[str] = Counter()
+    for name, parameter in named.items():
+        parts[name.partition(".")[0]] += parameter.numel()
+    computed = {
+        parameter
+        for module in model.modules()
+        if not isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    }
+    saved = model.state_dict()
+    buffers = [saved[name] for name, _ in model.named_buffers() if name in saved]
+    return ModelSize(
+        parts=dict(parts),
+        matrices=sum(matrix.numel() for matrix in hidden_matrices(model)),
+        tensors=len(named),
+        buffers=sum(buffer.numel() for buffer in buffers),
+        flops_per_token=6 * sum(parameter.numel() for parameter in computed),
+    )
 
 
 @dataclass(frozen=True)

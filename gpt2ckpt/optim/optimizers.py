@@ -14,7 +14,7 @@ from torch import nn
 
 from gpt2ckpt.config.schema import AdamWConfig, MuonConfig
 from gpt2ckpt.errors import ConfigError
-from gpt2ckpt.layers import repeated_layers
+from gpt2ckpt.layers import hidden_matrices
 from gpt2ckpt.optim.limits import check_optimizer
 from gpt2ckpt.optim.state import check_states, export_group, place_state
 
@@ -148,21 +148,6 @@ def build_optimizer(
         )
     adamw = [_adamw(others, config, config.adamw_lr, fused)] if others else []
     return OptimizerSet([_muon(hidden, config), *adamw])
-
-
-def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
-    """Return the parameters that Muon is for: the matrices of repeated layers, without embeddings.
-
-    A matrix that is also used outside these layers counts as one of them.
-    """
-    return {
-        parameter
-        for layer in repeated_layers(model)
-        for module in layer.modules()
-        if not isinstance(module, nn.Embedding)
-        for parameter in module.parameters(recurse=False)
-        if parameter.ndim == 2
-    }
 
 
 def _adamw(

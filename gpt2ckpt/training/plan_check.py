@@ -5,10 +5,10 @@ from pathlib import Path
 from gpt2ckpt.checkpoint.policy import COPIES
 from gpt2ckpt.checkpoint.reservation import RESERVATION, with_margin
 from gpt2ckpt.config.checks import FSDP
-from gpt2ckpt.config.schema import ModelConfig, TrainConfig
+from gpt2ckpt.config.schema import TrainConfig
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.files import disk_usage, durable
-from gpt2ckpt.model.counts import count_parameters
+from gpt2ckpt.model.counts import ModelSize, size_of
 from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training.validate_run import ValidatedRun
@@ -16,7 +16,6 @@ from gpt2ckpt.units import human_bytes, human_duration
 
 BYTES_PER_VALUE = 4  # float32
 TENSORS_PER_PARAMETER = 4  # the parameter, AdamW's two moments, and its step count
-PARAMETERS_PER_LAYER = 12  # four matrices and two norms, each with a bias
 METADATA_BYTES = 1 << 15  # generators, config, overrides
 METADATA_BYTES_PER_TENSOR = 640  # name, digest, offset, headers and padding
 MANY_EPOCHS = 100
@@ -53,26 +52,24 @@ def checkpoint_bytes(start: Start, config: TrainConfig) -> int:
     """Return the size of a checkpoint in bytes: that of the resumed one, else an upper estimate."""
     if start.found is not None:
         return start.found.path.stat().st_size
-    tensors = TENSORS_PER_PARAMETER * (PARAMETERS_PER_LAYER * config.model.n_layer + 4)
-    metadata = METADATA_BYTES + tensors * METADATA_BYTES_PER_TENSOR
-    return _values(config) * BYTES_PER_VALUE + metadata
+    size = size_of(config.model)
+    metadata = METADATA_BYTES + TENSORS_PER_PARAMETER * size.tensors * METADATA_BYTES_PER_TENSOR
+    return (_trained_values(config, size) + size.buffers) * BYTES_PER_VALUE + metadata
 
 
 def memory_needed(config: TrainConfig, ranks: int) -> int:
     """Return the bytes of weights, gradients and optimizer moments on one rank."""
-    values = _values(config) + count_parameters(config.model).total
+    size = size_of(config.model)
+    values = _trained_values(config, size) + size.parameters
     return values * BYTES_PER_VALUE // (ranks if config.trainer.parallel == FSDP else 1)
 
 
-def _values(config: TrainConfig) -> int:
-    """Return the number of values in the weights and their optimizer moments."""
-    matrices = count_matrices(config.model) if config.optimizer.kind == "muon" else 0
-    return 3 * count_parameters(config.model).total - matrices
+def _trained_values(config: TrainConfig, size: ModelSize) -> int:
+    """Return the number of values in the weights and their optimizer moments.
 
-
-def count_matrices(model: ModelConfig) -> int:
-    """Return the number of values in the block matrices, of which Muon keeps only one moment."""
-    return 12 * model.n_layer * model.n_embd * model.n_embd
+    Muon keeps only one moment of a matrix.
+    """
+    return 3 * size.parameters - (size.matrices if config.optimizer.kind == "muon" else 0)
 
 
 def plan_warnings(validated: ValidatedRun) -> list[str]:

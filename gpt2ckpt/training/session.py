@@ -17,7 +17,7 @@ from gpt2ckpt.data.loader import BlockLoader, validation, validation_digest
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.model.build import build_model, loss_of
-from gpt2ckpt.model.counts import count_flops_per_token
+from gpt2ckpt.model.counts import size_of
 from gpt2ckpt.optim.optimizers import build_optimizer
 from gpt2ckpt.parallel.ddp import ParallelLoss, ddp_loss
 from gpt2ckpt.parallel.process_group import DistributedGroup, ProcessGroup, SingleProcess
@@ -301,7 +301,7 @@ class Session:
         if hardware.device.type != "cuda":
             return None
         peak = peak_flops(hardware.name, hardware.precision)
-        return None if peak is None else peak * self.group.size / count_flops_per_token(model)
+        return None if peak is None else peak * self.group.size / size_of(model).flops_per_token
 
     def _evaluate(self, model: nn.Module, stop: Callable[[], bool]) -> Evaluation | None:
         """Return the loss over the first `eval_blocks` token blocks of the validation split."""

@@ -16,7 +16,7 @@ from gpt2ckpt.data.tokens import TokenStream, count_blocks
 from gpt2ckpt.files.disk_usage import disk_bytes, free_space_text, measure_free
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.model.attention import keeps_weights
-from gpt2ckpt.model.counts import count_flops_per_token, count_parameters
+from gpt2ckpt.model.counts import size_of
 from gpt2ckpt.parallel.process_group import ProcessGroup
 from gpt2ckpt.runs.claim import holds_run
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY
@@ -204,10 +204,10 @@ def model_rows(model: ModelConfig) -> list[Row]:
         f"{plural(model.n_head, 'head')}, context {model.block_size:,}, "
         f"vocabulary {model.vocab_size:,}"
     )
-    counts = count_parameters(model)
-    parts = ", ".join(f"{part} {count:,}" for part, count in asdict(counts).items())
-    work = f"{human_count(count_flops_per_token(model))}FLOP per token, forward and backward"
-    return [("model", shape), ("parameters", f"{counts.total:,}: {parts}"), ("work", work)]
+    size = size_of(model)
+    parts = ", ".join(f"{part} {count:,}" for part, count in size.parts.items())
+    work = f"{human_count(size.flops_per_token)}FLOP per token, forward and backward"
+    return [("model", shape), ("parameters", f"{size.parameters:,}: {parts}"), ("work", work)]
 
 
 def length_rows(validated: ValidatedRun, tokens_per_s: float | None) -> list[Row]:
@@ -227,7 +227,7 @@ def length_rows(validated: ValidatedRun, tokens_per_s: float | None) -> list[Row
     epochs = f"{validated.epochs:,.2f} epochs"
     if trainer.max_epochs and trainer.max_steps != validated.total_steps:
         epochs = plural(trainer.max_epochs, "epoch")
-    per_parameter = validated.total_tokens / count_parameters(validated.config.model).total
+    per_parameter = validated.total_tokens / size_of(validated.config.model).parameters
     length = (
         f"{plural(validated.total_steps, 'step')}{done}, {validated.total_tokens:,} tokens, "
         f"{epochs}, {per_parameter:,.2f} tokens per parameter"
