@@ -29,7 +29,7 @@ from gpt2ckpt.runs.resume import Scope
 from gpt2ckpt.runs.start import Start, find_start
 from gpt2ckpt.runs.take_directory import complete_interrupted_save, take_directory
 from gpt2ckpt.sweeps.launch import run_sweep
-from gpt2ckpt.training.plan_check import check_free_space
+from gpt2ckpt.training.disk_check import check_free_space
 from gpt2ckpt.training.validate_run import ValidatedRun, finished_notice, validate_run
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 
 from experiments.checkpoint_cost.states import tensors
 from gpt2ckpt.checkpoint.manager import CheckpointManager, SavingOptions
-from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
+from gpt2ckpt.checkpoint.retention import Retention, SaveRequest
 
 State = dict[str, Any]
 

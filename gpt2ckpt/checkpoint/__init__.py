@@ -1,1 +1,1 @@
-"""Checkpoints, from bytes up: format, durable writing, policy, store, manager."""
+"""Checkpoints, from bytes up: see docs/architecture.md for the layers."""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.guard import Guard
-from gpt2ckpt.checkpoint.policy import Link, Publish
 from gpt2ckpt.checkpoint.reading import check, read_meta
 from gpt2ckpt.checkpoint.repair import INDEPENDENT
+from gpt2ckpt.checkpoint.retention import Link, Publish
 from gpt2ckpt.checkpoint.state import CheckpointMeta
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError

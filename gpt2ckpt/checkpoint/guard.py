@@ -14,9 +14,8 @@ from typing import TypeVar
 
 from gpt2ckpt.checkpoint.archive_folders import CORRUPT, unused_folder
 from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
-from gpt2ckpt.checkpoint.reading import check, key_of
+from gpt2ckpt.checkpoint.reading import check, key_of, misplacement
 from gpt2ckpt.checkpoint.repair import quarantine
-from gpt2ckpt.checkpoint.store import misplacement
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 from gpt2ckpt.worker import Worker, resolve

@@ -7,10 +7,11 @@ the config that the state was trained with.
 from pathlib import Path
 
 from gpt2ckpt.checkpoint import names
-from gpt2ckpt.checkpoint.policy import Link, Publish
+from gpt2ckpt.checkpoint.newest_valid import Found
 from gpt2ckpt.checkpoint.reading import read_meta
+from gpt2ckpt.checkpoint.retention import Link, Publish
 from gpt2ckpt.checkpoint.state import CheckpointMeta
-from gpt2ckpt.checkpoint.store import Found, Store
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 
 

@@ -13,16 +13,17 @@ from typing import Any
 from gpt2ckpt.checkpoint import format
 from gpt2ckpt.checkpoint.archive_folders import all_folders
 from gpt2ckpt.checkpoint.best import Best, BestModel, best_of
+from gpt2ckpt.checkpoint.emergency_reserve import Reservation
 from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.checkpoint.guard import Guard
-from gpt2ckpt.checkpoint.policy import Retention, SaveRequest, copies, replaced_names
+from gpt2ckpt.checkpoint.newest_valid import Found, newest_regular
 from gpt2ckpt.checkpoint.repair import quarantine
-from gpt2ckpt.checkpoint.reservation import Reservation
+from gpt2ckpt.checkpoint.retention import Retention, SaveRequest, copies, replaced_names
 from gpt2ckpt.checkpoint.save_report import Saved, SaveReport, hang, reason_of
 from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.snapshot import Staging, on_host
 from gpt2ckpt.checkpoint.state import CheckpointMeta
-from gpt2ckpt.checkpoint.store import Found, Store
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.checkpoint.writer import HANG_SECONDS, Writer
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
@@ -299,7 +300,7 @@ class CheckpointManager:
         none.
         """
         self.wait()
-        return self._store.last_regular(self._resumed_from)
+        return newest_regular(self._store.folder, self._resumed_from)
 
     def roll_back_to(self, found: Found) -> None:
         """Archive all states after `found`, which becomes the latest state.

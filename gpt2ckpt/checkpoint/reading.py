@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from gpt2ckpt.checkpoint import format
+from gpt2ckpt.checkpoint import format, names
+from gpt2ckpt.checkpoint.names import Role
 from gpt2ckpt.checkpoint.state import CheckpointMeta, CheckpointState
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
@@ -70,6 +71,28 @@ def read_head(path: Path) -> dict[str, Any]:
 def read_meta(path: Path) -> CheckpointMeta:
     """Return the state in a file without its tensors. Raises what `read_head` does."""
     return CheckpointMeta.from_dict(read_head(path))
+
+
+def step_of(path: Path) -> int | None:
+    """Return the step that a file holds, else the one in its name; None if there is neither."""
+    with contextlib.suppress(CheckpointError):
+        meta = read_meta(path)
+        if meta.has("step"):
+            return meta.step
+    named = names.role_of(path.name) in (Role.ROLLING, Role.EMERGENCY)
+    return names.number_in(path.name) if named else None
+
+
+def misplacement(path: Path, run: str | None) -> str | None:
+    """Return why a file does not fit its name or the run with the id `run`; None if it fits both.
+
+    Raises CheckpointError if the file cannot be read.
+    """
+    meta = read_meta(path)
+    reason = names.content_mismatch(path.name, meta)
+    if not reason and run and meta.run.id not in ("", run):
+        reason = f"it is a state of another run, {meta.run.id}"
+    return f"{path} cannot be used as {path.name}: {reason}" if reason else None
 
 
 def key_of(path: Path) -> Key | None:

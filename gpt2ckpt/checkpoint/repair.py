@@ -17,8 +17,7 @@ from gpt2ckpt.checkpoint import format, names
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT, archive_folders, unused_folder
 from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.reading import blameless, check, read_meta
-from gpt2ckpt.checkpoint.store import misplacement, step_of
+from gpt2ckpt.checkpoint.reading import blameless, check, misplacement, read_meta, step_of
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 from gpt2ckpt.files.links import inode_of

@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2ckpt.checkpoint.disk_report import DiskReport, prune_command
+from gpt2ckpt.checkpoint.disk_forecast import DiskForecast, prune_command
 from gpt2ckpt.checkpoint.event_sink import EventSink
 from gpt2ckpt.checkpoint.names import Role, role_of
-from gpt2ckpt.checkpoint.policy import COPIES, Retention, SaveRequest, most_bytes, own_names
+from gpt2ckpt.checkpoint.retention import COPIES, Retention, SaveRequest, most_bytes, own_names
 from gpt2ckpt.files.disk_usage import DISK_FULL, disk_bytes, paths_below
 from gpt2ckpt.units import human_bytes
 
@@ -42,7 +42,7 @@ class SaveReport:
     def __init__(self, folder: Path, retention: Retention, events: EventSink) -> None:
         self.saves = 0
         self._folder, self._retention, self._events = folder, retention, events
-        self._disk_report = DiskReport(folder, events)
+        self._disk_report = DiskForecast(folder, events)
         self._started = time.monotonic()
 
     def record(self, saved: Saved, request: SaveRequest, reason: str) -> None:

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from gpt2ckpt.checkpoint.newest_valid import Found
 from gpt2ckpt.checkpoint.reading import load_state, read_meta, seal_of
-from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt2ckpt.checkpoint.policy import COPIES, Retention, most_files
+from gpt2ckpt.checkpoint.retention import COPIES, Retention, most_files
 from gpt2ckpt.recovery_drill.filesystem_checks import FileSystem
 
 STATE = ("step", "epoch", "tokens_seen", "data.position", "train_loss", "rng", "schedule", "scaler")

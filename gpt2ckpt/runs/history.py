@@ -19,7 +19,7 @@ from gpt2ckpt.files import durable
 from gpt2ckpt.files.permissions import unreadable_message
 from gpt2ckpt.loggers import metrics_file
 from gpt2ckpt.loggers.metrics_lines import DamagedLine, Line, Lines, join
-from gpt2ckpt.runs.cadence import cadence_of, continued, due, listed
+from gpt2ckpt.runs.expected_losses import continued, due, intervals_of, listed
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, LINEAGE, REPLAY
 from gpt2ckpt.runs.wandb_lineage import WandbLineage, WandbRun, decode, encode, settings_digest
 from gpt2ckpt.units import plural
@@ -124,7 +124,7 @@ def start_history(
         active=identity.id,
         by_id={identity.id: WandbRun([(0, settings_digest(frozen))])},
         forked_from=str(Path(identity.parent.file).absolute()) if identity.parent else None,
-        logged=(cadence_of(0, frozen),),
+        logged=(intervals_of(0, frozen),),
         follows=follows,
     )
     _write_lineage(directory, lineage)
@@ -188,7 +188,7 @@ def continue_history(
     if kept != past.logged.content:
         durable.write(directory / HISTORY, kept)
     after = before.continue_from(own, point.step, settings)
-    parts = continued(before.logged, cadence_of(point.step, frozen), shared)
+    parts = continued(before.logged, intervals_of(point.step, frozen), shared)
     _write_lineage(directory, replace(after, logged=parts, follows=follows or before.follows))
     if after.active not in before.by_id and frozen["logger"]["wandb"]:
         notices.append(_notice(after))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT
 from gpt2ckpt.checkpoint.names import Role
+from gpt2ckpt.checkpoint.newest_valid import Found, find_valid
 from gpt2ckpt.checkpoint.reading import load_state
-from gpt2ckpt.checkpoint.store import Found, Store
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError, ConfigError, did_you_mean
 from gpt2ckpt.files.permissions import require_access
 from gpt2ckpt.runs.claim import holds_checkpoints
@@ -129,17 +130,16 @@ def read(place: Place) -> Found:
     """Return the valid state nearest to the requested one. Raises CheckpointError if none is."""
     from gpt2ckpt.runs import history  # imports Hydra, which a listing does without
 
-    store = Store(place.folder)
     run = history.run_id_in(place.directory) if place.in_run else None
     if place.file is None:
-        found = store.find(place.role or Role.LATEST, run)
+        found = find_valid(place.folder, place.role or Role.LATEST, run)
         return replace(found, skipped=[*place.skipped, *found.skipped])
     try:
         return Found(place.file, load_state(place.file))
     except CheckpointError as error:
         if not place.in_run:
             raise
-        found = store.find(Role.LATEST, run)
+        found = find_valid(place.folder, Role.LATEST, run)
         return Found(found.path, found.state, [(place.file, str(error)), *found.skipped])
 
 

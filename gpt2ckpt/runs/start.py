@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from gpt2ckpt.checkpoint.newest_valid import Found
 from gpt2ckpt.checkpoint.state import CheckpointState, ParentRun, RunIdentity
-from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.earlier import completed
 from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, task_overrides
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError, LockedError

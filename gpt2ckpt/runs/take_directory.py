@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gpt2ckpt.checkpoint import interrupted_save
+from gpt2ckpt.checkpoint.newest_valid import Found
+from gpt2ckpt.checkpoint.reading import step_of
 from gpt2ckpt.checkpoint.repair import quarantine
-from gpt2ckpt.checkpoint.store import Found, Store, step_of
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files import durable
 from gpt2ckpt.runs import history

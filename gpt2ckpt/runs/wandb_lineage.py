@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from gpt2ckpt.config.replay import Effect, Values, classify, flatten
-from gpt2ckpt.runs.cadence import Cadence
+from gpt2ckpt.runs.expected_losses import LogIntervals
 
 SAME_UP_TO_ROUNDING = tuple(
     f"trainer.{key}" for key in ("device", "threads", "compile", "deterministic")
@@ -72,7 +72,7 @@ class WandbLineage:
     active: str
     by_id: dict[str, WandbRun] = field(default_factory=dict)
     forked_from: str | None = None
-    logged: tuple[Cadence, ...] = ()
+    logged: tuple[LogIntervals, ...] = ()
     follows: datetime | None = None
 
     @property
@@ -137,7 +137,7 @@ def decode(text: str) -> WandbLineage | None:
         by_id = {str(name): _wandb_run(value) for name, value in values["curves"].items()}
         origin = values.get("forked_from")
         forked_from = None if origin is None else str(origin)
-        logged = tuple(Cadence(*map(int, part)) for part in values.get("logged", ()))
+        logged = tuple(LogIntervals(*map(int, part)) for part in values.get("logged", ()))
         after = values.get("follows")
         lineage = WandbLineage(
             run_id=str(values["run_id"]),

@@ -13,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from gpt2ckpt.checkpoint.names import Role
+from gpt2ckpt.checkpoint.newest_valid import candidates
 from gpt2ckpt.checkpoint.reading import read_meta
-from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.earlier import completed
 from gpt2ckpt.config.replay import flatten, freeze, task_overrides
 from gpt2ckpt.errors import CheckpointError, ConfigError
@@ -108,7 +108,7 @@ def _directories(parent: Path) -> Iterator[Path]:
 
 def read_job(directory: Path) -> RecordedJob | None:
     """Return the job of a directory; None if the directory records no config."""
-    for file in Store(directory / CHECKPOINTS).candidates(Role.LATEST):
+    for file in candidates(directory / CHECKPOINTS, Role.LATEST):
         try:
             meta = read_meta(file)
             if not (meta.has("overrides") and meta.has("config") and meta.has("step")):

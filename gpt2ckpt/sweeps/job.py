@@ -34,7 +34,7 @@ from gpt2ckpt.signals.sweeps import WorkerSignals, worker_signals
 from gpt2ckpt.sweeps import folder, journal
 from gpt2ckpt.sweeps.journal import JournalEntry, Status
 from gpt2ckpt.sweeps.matching import Job, RecordedJob, find_own
-from gpt2ckpt.training.plan_check import check_free_space
+from gpt2ckpt.training.disk_check import check_free_space
 from gpt2ckpt.training.validate_run import ValidatedRun, finished_notice, validate_run
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from gpt2ckpt.runs.lock import refuse_if_locked
 from gpt2ckpt.sweeps.job import find_job_start
 from gpt2ckpt.sweeps.plan import PlannedJob, SweepPlan
 from gpt2ckpt.sweeps.table import Row, table
-from gpt2ckpt.training.plan_check import plan_warnings
+from gpt2ckpt.training.plan_warnings import plan_warnings
 from gpt2ckpt.training.validate_run import finished_notice, validate_run
 
 

@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT
+from gpt2ckpt.checkpoint.emergency_reserve import RESERVATION
 from gpt2ckpt.checkpoint.reading import check
-from gpt2ckpt.checkpoint.reservation import RESERVATION
 from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files import durable
 from gpt2ckpt.files.disk_usage import disk_bytes

@@ -7,6 +7,7 @@ from pathlib import Path
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT
 from gpt2ckpt.checkpoint.names import Role
+from gpt2ckpt.checkpoint.newest_valid import candidates
 from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError, InputError
@@ -91,11 +92,10 @@ def checkpoint_named(what: str) -> Path:
 
 
 def _of_role(run: RunPaths, role: Role) -> Path:
-    store = Store(run.folder)
-    if not any(names.role_of(path.name) is role for path in store.files()):
+    if not any(names.role_of(path.name) is role for path in Store(run.folder).files()):
         raise CheckpointError(f"there is no {role} checkpoint in {run.folder}")
     reasons = []
-    for path in store.candidates(role):
+    for path in candidates(run.folder, role):
         try:
             read_meta(path)
         except CheckpointError as error:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from statistics import fmean, pstdev
 
+from gpt2ckpt.checkpoint.newest_valid import Found
 from gpt2ckpt.checkpoint.state import AnomalyCounts
-from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.schema import TrainerConfig
 from gpt2ckpt.errors import UserError
 from gpt2ckpt.training.state import TrainingState

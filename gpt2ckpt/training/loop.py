@@ -20,6 +20,7 @@ from gpt2ckpt.training.anomalies import (
 from gpt2ckpt.training.data_check import DataChanged
 from gpt2ckpt.training.evaluation import Evaluation
 from gpt2ckpt.training.reporting import Reporter
+from gpt2ckpt.training.save_schedule import is_due, save_due
 from gpt2ckpt.training.saving import Saver
 from gpt2ckpt.training.state import TrainingState
 from gpt2ckpt.training.step import HalfApplied, Stepper, StepResult
@@ -187,14 +188,17 @@ class Loop:
             is_best = self._evaluation_is_due() and self._evaluate()
             if self._evaluation_is_due():
                 return  # interrupted: a resume repeats the evaluation, then samples and saves
-            if _is_due(step, self.trainer.sample_every) and not self.signals.stop:
+            if is_due(step, self.trainer.sample_every) and not self.signals.stop:
                 self._sample()
-            is_last = step == self.validated.total_steps
+            due = save_due(
+                self.checkpoint,
+                step,
+                self.validated.total_steps,
+                is_best=is_best,
+                epoch_ended=self._epoch_ended(),
+            )
             self.saver.save(
-                "final" if is_last else "regular",
-                regular=_is_due(step, self.checkpoint.save_every) or is_last,
-                best=is_best and self.checkpoint.save_best,
-                epoch_ended=self._epoch_ended() if self.checkpoint.save_epochs else None,
+                due.reason, regular=due.regular, best=due.best, epoch_ended=due.epoch_ended
             )
             if self.signals.take_save_request():
                 name = signal.SIGUSR1.name
@@ -207,10 +211,9 @@ class Loop:
         return self._epoch - 1 if self._epoch > before else None
 
     def _evaluation_is_due(self) -> bool:
-        counters, every = self.state.counters, self.trainer.eval_every
-        is_last = every > 0 and counters.step == self.validated.total_steps
-        is_due = _is_due(counters.step, every) or is_last
-        return is_due and counters.evaluated_step != counters.step
+        step, every = self.state.counters.step, self.trainer.eval_every
+        is_last = every > 0 and step == self.validated.total_steps
+        return (is_last or is_due(step, every)) and self.state.counters.evaluated_step != step
 
     def _evaluate(self) -> bool:
         """Evaluate the model; return whether the loss is the best so far."""
@@ -232,7 +235,3 @@ class Loop:
         text = self.sample(lambda: self.signals.stop_requested)
         if text and not self.signals.stop_requested:  # an interrupted sample is incomplete
             self.reporter.log_sample(text)
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

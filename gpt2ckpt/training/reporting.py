@@ -12,7 +12,7 @@ from gpt2ckpt.checkpoint.state import LossSum
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.signals.deadline import Deadline
 from gpt2ckpt.training.console_format import eval_line, step_line, warning_lines
-from gpt2ckpt.training.plan_check import time_warnings
+from gpt2ckpt.training.plan_warnings import time_warnings
 from gpt2ckpt.training.progress import Progress
 from gpt2ckpt.training.replay_check import ReplayCheck
 from gpt2ckpt.training.state import TrainingState

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 from statistics import median
 
-from gpt2ckpt.checkpoint.policy import COPIES
+from gpt2ckpt.checkpoint.retention import COPIES
 from gpt2ckpt.checkpoint.state import LossSum
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import as_typed

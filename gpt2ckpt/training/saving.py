@@ -8,9 +8,9 @@ from datetime import datetime
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.checkpoint.manager import CheckpointManager
-from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
+from gpt2ckpt.checkpoint.newest_valid import Found
+from gpt2ckpt.checkpoint.retention import Retention, SaveRequest
 from gpt2ckpt.checkpoint.state import ScheduleState
-from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.parallel.process_group import SingleProcess

@@ -31,10 +31,10 @@ from gpt2ckpt.signals.deadline import Deadline
 from gpt2ckpt.signals.training import TrainingSignals
 from gpt2ckpt.training import run_summary, start_report
 from gpt2ckpt.training.data_check import DataCheck, data_identity
+from gpt2ckpt.training.disk_check import checkpoint_bytes
 from gpt2ckpt.training.evaluation import Evaluation, evaluate
 from gpt2ckpt.training.hardware import Hardware, prepare_process
 from gpt2ckpt.training.loop import Loop
-from gpt2ckpt.training.plan_check import checkpoint_bytes
 from gpt2ckpt.training.progress import open_progress
 from gpt2ckpt.training.replay_check import ReplayCheck
 from gpt2ckpt.training.reporting import Reporter

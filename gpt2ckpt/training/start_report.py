@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
+from gpt2ckpt.checkpoint.emergency_reserve import with_margin
 from gpt2ckpt.checkpoint.event_sink import EventSink
-from gpt2ckpt.checkpoint.policy import most_files
-from gpt2ckpt.checkpoint.reservation import with_margin
+from gpt2ckpt.checkpoint.retention import most_files
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.schema import ModelConfig, TrainConfig
 from gpt2ckpt.data.corpus import Corpus
@@ -22,6 +22,7 @@ from gpt2ckpt.runs.claim import holds_run
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training.console_format import Row, layout, rows_of, warning_lines
+from gpt2ckpt.training.disk_check import check_free_space, checkpoint_bytes, disk_warnings
 from gpt2ckpt.training.hardware import (
     DTYPES,
     Hardware,
@@ -29,10 +30,7 @@ from gpt2ckpt.training.hardware import (
     hardware_of,
     prepare_process,
 )
-from gpt2ckpt.training.plan_check import (
-    check_free_space,
-    checkpoint_bytes,
-    disk_warnings,
+from gpt2ckpt.training.plan_warnings import (
     memory_needed,
     memory_warnings,
     plan_warnings,

@@ -15,8 +15,8 @@ from zipfile import ZipFile
 import torch
 
 from gpt2ckpt.checkpoint import format, zip_container
-from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
 from gpt2ckpt.checkpoint.reading import check, load
+from gpt2ckpt.checkpoint.retention import Retention, SaveRequest
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 

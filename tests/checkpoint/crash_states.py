@@ -21,14 +21,15 @@ import torch
 from checkpoint_helpers import NOON, flip_random_byte, names_in, small_state
 from power_loss import Content, Disk, File, Folder, fingerprint, rebuild, recorded
 
-from gpt2ckpt.checkpoint import names, reservation
+from gpt2ckpt.checkpoint import emergency_reserve, names
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
-from gpt2ckpt.checkpoint.reading import check
+from gpt2ckpt.checkpoint.newest_valid import find_valid
+from gpt2ckpt.checkpoint.reading import check, step_of
 from gpt2ckpt.checkpoint.repair import diagnose, repair
+from gpt2ckpt.checkpoint.retention import Retention, SaveRequest
 from gpt2ckpt.checkpoint.scrub import Scrub
-from gpt2ckpt.checkpoint.store import Store, step_of
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.tools import prune
 
@@ -76,7 +77,7 @@ def run_crash_states(
                 *(scratch / "run", seed + tally.histories, actions, chance, count, tally)
             )
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(reservation, "MARGIN", 1 << 12)
+                patch.setattr(emergency_reserve, "MARGIN", 1 << 12)
                 history.run(patch)
             tally.histories += 1
     finally:
@@ -136,7 +137,7 @@ class History:
                 self.go_back()
             case "resume":
                 self.manager.close()
-                self.start(Store(self.folder).find(Role.LATEST).path)
+                self.start(find_valid(self.folder, Role.LATEST).path)
             case "prune":
                 self.prune()
             case "repair" | "scrub":
@@ -260,7 +261,7 @@ class History:
         is_damaged = call == "one damaged file"
         for path in () if is_damaged else store.files():
             assert is_valid(path) or path.read_bytes() in promise.damaged, f"{path.name} is torn"
-        found = store.find(Role.LATEST)
+        found = find_valid(folder, Role.LATEST)
         step = found.state.step
         assert step >= (promise.newest or 0), f"latest is {step}, not {promise.newest}"
         assert torch.equal(found.state.model["wte"], small_state(step)["model"]["wte"])
@@ -268,7 +269,7 @@ class History:
         if lost and not is_damaged:
             assert promise.coming in steps_in(folder), f"{lost} went too early"
         if promise.best and not is_damaged:
-            best = store.find(Role.BEST).state.step
+            best = find_valid(folder, Role.BEST).state.step
             assert best in promise.best, f"best is {best}, not one of {promise.best}"
         self.go_on(folder, step)
 
@@ -284,7 +285,7 @@ class History:
                 small_state(step + 1), SaveRequest(step + 1, self.when, regular=True)
             )
             assert saved is not None and is_valid(saved.path)
-            assert Store(folder).find(Role.LATEST).state.step == step + 1
+            assert find_valid(folder, Role.LATEST).state.step == step + 1
         manager.close()
 
 

@@ -15,8 +15,8 @@ from checkpoint_helpers import request, small_state
 from preload import Faults
 
 from gpt2ckpt.checkpoint.manager import CheckpointManager, SavingOptions
-from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.checkpoint.reading import check
+from gpt2ckpt.checkpoint.retention import Retention
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 

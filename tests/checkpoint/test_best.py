@@ -10,10 +10,11 @@ from checkpoint_helpers import flip_random_byte, request, small_state, step_of
 
 from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.checkpoint.manager import CheckpointManager, ManagedRun, SavingOptions
-from gpt2ckpt.checkpoint.policy import Retention
+from gpt2ckpt.checkpoint.newest_valid import Found
 from gpt2ckpt.checkpoint.reading import load, load_state
+from gpt2ckpt.checkpoint.retention import Retention
 from gpt2ckpt.checkpoint.state import CheckpointMeta
-from gpt2ckpt.checkpoint.store import Found, Store
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.files import durable
 
 RUN = "1a2b3c4d"

@@ -19,6 +19,7 @@ from real_disks import formatted
 from gpt2ckpt.checkpoint import format
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
+from gpt2ckpt.checkpoint.newest_valid import find_valid
 from gpt2ckpt.checkpoint.save_report import advice_for
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.files import durable
@@ -145,7 +146,7 @@ def test_saves_on_read_only_disk_fail_until_it_is_writable(
         warning = caplog.records[-1].message
         assert "Read-only file system" in warning and "mount it writable" in warning
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-        assert Store(folder).find(Role.LATEST).state.step == 1
+        assert find_valid(folder, Role.LATEST).state.step == 1
         if how == "ro":
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
             assert manager.save(small_state(3), request(3)) is not None
@@ -176,7 +177,7 @@ def test_order_does_not_depend_on_clock(tmp_path: Path) -> None:
     put(tmp_path, 5, keep=2, emergency=True)
     pool = [path for path in Store(tmp_path).files() if path.name.startswith("emergency")]
     assert [step_of(path) for path in pool] == [4, 5], "the oldest steps go, not the oldest times"
-    assert Store(tmp_path).find(Role.EMERGENCY).state.step == 5
+    assert find_valid(tmp_path, Role.EMERGENCY).state.step == 5
     chosen = next(path for path in pool if step_of(path) == 4)
     first = Store(tmp_path).roll_back_to(chosen, 4, NOON)
     put(tmp_path, 6, emergency=True)
@@ -198,7 +199,7 @@ def test_newest_save_is_found_without_latest_whatever_the_clock(
     (tmp_path / "latest.pt").write_bytes(before)
     (tmp_path / "latest_backup.pt").unlink()
     (tmp_path / "rolling_last_backup.pt").unlink()
-    assert Store(tmp_path).find(Role.LATEST).state.step == 7
+    assert find_valid(tmp_path, Role.LATEST).state.step == 7
 
 
 @pytest.mark.parametrize(

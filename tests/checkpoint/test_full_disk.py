@@ -14,12 +14,13 @@ from checkpoint_helpers import names_in, request, step_of, tensors_state
 from real_disks import formatted, mounted
 
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, archive_folders
+from gpt2ckpt.checkpoint.emergency_reserve import RESERVATION, Reservation, with_margin
 from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.policy import Retention
-from gpt2ckpt.checkpoint.reservation import RESERVATION, Reservation, with_margin
+from gpt2ckpt.checkpoint.newest_valid import Found, find_valid
+from gpt2ckpt.checkpoint.retention import Retention
 from gpt2ckpt.checkpoint.state import CheckpointState
-from gpt2ckpt.checkpoint.store import Found, Store
+from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.files import disk_usage
 
 KEEP = Retention(9, 9)
@@ -88,7 +89,7 @@ def test_without_reservation_emergency_save_fails(
     fill(disk, spare=0)
     assert manager.save(tensors_state(2, KILOBYTES), request(2, emergency=True)) is None
     assert "No space left" in caplog.text
-    assert Store(folder).find(Role.LATEST).state.step == 1
+    assert find_valid(folder, Role.LATEST).state.step == 1
 
 
 def test_a_rollback_on_a_full_disk_is_archived_now_or_at_the_next_save(
@@ -206,7 +207,7 @@ def test_a_quota_is_a_full_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture
         assert "checkpoints prune" in caplog.text
         last = manager.save(tensors_state(5, 1200), request(5, emergency=True))
         assert last is not None, caplog.text
-        assert Store(folder).find(Role.LATEST).state.step == 5
+        assert find_valid(folder, Role.LATEST).state.step == 5
 
 
 HANGING = """

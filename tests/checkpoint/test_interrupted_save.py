@@ -10,7 +10,8 @@ from checkpoint_helpers import names_in, request, small_state, step_of
 from gpt2ckpt.checkpoint import format, names
 from gpt2ckpt.checkpoint.interrupted_save import complete_save, missing_operations
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.policy import Retention
+from gpt2ckpt.checkpoint.newest_valid import find_valid
+from gpt2ckpt.checkpoint.retention import Retention
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.files import durable
 
@@ -85,7 +86,7 @@ def test_completed_save_equals_uninterrupted_save(
     """However often the finishing is killed in turn."""
     whole = new(tmp_path / "whole")
     put(whole, 2, wanted)
-    assert missing_operations(whole, Store(whole).find(Role.LATEST)) == []
+    assert missing_operations(whole, find_valid(whole, Role.LATEST)) == []
     cut, is_cut = 0, True
     while is_cut:
         cut += 1
@@ -94,7 +95,7 @@ def test_completed_save_equals_uninterrupted_save(
             is_cut = kill_after(patch, cut, lambda folder=folder: put(folder, 2, wanted))
         assert is_cut == (contents(folder) != contents(whole))
         for made in range(1, 12):
-            found = Store(folder).find(Role.LATEST)
+            found = find_valid(folder, Role.LATEST)
             assert found.state.step == 2
             with monkeypatch.context() as patch:
                 if not kill_after(patch, made, lambda f=folder, it=found: complete_save(f, it)):
@@ -111,7 +112,7 @@ def test_missing_backup_is_restored_and_nothing_else_changes(tmp_path: Path) -> 
     before = {path.name: path.stat().st_ino for path in folder.iterdir()}
     for name in (names.ROLLING_BACKUP, names.BEST_BACKUP):
         (folder / name).unlink()
-        assert complete_save(folder, Store(folder).find(Role.LATEST)) == [name]
+        assert complete_save(folder, find_valid(folder, Role.LATEST)) == [name]
         assert step_of(folder / name) == 1
         del before[name]
     assert {name: (folder / name).stat().st_ino for name in before} == before
@@ -121,13 +122,13 @@ def test_older_abandoned_and_damaged_states_have_no_missing_operations(tmp_path:
     folder = new(tmp_path / "run")
     put(folder, 2, "regular")
     store = Store(folder)
-    assert missing_operations(folder, store.find(Role.BEST)) == []
+    assert missing_operations(folder, find_valid(folder, Role.BEST)) == []
     aside = store.roll_back_to(folder / names.rolling(1), 1, request(1).when)
     assert aside is not None
-    assert missing_operations(folder, Store(aside).find(Role.ROLLING)) == []
+    assert missing_operations(folder, find_valid(aside, Role.ROLLING)) == []
     (folder / names.LATEST).write_bytes(b"damaged")
     there = names_in(folder)
-    assert complete_save(folder, store.find(Role.ROLLING)) == [
+    assert complete_save(folder, find_valid(folder, Role.ROLLING)) == [
         names.ROLLING_BACKUP
     ]  # was set aside
     assert names_in(folder) == there | {names.ROLLING_BACKUP}

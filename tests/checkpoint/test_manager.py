@@ -26,7 +26,8 @@ from checkpoint_helpers import (
 from gpt2ckpt.checkpoint.event_sink import EventName, NoEvents
 from gpt2ckpt.checkpoint.manager import CheckpointManager, ManagedRun, SavingOptions
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.policy import Retention
+from gpt2ckpt.checkpoint.newest_valid import find_valid
+from gpt2ckpt.checkpoint.retention import Retention
 from gpt2ckpt.checkpoint.store import Store
 
 KEEP = Retention(2, 2)
@@ -201,12 +202,12 @@ def test_a_disk_that_fills_up_keeps_the_older_saves(
     saved = [manager.save(tensors_state(step, 150), request(step)) for step in range(1, 9)]
     assert [bool(save) for save in saved] == [True] * 4 + [False] * 4
     assert "SAVE FAILED at step 5: it needs" in caplog.text
-    assert Store(tiny_disk).find(Role.LATEST).state.step == 4
+    assert find_valid(tiny_disk, Role.LATEST).state.step == 4
     assert all(step_of(path) for path in Store(tiny_disk).files())
     (tiny_disk / "rolling_step_000001.pt").unlink()
     (tiny_disk / "rolling_step_000002.pt").unlink()
     assert manager.save(tensors_state(9, 150), request(9)) is not None
-    assert Store(tiny_disk).find(Role.LATEST).state.step == 9
+    assert find_valid(tiny_disk, Role.LATEST).state.step == 9
 
 
 def test_free_space_is_compared_with_all_copies(

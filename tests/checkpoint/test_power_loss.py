@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from crash_states import ACTIONS, run_crash_states
 
-from gpt2ckpt.checkpoint import policy, store
+from gpt2ckpt.checkpoint import store
 from gpt2ckpt.files import durable
 
 SEED = random.randrange(1 << 30)  # named by what fails
@@ -48,7 +48,7 @@ BREAKS = {
         " if isinstance(op, Delete)])\n        for operation in operations:\n",
     ),
     "the second copy is a link": (
-        *(policy, "plan_save", "operations.append(Publish(names.ROLLING_BACKUP))"),
+        *(store, "plan_save", "operations.append(Publish(names.ROLLING_BACKUP))"),
         "operations.append(Link(own[0], names.ROLLING_BACKUP))",
     ),
     "the file is written in place": (
@@ -78,12 +78,12 @@ def break_code(
     """Replace `old` by `new` in a function or method of a module while the test runs."""
     owner, _, function = name.rpartition(".")
     place = getattr(module, owner) if owner else module
-    source = inspect.getsource(getattr(place, function))
-    source = inspect.cleandoc(f"\n{source}") if owner else source
-    assert source.count(inspect.cleandoc(old)) >= 1, "the code to break is no longer there"
-    changed = inspect.getsource(getattr(place, function)).replace(old, new, 1)
-    lines = changed.splitlines(keepends=True)
+    code = getattr(place, function)
+    source = inspect.getsource(code)
+    plain = inspect.cleandoc(f"\n{source}") if owner else source
+    assert plain.count(inspect.cleandoc(old)) >= 1, "the code to break is no longer there"
+    lines = source.replace(old, new, 1).splitlines(keepends=True)
     indent = len(lines[0]) - len(lines[0].lstrip())
     scope: dict[str, object] = {}
-    exec("".join(line[indent:] or "\n" for line in lines), module.__dict__, scope)
+    exec("".join(line[indent:] or "\n" for line in lines), code.__globals__, scope)
     monkeypatch.setattr(place, function, scope[function])

@@ -25,8 +25,8 @@ from checkpoint_helpers import (
 from gpt2ckpt.checkpoint import scrub
 from gpt2ckpt.checkpoint.manager import CheckpointManager, SavingOptions
 from gpt2ckpt.checkpoint.names import Role, role_of
-from gpt2ckpt.checkpoint.policy import Retention
 from gpt2ckpt.checkpoint.repair import diagnose
+from gpt2ckpt.checkpoint.retention import Retention
 from gpt2ckpt.checkpoint.scrub import Scrub
 from gpt2ckpt.checkpoint.store import Store
 
@@ -262,7 +262,7 @@ from pathlib import Path
 from checkpoint_helpers import request, small_state
 from gpt2ckpt.checkpoint import guard
 from gpt2ckpt.checkpoint.manager import CheckpointManager, SavingOptions
-from gpt2ckpt.checkpoint.policy import Retention
+from gpt2ckpt.checkpoint.retention import Retention
 from gpt2ckpt.checkpoint.repair import diagnose
 logging.basicConfig(level="INFO", format="%(message)s")
 guard.PATIENCE = 1.0

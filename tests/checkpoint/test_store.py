@@ -23,7 +23,8 @@ from disk_model import DiskModel, Names, followed
 
 from gpt2ckpt.checkpoint import format, names
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.policy import Retention
+from gpt2ckpt.checkpoint.newest_valid import find_valid
+from gpt2ckpt.checkpoint.retention import Retention
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 
@@ -276,7 +277,7 @@ def test_a_full_disk_keeps_every_file(tiny_disk: Path) -> None:
             store.put(format.encode(state), request(step), keep)
             saved = step
     assert saved == 3
-    assert store.find(Role.LATEST).state.step >= saved
+    assert find_valid(tiny_disk, Role.LATEST).state.step >= saved
     assert {names.rolling(step) for step in range(1, saved + 1)} <= names_in(tiny_disk)
     assert all(step_of(path) for path in store.files())
     assert names_in(tiny_disk) == {path.name for path in store.files()}, "leftovers"
@@ -322,7 +323,7 @@ def test_find_returns_state_of_role(folder: Path) -> None:
         Role.ROLLING: 300,
     }
     for role, step in expected.items():
-        found = Store(folder).find(role)
+        found = find_valid(folder, role)
         assert (found.state.step, found.skipped) == (step, [])
 
 
@@ -330,12 +331,12 @@ def test_find_skips_damaged_files_and_reports_them(folder: Path) -> None:
     for step in (100, 200, 300):
         put(folder, step)
     flip_random_byte(folder / "latest.pt", seed=1)  # and rolling_step_000300.pt with it
-    found = Store(folder).find(Role.LATEST)
+    found = find_valid(folder, Role.LATEST)
     assert (found.path.name, found.state.step) == ("rolling_last_backup.pt", 300)
     assert [path.name for path, _ in found.skipped] == ["latest.pt"]
     assert str(folder / "latest.pt") in found.skipped[0][1]
     (folder / "rolling_last_backup.pt").write_bytes(b"")
-    found = Store(folder).find(Role.LATEST)
+    found = find_valid(folder, Role.LATEST)
     assert found.state.step == 200
     assert {path.name for path, _ in found.skipped} >= {"latest.pt", "rolling_step_000300.pt"}
 
@@ -344,14 +345,13 @@ def test_a_damaged_best_falls_back_to_a_best(folder: Path) -> None:
     put(folder, 100, best=True)
     put(folder, 200, regular=True, best=True)
     put(folder, 900)
-    store = Store(folder)
     for damaged, expected in [
         ("best_model.pt", ("best_model_backup.pt", 200)),
         ("best_model_backup.pt", ("best_model_previous.pt", 100)),
         ("best_model_previous.pt", ("latest.pt", 900)),
     ]:
         flip_random_byte(folder / damaged, seed=2)
-        found = store.find(Role.BEST)
+        found = find_valid(folder, Role.BEST)
         assert (found.path.name, found.state.step) == expected
     assert [path.name for path, _ in found.skipped][:3] == [
         *("best_model.pt", "best_model_backup.pt", "best_model_previous.pt")
@@ -362,20 +362,20 @@ def test_missing_role_is_an_error(folder: Path) -> None:
     put(folder, 100)
     for role in (Role.BEST, Role.EMERGENCY):
         with pytest.raises(CheckpointError, match=f"there is no {role} checkpoint in"):
-            Store(folder).find(role)
+            find_valid(folder, role)
     (folder / "latest.pt").unlink()  # as after a kill in the very first save
-    assert Store(folder).find(Role.LATEST).state.step == 100
+    assert find_valid(folder, Role.LATEST).state.step == 100
 
 
 def test_folder_without_valid_file_is_an_error(folder: Path) -> None:
     for missing in (folder, folder / "nowhere"):
         with pytest.raises(CheckpointError, match="there is no checkpoint in"):
-            Store(missing).find(Role.LATEST)
+            find_valid(missing, Role.LATEST)
     put(folder, 100)
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="no valid checkpoint is left") as caught:
-        Store(folder).find(Role.LATEST)
+        find_valid(folder, Role.LATEST)
     assert all(name in str(caught.value) for name in names_in(folder))
 
 
@@ -386,7 +386,7 @@ def test_the_newest_is_found_by_step_not_by_name_or_time(folder: Path) -> None:
         (folder / name).unlink()
     os.utime(folder / "rolling_step_999999.pt", (2e9, 2e9))
     for role in (Role.LATEST, Role.EMERGENCY, Role.ROLLING):
-        assert Store(folder).find(role).state.step == 1_000_000
+        assert find_valid(folder, role).state.step == 1_000_000
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -398,7 +398,7 @@ def test_any_single_damage_is_survived(folder: Path, seed: int) -> None:
     flip_random_byte(damaged, seed)
     wanted = {Role.LATEST: 200, Role.BEST: 100}
     for role, step in wanted.items():
-        assert Store(folder).find(role).state.step == step
+        assert find_valid(folder, role).state.step == step
     with pytest.raises(CheckpointError, match=damaged.name):
         step_of(damaged)
 
@@ -489,6 +489,6 @@ def test_rollback_archives_damaged_later_files(folder: Path) -> None:
 
 def test_found_state_does_not_depend_on_file(folder: Path) -> None:
     put(folder, 100)
-    state = Store(folder).find(Role.LATEST).state
+    state = find_valid(folder, Role.LATEST).state
     rewrite_same_size(folder / "latest.pt", bytes(len(to_bytes(small_state(100)))))
     assert torch.equal(state.model["wte"], small_state(100)["model"]["wte"])

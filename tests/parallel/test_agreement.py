@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from gpt2ckpt.checkpoint import format
+from gpt2ckpt.checkpoint.newest_valid import Found
 from gpt2ckpt.checkpoint.reading import load, load_state
-from gpt2ckpt.checkpoint.store import Found
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.config.replay import freeze
 from gpt2ckpt.errors import InputError

@@ -292,7 +292,7 @@ def test_missing_line_is_reported(run: Path, line: int) -> None:
     assert back(run, 20) == f"{run}/metrics.jsonl lacks the train_loss of 1 step: {line}"
 
 
-def test_run_without_a_cadence_record_misses_no_line(run: Path) -> None:
+def test_run_that_recorded_no_logging_intervals_misses_no_line(run: Path) -> None:
     """Runs of earlier versions have no record; any resume may have changed log_every."""
     record = json.loads((run / ".history.json").read_text())
     del record["logged"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2ckpt.checkpoint.reservation import RESERVATION, Reservation
+from gpt2ckpt.checkpoint.emergency_reserve import RESERVATION, Reservation
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.files.durable import publish
 from gpt2ckpt.loggers.fanout import Loggers

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from run_helpers import damage, save, tree
 
-from gpt2ckpt.checkpoint.store import Found
+from gpt2ckpt.checkpoint.newest_valid import Found
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
 from gpt2ckpt.runs.resume import SELECTORS, Place, Scope, locate, read
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tools_helpers import NOON, damage, make_run, save, tree
 
+from gpt2ckpt.checkpoint.newest_valid import find_valid
 from gpt2ckpt.checkpoint.reading import check
 from gpt2ckpt.checkpoint.state import CheckpointMeta
 from gpt2ckpt.checkpoint.store import Store
@@ -90,7 +91,7 @@ def test_prune_keeps_the_last_valid_state(checkpoints, run) -> None:
         ["rolling_step_000010.pt"],
         ["epoch_00000.pt"],
     )
-    assert Store(folder).find("latest").state.step == 10
+    assert find_valid(folder, "latest").state.step == 10
 
 
 def test_prune_keeps_the_last_valid_state_in_an_archive(checkpoints, run) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gpt2ckpt.checkpoint import format
-from gpt2ckpt.checkpoint.policy import Retention, SaveRequest
+from gpt2ckpt.checkpoint.retention import Retention, SaveRequest
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.config.replay import freeze

@@ -32,6 +32,7 @@ import torch
 import gpt2ckpt.train
 from gpt2ckpt.application import reported_errors
 from gpt2ckpt.checkpoint import names
+from gpt2ckpt.checkpoint.newest_valid import find_valid
 from gpt2ckpt.checkpoint.reading import check, load
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import compose_config
@@ -215,7 +216,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
 def newest_valid(run: Path) -> int:
     """Return the step from which a resume would start; 0 for a new run."""
     try:
-        return int(Store(run / "checkpoints").find(names.Role.LATEST).state.step)
+        return int(find_valid(run / "checkpoints", names.Role.LATEST).state.step)
     except CheckpointError:
         return 0
 

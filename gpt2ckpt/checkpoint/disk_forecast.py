@@ -21,7 +21,7 @@ FEW_SAVES = 10
 log = logging.getLogger(__name__)
 
 
-class DiskReport:
+class DiskForecast:
     """Logs how long the disk of a checkpoints/ folder lasts, from a thread of its own.
 
     A run directory may hold a large tree or be on a disk that hangs: neither a save nor the

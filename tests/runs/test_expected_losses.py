@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2ckpt.runs.cadence import Cadence, continued, due, listed
+from gpt2ckpt.runs.expected_losses import LogIntervals, continued, due, listed
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ lives = st.lists(
 )
 
 
-def lived(processes: list[Life]) -> tuple[tuple[Cadence, ...], set[int], set[int], int]:
+def lived(processes: list[Life]) -> tuple[tuple[LogIntervals, ...], set[int], set[int], int]:
     """Return what a run recorded and logged in these processes, and its last step."""
-    parts: tuple[Cadence, ...] = ()
+    parts: tuple[LogIntervals, ...] = ()
     train: set[int] = set()
     val: set[int] = set()
     now, evaluated = 0, 0
@@ -44,7 +44,7 @@ def lived(processes: list[Life]) -> tuple[tuple[Cadence, ...], set[int], set[int
         now = max(0, now - life.back)
         train, val = {s for s in train if s <= now}, {s for s in val if s <= now}
         evaluated = max(val, default=0)
-        parts = continued(parts, Cadence(now, life.log_every, life.eval_every))
+        parts = continued(parts, LogIntervals(now, life.log_every, life.eval_every))
         every = life.eval_every
         if now and every and now % every == 0 and evaluated != now:
             val.add(now)
@@ -76,14 +76,19 @@ def test_each_missing_loss_is_found(
 
 
 def test_no_loss_is_expected_of_a_branch_without_a_record() -> None:
-    parts = continued((Cadence(0, 1, 1),), Cadence(20, 2, 0), shared=10)
+    parts = continued((LogIntervals(0, 1, 1),), LogIntervals(20, 2, 0), shared=10)
     assert due(parts, 24) == ({*range(1, 11), 22, 24}, set(range(1, 10)))
 
 
 @pytest.mark.parametrize(
-    "parts", [(), (Cadence(5, 1, 1), Cadence(-9, 1, 1)), (Cadence(1 << 70, 3, 0),)]
+    "parts",
+    [
+        (),
+        (LogIntervals(5, 1, 1), LogIntervals(-9, 1, 1)),
+        (LogIntervals(1 << 70, 3, 0),),
+    ],
 )
-def test_invalid_record_raises_nothing(parts: tuple[Cadence, ...]) -> None:
+def test_invalid_record_raises_nothing(parts: tuple[LogIntervals, ...]) -> None:
     assert all(0 < step <= 8 for steps in due(parts, 8) for step in steps)
 
 

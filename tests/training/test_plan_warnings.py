@@ -10,8 +10,7 @@ from training_helpers import start_of, train
 
 from gpt2ckpt.training import reporting
 from gpt2ckpt.training.hardware import choose_hardware
-from gpt2ckpt.training.plan_check import (
-    disk_warnings,
+from gpt2ckpt.training.plan_warnings import (
     memory_needed,
     memory_warnings,
     plan_warnings,
@@ -94,12 +93,6 @@ def test_model_larger_than_device_memory_is_a_warning() -> None:
     [sentence] = memory_warnings(25_000_000_000, 8_000_000_000)
     assert "take 25.0 GB, and the device has 8.0 GB" in sentence
     assert memory_warnings(8_000_000_000, 8_000_000_000) == []
-
-
-def test_checkpoints_larger_than_free_space_are_a_warning() -> None:
-    [sentence] = disk_warnings(3_400_000_000, 2_000_000_000)
-    assert "may take 3.4 GB more, and 2.0 GB are free" in sentence
-    assert disk_warnings(-1, 0) == disk_warnings(7, 7) == []
 
 
 def test_memory_needed_counts_weights_gradients_and_moments(

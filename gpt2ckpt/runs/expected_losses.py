@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Cadence:
+class LogIntervals:
     """After the step `after`, losses are logged every `train` and `val` steps; 0: never."""
 
     after: int
@@ -18,26 +18,26 @@ class Cadence:
     val: int = 0
 
 
-def cadence_of(step: int, frozen: Mapping[str, Any]) -> Cadence:
+def intervals_of(step: int, frozen: Mapping[str, Any]) -> LogIntervals:
     """Return the cadence of a process that trains from `step` on with the config `frozen`."""
     trainer = frozen["trainer"]
-    return Cadence(step, int(trainer["log_every"]), int(trainer["eval_every"]))
+    return LogIntervals(step, int(trainer["log_every"]), int(trainer["eval_every"]))
 
 
 def continued(
-    parts: Sequence[Cadence], new: Cadence, shared: int | None = None
-) -> tuple[Cadence, ...]:
+    parts: Sequence[LogIntervals], new: LogIntervals, shared: int | None = None
+) -> tuple[LogIntervals, ...]:
     """Return the cadences of a run that resumes with `new`.
 
     The steps after `shared` (default: none) up to `new` belong to a branch without a record.
     """
     shared = new.after if shared is None else shared
     kept = [part for part in parts if part.after < shared]
-    gap = [Cadence(shared)] if shared < new.after else []
+    gap = [LogIntervals(shared)] if shared < new.after else []
     return (*kept, *gap, new)
 
 
-def due(parts: Sequence[Cadence], until: int) -> tuple[set[int], set[int]]:
+def due(parts: Sequence[LogIntervals], until: int) -> tuple[set[int], set[int]]:
     """Return the steps up to `until` that must have a training and a validation loss.
 
     A process can stop between its last step and the evaluation after it: none is expected there.

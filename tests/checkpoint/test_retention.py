@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.policy import (
+from gpt2ckpt.checkpoint.retention import (
     Delete,
     Link,
     Operation,

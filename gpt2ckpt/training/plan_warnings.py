@@ -1,23 +1,12 @@
-"""Checks of a run before it starts: whether it fits the disk, and warnings about unusual plans."""
+"""Warnings about unusual plans: memory, time, and settings that do not fit the run's length."""
 
-from pathlib import Path
-
-from gpt2ckpt.checkpoint.policy import COPIES
-from gpt2ckpt.checkpoint.reservation import RESERVATION, with_margin
 from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.config.schema import TrainConfig
-from gpt2ckpt.errors import InputError
-from gpt2ckpt.files import disk_usage, durable
-from gpt2ckpt.model.counts import ModelSize, size_of
-from gpt2ckpt.runs.layout import CHECKPOINTS
-from gpt2ckpt.runs.start import Start
+from gpt2ckpt.model.counts import size_of
+from gpt2ckpt.training.disk_check import BYTES_PER_VALUE, count_trained_values
 from gpt2ckpt.training.validate_run import ValidatedRun
 from gpt2ckpt.units import human_bytes, human_duration
 
-BYTES_PER_VALUE = 4  # float32
-TENSORS_PER_PARAMETER = 4  # the parameter, AdamW's two moments, and its step count
-METADATA_BYTES = 1 << 15  # generators, config, overrides
-METADATA_BYTES_PER_TENSOR = 640  # name, digest, offset, headers and padding
 MANY_EPOCHS = 100
 """Passes over the data. nanoGPT's recipe for a megabyte of Shakespeare has 82. Beyond about 40,
 repeated text teaches a language model nothing more (Muennighoff et al. 2023, "Scaling
@@ -25,51 +14,11 @@ Data-Constrained Language Models", arXiv:2305.16264)."""
 LONG = 30 * 24 * 3600.0  # seconds of remaining training that are a warning
 
 
-def check_free_space(start: Start, config: TrainConfig, directory: Path) -> None:
-    """Refuse a run if the disk is too full for its first save and the emergency reserve.
-
-    Files that a dead process left in `directory` count as free, since the start deletes them.
-
-    Raises:
-        InputError: There is too little free space.
-    """
-    if not config.checkpoint.enabled:
-        return
-    size = checkpoint_bytes(start, config)
-    needed = COPIES * size + with_margin(size)
-    folder = directory / CHECKPOINTS
-    left = [*durable.abandoned_temporaries(folder), folder / RESERVATION]
-    free = disk_usage.measure_free(folder) + disk_usage.disk_bytes(left)
-    if free < needed:
-        raise InputError(
-            f"the disk of {directory} is full: {human_bytes(free)} are free, and the first "
-            f"save with the space kept for an emergency save takes {human_bytes(needed)}: "
-            "free space, or train elsewhere with hydra.run.dir=DIR"
-        )
-
-
-def checkpoint_bytes(start: Start, config: TrainConfig) -> int:
-    """Return the size of a checkpoint in bytes: that of the resumed one, else an upper estimate."""
-    if start.found is not None:
-        return start.found.path.stat().st_size
-    size = size_of(config.model)
-    metadata = METADATA_BYTES + TENSORS_PER_PARAMETER * size.tensors * METADATA_BYTES_PER_TENSOR
-    return (_trained_values(config, size) + size.buffers) * BYTES_PER_VALUE + metadata
-
-
 def memory_needed(config: TrainConfig, ranks: int) -> int:
     """Return the bytes of weights, gradients and optimizer moments on one rank."""
     size = size_of(config.model)
-    values = _trained_values(config, size) + size.parameters
+    values = count_trained_values(config, size) + size.parameters
     return values * BYTES_PER_VALUE // (ranks if config.trainer.parallel == FSDP else 1)
-
-
-def _trained_values(config: TrainConfig, size: ModelSize) -> int:
-    """Return the number of values in the weights and their optimizer moments.
-
-    Muon keeps only one moment of a matrix.
-    """
-    return 3 * size.parameters - (size.matrices if config.optimizer.kind == "muon" else 0)
 
 
 def plan_warnings(validated: ValidatedRun) -> list[str]:
@@ -84,17 +33,6 @@ def memory_warnings(needed: int, total: int) -> list[str]:
     return [
         f"weights, gradients and optimizer state alone take {human_bytes(needed)}, and the device "
         f"has {human_bytes(total)}: train a smaller model"
-    ]
-
-
-def disk_warnings(coming: int, free: int) -> list[str]:
-    """Return a warning if the future checkpoints may take more bytes than are free."""
-    if coming <= free:
-        return []
-    return [
-        f"the checkpoints may take {human_bytes(coming)} more, and {human_bytes(free)} are free: "
-        "saves fail once the disk is full; free space, or keep fewer (checkpoint.keep_rolling, "
-        "keep_emergency, keep_epochs)"
     ]
 
 

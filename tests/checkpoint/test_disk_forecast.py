@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2ckpt.checkpoint.disk_report import DiskReport, forecast
+from gpt2ckpt.checkpoint.disk_forecast import DiskForecast, forecast
 from gpt2ckpt.files import disk_usage
 from gpt2ckpt.files.disk_usage import UNKNOWN_FREE, DiskUsage
 
@@ -43,7 +43,7 @@ def test_too_little_space_is_a_warning_once_until_more_saves_fit_again(
 ) -> None:
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
-    report = DiskReport(folder)
+    report = DiskForecast(folder)
     with caplog.at_level(logging.INFO):
         for free in (9, 8, 7, 20, 9):
             monkeypatch.setattr(disk_usage, "measure_free", lambda _, free=free: free)
@@ -62,7 +62,7 @@ def test_forecast_counts_existing_checkpoints_once(
         (tmp_path / f"{number}.pt").write_bytes(bytes(1 << 16))
     with caplog.at_level(logging.INFO):
         for most in (4 << 16, 5 << 16):
-            report = DiskReport(tmp_path)
+            report = DiskForecast(tmp_path)
             report.start(1, 1 << 16, 1.0, most)
             report.wait(30)
     assert ["the disk lasts" in record.getMessage() for record in caplog.records] == [True, False]
@@ -79,7 +79,7 @@ def test_a_report_that_hangs_delays_no_caller_and_no_second_one_starts(
         return 1
 
     monkeypatch.setattr(disk_usage, "measure_free", hang)
-    report, begun = DiskReport(tmp_path), time.monotonic()
+    report, begun = DiskForecast(tmp_path), time.monotonic()
     with caplog.at_level(logging.INFO):
         for _ in range(3):
             report.start(1, 1, 1.0)
