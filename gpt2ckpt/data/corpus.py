@@ -50,8 +50,8 @@ class Corpus:
         train: the training stream.
         val: the validation stream.
         digest: 32 hex digits (xxh3_128) over the tokens of both splits, independent of file names.
-            It is computed at once, so for token files above 1 MiB it covers only the length and 16
-            evenly spaced samples of 16 KiB.
+            It must be fast, so for token files above 1 MiB it covers only the length and 16 evenly
+            spaced samples of 16 KiB.
         contents: the digest of the complete content of each file.
         files: the files, training files first.
         description: one line for messages.
@@ -77,7 +77,7 @@ def open_corpus(
     Args:
         config: the data group of the config.
         vocab_size: vocabulary size of the model; tokens must be smaller.
-        block_size: inputs per block; each split needs at least one block and its last target.
+        block_size: inputs per token block; each split needs at least one block and its last target.
 
     Raises:
         ConfigError: val_fraction is out of range, no file is given, or the vocabulary is too small.
@@ -88,8 +88,8 @@ def open_corpus(
     else:
         corpus = _open_text(config, vocab_size)
     own_val = getattr(config, "val", None) is not None
-    more = "more in data.val" if own_val else "a larger data.val_fraction"
-    _require_block("training", corpus.train, block_size, "more text")
+    more = "pass more data in data.val" if own_val else "set a larger data.val_fraction"
+    _require_block("training", corpus.train, block_size, "use more training data")
     _require_block("validation", corpus.val, block_size, more)
     return corpus
 
@@ -99,13 +99,13 @@ def open_validation(
     vocab_size: int,
     block_size: int,
 ) -> tuple[TokenStream, str]:
-    """Return the validation split and its description, without needing training files.
+    """Return the validation split and its description. With data.val, no training file is read.
 
     Arguments and errors are those of `open_corpus`.
     """
     if isinstance(config, EmbeddedDataConfig) or config.val is None:
         if not isinstance(config, EmbeddedDataConfig) and config.train is None:
-            raise ConfigError("data.val is missing: give a file or a glob, data.val=PATH")
+            raise ConfigError("data.val is missing: pass a file or a glob with data.val=PATH")
         corpus = open_corpus(config, vocab_size, block_size)
         return corpus.val, corpus.description
     if isinstance(config, TokensDataConfig):
@@ -114,7 +114,7 @@ def open_validation(
         check_tokenizer_fits(vocab_size)
         opened = _encode_sources(file_sources("data.val", config.val))
     val = TokenStream(opened.pieces, vocab_size)
-    _require_block("validation", val, block_size, "more in data.val")
+    _require_block("validation", val, block_size, "pass more data in data.val")
     return val, f"{_described(config.kind, opened.files)}, {len(val):,} validation tokens"
 
 
@@ -233,5 +233,5 @@ def _require_block(split: str, stream: TokenStream, block_size: int, more: str) 
     if count_blocks(len(stream), block_size) == 0:
         raise InputError(
             f"the {split} data has {len(stream)} tokens, but one block needs {block_size + 1} "
-            f"(model.block_size + 1): give {more}, or use a smaller model.block_size"
+            f"(model.block_size + 1): {more}, or set a smaller model.block_size"
         )

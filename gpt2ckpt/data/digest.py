@@ -1,7 +1,7 @@
 """Digests of the complete content of a corpus, cached between processes.
 
-XXH3 is faster than any disk, so a first start costs about one read of the data. If more than 1 GiB
-must be read, a background thread reads it while the training runs. Digests of large files are
+XXH3 is faster than any disk, so the first start takes about as long as one read of the data. More
+than 1 GiB is read in a background thread while the run trains. The digests of large files are
 cached in the user's cache directory with the path, size, modification times and inode of the file,
 so that the next start does not read the file again.
 """
@@ -21,10 +21,10 @@ import xxhash
 from gpt2ckpt.data.token_files import TokenFile, Tokens
 from gpt2ckpt.files import durable
 
-AT_ONCE = 1 << 30  # bytes to read above which a background thread reads them
-_CACHED = 16 << 20  # bytes of a file from which its digest is cached
+AT_ONCE = 1 << 30  # bytes; if more must be read, a background thread reads them
+_CACHED = 16 << 20  # bytes of the smallest file whose digest is cached
 _CHUNK_TOKENS = 1 << 19
-_SETTLED = 2.0  # seconds after a change; a later change has another modification time
+_SETTLED = 2.0  # seconds after a change from which the next change gets a different time
 _MOST_ENTRIES = 20_000
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
@@ -58,7 +58,7 @@ class Contents:
             self._thread.start()
 
     def forget_changed(self) -> bool:
-        """Forget all digests if a file was changed since, and return whether one was.
+        """Forget all digests if a file was changed since they were computed; return whether.
 
         Raises:
             InputError: a file cannot be read.
@@ -132,13 +132,13 @@ def _key(file: TokenFile) -> str:
 
 
 def _stamp(file: TokenFile) -> list[int]:
-    """Return values that change with the content, including ctime, which users cannot set."""
+    """Return attributes that change with the content, such as ctime, which users cannot set."""
     status = file.status()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _is_settled(file: TokenFile) -> bool:
-    """Return whether a later change would change the stamp, despite coarse file system clocks."""
+    """Return whether any later change would change the attributes, despite coarse clocks."""
     return time.time() - file.status().st_ctime > _SETTLED
 
 
@@ -160,7 +160,7 @@ def _read_cache() -> dict[str, Any]:
 
 
 def _write_cache(read: dict[str, Any]) -> None:
-    """Add entries. If two processes do so at once, one may lose its entries and reads again."""
+    """Add entries. Of two processes that write at once, one may lose its entries."""
     path = _cache_file()
     if path is None:
         return

@@ -17,9 +17,9 @@ from gpt2ckpt.errors import InputError
 
 _HEADING = re.compile(r"^(?=[^\n]+\n([*=\-^\"~])\1{3,}\n)", re.MULTILINE)  # a line, underlined
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n")
-# In words and spaces, as in GPT-3's search for overlaps (Brown et al., 2020, appendix C).
+# Words and spaces in a sequence, as in GPT-3's search for overlaps (Brown et al., 2020, app. C).
 _SEQUENCE = 13
-_MOST_SHARED = 0.02  # the share of sequences that a held-out section may have in common with others
+_MOST_SHARED = 0.02  # largest share of a held-out section's sequences that other sections contain
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class _Section:
 
 
 def topics() -> list[str]:
-    """Return the topics of the language reference, sorted by name.
+    """Return the topics of the language reference, sorted by name: about 465,000 characters.
 
-    About 465,000 characters, which differ between versions of Python.
+    The text differs between versions of Python.
 
     Raises:
-        InputError: this Python does not include them.
+        InputError: this Python does not include the topics.
     """
     try:
         from pydoc_data.topics import topics as found
@@ -50,7 +50,7 @@ def split_sections(documents: Sequence[str], val_fraction: float) -> tuple[list[
     """Return the training and the held-out documents; no paragraph occurs twice.
 
     Args:
-        documents: texts with underlined headings. They may repeat one another.
+        documents: texts with underlined headings, which may contain the same paragraphs.
         val_fraction: the share of words to hold out, as closely as complete sections allow.
     """
     sections = [
@@ -68,7 +68,7 @@ def split_sections(documents: Sequence[str], val_fraction: float) -> tuple[list[
 
 
 def _without_repetitions(documents: Sequence[str]) -> list[str]:
-    """Return the documents with each paragraph kept only in the largest document that has it.
+    """Return the documents; each paragraph stays only in the largest document that contains it.
 
     A document that loses more than half of its text is removed completely.
     """
@@ -87,7 +87,7 @@ def _without_repetitions(documents: Sequence[str]) -> list[str]:
 
 
 def _held_out(sections: Sequence[_Section], val_fraction: float) -> set[int]:
-    """Return the numbers of the sections to hold out: of all sizes, with little shared text."""
+    """Return the indices of the sections to hold out: of all sizes, with little shared text."""
     shared = _shares(sections)
     held: set[int] = set()
     so_far = held_so_far = 0
@@ -111,5 +111,5 @@ def _shares(sections: Sequence[_Section]) -> list[float]:
 
 
 def _sequences(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\S+|\s", text)  # with spaces, by which tables resemble one another
+    words = re.findall(r"\S+|\s", text)  # with spaces, because tables share their layout
     return {tuple(words[i : i + _SEQUENCE]) for i in range(len(words) - _SEQUENCE + 1)}

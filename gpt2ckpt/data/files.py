@@ -21,7 +21,7 @@ def expand_files(setting: str, patterns: str | None) -> list[Path]:
         InputError: a pattern matches no file, or is a folder.
     """
     if patterns is None or patterns.strip() in ("", "???"):
-        raise ConfigError(f"{setting} is not set: give a file or a glob, {setting}=PATH")
+        raise ConfigError(f"{setting} is not set: pass a file or a glob with {setting}=PATH")
     parts = [patterns] if _exists(patterns) or _matches(patterns) else patterns.split(",")
     found: set[Path] = set()
     for part in (part.strip() for part in parts):

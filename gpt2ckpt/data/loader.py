@@ -1,8 +1,8 @@
-"""Batches of blocks, addressed by a global sample position.
+"""Batches of token blocks, addressed by a global sample position.
 
 Block i of a stream consists of the tokens i*T .. i*T+T, where T is the block size. The first T
-tokens are the inputs; the last T tokens are the targets. So two neighbouring blocks have one token
-in common, but no input.
+tokens are the inputs; the last T tokens are the targets. So two neighbouring blocks share one
+token, which is a target of the first block and an input of the second.
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,7 +71,7 @@ def validation(
 
 
 def validation_digest(stream: TokenStream, block_size: int, limit: int) -> str:
-    """Return a digest of the blocks that `validation` yields.
+    """Return a digest of the blocks that `validation` yields with the same `limit`.
 
     Raises:
         InputError: a token is outside the vocabulary.

@@ -1,11 +1,11 @@
-"""The data order: a permutation of the blocks per epoch, computed without memory.
+"""The data order: for each epoch a permutation of the token blocks, computed without a table.
 
 The permutation is a Feistel network over the smallest power of two that is at least `n_blocks`
 (Luby and Rackoff, 1988). It is applied again to results outside the range until they are inside
 ("cycle walking": Black and Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002).
 The round function is the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014). Only 64-bit
-integer arithmetic is used, so the order is the same on every machine. It must never change, because
-a resumed run would otherwise train on other data.
+integer arithmetic is used, so the order is the same on every machine. The order must never change
+between versions, because a resumed run would skip some data and repeat other data.
 """
 
 from typing import TypeAlias
@@ -16,8 +16,8 @@ import numpy.typing as npt
 U64: TypeAlias = npt.NDArray[np.uint64]
 
 _ROUNDS = 10
-# Small domains mix slowly: with 10 rounds some of the 5,040 orders of 7 blocks are more frequent;
-# with 24 rounds no difference was found in 100,000 epochs.
+# Small domains mix slowly: with 10 rounds, some of the 5,040 orders of 7 blocks are more frequent
+# than others; with 24 rounds, no difference was found in 100,000 epochs.
 _SMALL_BITS = 8
 _SMALL_ROUNDS = 24
 _ONE = np.uint64(1)
@@ -26,7 +26,7 @@ _MASK64 = (1 << 64) - 1
 
 
 def block_of(positions: npt.NDArray[np.int64], n_blocks: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return the block at each global sample position.
+    """Return the index of the token block at each global sample position.
 
     Args:
         positions: int64, shape [count], from 0; position p belongs to epoch p // n_blocks, and

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Known:
-    """A file with the identities that are known: its inode, a digest of its content."""
+    """A file and its known identities: the inode, or a digest of the content, or both."""
 
     name: str
     marks: frozenset[object]
@@ -22,5 +22,5 @@ def overlap_warning(train: Sequence[Known], val: Sequence[Known]) -> str | None:
     return (
         f"{both[0]}{more} of data.val is also in data.train: the validation loss, which selects "
         "best_model.pt, would be measured on training data. Remove the file from data.train, or "
-        "give other files in data.val"
+        "pass different files in data.val"
     )

@@ -48,18 +48,19 @@ def shard_corpus(
 ) -> ShardSummary:
     """Write the text of `data` as shards into the folder `out`, in constant memory.
 
-    The tokens are those of `open_corpus` for the same config. Until it returns, they are on disk
-    twice.
+    The tokens are those of `open_corpus` for the same config. Before the function returns, they are
+    on disk twice.
 
     Raises:
         ConfigError: a setting is out of range.
         InputError: the text is unusable, or `out` contains shards or cannot be written.
     """
     if out.strip() in ("", "???"):
-        raise ConfigError("out is not set: give the folder for the shards, out=FOLDER")
-    _check_shard_tokens(shard_tokens)
+        raise ConfigError("out is not set: pass the folder for the shards with out=FOLDER")
+    if not 1 <= shard_tokens <= _MAX_SHARD_TOKENS:
+        raise ConfigError(f"shard_tokens={shard_tokens} must lie between 1 and {_MAX_SHARD_TOKENS}")
     train_sources, val_sources = text_sources(data)
-    with _staging(Path(out).expanduser()) as staging:
+    with open_staging(Path(out).expanduser()) as staging:
         train, known = _spool(train_sources, staging / "train.tokens")
         warning = None
         if val_sources is None:
@@ -74,57 +75,36 @@ def shard_corpus(
         if not (train_tokens and val_tokens):
             raise InputError(
                 f"{train_tokens} training and {val_tokens} validation tokens: the text is too "
-                "short to hold out a part. Give more text, or set data.val"
+                "short to hold out a part. Use more text, or set data.val"
             )
         splits = {split: _chunks(*part) for split, part in parts.items()}
-        shards = _write_and_publish(splits, staging, shard_tokens)
+        shards = publish_shards(splits, staging, shard_tokens)
     return ShardSummary(train_tokens, val_tokens, tuple(shards), warning)
 
 
-def write_shards(
-    splits: Mapping[str, Iterable[Tokens]], out: Path, shard_tokens: int
-) -> list[Path]:
-    """Write the tokens of each split as shards of `shard_tokens` tokens; the last may be smaller.
+@contextmanager
+def open_staging(out: Path) -> Iterator[Path]:
+    """Lock the folder `out` and yield its staging folder.
 
-    Args:
-        splits: uint16 arrays of any length for "train" and "val".
-        out: the folder, created if missing; it must not contain shards.
-        shard_tokens: tokens per shard, 1 to 2**31-1.
-
-    Returns:
-        The paths of the shards, which are on the device.
+    The staging folder is deleted at the end, and `out` too if it is new and empty.
 
     Raises:
-        ConfigError: `shard_tokens` is out of range.
-        InputError: the folder contains shards, is in use by another process, or is not writable.
+        InputError: `out` contains shards, is in use by another process, or is not writable.
     """
-    _check_shard_tokens(shard_tokens)
-    with _staging(out) as staging:
-        return _write_and_publish(splits, staging, shard_tokens)
-
-
-def _check_shard_tokens(shard_tokens: int) -> None:
-    if not 1 <= shard_tokens <= _MAX_SHARD_TOKENS:
-        raise ConfigError(f"shard_tokens={shard_tokens} must lie between 1 and {_MAX_SHARD_TOKENS}")
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """Yield the staging folder; at the end delete it, and `out` if it is new and empty."""
     is_new = not out.exists()
     lock = -1
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: give a folder for the shards with out=FOLDER")
+        raise InputError(f"{out} is a file: pass a folder for the shards with out=FOLDER")
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = os.open(out, os.O_RDONLY)
         if try_lock(lock) is Lock.HELD:
             raise InputError(
-                f"{out}: another process is writing shards to it: wait for it, or give another "
-                "folder with out=FOLDER"
+                f"{out}: another process is writing shards there: wait until it ends, or pass a "
+                "different folder with out=FOLDER"
             )
         staging = out / _STAGING
-        _remove_leftovers(staging)  # its process is dead, since this one has the lock
+        _remove_leftovers(staging)  # of a dead process: this process holds the lock
         _refuse_existing(out)
         staging.mkdir()
         try:
@@ -135,8 +115,8 @@ def _staging(out: Path) -> Iterator[Path]:
                 out.rmdir()
     except OSError as error:
         raise InputError(
-            f"{out}: cannot write shards: {error.strerror or error}. Give another folder with "
-            "out=FOLDER"
+            f"{out}: cannot write shards: {error.strerror or error}. Pass a different folder "
+            "with out=FOLDER"
         ) from error
     finally:
         if lock >= 0:
@@ -155,8 +135,8 @@ def _refuse_existing(out: Path) -> None:
     for pattern in ("train_*.bin", "val_*.bin"):
         for path in sorted(out.glob(pattern)):
             raise InputError(
-                f"{out} already contains shards ({path.name}): give another folder with out=FOLDER "
-                "or delete them"
+                f"{out} already contains shards ({path.name}): pass a different folder with "
+                "out=FOLDER, or delete the shards"
             )
 
 
@@ -180,9 +160,19 @@ def _chunks(tokens: TokenFile, start: int, stop: int) -> Iterator[Tokens]:
         yield tokens[first : min(first + _CHUNK_TOKENS, stop)]
 
 
-def _write_and_publish(
+def publish_shards(
     splits: Mapping[str, Iterable[Tokens]], staging: Path, shard_tokens: int
 ) -> list[Path]:
+    """Write the tokens of each split as shards, and return their durable paths.
+
+    Args:
+        splits: uint16 arrays of any length for "train" and "val".
+        staging: from `open_staging`.
+        shard_tokens: tokens per shard; the last shard of a split may be smaller.
+
+    Raises:
+        InputError: a shard appeared in the output folder meanwhile.
+    """
     written: list[Path] = []
     for split, tokens in splits.items():
         for number, parts in enumerate(_cut(tokens, shard_tokens)):
@@ -190,7 +180,7 @@ def _write_and_publish(
             _write_shard(path, parts)
             written.append(path)
     out = staging.parent
-    _refuse_existing(out)  # created meanwhile: a rename would replace them
+    _refuse_existing(out)  # a rename would replace shards that appeared meanwhile
     durable.write(staging / _PUBLISHING, "\n".join(path.name for path in written).encode())
     published: list[Path] = []
     try:

@@ -30,16 +30,18 @@ class Source:
 def text_sources(
     config: EmbeddedDataConfig | TextDataConfig,
 ) -> tuple[list[Source], list[Source] | None]:
-    """Return training and validation sources; None if validation is held out of the former.
+    """Return the training and the validation sources.
+
+    The latter are None if the validation split is held out from the training text.
 
     Raises:
-        ConfigError: no file is given, val_fraction is not between 0 and 1, or an unknown split.
+        ConfigError: no file is set, val_fraction is out of range, or the split is unknown.
         InputError: a file or pattern does not exist.
     """
     if not 0 < config.val_fraction < 1:
         raise ConfigError(
-            f"data.val_fraction={config.val_fraction} must lie between 0 and 1, exclusive: "
-            "0.1 holds out a tenth"
+            f"data.val_fraction={config.val_fraction} must be above 0 and below 1: 0.1 holds out a "
+            "tenth"
         )
     if isinstance(config, EmbeddedDataConfig):
         one_of("data.split", config.split, (SECTIONS, TAIL))
@@ -58,12 +60,13 @@ def check_tokenizer_fits(vocab_size: int) -> None:
     if vocab_size < VOCAB_SIZE:
         raise ConfigError(
             f"model.vocab_size={vocab_size} is smaller than the vocabulary of GPT-2's tokenizer: "
-            f"give at least {VOCAB_SIZE}, or data=tokens with the tokens of another tokenizer"
+            f"set it to at least {VOCAB_SIZE}, or pass the tokens of a different tokenizer with "
+            "data=tokens"
         )
 
 
 def file_sources(setting: str, patterns: str | None) -> list[Source]:
-    """Return a source per file that `patterns` matches; `setting` is the key, for messages.
+    """Return a source for each file that `patterns` matches; messages name the key `setting`.
 
     Raises:
         ConfigError: `patterns` is empty.
@@ -79,7 +82,9 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise InputError(
+            f"{path}: cannot be read: {error.strerror or error}. Check its permissions and its disk"
+        ) from error
 
 
 def _tokens_of_file(path: Path) -> Iterator[Tokens]:

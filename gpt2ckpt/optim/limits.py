@@ -7,11 +7,7 @@ MAX_NEWTON_SCHULZ_STEPS = 99  # torch.optim.Muon refuses 100 and more, but only 
 
 
 def check_optimizer(config: AdamWConfig | MuonConfig) -> None:
-    """Check the ranges of all settings.
-
-    Raises:
-        ConfigError: The first wrong key, its value and its range.
-    """
+    """Raise ConfigError for the first setting that is out of range, with its key and range."""
     _positive("lr", config.lr)
     _positive("eps", config.eps)
     if not config.weight_decay >= 0:

@@ -30,8 +30,8 @@ class OptimizerSet:
     the total gradient norm first, and skip all optimizers if it is not finite.
 
     Args:
-        torch_optimizers: Optimizers built from named parameters. The learning rate of the first is
-            the one that is reported.
+        torch_optimizers: Optimizers built from named parameters. Reports show the learning rate of
+            the first.
     """
 
     def __init__(self, torch_optimizers: list[torch.optim.Optimizer]) -> None:
@@ -40,7 +40,7 @@ class OptimizerSet:
 
     @property
     def lr(self) -> float:
-        """Return the present learning rate of the first optimizer."""
+        """Return the current learning rate of the first optimizer."""
         return float(self.torch_optimizers[0].param_groups[0]["lr"])
 
     def step(self) -> None:
@@ -87,8 +87,8 @@ class OptimizerSet:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Copy the tensors of a `state_dict()`; on an error, nothing changes.
 
-        Learning rates and other settings stay those that the optimizers were built with. A
-        parameter that was never stepped has no state and gets none.
+        Learning rates and other settings are not loaded: the optimizers keep those they were built
+        with. A parameter without a saved state, which was never updated, stays without one.
 
         Raises:
             CheckpointError: Parameter names, kinds of state or shapes do not match.
@@ -127,7 +127,8 @@ def build_optimizer(
     Args:
         config: AdamW for all parameters, or Muon for the matrices of the repeated layers and AdamW
             for the others.
-        model: The module without compiled or distributed wrappers, since the state has its names.
+        model: The module without compiled or distributed wrappers, which would change the names of
+            the parameters.
         device_type: Device of the parameters ("cpu", "cuda", "mps"), which selects fused kernels.
 
     Raises:
@@ -176,7 +177,7 @@ def _muon(named: NamedParameters, config: MuonConfig) -> torch.optim.Optimizer:
 
 
 def _state_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
-    """Return the kinds of state of each parameter after a step."""
+    """Return the names of the tensors that the optimizer keeps for each parameter."""
     if isinstance(optimizer, torch.optim.Muon):
         return frozenset({"momentum_buffer"})
     return frozenset({"step", "exp_avg", "exp_avg_sq"})

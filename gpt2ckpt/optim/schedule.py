@@ -21,7 +21,7 @@ def build_schedule(config: CosineConfig | WsdConfig | ConstantConfig, total_step
     """Return the schedule that `config` describes.
 
     Args:
-        config: The schedule; its length `steps` is that of the run if null.
+        config: The schedule; with steps=null, it is as long as the run.
         total_steps: Optimizer steps of the run.
 
     Raises:
@@ -85,7 +85,7 @@ def _length(steps: int | None, total_steps: int) -> int:
         return total_steps
     if steps < 1:
         raise ConfigError(
-            f"schedule.steps={steps} must be at least 1; null makes it as long as the run"
+            f"schedule.steps={steps} must be at least 1; null makes the schedule as long as the run"
         )
     return steps
 
@@ -104,7 +104,10 @@ def _check_ratio(ratio: float) -> None:
 
 
 def _fits(key: str, value: int, end: int, steps: int | None) -> None:
-    """Check that a configured length covers its parts; a run without one may end within them."""
+    """Raise ConfigError if `value` steps exceed a configured length of the schedule.
+
+    Without a configured length, the run may end during the warm-up or the decay.
+    """
     if steps is not None and value > end:
         raise ConfigError(
             f"schedule.{key}={value} is more than schedule.steps={end}: lower it or raise "

@@ -1,4 +1,4 @@
-"""Optimizer state as plain data by parameter name: export, checks and restoring."""
+"""Exports, checks and restores optimizer state as plain data by parameter name."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
@@ -9,7 +9,7 @@ from torch import Tensor
 from gpt2ckpt.errors import CheckpointError
 
 Expected: TypeAlias = Mapping[str, tuple[Collection[str], torch.Size]]
-"""Maps parameter names to the kinds of their state and their shapes."""
+"""Maps each parameter name to the names of its state tensors and the shape of the parameter."""
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -35,7 +35,9 @@ def check_states(saved: Mapping[str, Any], expected: Expected) -> None:
     states = saved.get("state")
     names = _saved_names(saved)
     if not isinstance(states, Mapping) or names is None:
-        raise CheckpointError("the checkpoint has no optimizer state that can be read")
+        raise CheckpointError(
+            "the checkpoint has no readable optimizer state: resume from a different checkpoint"
+        )
     names |= set(states)
     for name in sorted(names ^ set(expected)):
         where = "the checkpoint" if name in names else "this model"
@@ -53,8 +55,8 @@ def place_state(
     """Return copies of the state of one parameter on the devices that its optimizer requires.
 
     Args:
-        saved: Maps kinds of state to tensors; their dtypes are kept.
-        parameter: The parameter, the device and sharding of which the copies get.
+        saved: The state tensors by name; their dtypes are kept.
+        parameter: The parameter, whose device and sharding the copies get.
         step_on_device: Whether the step count is on the device of the parameter, as the fused
             kernels require; otherwise it is on the CPU.
     """
@@ -79,7 +81,7 @@ def _beside(parameter: Tensor, tensor: Tensor) -> Tensor:
 
 
 def _saved_names(saved: Mapping[str, Any]) -> set[str] | None:
-    """Return the parameters that the saved groups name; None without such groups."""
+    """Return the parameter names in the saved groups; None if there are no valid groups."""
     try:
         return {str(name) for group in saved["groups"] for name in group["params"]}
     except (KeyError, TypeError):

@@ -98,7 +98,7 @@ def test_open_validation_needs_no_training_files(tmp_path: Path) -> None:
             assert description == f"{config.kind}: 1 file, 0.0 MB, {len(tokens)} validation tokens"
     with pytest.raises(InputError, match=r"validation data has .* data\.val"):
         open_validation(text, VOCAB_SIZE, 64)
-    with pytest.raises(ConfigError, match=r"data\.val is missing: give .*data\.val=PATH"):
+    with pytest.raises(ConfigError, match=r"data\.val is missing: pass .*data\.val=PATH"):
         open_validation(TextDataConfig(), VOCAB_SIZE, 4)
 
 
@@ -245,7 +245,7 @@ def test_digest_of_text_covers_all_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_val_fraction_out_of_range_is_a_config_error(fraction: float, tmp_path: Path) -> None:
     for config in (EmbeddedDataConfig(val_fraction=fraction), _text(tmp_path, None, fraction)):
-        with pytest.raises(ConfigError, match=r"data\.val_fraction=.* between 0 and 1"):
+        with pytest.raises(ConfigError, match=r"data\.val_fraction=.* must be above 0 and below 1"):
             open_corpus(config, VOCAB_SIZE, 64)
 
 
@@ -276,7 +276,7 @@ def test_too_few_tokens_error_names_the_number_needed(tmp_path: Path) -> None:
     ):
         path.write_text("one two three four five six seven eight nine")
         open_corpus(_text(path, None, 0.2), VOCAB_SIZE, 2)
-    with pytest.raises(InputError, match=r"validation data has 4 tokens.*more in data\.val"):
+    with pytest.raises(InputError, match=r"validation data has 4 tokens.*more data in data\.val"):
         long, short = tmp_path / "long.txt", tmp_path / "short.txt"
         long.write_text("word " * 99)
         short.write_text("one two three")

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDataConfig
 from gpt2ckpt.data.corpus import open_corpus
-from gpt2ckpt.data.shards import shard_corpus, write_shards
+from gpt2ckpt.data.shards import open_staging, publish_shards, shard_corpus
 from gpt2ckpt.data.token_files import open_token_file
 from gpt2ckpt.errors import ConfigError, InputError
 
@@ -26,6 +26,13 @@ ROOT = Path(__file__).parents[2]
 
 def _u16(*tokens: int) -> np.ndarray:
     return np.array(tokens, dtype=np.uint16)
+
+
+def write_shards(
+    splits: Mapping[str, Iterable[np.ndarray]], out: Path, shard_tokens: int
+) -> list[Path]:
+    with open_staging(out) as staging:
+        return publish_shards(splits, staging, shard_tokens)
 
 
 def test_shards_have_the_bytes_of_llm_c(tmp_path: Path) -> None:
@@ -89,8 +96,6 @@ def test_other_files_in_the_output_folder_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shard_tokens", [0, -1, 2**31])
 def test_shard_tokens_out_of_range_is_a_config_error(tmp_path: Path, shard_tokens: int) -> None:
     with pytest.raises(ConfigError, match=f"shard_tokens={shard_tokens} must lie between"):
-        write_shards({"train": [_u16(1)]}, tmp_path / "out", shard_tokens)
-    with pytest.raises(ConfigError, match=f"shard_tokens={shard_tokens} must lie between"):
         shard_corpus(EmbeddedDataConfig(), str(tmp_path / "out"), shard_tokens)
     assert not (tmp_path / "out").exists()
 
@@ -116,7 +121,7 @@ def test_second_writer_is_refused(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another process is writing shards to it"):
+        with pytest.raises(InputError, match="another process is writing shards there"):
             write_shards({"train": [_u16(1)]}, tmp_path, 10)
     finally:
         os.close(descriptor)
@@ -126,12 +131,13 @@ def test_second_writer_is_refused(tmp_path: Path) -> None:
 def test_next_run_removes_files_of_a_killed_writer(tmp_path: Path) -> None:
     code = (
         "import sys, time, numpy as np; from pathlib import Path\n"
-        "from gpt2ckpt.data.shards import write_shards\n"
+        "from gpt2ckpt.data.shards import open_staging, publish_shards\n"
         "def tokens():\n"
         "    for number in range(100):\n"
         "        yield np.full(10, number, np.uint16)\n"
         "        time.sleep(60 if number == 50 else 0)\n"
-        "write_shards({'train': tokens()}, Path(sys.argv[1]), 100)\n"
+        "with open_staging(Path(sys.argv[1])) as staging:\n"
+        "    publish_shards({'train': tokens()}, staging, 100)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
     deadline = time.monotonic() + 60
@@ -147,8 +153,9 @@ def test_next_run_removes_files_of_a_killed_writer(tmp_path: Path) -> None:
 
 WRITE = (
     "import sys, numpy as np; from pathlib import Path\n"
-    "from gpt2ckpt.data.shards import write_shards\n"
-    "write_shards({'train': [np.full(30, 7, np.uint16)]}, Path(sys.argv[1]), 10)\n"
+    "from gpt2ckpt.data.shards import open_staging, publish_shards\n"
+    "with open_staging(Path(sys.argv[1])) as staging:\n"
+    "    publish_shards({'train': [np.full(30, 7, np.uint16)]}, staging, 10)\n"
 )
 
 

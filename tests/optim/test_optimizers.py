@@ -239,8 +239,8 @@ def _half(state):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (_without_state, "no optimizer state"),
-        (_without_groups, "no optimizer state"),
+        (_without_state, "no readable optimizer state"),
+        (_without_groups, "no readable optimizer state"),
         (_renamed, "only the checkpoint has the parameter 'transformer.other'"),
         (_foreign_state, "only the checkpoint has the parameter 'transformer.other'"),
         (_reshaped, "exp_avg of 'transformer.wte.weight' has the shape [12, 8] instead of [11, 8]"),
