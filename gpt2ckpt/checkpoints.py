@@ -1,4 +1,4 @@
-"""`python -m gpt2ckpt.checkpoints VERB`: list, verify, repair, prune and export checkpoints."""
+"""`python -m gpt2ckpt.checkpoints SUBCOMMAND`: list, verify, repair and export checkpoints."""
 
 from gpt2ckpt.signals.early import handle_signals_early
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 
 from gpt2ckpt.exits import reported_errors
-from gpt2ckpt.tools.command_line import Verb, call
+from gpt2ckpt.tools.command_line import Subcommand, call
 
 MODULES = {
     "list": "listing",
@@ -25,12 +25,12 @@ MODULES = {
 }
 
 
-class Verbs(Mapping[str, Verb]):
-    """The verbs by name; a verb's module is imported when the verb is looked up."""
+class Subcommands(Mapping[str, Subcommand]):
+    """The subcommands by name; looking one up imports its module."""
 
-    def __getitem__(self, name: str) -> Verb:
-        verb: Verb = import_module(f"gpt2ckpt.tools.{MODULES[name]}").VERB
-        return verb
+    def __getitem__(self, name: str) -> Subcommand:
+        subcommand: Subcommand = import_module(f"gpt2ckpt.tools.{MODULES[name]}").SUBCOMMAND
+        return subcommand
 
     def __iter__(self) -> Iterator[str]:
         return iter(MODULES)
@@ -39,16 +39,16 @@ class Verbs(Mapping[str, Verb]):
         return len(MODULES)
 
 
-VERBS = Verbs()
+SUBCOMMANDS = Subcommands()
 
 
 def main() -> None:
-    """Run the command; end the process with the exit code of the verb."""
+    """Run a subcommand, and end the process with its exit code."""
     with reported_errors():
         try:
-            code = call(VERBS, sys.argv[1:])
+            code = call(SUBCOMMANDS, sys.argv[1:])
         finally:
-            sys.stdout.flush()  # raises here for a closed pipe, not when the interpreter ends
+            sys.stdout.flush()  # if the pipe is closed, fail here and not when Python ends
         sys.exit(code)
 
 

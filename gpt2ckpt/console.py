@@ -1,7 +1,7 @@
 """Console output that never blocks, even if its reader has stopped (a pager, Ctrl+S).
 
 After `install`, output goes through a bounded queue to a background thread. Lines that do not fit
-into the queue are dropped and counted. Commands that do not train print as usual. This module is
+into the queue are dropped and counted. Only commands that train call `install`. This module is
 imported before signals are handled, so it imports as little as possible.
 """
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from gpt2ckpt.worker import Worker
 
 LIMIT = 2000  # queued writes
-FULL_QUEUE_SECONDS = 0.1  # to wait for space in a full queue before lines are dropped
-STOPPED_SECONDS = 1.0  # without progress, after which a reader counts as stopped
-DRAIN_SECONDS = 5.0  # that the end of a process waits for a slow reader, at most
+FULL_QUEUE_SECONDS = 0.1  # wait for space in a full queue before lines are dropped
+STOPPED_SECONDS = 1.0  # without progress after which a reader counts as stopped
+DRAIN_SECONDS = 5.0  # the longest wait for a slow reader when a process ends
 
 READABLE = "gpt2ckpt.readable"  # the error handler of print_in_any_encoding
 ASCII_FORMS = {"→": "->", "…": "...", "─": "-", "│": "|", "├": "|", "└": "`"}
 
 
 class Outlet(io.BufferedIOBase):
-    """A standard stream that is written by a worker thread."""
+    """A stream whose data a worker thread writes to stdout or stderr."""
 
     def __init__(self, number: int, worker: "Worker") -> None:
         self._number, self.worker = number, worker
-        self.name = number  # like a file that is opened by its descriptor
+        self.name = number  # as for a file that was opened by its descriptor
         self._dropped_lines = 0
         self._in_line = False
         self._is_gone = False
@@ -41,7 +41,7 @@ class Outlet(io.BufferedIOBase):
         self._lock = _thread.RLock()
 
     def writable(self) -> bool:
-        """Return True: streams for writing only."""
+        """Return True."""
         return True
 
     def fileno(self) -> int:
@@ -74,7 +74,7 @@ class Outlet(io.BufferedIOBase):
                 self._dropped_lines, self._in_line = 0, False
 
     def _submit(self, data: bytes) -> bool:
-        """Queue `data`; wait briefly for a reader that is only slower than the output."""
+        """Queue `data`; if the queue is full, wait briefly for a slow reader."""
         if self.worker.submit(lambda: self._write(data)):
             return True
         self.worker.wait(FULL_QUEUE_SECONDS)
@@ -99,7 +99,7 @@ _outlets: list[Outlet] = []
 def install() -> None:
     """Write stdout and stderr in a background thread until the process ends.
 
-    Streams that were replaced before (by a notebook or a test) are left alone. If both streams
+    Streams that were replaced before (by a notebook or a test) are not changed. If both streams
     refer to the same file, they share a thread, so that their lines keep their order.
     """
     from gpt2ckpt.worker import Worker
@@ -126,19 +126,23 @@ def install() -> None:
         )
         setattr(sys, name, new)
     atexit.register(drain)
-    os.register_at_fork(after_in_child=lambda: _restore(replaced))  # a child lacks the thread
+    os.register_at_fork(
+        after_in_child=lambda: _restore(replaced)
+    )  # a child process does not have the thread
 
 
 def open_closed_streams() -> None:
     """Open /dev/null for each standard stream that the parent closed (`>&-`, as daemons do).
 
-    Python sets such a stream to None, and the next opened file gets its number: what a library
-    writes to number 2 would be written into that file.
+    Python sets such a stream to None, and the next file that is opened gets the descriptor of the
+    stream. What a library writes to descriptor 2 would then be written to that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:
             continue
-        nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest free number: the closed one's
+        nowhere = os.open(
+            os.devnull, os.O_RDWR
+        )  # gets the lowest free descriptor: that of the stream
         os.set_inheritable(nowhere, True)
         mode = "w" if number else "r"
         setattr(sys, name, os.fdopen(nowhere, mode, encoding="utf-8", closefd=False))
@@ -147,8 +151,8 @@ def open_closed_streams() -> None:
 def print_in_any_encoding() -> None:
     """Make stdout and stderr print every character, whatever the console's encoding.
 
-    A character that the encoding lacks is printed as its ASCII form (`->` for an arrow) or as an
-    escape (`\\xf6`), and so is a file name that is not UTF-8. Otherwise print would raise
+    Characters that the encoding lacks, and bytes of file names that are not UTF-8, are printed in
+    ASCII: an arrow as `->`, others as an escape such as `\\xf6`. Otherwise print would raise
     UnicodeEncodeError, and logging would drop the line.
     """
     codecs.register_error(READABLE, _readable)
@@ -166,7 +170,7 @@ def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def drain(seconds: float = DRAIN_SECONDS) -> None:
-    """Wait until all output is written, at most `seconds`; give up if its reader has stopped."""
+    """Wait until all output is written, but at most `seconds`, and not for a stopped reader."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
@@ -185,7 +189,7 @@ def printable(text: str) -> str:
 
 
 def print_nowait(line: str) -> None:
-    """Print a line on stdout, in a signal handler, without waiting for a reader."""
+    """Print a line on stdout without waiting for its reader; can be used in a signal handler."""
     start = "\n" if sys.stdout.isatty() else ""  # below a progress bar, or below ^C
 
     def write() -> None:
@@ -197,7 +201,7 @@ def print_nowait(line: str) -> None:
 
 
 def final_message(message: str) -> None:
-    """Print a message on stderr after all earlier output, in 2 * STOPPED_SECONDS at most."""
+    """Print a message on stderr after all earlier output; takes at most 2 * STOPPED_SECONDS."""
 
     def write() -> None:
         drain(STOPPED_SECONDS)
@@ -209,7 +213,7 @@ def final_message(message: str) -> None:
 
 
 def _in_thread(action: Callable[[], None], seconds: float = 0.0) -> None:
-    """Run `action` in a thread and wait for it, at most `seconds`.
+    """Run `action` in a thread and wait at most `seconds` for its end.
 
     threading.Thread cannot be used in a signal handler: it takes a lock that the interrupted code
     may hold.

@@ -18,7 +18,7 @@ from pathlib import Path
 from gpt2ckpt.application import CommandLine, ask_hydra, parse_command_line
 from gpt2ckpt.config.aliases import key_for
 from gpt2ckpt.config.checks import at_least
-from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides, sets
+from gpt2ckpt.config.compose import compose_config, parse_overrides, sets
 from gpt2ckpt.config.registry import all_keys, build_typed
 from gpt2ckpt.config.replay import freeze, task_overrides
 from gpt2ckpt.config.schema import DrillConfig
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _drill(line: CommandLine, own: list[str], overrides: list[str]) -> int:
-    """Check all settings before the first folder is created, then drill; return the exit code."""
+    """Check all settings before a folder is created, then run the drill; return the exit code."""
     config: DrillConfig = build_typed("drill", compose_config("drill", own).values)
     at_least("steps", config.steps, 4)
     at_least("ranks", config.ranks, 1)
@@ -57,7 +57,7 @@ def _drill(line: CommandLine, own: list[str], overrides: list[str]) -> int:
     values = composed.values
     if values["dry_run"]:
         raise ConfigError(
-            "dry_run=true: a drill always trains. Leave dry_run out, or use it with gpt2ckpt.train"
+            "dry_run=true: a drill always trains. Leave dry_run out, or use gpt2ckpt.train"
         )
     if values["resume"] is not None or values["fork"]:
         raise ConfigError("a drill trains a new run: leave resume and fork out")
@@ -72,12 +72,12 @@ def _drill(line: CommandLine, own: list[str], overrides: list[str]) -> int:
         checked = _examine(scratch)
         if checked.problems:
             print(*lines(file_system(checked)), sep="\n")
-            print(f"FAILED: repair the file system before you train in {parent}")
+            print(f"FAILED: train in a different file system than that of {parent}, or repair it")
             return 1
         drill = DrillRun(
             overrides=[*line.flags, *overrides],
             values=values,
-            settings=_settings(composed, validated, config.ranks),
+            settings=_settings(validated, config.ranks),
             scratch=scratch,
             steps=config.steps,
             tokens_per_step=validated.blocks_per_step * validated.config.model.block_size,
@@ -91,18 +91,18 @@ def _drill(line: CommandLine, own: list[str], overrides: list[str]) -> int:
 
 
 class _DrillFailed(UserError):
-    """The drill failed; its folder is kept for inspection."""
+    """Raised when the drill failed; its folder is kept for inspection."""
 
     def __init__(self, scratch: Path) -> None:
-        trainings = [shlex.quote(str(scratch / name)) for name in ("killed", "undisturbed")]
+        runs = [shlex.quote(str(scratch / name)) for name in ("killed", "uninterrupted")]
         super().__init__(
-            f"the drill failed; both trainings are kept in {scratch}: compare them with "
-            f"`{command('checkpoints', 'diff', *trainings, '--tensors')}`, then delete them"
+            f"the drill failed; both runs are kept in {scratch}: compare them with "
+            f"`{command('checkpoints', 'diff', *runs, '--tensors')}`, then delete them"
         )
 
 
 def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """Return the drill's own overrides, misspelt ones too, and those of the training."""
+    """Return the overrides of the drill itself, misspelt ones included, and the other ones."""
     own_keys = [field.name for field in fields(DrillConfig)]
     training_keys = all_keys(TRAIN)
     own = []
@@ -121,17 +121,11 @@ def _refuse_multirun_and_torchrun(line: CommandLine) -> None:
         raise ConfigError("the drill starts torchrun itself: use python -m gpt2ckpt.drill ranks=N")
 
 
-def _settings(composed: Composed, validated: ValidatedRun, ranks: int) -> Settings:
-    checkpoint = validated.config.checkpoint
+def _settings(validated: ValidatedRun, ranks: int) -> Settings:
     return Settings(
-        run_parent=str(Path(composed.hydra.run.dir).parent),
         total_steps=validated.total_steps,
         steps_per_epoch=validated.blocks_per_epoch / validated.blocks_per_step,
-        save_every=checkpoint.save_every,
-        keep_rolling=checkpoint.keep_rolling,
-        keep_emergency=checkpoint.keep_emergency,
-        keep_epochs=checkpoint.keep_epochs,
-        save_epochs=checkpoint.save_epochs,
+        checkpoint=validated.config.checkpoint,
         ranks=ranks,
     )
 
@@ -143,20 +137,20 @@ def _examine(scratch: Path) -> FileSystem:
         checked = examine(folder)
         folder.rmdir()
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror})") from error
+        raise _unwritable(folder, error) from error
     _report("checked the file system")
     return checked
 
 
 @contextlib.contextmanager
 def _scratch(parent: Path) -> Iterator[Path]:
-    """Create a folder beside the run's directory; delete it at the end unless the drill failed."""
+    """Create a folder in `parent`; delete it at the end of the context unless the drill failed."""
     is_new = not parent.exists()
     try:
         parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".drill_", dir=parent))
     except OSError as error:
-        raise InputError(f"{parent} cannot be written ({error.strerror})") from error
+        raise _unwritable(parent, error) from error
     is_kept = False
     try:
         yield scratch
@@ -165,13 +159,19 @@ def _scratch(parent: Path) -> Iterator[Path]:
         raise
     except InputError as error:
         is_kept = True
-        raise InputError(f"{error}; {scratch} is kept: inspect and delete it") from error
+        raise InputError(f"{error}; the folder {scratch} is kept: inspect and delete it") from error
     finally:
         if not is_kept:
             shutil.rmtree(scratch, ignore_errors=True)
             with contextlib.suppress(OSError):
                 if is_new:
                     parent.rmdir()
+
+
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{folder} cannot be written ({error.strerror}): check its permissions and free space"
+    )
 
 
 def _report(text: str) -> None:

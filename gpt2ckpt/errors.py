@@ -1,4 +1,4 @@
-"""Errors that are printed as one message; each has the exit code of the command."""
+"""Errors that a command prints as one message; each class has an exit code."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ class UserError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """Return the message, with control characters (of a file name, say) escaped."""
+        """Return the message with control characters, such as those of a file name, escaped."""
         return "".join(map(_visible, super().__str__()))
 
 
@@ -29,7 +29,7 @@ class LockedError(InputError):
 
 
 class CheckpointError(InputError):
-    """A checkpoint that is missing, incomplete, damaged or of another shape."""
+    """A checkpoint that is missing, incomplete or damaged, or that does not fit the model."""
 
 
 def nearest(typed: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str:
@@ -43,7 +43,10 @@ def nearest(typed: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str:
 def did_you_mean(
     typed: str, choices: Iterable[str], *, cutoff: float = 0.6, start: str = ""
 ) -> str:
-    """Return " Did you mean …?" with the choice nearest to `typed`, after `start`; else ""."""
+    """Return " Did you mean …?" with the choice nearest to `typed`; empty if none is similar.
+
+    `start` is a text to put before the choice.
+    """
     found = nearest(typed, choices, cutoff=cutoff)
     return f" Did you mean {start}{found}?" if found else ""
 

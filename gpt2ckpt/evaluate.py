@@ -1,4 +1,4 @@
-"""`python -m gpt2ckpt.evaluate ckpt=PATH`: loss and perplexity on the validation split."""
+"""`python -m gpt2ckpt.evaluate ckpt=PATH`: print loss and perplexity on the validation split."""
 
 from gpt2ckpt.signals.early import handle_signals_early
 
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    """Evaluate every block of the split once, in order, without overlap, weighted equally."""
+    """Print the mean loss over all blocks of the split, which do not overlap."""
     at_least("batch_size", config.batch_size, 1)
     from gpt2ckpt.data.loader import validation
     from gpt2ckpt.training.evaluation import evaluate
@@ -32,7 +32,7 @@ def _evaluate(config: EvaluateConfig) -> None:
 
     if config.data is None and is_pretrained(config.ckpt):
         raise ConfigError(
-            f"ckpt={config.ckpt} holds weights without the data of their training: add "
+            f"ckpt={config.ckpt} holds pretrained weights, which record no validation data: add "
             "data=text data.val=FILES, data=tokens data.val=FILES, or data=embedded"
         )
     trained = load_trained(config.ckpt, config.device, config.precision)

@@ -1,4 +1,4 @@
-"""`python -m gpt2ckpt.prepare data=text data.train=GLOB out=DIR`: text to token shards."""
+"""`python -m gpt2ckpt.prepare data=text data.train=GLOB out=DIR`: tokenize text into shards."""
 
 from gpt2ckpt.signals.early import handle_signals_early
 
@@ -24,12 +24,12 @@ def main() -> None:
 
 
 def _check_data(values: Values) -> None:
-    """Raise ConfigError unless the data is text, before a missing key of it is refused."""
+    """Raise ConfigError unless the data is text; called before missing keys are refused."""
     data = values["data"]
     if data is None or (isinstance(data, dict) and data.get("kind") == "tokens"):
         wrong = "data is missing" if data is None else "data=tokens is already sharded"
         raise ConfigError(
-            f"{wrong}: give data=text data.train=GLOB out=DIR, or data=embedded out=DIR"
+            f"{wrong}: pass data=text data.train=GLOB out=DIR, or data=embedded out=DIR"
         )
 
 

@@ -1,4 +1,4 @@
-"""`python -m gpt2ckpt.sample ckpt=PATH prompt=…`: text from a trained model."""
+"""`python -m gpt2ckpt.sample ckpt=PATH prompt=…`: print text that a trained model generates."""
 
 from gpt2ckpt.signals.early import handle_signals_early
 

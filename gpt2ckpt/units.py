@@ -1,4 +1,4 @@
-"""Numbers with units as text, for all messages. Prefixes are decimal (1 kB is 1000 bytes)."""
+"""Formats numbers with units for messages; prefixes are decimal (1 KB is 1000 bytes)."""
 
 import math
 
@@ -11,7 +11,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_count(count: float) -> str:
-    """Return a number with a decimal prefix, to be followed by a unit: "999 ", "124.4 M"."""
+    """Return a number with a decimal prefix, for a unit to follow: "999 ", "124.4 M"."""
     if count < 999.5:
         return f"{count:.0f} "
     count, at = count / 1000, 0

@@ -1,7 +1,7 @@
 """A background thread that runs actions in order, so that its callers never block.
 
-For operations that may hang and must not delay a training: output to a console whose reader has
-stopped, a service that does not respond, a file on a disk that has failed.
+It is used for operations that may hang and must not delay training: output to a console whose
+reader has stopped, requests to a service that does not respond, and files on a failed disk.
 """
 
 import queue
@@ -29,7 +29,7 @@ class Worker:
 
     def __init__(self, name: str, limit: int) -> None:
         self._limit = limit
-        # Unlike queue.Queue, which has a lock, it can be used in signal handlers.
+        # Unlike queue.Queue, which has a lock, SimpleQueue can be used in signal handlers.
         self._actions: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._is_running = False
         self._last_beat = time.monotonic()
@@ -50,7 +50,7 @@ class Worker:
 
     @property
     def silence(self) -> float:
-        """Seconds since the thread last started or finished an action or got work; 0 if idle."""
+        """Return the seconds since the last progress of the running action; 0 if idle."""
         is_busy = self._is_running or not self._actions.empty()
         return time.monotonic() - self._last_beat if is_busy else 0.0
 
@@ -65,15 +65,15 @@ class Worker:
 
     @property
     def native_id(self) -> int | None:
-        """The kernel's id of the thread."""
+        """Return the kernel's id of the thread."""
         return self._thread.native_id
 
     def wait(self, seconds: float, silence: float | None = None) -> bool:
-        """Wait until all actions submitted so far are done, and return whether they are.
+        """Wait until all submitted actions are done, and return whether they are.
 
         Args:
             seconds: the longest time to wait.
-            silence: give up after this many seconds without progress.
+            silence: end the wait after this many seconds without progress.
         """
         done, end = threading.Event(), time.monotonic() + seconds
         self._put(done.set)
@@ -88,7 +88,7 @@ class Worker:
 
     def _put(self, action: Callable[[], object]) -> None:
         if not self._is_running and self._actions.empty():
-            self.beat()  # the time that the thread was idle is not silence
+            self.beat()  # idle time does not count as silence
         self._actions.put(action)
 
     def _run(self) -> None:
@@ -99,13 +99,13 @@ class Worker:
             self._is_running = True
             self.beat()
             action()
-            del action  # releases what it references before waiting for the next action
+            del action  # release its objects before waiting for the next action
             self.beat()
             self._is_running = False
 
 
 def resolve(answer: "Future[T]", action: Callable[[], T]) -> None:
-    """Run `action`, and set `answer` to its result or error, for another thread to read."""
+    """Run `action`, and set `answer` to its result or error."""
     try:
         answer.set_result(action())
     except BaseException as error:

@@ -1,10 +1,10 @@
-"""Names of config keys in other programs, and in the first version of this one.
+"""Names of config keys in other programs and in the first version of gpt2ckpt.
 
-They are not accepted, since two names for one key would make commands hard to read. The error
-message names the key to write instead.
+These names are not accepted, since two names for one key would make commands hard to read. The
+error message for such a name suggests the key to write instead.
 """
 
-TRAIN_WITH = {  # names that mean an override with a value, whatever value was given
+TRAIN_WITH = {  # names with what to write instead of the name and its value
     "use_tensorboard": "logger=tensorboard",
     "tensorboard": "logger=tensorboard",
     "use_wandb": "logger=wandb",
@@ -105,5 +105,5 @@ MEANT = {
 
 
 def key_for(name: str, root: str) -> str:
-    """Return the key of the command `root` that other programs call `name`; empty if none."""
+    """Return the key of the command `root` that other programs call `name`; empty if unknown."""
     return MEANT[root].get(name.rpartition(".")[2], "")

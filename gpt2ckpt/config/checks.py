@@ -1,4 +1,4 @@
-"""Check ranges and contradictions, which types do not catch. Every message names the key.
+"""Checks config values for ranges and contradictions, which types cannot express.
 
 gpt2ckpt/optim/limits.py checks the optimizer and the schedule.
 """
@@ -27,7 +27,7 @@ SYNONYMS = {  # names of values in other programs
 
 
 def check_config(config: TrainConfig) -> None:
-    """Raise ConfigError for the first value that is out of range or contradicts another."""
+    """Raise ConfigError for the first value that is out of range or contradicts a different one."""
     if not re.fullmatch(r"[\w.-]+", config.name):
         raise ConfigError(
             f"name={config.name!r} becomes part of a directory name: use letters, digits, . _ -"
@@ -37,9 +37,9 @@ def check_config(config: TrainConfig) -> None:
         raise ConfigError(f"seed is {config.seed}; it must be at most {LARGEST_SEED}")
     for group in ("data", "optimizer", "schedule"):
         if getattr(config, group) is None:
-            raise ConfigError(f"there is no {group}: give {group}=NAME or leave ~{group} out")
+            raise ConfigError(f"there is no {group}: pass {group}=NAME or leave ~{group} out")
     if getattr(config.data, "train", "") is None:
-        raise ConfigError("data.train is missing: give a file or a glob, data.train=PATH")
+        raise ConfigError("data.train is missing: pass a file or a glob, data.train=PATH")
     if len(config.optimizer.betas) != 2:
         raise ConfigError(f"optimizer.betas is {config.optimizer.betas}; it must be two numbers")
     check_model(config.model)
@@ -54,16 +54,16 @@ def at_least(key: str, value: float | None, least: float) -> None:
 
 
 def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ConfigError naming the nearest choice unless `value` is one of them."""
+    """Raise ConfigError with the nearest choice unless `value` is one of `choices`."""
     if value not in choices:
         hint = did_you_mean(SYNONYMS.get(value.lower(), value.lower()), choices)
         raise ConfigError(f"{key} is {value!r}; it must be one of {', '.join(choices)}.{hint}")
 
 
 def check_hardware(device: str, precision: str, prefix: str = "") -> None:
-    """Raise ConfigError for an unknown kind of device or precision.
+    """Raise ConfigError for an unknown device or precision.
 
-    `prefix` is the group of the two keys, for the message.
+    `prefix` stands before the names of both keys in the message.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         numbered = re.fullmatch(r"(?:cuda|gpu)?[:_-]?(\d+)", device.lower())
@@ -82,7 +82,7 @@ def check_model(model: ModelConfig) -> None:
     if model.n_embd % model.n_head:
         raise ConfigError(
             f"model.n_embd={model.n_embd} is not divisible by model.n_head={model.n_head}: "
-            "the heads divide the width equally"
+            "set model.n_embd to a multiple of model.n_head"
         )
     one_of("model.gelu", model.gelu, ("tanh", "exact"))
     _in_unit_interval("model.dropout", model.dropout)

@@ -1,12 +1,12 @@
-"""Frozen configs of earlier versions: the meaning of the keys that they have and lack.
+"""Completes frozen configs of earlier versions, which lack keys that were added later.
 
-A frozen config is replayed as it was frozen. A key that it lacks is younger than it, and may
-mean another value than today's default: EARLIER_VALUES lists these keys.
+Without such a key, an earlier version behaved as if the key had a certain value. If this value is
+not today's default, EARLIER_VALUES has it, so that a resumed run keeps its behaviour.
 """
 
 from typing import Any
 
-BLOCKS_PER_EVAL_STEP = 8  # blocks that one of trainer.eval_steps counts
+BLOCKS_PER_EVAL_STEP = 8  # trainer.eval_steps=1 means 8 blocks
 EARLIER_VALUES: dict[str, dict[str, Any]] = {  # by group, or by group and kind
     "checkpoint": {"keep_epochs": None},
     "data.embedded": {"split": "tail"},
@@ -15,13 +15,13 @@ EARLIER_VALUES: dict[str, dict[str, Any]] = {  # by group, or by group and kind
 
 
 def with_earlier_values(group: str, frozen: dict[str, Any]) -> dict[str, Any]:
-    """Return a group of a frozen config with the younger keys of EARLIER_VALUES that it lacks."""
+    """Return a group of a frozen config with the keys of EARLIER_VALUES that it lacks."""
     name = f"{group}.{frozen['kind']}" if "kind" in frozen else group
     return EARLIER_VALUES.get(name, {}) | frozen
 
 
 def completed(frozen: dict[str, Any]) -> dict[str, Any]:
-    """Return the frozen config with the length of an evaluation in `trainer.eval_blocks`.
+    """Return a frozen config that has the length of an evaluation in `trainer.eval_blocks`.
 
     Earlier versions evaluated `trainer.eval_steps` batches of `trainer.batch_size` blocks.
     """
@@ -34,7 +34,7 @@ def completed(frozen: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_blocks(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a composed config with the length of an evaluation in `trainer.eval_blocks` alone."""
+    """Return a composed config that has the length of an evaluation in `trainer.eval_blocks`."""
     trainer = values.get("trainer")
     if not isinstance(trainer, dict) or not trainer.get("eval_steps"):
         return values

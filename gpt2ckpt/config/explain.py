@@ -1,4 +1,4 @@
-"""Explain errors of Hydra and OmegaConf in one message, with the nearest valid key or option."""
+"""Explains errors of Hydra and OmegaConf in one message, with the nearest valid key or option."""
 
 import contextlib
 import re
@@ -21,7 +21,7 @@ PLUGINS = {  # the packages of Hydra's own plugins
     "hydra/sweeper/nevergrad": "hydra-nevergrad-sweeper",
     "hydra/sweeper/optuna": "hydra-optuna-sweeper==1.3.0 'sqlalchemy<2'",
 }
-OPTIONS = {  # names of options in other programs, for which the nearest spelling is another option
+OPTIONS = {  # names of options in other programs that are spelled like a different option
     "model/gpt2": "gpt2_small",  # Hugging Face's name of the model with 124M parameters
     "checkpoint/none": "off",
     "logger/off": "none",
@@ -35,9 +35,9 @@ IN_FILE = re.compile(  # Hydra's message for a file with a wrong key or value
 
 @contextlib.contextmanager
 def explained(root: str, folder: Path | None = None) -> Iterator[None]:
-    """Raise ConfigError with one message for any error of Hydra and OmegaConf in the block.
+    """Raise ConfigError with one message for any error of Hydra and OmegaConf in this context.
 
-    `root` is the command, `folder` the user's config folder.
+    `root` is the command, and `folder` is the user's config folder.
     """
     try:
         yield
@@ -85,7 +85,7 @@ def _explain_syntax(text: str) -> str:
     if taken := re.search(r"An item is already at '([^']+)'", text):
         return f"{taken[1]} already has a value: write {taken[1]}=VALUE without the plus"
     if twice := re.search(r"Multiple values for ([\w/]+)\.", text):
-        return f"{twice[1]} is chosen more than once: give {twice[1]}=NAME once"
+        return f"{twice[1]} is chosen more than once: write {twice[1]}=NAME once"
     if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
         key, value = ambiguous.groups()
         return (
@@ -94,8 +94,8 @@ def _explain_syntax(text: str) -> str:
         )
     if continuous := re.search(r"BasicSweeper does not support sweep type : (\w+)", text):
         return (
-            f"a sweep over an {continuous[1].partition('_')[0].lower()} never ends: give values, "
-            "as in seed=1,2, choice(…) or range(…), or add hydra/sweeper=optuna"
+            f"a sweep over an {continuous[1].partition('_')[0].lower()} never ends: write values, "
+            "such as seed=1,2, choice(…) or range(…), or add hydra/sweeper=optuna"
         )
     lines = [line.strip() for line in text.splitlines() if line.strip() and "https:" not in line]
     return " ".join(lines)
@@ -116,7 +116,7 @@ def _explain_missing(error: MissingConfigException) -> str:
         return f"there is no config {missing}"
     message = no_such_option(group, name, options)
     if message.endswith(".") and not group.startswith("hydra/"):
-        message += " To add options of your own, give their folder with --config-dir=DIR."
+        message += " To add options of your own, pass their folder as --config-dir=DIR."
     return message
 
 

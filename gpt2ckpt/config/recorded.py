@@ -1,8 +1,9 @@
-"""Filter the overrides that a checkpoint records: they come from a file that may be hostile.
+"""Filters the overrides that a checkpoint records, since the file may be from an attacker.
 
-A resume composes them again, and an override can do more than set a value: an option names a file
-to read, `${oc.env:…}` reads the environment, and Hydra's own keys build classes. Such overrides are
-left out. Nothing is lost: the frozen config has their values.
+A resume composes the recorded overrides again, and an override can do more than set a value: an
+option names a file to read, `${oc.env:…}` reads the environment, and Hydra's own keys create
+objects of any class. Such overrides are omitted. Their values are not lost, since the frozen config
+has them.
 """
 
 import re
@@ -15,9 +16,10 @@ INTERPOLATION = "${"
 
 
 def safe_overrides(recorded: list[str], frozen: dict[str, Any]) -> list[str]:
-    """Return those of `recorded` that set keys of the training or choose an option of conf/.
+    """Return the overrides in `recorded` that only set a key or choose an option of conf/.
 
-    A run's name becomes part of a path: only the frozen config's, which is validated, is kept.
+    The name of a run becomes part of a path. An override of the name is therefore kept only if it
+    has the value in the frozen config, which is validated.
     """
     groups = {path.name for path in conf_directory().iterdir() if path.is_dir()}
     return [

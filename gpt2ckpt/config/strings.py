@@ -1,9 +1,9 @@
-"""Keep the values of string keys as they were typed.
+"""Quotes the values of string keys, so that Hydra reads them as they were typed.
 
 Hydra's grammar gives a meaning to `=`, commas, brackets and quotes, refuses most characters beyond
-ASCII letters and digits, and reads `name=2024_11_28` as the number 20241128. For a key that takes a
-string (a path, a prompt, a name), `prompt=It's` or `+resume=outputs/lr=0.1` has one meaning only.
-So such a value is quoted before Hydra parses it.
+ASCII letters and digits, and reads `name=2024_11_28` as the number 20241128. If a key takes a
+string (a path, a prompt, a name), a value such as `prompt=It's` or `+resume=outputs/lr=0.1` has one
+meaning only. Such a value is quoted before Hydra parses it.
 """
 
 import re
@@ -35,7 +35,7 @@ HYDRA_KEYS = {
     "hydra.sweeper.storage",
     "hydra.sweeper.study_name",
 }
-PROMPTS = ("prompt", "trainer.sample_prompt")  # keep blanks at their ends, and `${…}`
+PROMPTS = ("prompt", "trainer.sample_prompt")  # keep spaces at both ends, and `${…}`
 OVERRIDE = re.compile(r"(?P<sign>\+{0,2})(?P<key>[\w./@-]+)=(?P<value>.*)", re.DOTALL)
 NUMBERS = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL)
 
@@ -44,12 +44,12 @@ def quote_strings(arguments: list[str], root: str, *, multirun: bool) -> list[st
     """Return the overrides in `arguments` with the values of string keys quoted where needed.
 
     Args:
-        arguments: as they were typed.
+        arguments: the arguments as they were typed.
         root: the command, whose schema gives the type of each key.
         multirun: whether commas separate the values of a sweep.
 
     Raises:
-        ConfigError: if a string could have two meanings: the message gives both ways to write it.
+        ConfigError: if a value has two meanings. The message shows how to write each.
     """
     result, before = [], ""
     for argument in arguments:
@@ -76,12 +76,12 @@ def quote_strings(arguments: list[str], root: str, *, multirun: bool) -> list[st
 
 
 def quote_numbers(overrides: list[str], root: str) -> list[str]:
-    """Return `overrides` with each number and boolean quoted that is a value of a string key."""
+    """Return `overrides` with numbers and booleans quoted where they are values of string keys."""
     return [_quote_numbers(override, root) for override in overrides]
 
 
 def _takes_one_string(key: str, root: str) -> bool:
-    """Return whether `key` takes a string, and not a list of them."""
+    """Return whether `key` takes one string, and not a list of strings."""
     return key in HYDRA_KEYS or any(
         expected_value(key, one).startswith("a string") for one in _roots(root)
     )
@@ -93,7 +93,7 @@ def _roots(root: str) -> tuple[str, ...]:
 
 
 def _quote(override: str, match: re.Match[str], *, multirun: bool) -> str:
-    """Return `override` with its value quoted, unless Hydra reads the typed string without."""
+    """Return `override` with its value quoted, unless Hydra reads the same string anyway."""
     sign, key, value = match.groups()
     in_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     literal = f"{sign}{key}={quoted(value, interpolates=key not in PROMPTS)}"
@@ -109,7 +109,7 @@ def _quote(override: str, match: re.Match[str], *, multirun: bool) -> str:
         is_simple = parsed.value_type is ValueType.SIMPLE_CHOICE_SWEEP
         is_list = is_simple and not re.search("['\"]", value)
         return literal if (is_list or is_prompt) and not multirun else override
-    # Hydra cuts blanks at the ends, for example.
+    # Hydra strips spaces at both ends, for example.
     is_changed = is_prompt and (parsed.value() != value or "${" in value)
     return literal if is_changed else override
 
@@ -119,7 +119,7 @@ def _two_meanings(override: str, key: str, *, value: str, in_quotes: bool) -> st
         inner = in_shell(f"{key}={quoted(value[1:-1])}")
         outer = in_shell(f"{key}={quoted(value)}")
         return (
-            f"{override} cannot be read: there is a quote within its quotes. Write {inner}, or "
+            f"{override} cannot be read: it has a quote within quotes. Write {inner}, or "
             f"{outer} if the outer quotes belong to the string"
         )
     parts = ",".join(quoted(part.strip()) for part in value.split(","))
@@ -137,7 +137,7 @@ def _quote_numbers(override: str, root: str) -> str:
     try:
         tree = _parse_tree(override)
     except HydraException:
-        return override  # refused when it is composed
+        return override  # composing refuses it
     for number in sorted(_numbers(tree), key=lambda token: token.start, reverse=True):
         override = f"{override[: number.start]}{quoted(number.text)}{override[number.stop + 1 :]}"
     return override

@@ -1,6 +1,6 @@
-"""Find the error in a config file of the user's, where Hydra's message does not name it.
+"""Finds the error in a user's config file if Hydra's message does not name the file.
 
-Files are checked only after composing failed: a file that Hydra accepts is never refused here.
+Files are checked only after composing has failed, so a file that Hydra accepts is never refused.
 """
 
 import codecs
@@ -22,13 +22,13 @@ Options = Mapping[str, list[str]]
 def first_problem(
     folder: Path, name: str, chosen: Iterable[tuple[str, str]], options: Options
 ) -> str | None:
-    """Return a message on the first file in `folder` that is wrong; None if none is.
+    """Return a message about the first wrong file in `folder`; None if there is none.
 
     Args:
         folder: the user's config folder.
         name: the primary config.
-        chosen: the groups with the option that is chosen of each.
-        options: the options of each group.
+        chosen: pairs of a group and its chosen option.
+        options: all options of each group.
     """
     places = [("", name), *((group.partition("@")[0], option) for group, option in chosen)]
     for group, option in places:
@@ -136,7 +136,7 @@ def _group_problems(
 
 
 def _choice_problems(values: dict[str, Any], group: str, options: Options) -> Iterator[str]:
-    """Yield an error for each group that is set like a key: the defaults list chooses options."""
+    """Yield an error for each group that is set like a key and not in the defaults list."""
     for key, value in values.items():
         if key == group and isinstance(value, dict):
             yield (

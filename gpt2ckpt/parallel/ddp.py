@@ -1,8 +1,7 @@
-"""DistributedDataParallel behind the interface of every parallel model: a loss function.
+"""The loss function of a parallel model, and its implementation with DistributedDataParallel.
 
-The model keeps its parameter names, so checkpoints do not depend on the wrapper. Parallel models
-differ only in the function that returns the loss of a micro-batch, and in when gradients are
-synchronized.
+The trainer uses a parallel model only through `ParallelLoss`. Checkpoints do not depend on the
+wrapper, because the wrapped model keeps its parameter names.
 """
 
 import contextlib
@@ -27,9 +26,9 @@ class ParallelLoss:
 
     Attributes:
         loss: Takes tokens and targets, int64 tensors of shape [B, T]; returns a float32 scalar.
-        gradient_sync: Takes whether a micro-batch is the last of its step, and returns a context
-            for its forward pass: gradients are only synchronized in the last one. The default is
-            for a model that is trained on a single rank.
+        gradient_sync: Takes whether a micro-batch is the last of its step; returns the context of
+            its forward pass. Gradients are synchronized only in the context of the last
+            micro-batch. The default, for a single rank, never synchronizes gradients.
     """
 
     loss: LossFunction
@@ -37,7 +36,7 @@ class ParallelLoss:
 
 
 def ddp_loss(model: nn.Module, loss: LossFunction, device: torch.device) -> ParallelLoss:
-    """Return the loss of a model that every rank holds completely.
+    """Return the loss function of a model that every rank holds completely.
 
     DistributedDataParallel averages the gradients over the ranks, and copies the parameters of the
     first rank to all ranks.

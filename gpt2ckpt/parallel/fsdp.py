@@ -1,6 +1,6 @@
-"""FSDP2: each rank holds a shard of every tensor, and gathers a block only to compute it.
+"""FSDP2: each rank holds a shard of every tensor, and gathers a layer only to compute it.
 
-Checkpoints hold full tensors, so they do not depend on the number of ranks or on FSDP.
+Checkpoints hold full tensors, so they do not depend on FSDP or on the number of ranks.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from gpt2ckpt.parallel.ddp import ParallelLoss
 
 
 def apply_fsdp(model: nn.Module, device: torch.device, ranks: int) -> None:
-    """Shard the parameters of `model` in place; they must be equal on all ranks.
+    """Shard the parameters of `model` in place; their values must be equal on all ranks.
 
-    Each repeated layer is gathered on its own, and the rest of the model together.
-    Replaces the parameters, so the optimizer must be built afterwards.
+    Each repeated layer is gathered by itself, and the rest of the model together. The parameters
+    are replaced, so the optimizer must be built afterwards.
     """
     mesh = init_device_mesh(device.type, (ranks,))
     for layer in repeated_layers(model):
@@ -34,7 +34,7 @@ def apply_fsdp(model: nn.Module, device: torch.device, ranks: int) -> None:
 
 
 def fsdp_loss(model: nn.Module) -> ParallelLoss:
-    """Return the loss of a sharded model and its gradient synchronization."""
+    """Return the loss function of a sharded model."""
 
     def gradient_sync(last: bool) -> AbstractContextManager[None]:
         cast(FSDPModule, model).set_requires_gradient_sync(last)
@@ -45,9 +45,9 @@ def fsdp_loss(model: nn.Module) -> ParallelLoss:
 
 @contextlib.contextmanager
 def unsharded_outer_layers(model: nn.Module) -> Iterator[None]:
-    """Gather the embeddings and the last norm for the duration of a block, to generate text.
+    """Gather the embeddings and the last norm in this context, to generate text.
 
-    Generation uses these layers directly, outside the forward pass that FSDP gathers them for.
+    Generation uses these layers outside the forward pass, for which FSDP would gather them.
     """
     root = cast(FSDPModule, model)
     root.unshard()
@@ -58,11 +58,11 @@ def unsharded_outer_layers(model: nn.Module) -> Iterator[None]:
 
 
 def gather_full_tensors(value: Any, *, keep: bool) -> Any:
-    """Return a tree of dicts with each sharded tensor gathered on the CPU; all ranks must call it.
+    """Return a tree of dicts with all sharded tensors gathered on the CPU. All ranks must call it.
 
     Args:
         value: The tree. A tied tensor, which occurs twice, is gathered once and stays tied.
-        keep: Whether this rank keeps the tensors; without it, each of them is None.
+        keep: Whether this rank needs the tensors. Otherwise each tensor is None in its result.
     """
     gathered: dict[int, Tensor | None] = {}
 
@@ -80,7 +80,7 @@ def gather_full_tensors(value: Any, *, keep: bool) -> Any:
 
 
 def shard_like_model(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return this rank's shards of full tensors, distributed as the parameters of `model`."""
+    """Return this rank's shards of full tensors, sharded like the parameters of `model`."""
     own = model.state_dict()
     return {
         name: distribute_tensor(

@@ -1,12 +1,12 @@
 """Communication between the ranks of one run.
 
-Before the training, ranks exchange short texts through torchrun's TCPStore. It needs no process
-group, and a rank that waits for a key still handles signals. During the training, ranks use
-collectives: gloo for numbers on the CPU, NCCL for gradients on GPUs.
+Before training, the ranks exchange short texts through torchrun's TCPStore. The store needs no
+process group, and a rank that waits for a key of the store handles signals. During training, the
+ranks use collectives: gloo for numbers on the CPU, NCCL for gradients on GPUs.
 
-The first rank that ends, for whatever reason, leaves an exit report in the store. All ranks that
-wait read it and end with the same exit code, so that one error message is printed, by the rank that
-detected the error.
+The first rank that ends, for whatever reason, writes an exit report to the store. The waiting ranks
+read the report and end with the same exit code. Only the rank that detected the error prints an
+error message.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ DIRECTORY = "directory"
 
 
 class RankLost(UserError):
-    """Another rank has ended, so collectives are no longer possible."""
+    """A different rank has ended, so collectives are no longer possible."""
 
 
 class SingleProcess:
     """The process group of a process that was started without torchrun.
 
-    It has the interface of DistributedGroup with one rank: collectives return their arguments, and
-    announcements to other ranks do nothing.
+    The class has the interface of DistributedGroup with one rank: collectives return their
+    arguments, and methods that publish to other ranks do nothing.
     """
 
     rank, local_rank, size, is_first = 0, 0, 1, True
@@ -75,12 +75,12 @@ class SingleProcess:
 
 
 class DistributedGroup:
-    """One rank of a run that torchrun started; see the module for the protocol.
+    """The process group of a run that torchrun started, as seen by one rank.
 
-    Life cycle: the first rank calls `publish_plan` and `publish_directory`, the others
-    `receive_plan`, `confirm_plan` and `receive_directory`. Then all ranks call `join`, and from
-    there on the collectives, each on all ranks in the same order. At its end each rank calls
-    `report_exit`. A rank that waits for another one raises SystemExit when that rank has ended.
+    Life cycle: the first rank calls `publish_plan` and `publish_directory`; the other ranks call
+    `receive_plan`, `confirm_plan` and `receive_directory`. Then all ranks call `join`, and after
+    that the collectives, in the same order on all ranks. At its end, each rank calls `report_exit`.
+    If a rank waits and a different rank ends, the waiting rank raises SystemExit.
 
     Attributes:
         rank: Number of this rank among all ranks.
@@ -97,7 +97,7 @@ class DistributedGroup:
         self._launch: Any = None
         self._attempt: Any = None
 
-    # ------------------------------------------------ the store, before and after the training
+    # ------------------------------------------------ the store, before and after training
 
     def publish_plan(self, plan: dict[str, Any]) -> None:
         """First rank: publish the plan, and wait until every rank has confirmed it."""
@@ -109,7 +109,7 @@ class DistributedGroup:
         """Other ranks: wait for the plan and return it.
 
         Raises:
-            SystemExit: A rank has ended; with its exit code.
+            SystemExit: A rank has ended. Its exit code is used.
         """
         plan: dict[str, Any] = json.loads(self._wait_for("plan"))
         return plan
@@ -119,10 +119,7 @@ class DistributedGroup:
         self._attempt_store.set(f"ready/{self.rank}", "")
 
     def publish_directory(self, directory: str) -> None:
-        """First rank: publish the claimed run directory, where the training starts.
-
-        It is kept for later attempts of the same launch, too.
-        """
+        """First rank: publish the claimed run directory, also for later attempts of the launch."""
         self._store.set(DIRECTORY, directory)
         self._attempt_store.set("go", directory)
 
@@ -140,24 +137,24 @@ class DistributedGroup:
         """Report that this rank ends.
 
         Args:
-            code: The exit code.
+            code: The exit code of this rank.
             reason: The error, for the messages of other ranks.
 
         Returns:
-            None if this is the first report; else the exit code of the first one.
+            None if no rank has reported before; else the exit code in the first report.
         """
         report = json.dumps({"rank": self.rank, "code": code, "reason": reason})
         try:
             first = json.loads(self._attempt_store.compare_set(EXIT_REPORT, "", report).decode())
         except RuntimeError:
-            return None  # the launcher has ended, and its store with it
+            return None  # the launcher and its store have ended
         return None if first["rank"] == self.rank else int(first["code"])
 
     def wait_for_first_rank(self, code: int) -> int:
         """Other ranks: wait until the first rank has saved, and return its exit code.
 
-        torchrun ends all ranks as soon as one ends with a code other than 0, so the others must not
-        end before the last save. Returns `code`, this rank's own, if the launcher has ended.
+        When a rank ends with an exit code other than 0, torchrun ends all ranks. Therefore, no rank
+        may end before the last save. If the launcher has ended, return `code`.
         """
         try:
             while not (report := self._exit_report()):
@@ -167,7 +164,7 @@ class DistributedGroup:
         return int(report["code"])
 
     def explain_error(self, error: BaseException) -> BaseException:
-        """Return `error`, or RankLost with the reason if it is a failed communication."""
+        """Return `error`; if it is a failed communication, RankLost with the reason."""
         if not _is_of_communication(error):
             return error
         report = None
@@ -181,7 +178,7 @@ class DistributedGroup:
         )
 
     def _wait_for(self, key: str) -> str:
-        """Return the value of `key` once it is set. Raises SystemExit if a rank ends meanwhile."""
+        """Wait until `key` is set, and return its value. Raises SystemExit if a rank ends first."""
         while not self._attempt_store.check([key]):
             if report := self._exit_report():
                 raise SystemExit(report["code"])
@@ -196,7 +193,7 @@ class DistributedGroup:
 
     @property
     def _store(self) -> Any:
-        """The key-value store of the launch; its keys survive a restart of the ranks."""
+        """The key-value store of the launch, whose keys survive a restart of the ranks."""
         if self._launch is None:
             import torch.distributed as dist
 
@@ -210,19 +207,19 @@ class DistributedGroup:
 
     @property
     def _attempt_store(self) -> Any:
-        """The part of the store for this attempt, empty again after a restart."""
+        """The store of this attempt: a part of the launch's store, which starts empty."""
         if self._attempt is None:
             self._attempt = _prefixed(f"attempt_{self._ranks.attempt}", self._store)
         return self._attempt
 
     def launcher_has_died(self) -> bool:
-        """Return whether torchrun was killed; it then neither ends nor restarts this rank."""
+        """Return whether torchrun has died and therefore cannot end or restart this rank."""
         return os.getppid() != self._launcher
 
-    # ------------------------------------------------ collectives, during the training
+    # ------------------------------------------------ collectives, during training
 
     def join(self, device: "torch.device") -> None:
-        """Create the PyTorch process group for a training on `device`."""
+        """Create PyTorch's process group for training on `device`."""
         import torch.distributed as dist
 
         is_cuda = device.type == "cuda"
@@ -244,7 +241,7 @@ class DistributedGroup:
         return [int(number) for number in shared]
 
     def all_reduce_mean(self, number: float) -> float:
-        """Return the mean of `number` over all ranks in float64, the same bits on each."""
+        """Return the mean of `number` (float64) over all ranks, bitwise equal on all of them."""
         import torch
         import torch.distributed as dist
 
@@ -253,7 +250,7 @@ class DistributedGroup:
         return float(shared) / self.size
 
     def broadcast(self, text: str) -> str:
-        """Return the `text` of the first rank on every rank."""
+        """Return the `text` of the first rank."""
         import torch
         import torch.distributed as dist
 

@@ -1,4 +1,4 @@
-"""How a rank ends: with the error message of all ranks, or silently with the same exit code."""
+"""Ends a rank: one rank prints the error message, and all ranks have the same exit code."""
 
 import atexit
 import contextlib
@@ -16,10 +16,10 @@ from gpt2ckpt.signals.early import ignore_further_signals
 
 @contextlib.contextmanager
 def exit_without_teardown() -> Iterator[None]:
-    """End a rank without destroying its process group; the outermost context of a command.
+    """End a rank without destroying its process group. This is the outermost context of a command.
 
     Observed with PyTorch 2.13: the destructor of a gloo group holds the GIL while it joins the
-    group's threads, and deadlocks if one of them waits for the GIL.
+    group's threads. If one of the threads waits for the GIL, the process hangs.
     """
     code: object = 0
     try:
@@ -40,8 +40,8 @@ def exit_without_teardown() -> Iterator[None]:
 def open_process_group() -> Iterator[ProcessGroup]:
     """Yield the process group of this process, and report its exit to the other ranks.
 
-    The rank that detects an error first prints the message. The others end silently, and all ranks
-    have the same exit code.
+    The first rank that detects an error prints the error message. The other ranks end silently with
+    the same exit code.
     """
     ranks = read_ranks(os.environ)
     if ranks is None:
@@ -85,5 +85,5 @@ def _silence_output() -> None:
     """Turn off all output but errors on ranks other than the first."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    # Open until the process ends; in UTF-8, which has every character.
+    # Left open until the process ends. UTF-8 can encode every character.
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123

@@ -1,4 +1,4 @@
-"""The rank of this process. Does not import torch, so that a wrong command line fails fast."""
+"""Reads the rank of this process, without importing torch, which takes seconds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Ranks:
         address: Host of the store.
         port: Port of the store.
         attempt: Number of restarts by torchrun so far.
-        launcher_has_store: Whether torchrun serves the store, and not rank 0.
+        launcher_has_store: Whether torchrun serves the store; otherwise rank 0 does.
     """
 
     rank: int

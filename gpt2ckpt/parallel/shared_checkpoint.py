@@ -1,4 +1,4 @@
-"""All ranks load the same checkpoint: the first names it, and each rank checks its identity."""
+"""Lets all ranks load the same checkpoint: the first rank chooses it, and the others verify it."""
 
 import json
 from pathlib import Path
@@ -10,17 +10,17 @@ from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
 
 
 def identify(found: Found) -> tuple[str, str]:
-    """Return the path and the seal of a loaded checkpoint, for other ranks to load the same file.
+    """Return the path and the seal of a loaded checkpoint; the seal is the digest of the file.
 
     Raises:
-        InputError: The file was replaced since it was loaded, as each save of a live run replaces
+        InputError: The file was replaced after it was loaded. Each save of a live run replaces
             latest.pt.
     """
     seal, meta = seal_of(found.path), read_meta(found.path)
     state = found.state
     if (meta.run, meta.step, meta.saved_at) != (state.run, state.step, state.saved_at):
         raise InputError(
-            f"{found.path} was replaced while it was being read: repeat the command, or name a "
+            f"{found.path} was replaced while it was being read: repeat the command, or pass a "
             "file that is not replaced, such as a rolling checkpoint"
         )
     return str(found.path), seal
@@ -31,14 +31,14 @@ def load_identified(path: Path, seal: str) -> Found:
     found = Found(path, load_state(path))
     if seal_of(path) != seal:
         raise InputError(
-            f"{path} is another file here than on the first rank: all ranks need the same run "
-            "directory"
+            f"{path} differs from the file on the first rank: make the same run directory "
+            "available to all ranks"
         )
     return found
 
 
 def agree_on_checkpoint(found: Found | None, group: ProcessGroup) -> Found | None:
-    """Return the checkpoint that the first rank found, loaded by each; all ranks must call it."""
+    """Load the checkpoint that the first rank found. All ranks must call this function."""
     if isinstance(group, SingleProcess):
         return found
     name = identify(found) if found is not None else None

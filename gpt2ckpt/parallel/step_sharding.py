@@ -1,4 +1,4 @@
-"""Distribution of the blocks of a step and the batches of an evaluation over the ranks."""
+"""Distributes the blocks of a step and the batches of an evaluation over the ranks."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The blocks of one forward pass: `count` blocks of a step, the first at `offset`."""
+    """The blocks of one forward pass: `count` blocks, from the block `offset` of the step on."""
 
     offset: int
     count: int
@@ -24,12 +24,12 @@ StepShard: TypeAlias = tuple[MicroBatch, ...]
 def shard_step(rank: int, size: int, batch_size: int, grad_accum: int) -> StepShard:
     """Return the micro-batches of a step that one of `size` ranks trains on.
 
-    All ranks get equally many blocks, and together the `batch_size * grad_accum` blocks of the
-    step, each once. Complete micro-batches are distributed if `size` divides their number; else
-    each micro-batch is split into equal parts.
+    Each of the `batch_size * grad_accum` blocks of the step is trained on one rank, and all ranks
+    have equally many blocks. If `size` divides `grad_accum`, each rank gets complete micro-batches;
+    otherwise, each micro-batch is split into equal parts.
 
     Raises:
-        ConfigError: `size` divides neither; the message names settings that work.
+        ConfigError: `size` divides neither of them. The message suggests settings that work.
     """
     if grad_accum % size == 0:
         numbers = range(rank, grad_accum, size)
@@ -54,8 +54,8 @@ def shard_step(rank: int, size: int, batch_size: int, grad_accum: int) -> StepSh
 def round_robin(items: Iterable[Item], rank: int, size: int) -> Iterator[tuple[Item, bool]]:
     """Yield this rank's item of each round of `size` items, and whether the item counts.
 
-    All ranks get equally many items, so that collectives inside the computation match: in a short
-    last round, the ranks without an item get a copy of another rank's, which does not count.
+    All ranks get equally many items, because all ranks must take part in each collective. In a
+    short last round, the ranks without an item get a copy of the first item, which does not count.
     """
     items = iter(items)
     while round_ := list(itertools.islice(items, size)):

@@ -1,1 +1,1 @@
-"""The recovery drill: what it runs, measures and reports."""
+"""The recovery drill: kills a training run, resumes it, and reports whether it is exact."""

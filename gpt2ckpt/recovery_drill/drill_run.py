@@ -1,4 +1,4 @@
-"""Runs the drill: kill a training, resume it, train without a kill, compare and measure."""
+"""Runs the drill: kills and resumes a training run, compares it with an uninterrupted one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,23 +21,23 @@ from gpt2ckpt.recovery_drill.results import (
     differing_losses,
     differing_state,
 )
-from gpt2ckpt.recovery_drill.training_process import Training
+from gpt2ckpt.recovery_drill.training_process import TrainingRun
 
-MAX_SAVES = 200  # after which a training that could not be killed during a save ends
+MAX_SAVES = 200  # after which a training run ends if it could not be killed during a save
 EVAL_BLOCKS = 16
-MARGIN = 1.2  # the time between two measured saves, relative to the time that a save takes
+MARGIN = 1.2  # the time between two measured saves, as a multiple of the time of a save
 
 
 @dataclass(frozen=True)
 class DrillRun:
-    """A drill of a run.
+    """A drill with the settings of a real run.
 
     Args:
-        overrides: those of the run.
-        values: the composed config of the run.
-        settings: what the drill needs to know of the run.
+        overrides: the overrides of the real run.
+        values: the composed config of the real run.
+        settings: the settings of the real run from which its costs are computed.
         scratch: the folder of the drill.
-        steps: how many steps the drill trains at least.
+        steps: the least number of steps that the drill trains.
         tokens_per_step: tokens of one optimizer step.
         report: prints a line of progress.
     """
@@ -51,12 +51,12 @@ class DrillRun:
     report: Callable[[str], None]
 
     def run(self, file_system: FileSystem) -> DrillResult:
-        """Run all trainings and compare them; `file_system` has been examined before.
+        """Train, kill, resume and compare; `file_system` is the result of `examine`.
 
         Raises:
-            ConfigError, InputError: with the error of a training that failed.
+            ConfigError, InputError: the error of a training run that failed.
         """
-        killed = self._training("killed")
+        killed = self._training_run("killed")
         every = max(1, self.steps // 4)
         writing = killed.kill_in_save(
             f"trainer.max_steps={every * MAX_SAVES}",
@@ -64,27 +64,27 @@ class DrillRun:
             *self._evaluations(every),
         )
         before = max((logged["step"] for logged in killed.logged_steps()), default=0)
-        self.report(f"trained {before} steps and killed it (SIGKILL) while it wrote {writing}")
+        self.report(f"killed (SIGKILL) a run at step {before} while it wrote {writing}")
         steps = self._length(killed, before, every)
         more = (f"trainer.max_steps={steps}", f"checkpoint.save_every={every}")
         started = killed.train_to_end("+resume=latest", *more, *self._evaluations(every))
         resumed = _resumed_event(killed)["step"]
-        self.report(f"resumed it from step {resumed} and trained to step {steps}")
-        undisturbed = self._training("undisturbed")
-        undisturbed.train_to_end(
+        self.report(f"resumed the run from step {resumed} and trained it to step {steps}")
+        uninterrupted = self._training_run("uninterrupted")
+        uninterrupted.train_to_end(
             f"trainer.max_steps={steps}",
             f"checkpoint.save_every={max(1, steps // 3)}",
             *self._evaluations(steps),
         )
-        self.report(f"trained the same {steps} steps without a kill")
+        self.report(f"trained a run of the same {steps} steps without a kill")
         first = next(logged for logged in killed.logged_steps() if logged["step"] > resumed)
-        recovery = _compare(killed, undisturbed, Kill(writing, before, resumed), steps)
-        cost = self._measure(undisturbed, first["time"] - started)
+        recovery = _compare(killed, uninterrupted, Kill(writing, before, resumed), steps)
+        cost = self._measure(uninterrupted, first["time"] - started)
         return DrillResult(self.settings, file_system, recovery, cost)
 
-    def _training(self, name: str) -> Training:
+    def _training_run(self, name: str) -> TrainingRun:
         common = _common_overrides(self.values, self.settings.total_steps)
-        return Training([*self.overrides, *common], self.scratch / name, self.settings.ranks)
+        return TrainingRun([*self.overrides, *common], self.scratch / name, self.settings.ranks)
 
     def _evaluations(self, every: int) -> tuple[str, ...]:
         trainer = self.values["trainer"]
@@ -96,43 +96,44 @@ class DrillRun:
             "trainer.eval_steps=null",
         )
 
-    def _length(self, killed: Training, before: int, every: int) -> int:
-        """Return the number of steps: past the kill, and for three saves that do not overlap."""
+    def _length(self, killed: TrainingRun, before: int, every: int) -> int:
+        """Return a number of steps beyond the kill, and enough for three saves without overlap."""
         saves = killed.events("checkpoint_saved")
         slowest = max((save["seconds"] for save in saves), default=0.0)
         gap = int(MARGIN * slowest / _step_seconds(killed, self.tokens_per_step)) + 1
         return max(self.steps, before + every, 3 * gap)
 
-    def _measure(self, training: Training, restart: float) -> Cost:
-        saves = training.events("checkpoint_saved")
+    def _measure(self, run: TrainingRun, restart: float) -> Cost:
+        saves = run.events("checkpoint_saved")
         if len(saves) < 3:
             raise InputError(
-                f"a training of the drill did not save often enough: see {training.output}"
+                f"a run of the drill saved fewer than three times, so saves cannot be measured: "
+                f"see {run.output}"
             )
         return Cost(
-            step=_step_seconds(training, self.tokens_per_step),
+            step=_step_seconds(run, self.tokens_per_step),
             first_stall=saves[0]["stall_seconds"],
             stall=saves[1]["stall_seconds"],
             durable_after=saves[1]["seconds"],
             restart=restart,
-            size=(training.checkpoints / LATEST).stat().st_size,
+            size=(run.checkpoints / LATEST).stat().st_size,
             free=_free(self.scratch),
         )
 
 
 def _common_overrides(values: Values, total_steps: int) -> list[str]:
-    """Return the overrides of every training of a drill: short, every step logged, no W&B."""
+    """Return the overrides of every training run of the drill: log each step, without W&B."""
     overrides = ["trainer.max_epochs=null", "trainer.log_every=1", "trainer.sample_every=0"]
     overrides += ["logger.wandb=false", "checkpoint.keep_rolling=1"]
     schedule = values["schedule"]
     if "steps" in schedule and schedule["steps"] is None:
-        # The learning rates of the real run. A schedule must be longer than its warm-up.
+        # With the learning rates of the real run. A schedule must be longer than its warm-up.
         parts = schedule["warmup_steps"] + schedule.get("decay_steps", 0)
         overrides.append(f"schedule.steps={max(total_steps, parts)}")
     return overrides
 
 
-def _compare(killed: Training, other: Training, kill: Kill, steps: int) -> Recovery:
+def _compare(killed: TrainingRun, other: TrainingRun, kill: Kill, steps: int) -> Recovery:
     ours, theirs = killed.checkpoints / LATEST, other.checkpoints / LATEST
     for path in (ours, theirs):
         check(path)
@@ -148,21 +149,21 @@ def _compare(killed: Training, other: Training, kill: Kill, steps: int) -> Recov
     )
 
 
-def _resumed_event(killed: Training) -> dict[str, Any]:
+def _resumed_event(killed: TrainingRun) -> dict[str, Any]:
     resumed = killed.events("run_resumed")
     if not resumed:
-        raise InputError(f"the killed training was not resumed: see {killed.output}")
+        raise InputError(f"the killed run was not resumed: see {killed.output}")
     return resumed[0]
 
 
-def _step_seconds(training: Training, tokens_per_step: int) -> float:
-    """Return the median seconds of a step, without the first two, which are slower."""
-    logged = training.logged_steps()
+def _step_seconds(run: TrainingRun, tokens_per_step: int) -> float:
+    """Return the median seconds of a step, without the first two steps, which are slower."""
+    logged = run.logged_steps()
     return median(tokens_per_step / float(step["tokens_per_s"]) for step in logged[2:] or logged)
 
 
 def _free(scratch: Path) -> int:
-    """Return the bytes that are free once the drill's folder is gone."""
+    """Return the bytes that will be free when the folder of the drill is deleted."""
     from gpt2ckpt.files.disk_usage import disk_bytes, measure_free, paths_below
 
     return measure_free(scratch.parent) + disk_bytes(paths_below(scratch))

@@ -1,6 +1,6 @@
-"""Checks whether a file system is fit for saves: makes each call and examines its effect.
+"""Checks whether a file system is fit for saves, by trying each operation that saves rely on.
 
-No program can detect a device that reports bytes as synced that it does not keep.
+No program can detect that a device reports bytes as synced and then loses them.
 """
 
 import errno
@@ -30,7 +30,7 @@ class Check:
 
 @dataclass
 class FileSystem:
-    """The results for the file system of a folder. Speeds in bytes per second."""
+    """The results for the file system of a folder; speeds are in bytes per second."""
 
     kind: str
     device: str
@@ -50,11 +50,11 @@ class FileSystem:
 
 
 def examine(folder: Path, probe_bytes: int = PROBE_BYTES) -> FileSystem:
-    """Try every operation of a run in the empty `folder`, and remove what that created.
+    """Try every file operation of a run in `folder`, and delete the files that this created.
 
     Args:
         folder: an empty folder on the file system.
-        probe_bytes: how many bytes are written to measure the speed.
+        probe_bytes: the number of bytes that are written to measure the speed.
 
     Raises:
         OSError: if the folder cannot be emptied.
@@ -93,7 +93,7 @@ def _require(holds: bool, otherwise: str) -> None:
 
 
 def _publish(folder: Path, found: FileSystem, size: int) -> None:
-    """Publish a file as a save does, and time it; random bytes cannot be compressed."""
+    """Publish a file as a save does, and measure the speed with incompressible bytes."""
     content, begun = os.urandom(size), time.perf_counter()
 
     def compare(path: Path) -> None:
@@ -111,15 +111,16 @@ def _replace(folder: Path) -> None:
         durable.publish(folder / "replaced", [content], lambda path: None)
     _require(
         (folder / "replaced").read_bytes() == b"new",
-        "the name still has the old bytes after a rename",
+        "after a rename, the name still has the old bytes",
     )
-    _require(not list(folder.glob(".*")), "the temporary name still exists after a rename")
+    _require(not list(folder.glob(".*")), "after a rename, the temporary name still exists")
 
 
 def _sync_folder(folder: Path) -> None:
     (folder / "named").touch()
     _require(
-        durable.sync_directory(folder), "not supported: a new name may not survive a power loss"
+        durable.sync_directory(folder),
+        "it is not supported: a new name may not survive a power loss",
     )
 
 
@@ -131,7 +132,7 @@ def _link(folder: Path, found: FileSystem) -> None:
     _require(name.read_bytes() == b"bytes", "the second name has other bytes")
     found.has_links = source.samefile(name)
     durable.delete([source])
-    _require(name.read_bytes() == b"bytes", "deleting one name took the bytes of the other")
+    _require(name.read_bytes() == b"bytes", "deleting one name changed the bytes of the other")
 
 
 def _delete(folder: Path) -> None:
@@ -163,7 +164,7 @@ def _lock(folder: Path) -> None:
 
 
 def _mounted(folder: Path) -> tuple[str, str]:
-    """Return type and device of the file system of `folder`; question marks if unknown."""
+    """Return the type and the device of the file system of `folder`, each "?" if unknown."""
     path = folder.resolve()
     mounts = [m for m in psutil.disk_partitions(all=True) if path.is_relative_to(m.mountpoint)]
     nearest = max(mounts, key=lambda mount: len(mount.mountpoint), default=None)

@@ -1,10 +1,11 @@
-"""The results of a drill and what follows from them: pure functions of numbers."""
+"""The results of a drill, and the costs that are computed from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gpt2ckpt.checkpoint.retention import COPIES, Retention, most_files
+from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.recovery_drill.filesystem_checks import FileSystem
 
 STATE = ("step", "epoch", "tokens_seen", "data.position", "train_loss", "rng", "schedule", "scaler")
@@ -12,22 +13,17 @@ STATE = ("step", "epoch", "tokens_seen", "data.position", "train_loss", "rng", "
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of the real run, which the drill projects its measurements to."""
+    """The settings of the real run from which its costs are computed."""
 
-    run_parent: str
     total_steps: int
     steps_per_epoch: float
-    save_every: int
-    keep_rolling: int
-    keep_emergency: int
-    keep_epochs: int | None
-    save_epochs: bool
+    checkpoint: CheckpointConfig
     ranks: int
 
 
 @dataclass(frozen=True)
 class Kill:
-    """The kill: the file being written, the steps trained, and the step that was resumed from."""
+    """The file that was being written, the steps trained before, and the step resumed from."""
 
     writing: str
     steps: int
@@ -36,10 +32,14 @@ class Kill:
 
 @dataclass(frozen=True)
 class Recovery:
-    """How the killed training ended, compared with the training that was not killed.
+    """The killed and resumed run, compared with the uninterrupted run.
 
-    `identical_steps` were trained again after the kill with the same losses. `differing` has a line
-    for each difference.
+    Attributes:
+        kill: the kill.
+        steps: the length of both runs in steps.
+        identical_steps: the number of steps that were trained again with identical losses.
+        tensors: the number of tensors compared.
+        differing: a line for each difference.
     """
 
     kill: Kill
@@ -55,7 +55,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Cost:
-    """Measured times in seconds and sizes in bytes; `step` is the time of a step without a save."""
+    """Measured times in seconds and sizes in bytes; `step` does not include saves."""
 
     step: float
     first_stall: float
@@ -66,32 +66,35 @@ class Cost:
     free: int
 
     def interval(self, save_every: int) -> float:
-        """Return the seconds from one save to the next; a save waits for an unfinished one."""
+        """Return the seconds between two saves; a save waits until the previous one has ended."""
         training = save_every * self.step
         return training + max(self.stall, self.durable_after - training)
 
     def stall_fraction(self, save_every: int) -> float:
-        """Return the fraction of the time that the training waits for saves."""
+        """Return the fraction of time in which training waits for saves."""
         return 1 - save_every * self.step / self.interval(save_every)
 
     def lost_by_crash(self, save_every: int) -> float:
-        """Return the seconds of work that a crash just before a save is durable costs."""
+        """Return the seconds of work that a crash loses at most: just before a save is durable."""
         return self.interval(save_every) + self.durable_after
 
     def written_per_hour(self, save_every: int) -> float:
-        """Return the bytes that regular saves write in an hour."""
+        """Return the bytes that regular saves write per hour."""
         return COPIES * self.size * 3600 / self.interval(save_every)
 
 
 @dataclass(frozen=True)
 class Disk:
-    """The most bytes that the checkpoints of the run take, and the hours until the disk is full.
+    """The most disk space that the checkpoints of the run take.
 
-    `hours` is None if all checkpoints fit.
+    Attributes:
+        epochs: bytes of the epoch checkpoints.
+        others: bytes of all other checkpoints.
+        hours: hours until the disk is full; None if all checkpoints fit.
     """
 
-    pools: int
     epochs: int
+    others: int
     hours: float | None
 
 
@@ -110,22 +113,23 @@ class DrillResult:
 
 
 def disk_need(settings: Settings, cost: Cost) -> Disk:
-    """Return the disk need: first the pools fill up, then epoch checkpoints are added."""
-    retention = Retention(settings.keep_rolling, settings.keep_emergency, settings.keep_epochs)
-    count = int(settings.total_steps / settings.steps_per_epoch) if settings.save_epochs else 0
-    pools = most_files(retention, 0) * cost.size
-    epochs = most_files(retention, count) * cost.size - pools
-    if pools + epochs <= cost.free:
-        return Disk(pools, epochs, None)
-    if pools > cost.free:
-        seconds = cost.free / cost.size * cost.interval(settings.save_every)
+    """Return the disk need. Epoch checkpoints are assumed to use the space that others leave."""
+    config = settings.checkpoint
+    retention = Retention(config.keep_rolling, config.keep_emergency, config.keep_epochs)
+    count = int(settings.total_steps / settings.steps_per_epoch) if config.save_epochs else 0
+    others = most_files(retention, 0) * cost.size
+    epochs = most_files(retention, count) * cost.size - others
+    if others + epochs <= cost.free:
+        return Disk(epochs, others, None)
+    if others > cost.free:
+        seconds = cost.free / cost.size * cost.interval(config.save_every)
     else:
-        seconds = (cost.free - pools) / cost.size * settings.steps_per_epoch * cost.step
-    return Disk(pools, epochs, seconds / 3600)
+        seconds = (cost.free - others) / cost.size * settings.steps_per_epoch * cost.step
+    return Disk(epochs, others, seconds / 3600)
 
 
 def differing_state(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Return a line for each value (not a tensor) that a step changes and that differs."""
+    """Return a line for each key of STATE whose values differ."""
     lines = []
     for key in STATE:
         a, b = _at(ours, key), _at(theirs, key)
@@ -137,13 +141,11 @@ def differing_state(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 def differing_losses(
     ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], steps: int
 ) -> list[str]:
-    """Return where the losses of two trainings differ; each must have each step exactly once."""
+    """Return a line for the first loss that differs, or for each run without every step once."""
     lines = []
-    for name, events in (("killed and resumed", ours), ("undisturbed", theirs)):
+    for name, events in (("killed", ours), ("uninterrupted", theirs)):
         if [event["step"] for event in events] != list(range(1, steps + 1)):
-            lines.append(
-                f"metrics.jsonl of the {name} training does not hold each step exactly once"
-            )
+            lines.append(f"metrics.jsonl of the {name} run does not have each step exactly once")
     if lines:
         return lines
     for a, b in zip(ours, theirs, strict=True):

@@ -1,4 +1,4 @@
-"""The report that a drill prints."""
+"""Formats the report that a drill prints."""
 
 from gpt2ckpt.recovery_drill.filesystem_checks import FileSystem
 from gpt2ckpt.recovery_drill.results import Cost, DrillResult, disk_need
@@ -16,7 +16,7 @@ def verdict(drill: DrillResult) -> list[str]:
 
 
 def lines(rows: list[tuple[str, str]]) -> list[str]:
-    """Return rows of label and text as aligned lines."""
+    """Return rows of a label and a text as aligned lines."""
     return [f"{label:{LABEL}}{text}".rstrip() for label, text in rows]
 
 
@@ -40,7 +40,7 @@ def file_system(found: FileSystem) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in milliseconds, in seconds, or in its two largest units."""
+    """Return a duration in milliseconds, in seconds, or in its two largest units."""
     if seconds < 0.995:
         return f"{seconds * 1e3:.0f} ms"
     return f"{seconds:.1f} s" if seconds < 59.5 else human_duration(seconds)
@@ -70,10 +70,11 @@ def _recovery(drill: DrillResult) -> list[tuple[str, str]]:
 
 def _cost(drill: DrillResult) -> list[tuple[str, str]]:
     settings, cost = drill.settings, drill.cost
-    lost = cost.lost_by_crash(settings.save_every)
-    whole = settings.total_steps * cost.step
+    save_every = settings.checkpoint.save_every
+    lost = cost.lost_by_crash(save_every)
+    total = settings.total_steps * cost.step
     return [
-        ("step", f"{duration(cost.step)}, so {settings.total_steps:,} take {duration(whole)}"),
+        ("step", f"{duration(cost.step)}, so {settings.total_steps:,} take {duration(total)}"),
         (
             "save",
             f"{human_bytes(cost.size)}; training waits {_stall(cost.stall)} (first save "
@@ -81,10 +82,10 @@ def _cost(drill: DrillResult) -> list[tuple[str, str]]:
         ),
         (
             "a crash",
-            f"costs at most {duration(lost)} of work (checkpoint.save_every={settings.save_every}) "
+            f"costs at most {duration(lost)} of work (checkpoint.save_every={save_every}) "
             f"and {duration(cost.restart)} to restart",
         ),
-        ("a signal", "Ctrl+C or SIGTERM costs no step: the training saves before it stops"),
+        ("a signal", "Ctrl+C and SIGTERM cost no step: the run saves before it stops"),
         ("disk", _disk(drill)),
     ]
 
@@ -93,7 +94,7 @@ def _disk(drill: DrillResult) -> str:
     need, cost = disk_need(drill.settings, drill.cost), drill.cost
     epochs = f" and {human_bytes(need.epochs)} for epochs" if need.epochs else ""
     text = (
-        f"the run needs at most {human_bytes(need.pools)}{epochs}; {human_bytes(cost.free)} are "
+        f"the run needs at most {human_bytes(need.others)}{epochs}; {human_bytes(cost.free)} are "
         "free: "
     )
     if need.hours is None:
@@ -102,8 +103,8 @@ def _disk(drill: DrillResult) -> str:
 
 
 def _choices(drill: DrillResult) -> list[tuple[str, str]]:
-    """Return the cost of other intervals between saves, and of the chosen one."""
-    chosen, cost = drill.settings.save_every, drill.cost
+    """Return the costs of several values of checkpoint.save_every, the chosen one included."""
+    chosen, cost = drill.settings.checkpoint.save_every, drill.cost
     head = ("save_every", f"{'training waits':>14}{'a crash costs at most':>23}{'written':>14}")
     rows = [head]
     for every in sorted({max(1, chosen // 25), max(1, chosen // 5), chosen, chosen * 4}):
@@ -122,7 +123,7 @@ def _last(drill: DrillResult) -> tuple[str, str]:
     if drill.passed:
         return (
             "PASSED",
-            "killed during a save, the training resumed and ended bitwise as without the kill",
+            "the run that was killed during a save resumed, and ended bitwise as without the kill",
         )
     reasons = ["the resume was not exact"] * (not drill.recovery.is_exact)
     reasons += ["the file system is not fit for saves"] * bool(drill.file_system.problems)

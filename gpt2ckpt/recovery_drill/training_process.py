@@ -1,4 +1,4 @@
-"""The trainings of the drill: real `gpt2ckpt.train` processes, one of which is killed in a save."""
+"""Runs `gpt2ckpt.train` for the drill, and kills it during a save."""
 
 import contextlib
 import re
@@ -21,13 +21,13 @@ from gpt2ckpt.runs.events import read_events
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY
 
 WRITING = re.compile(r"\.(rolling_step_\d+\.pt)\..+\.tmp")
-KILL_SECONDS = 30  # for killed processes to end
+KILL_SECONDS = 30  # to wait until killed processes have ended
 POLL, POLL_BEFORE_SAVES = 0.002, 0.05  # seconds
 
 
 @dataclass(frozen=True)
-class Training:
-    """A training of the drill: its overrides, its directory, and its number of ranks."""
+class TrainingRun:
+    """A training run of the drill: its overrides, directory and number of ranks."""
 
     overrides: list[str]
     directory: Path
@@ -35,7 +35,7 @@ class Training:
 
     @property
     def output(self) -> Path:
-        """Return the file with what the processes of this training print."""
+        """Return the file that has the output of the processes of this run."""
         return self.directory.with_suffix(".out")
 
     @property
@@ -43,10 +43,10 @@ class Training:
         return self.directory / CHECKPOINTS
 
     def train_to_end(self, *more: str) -> float:
-        """Train with `more` overrides until the last step; return the time of the start.
+        """Train with `more` overrides to the last step; return the time of the start.
 
         Raises:
-            ConfigError, InputError: with the error of the training, if it failed.
+            ConfigError, InputError: the error of the run, if it failed.
         """
         started = time.time()
         with self._running(more) as process:
@@ -56,13 +56,13 @@ class Training:
         return started
 
     def kill_in_save(self, *more: str) -> str:
-        """Train until one save is durable and the next is being written, and kill all processes.
+        """Train until one save is durable and the next is being written; then kill all processes.
 
         Returns:
             The name of the file that was being written.
 
         Raises:
-            ConfigError, InputError: if the training failed, or ended before it could be killed.
+            ConfigError, InputError: if the run failed, or ended before it could be killed.
         """
         with self._running(more) as process:
             while (name := self._file_being_written()) is None:
@@ -71,13 +71,13 @@ class Training:
                     raise self._error(code)
                 if code == 0 or self.events("checkpoint_failed"):
                     raise InputError(
-                        f"the drill could not kill the training during a save: see {self.output}"
+                        f"the drill could not kill its run during a save: see {self.output}"
                     )
                 time.sleep(POLL if self.checkpoints.is_dir() else POLL_BEFORE_SAVES)
         return name
 
     def logged_steps(self) -> list[dict[str, Any]]:
-        """Return what metrics.jsonl holds of each step."""
+        """Return the line of each step in metrics.jsonl."""
         logged = metrics_file.read(self.directory / HISTORY)
         return [step for step in logged if "train_loss" in step]
 
@@ -93,24 +93,24 @@ class Training:
         return next((match[1] for match in found if match), None)
 
     def _error(self, code: int) -> UserError:
-        """Return the error that a training printed before it ended with this exit code."""
+        """Return the error that the run printed before it ended with this exit code."""
         printed = self.output.read_text(errors="replace").splitlines()
         errors = [line for line in printed if line.startswith("error: ")]
         message = errors[-1].removeprefix("error: ") if errors else f"exit code {code}"
         if code == ConfigError.exit_code:
             return ConfigError(message)
-        return InputError(f"a training of the drill failed: {message} (its output: {self.output})")
+        return InputError(f"a run of the drill failed: {message} (see its output in {self.output})")
 
     @contextlib.contextmanager
     def _running(self, more: tuple[str, ...]) -> Iterator["subprocess.Popen[bytes]"]:
-        """Start a process, and kill (SIGKILL) it with all its descendants at the end."""
+        """Start the run, and kill (SIGKILL) all its processes at the end of the context."""
         with self.output.open("ab") as output:
             process = subprocess.Popen(
                 self._command(more),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl+C reaches the drill alone, which ends the training
+                start_new_session=True,  # Ctrl+C signals only the drill, which kills the run
             )
         try:
             yield process
@@ -128,7 +128,7 @@ class Training:
 
 
 def _kill(pid: int) -> None:
-    """Kill a process and its descendants: torchrun starts each rank in its own session."""
+    """Kill a process and its descendants, since torchrun starts each rank in its own session."""
     with contextlib.suppress(psutil.NoSuchProcess):
         launched = psutil.Process(pid)
         ranks = launched.children(recursive=True)

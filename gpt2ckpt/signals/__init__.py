@@ -1,7 +1,7 @@
-"""Handling of SIGINT, SIGTERM, SIGHUP (stop) and SIGUSR1 (save).
+"""Signal handling: SIGINT, SIGTERM and SIGHUP stop a command, SIGUSR1 requests a save.
 
-`early.py` handles them from a command's first line on, before and after a training, when there is
-nothing to save. `training.py` handles them during a training: its handlers set flags, which the
-training loop reads between two steps. `deadline.py` computes what fits into the grace period after
-a signal. `sweeps.py` handles them in a sweep whose jobs train in worker processes.
+`early.py` installs handlers for the time before and after training, when there is nothing to save.
+`training.py` installs handlers for the time of training. They set flags, which the training loop
+reads between two steps. `deadline.py` decides which step and which save fit into the grace period
+after a signal. `sweeps.py` has the handlers of a sweep whose jobs train in worker processes.
 """

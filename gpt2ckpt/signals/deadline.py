@@ -1,23 +1,23 @@
-"""The grace period after a signal: which step and which save still fit into it.
+"""Decides which step and which save fit into the grace period after a signal.
 
-Schedulers kill a process some time after they signal it. `Watchdog` in training.py ends the process
-at the end of the grace period.
+A scheduler sends a signal, and kills the process when the grace period is over. `Watchdog` in
+training.py ends the process at that time.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-MARGIN = 1.2  # a save may take this many times as long as the last saves took
+MARGIN = 1.2  # how much longer than the last saves a save may take
 
 
 class StepAbandoned(Exception):
-    """Raised for a step that would not end in time; the state is the one before the step."""
+    """Raised when a step would not end in time; the state is that before the step."""
 
 
 @dataclass
 class Deadline:
-    """The time that is left after a stop was requested.
+    """The time left in the grace period.
 
     Args:
         grace: seconds from the signal to the end of the process; None for no limit.
@@ -30,7 +30,7 @@ class Deadline:
     step_seconds: float = 0.0
 
     def left(self) -> float | None:
-        """Return the seconds left, negative after the deadline; None while there is none."""
+        """Return the seconds left, negative after the deadline; None without a deadline."""
         stop_requested_at = self.stop_requested_at()
         if self.grace is None or stop_requested_at is None:
             return None
@@ -38,9 +38,11 @@ class Deadline:
 
 
 def save_fits(seconds: float | None, left: float | None) -> bool:
-    """Return whether a save of about `seconds` ends in time; an unmeasured save counts as fitting.
+    """Return whether a save ends in time.
 
-    `left` is the time that is left; None for no limit.
+    Args:
+        seconds: the expected time of the save; None if none was measured, which counts as fitting.
+        left: the seconds left; None for no limit.
     """
     return left is None or seconds is None or seconds * MARGIN <= left
 
@@ -48,8 +50,14 @@ def save_fits(seconds: float | None, left: float | None) -> bool:
 def step_fits(
     fraction_left: float, step_seconds: float, save: float | None, left: float | None
 ) -> bool:
-    """Return whether the rest of a step and a save of about `save` seconds end in time.
+    """Return whether the rest of a step and the save after it end in time.
 
-    A step is not worth finishing if its state cannot be saved: the state before it may still fit.
+    If they do not, the step is abandoned, since the state before it may be saved in time.
+
+    Args:
+        fraction_left: the fraction of the step that remains.
+        step_seconds: the time of a complete step.
+        save: the expected seconds of a save; None if none was measured.
+        left: the seconds left; None for no limit.
     """
     return left is None or fraction_left * step_seconds + (save or 0.0) * MARGIN <= left

@@ -1,10 +1,10 @@
-"""Signals while there is nothing to save: before the imports of a command, and around a training.
+"""Handles signals before and after training, when there is nothing to save.
 
-The handler ends the process itself. An exception would be raised in whatever line is running, and a
-library's import, destructor or callback may print or swallow it. Ending the process loses nothing:
-whatever is written before a training can be interrupted at any instant.
+The handler ends the process itself. If it raised an exception instead, a library's import,
+destructor or callback could print or suppress the exception. Ending the process loses nothing,
+because everything that is written before training can be interrupted at any time.
 
-This module imports almost nothing, so that the handler is installed early.
+This module imports almost nothing, so that the handler can be installed before other imports.
 """
 
 import atexit
@@ -17,25 +17,25 @@ from typing import TypeAlias
 
 from gpt2ckpt import console
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a closed terminal sends SIGHUP
 
-# A signal handler, as signal.signal takes and returns it: SIG_IGN and SIG_DFL are numbers.
+# The type that signal.signal takes and returns: SIG_IGN and SIG_DFL are numbers.
 Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
 
 class Interrupted(SystemExit):
-    """Raised by a signal in a command that must clean up before it ends."""
+    """Raised by the signal handler in a command that must clean up before it ends."""
 
 
 class EarlySignals:
-    """Handler of the stopping signals, which end the process, and of SIGUSR1.
+    """Signal handler that ends the process on SIGINT, SIGTERM and SIGHUP, and records SIGUSR1.
 
-    SIGUSR1 requests a save: the training that starts later makes it.
+    SIGUSR1 requests a save, which the training makes after it has started.
 
     Attributes:
-        before: the handlers that this one replaced, by signal.
-        tidies: whether the first stopping signal raises Interrupted instead, for a command that
-            removes its temporary files.
+        before: the handlers that this handler replaced, by signal.
+        tidies: whether the first stopping signal raises Interrupted instead, so that the command
+            can remove its temporary files.
     """
 
     def __init__(self) -> None:
@@ -64,9 +64,9 @@ class EarlySignals:
 def handle_signals_early() -> EarlySignals:
     """Install the early handler and return it; a later call returns the installed one.
 
-    A signal that the parent process ignores stays ignored: SIGHUP under nohup. Outside the main
-    thread, where Python cannot install handlers, none is installed. Standard streams that are
-    closed or cannot encode every character are repaired, too.
+    Under nohup, SIGHUP stays ignored. Outside the main thread, where Python cannot install
+    handlers, no handler is installed. Standard streams that are closed or cannot encode every
+    character are replaced.
     """
     console.open_closed_streams()
     console.print_in_any_encoding()
@@ -81,7 +81,7 @@ def handle_signals_early() -> EarlySignals:
 
 
 def install(handler: Handler, before: dict[int, Handler]) -> None:
-    """Install `handler` for the stopping signals and SIGUSR1; put the replaced ones in `before`.
+    """Install `handler` for the stopping signals and SIGUSR1; add the replaced ones to `before`.
 
     Raises ValueError outside the main thread.
     """
@@ -92,20 +92,20 @@ def install(handler: Handler, before: dict[int, Handler]) -> None:
 
 
 def call_previous(before: Handler, number: int, frame: FrameType | None) -> None:
-    """Call the handler that was replaced, unless it is a default of Python or the system."""
+    """Call a replaced handler, unless it is the default of Python or the system."""
     if callable(before) and before is not signal.default_int_handler:
         before(number, frame)
 
 
 def exit_code(number: int) -> int:
-    """Return the code that a shell reports for a process ended by this signal: 130, 143, 129."""
+    """Return the exit code for a signal, as a shell reports it: 129, 130 or 143."""
     return 128 + int(number)
 
 
 def exit_now(code: int, message: str = "") -> None:
-    """End the process wherever it is, after printing `message` on stderr.
+    """Print `message` on stderr and end the process at once.
 
-    A console whose reader has stopped is waited for two seconds at most.
+    If the reader of the console has stopped, the process ends after two seconds.
     """
     with contextlib.suppress(Exception):
         console.final_message(message)
@@ -113,6 +113,6 @@ def exit_now(code: int, message: str = "") -> None:
 
 
 def ignore_further_signals() -> None:
-    """Ignore the stopping signals: a process that is ending keeps its exit code."""
+    """Ignore the stopping signals, so that an ending process keeps its exit code."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

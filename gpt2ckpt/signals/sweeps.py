@@ -1,11 +1,14 @@
-"""Signals in a sweep whose jobs train in worker processes: the jobs save and stop, no other starts.
+"""Handles signals in a sweep whose jobs train in worker processes.
 
-During a training the handlers of signals/training.py are installed; before and after it, these.
-A terminal sends SIGINT and SIGTERM to the workers, too, as members of its process group. A `kill`
-reaches the main process only. So the main process relays each stop as SIGUSR2, which a worker that
-has already received the stop ignores: the same signal twice would end the worker without a save.
+On a stopping signal, the running jobs save and stop, and no other job starts. While a job trains,
+its worker uses the handlers of signals/training.py; before and after that, it uses `WorkerSignals`.
 
-A sweep with jobs in the main process needs signals/early.py only.
+On Ctrl+C, a terminal sends SIGINT to the main process and to all workers. `kill` sends a signal to
+the main process only. Therefore, the main process relays each stopping signal as SIGUSR2. A worker
+that has received the stopping signal itself ignores SIGUSR2, because a repeated signal would end
+the worker without a save.
+
+In a sweep whose jobs train in the main process, signals/early.py is sufficient.
 """
 
 import functools
@@ -23,10 +26,10 @@ RELAYED = signal.SIGUSR2
 
 
 class WorkerSignals(EarlySignals):
-    """Handler of a worker: a stop ends the job that is about to train, and later ones do not start.
+    """Signal handler of a worker while it does not train: ends its job, and prevents later jobs.
 
     Attributes:
-        received: the stopping signal, if one was received.
+        received: the stopping signal that was received, or None.
         in_job: whether the worker runs a job.
     """
 
@@ -44,17 +47,17 @@ class WorkerSignals(EarlySignals):
             raise Interrupted(exit_code(number))
 
     def relay(self, number: int, frame: FrameType | None) -> None:
-        """Handle SIGUSR2: stop, unless the worker has received the stop itself."""
+        """Handle SIGUSR2: stop, unless the worker has received a stopping signal itself."""
         training = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        is_known = self.received is not None
+        is_stopping = self.received is not None
         if isinstance(training, TrainingSignals):
-            is_known = training.stop_requested
-        if not is_known:
+            is_stopping = training.stop_requested
+        if not is_stopping:
             signal.raise_signal(signal.SIGTERM)
 
 
 class LauncherSignals(EarlySignals):
-    """Handler of the main process, which waits for its workers; a second signal kills them all."""
+    """Signal handler of the main process: stops the workers; a repeated signal kills them."""
 
     def __init__(self, relay_to_workers: Callable[[], None]) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class LauncherSignals(EarlySignals):
 
 @functools.cache
 def worker_signals() -> WorkerSignals:
-    """Install this worker's handler at the first call, and return it."""
+    """Install the handler of this worker at the first call, and return it."""
     print_in_any_encoding()
     handler = WorkerSignals()
     install(handler, handler.before)

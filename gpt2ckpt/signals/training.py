@@ -1,12 +1,12 @@
-"""Signals during a training: the handlers set flags, which the training loop reads.
+"""Handles signals during training: the handlers set flags, which the training loop reads.
 
-A handler saves nothing itself: it may interrupt a half-applied step, or code that holds a lock. The
-loop saves and stops between two steps. The same signal a second time ends the process at once; a
-save in progress has then written only a temporary file.
+A handler does not save, because it may interrupt a half-applied step or code that holds a lock. The
+training loop saves and stops between two steps. When the same signal is repeated, the process ends
+at once; an unfinished save leaves only a temporary file.
 
-Python runs a handler between two bytecodes of the main thread, and a kernel may run for minutes in
-one of them. `Watchdog` is a thread that the C-level handler wakes up: it acknowledges a signal at
-once and enforces the grace period.
+Python runs a handler between two bytecode instructions of the main thread, and one instruction may
+run a kernel for minutes. `Watchdog` therefore starts a thread, which the C-level handler wakes up
+at once. The thread acknowledges the signal and enforces the grace period.
 """
 
 import contextlib
@@ -30,23 +30,23 @@ from gpt2ckpt.signals.early import (
     install,
 )
 
-COPIES_WITHIN = 1.0  # seconds in which a launcher may pass on a signal that a rank received, too
+COPIES_WITHIN = 1.0  # seconds in which a launcher relays a signal that its ranks received too
 
 
 @dataclass
 class StopRequests:
-    """Tells the first stopping signal from the same signal repeated.
+    """Distinguishes the first stopping signal from repetitions of the same signal.
 
     Args:
-        copies_within: seconds in which the same signal counts as a launcher's copy.
-        asked: the first signal, and when it was received by time.monotonic().
+        copies_within: seconds in which a repetition counts as a copy that a launcher relays.
+        asked: the last new signal, and the time.monotonic() at which it was received.
     """
 
     copies_within: float
     asked: tuple[signal.Signals, float] | None = None
 
     def take(self, received: signal.Signals) -> bool | None:
-        """Take a signal. Return whether it repeats the last one; None for a launcher's copy."""
+        """Record a signal; return whether it is repeated, or None for a copy from a launcher."""
         now = time.monotonic()
         if self.asked is None or self.asked[0] is not received:
             self.asked = (received, now)
@@ -55,17 +55,18 @@ class StopRequests:
 
 
 class TrainingSignals:
-    """Context in which SIGINT, SIGTERM and SIGHUP request a stop, and SIGUSR1 a save.
+    """Context that installs handlers: SIGINT, SIGTERM and SIGHUP request a stop, SIGUSR1 a save.
 
     Args:
-        all_reduce_max: with several ranks, returns the element-wise maximum over all ranks. A
-            request to one rank is then one to all, once `agree` was called.
-        is_orphan: whether the launcher of this rank has died, which counts as SIGTERM.
+        all_reduce_max: with several ranks, returns the element-wise maximum over all ranks.
+            `agree` uses it to tell all ranks about a request to one rank.
+        is_orphan: returns whether the launcher of this rank has died, which counts as SIGTERM.
 
     Attributes:
-        stop: the signal that requested a stop; with several ranks, the one that all agreed on.
-        exits_immediately: whether a stop ends the process at once: no step was trained yet.
-        newest_checkpoint_message: returns what to print about the newest checkpoint.
+        stop: the signal that requested a stop; with several ranks, the result of `agree`.
+        exits_immediately: whether a stopping signal ends the process at once, because no step has
+            been trained yet.
+        newest_checkpoint_message: returns what is printed about the newest checkpoint.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class TrainingSignals:
         self._received: list[tuple[int, FrameType | None]] = []
 
     def new_stop_requests(self) -> StopRequests:
-        """Return the rule for repeated signals, with no signal received."""
+        """Return a new StopRequests, which has received no signal."""
         return StopRequests(COPIES_WITHIN if self._all_reduce_max is not None else 0.0)
 
     @property
@@ -98,7 +99,7 @@ class TrainingSignals:
         return self._stop_requests.asked[1] if self._stop_requests.asked else None
 
     def agree(self) -> signal.Signals | None:
-        """Return the signal that requested a stop on any rank. Collective: each rank calls it."""
+        """Return the signal that requested a stop on any rank. All ranks must call this method."""
         if self._all_reduce_max is not None:
             if self._stop_requests.asked is None and self._is_orphan():
                 self._stop_requests.take(signal.SIGTERM)
@@ -114,9 +115,9 @@ class TrainingSignals:
         return requested
 
     def call_previous_handlers(self) -> None:
-        """Call the replaced handlers for each signal received; to be called after the save.
+        """Call the replaced handlers for each received signal. Call this method after the save.
 
-        The handler of a launcher may requeue the job and end the process.
+        A replaced handler, such as that of a launcher, may requeue the job and end the process.
         """
         received, self._received = self._received, []
         for number, frame in received:
@@ -126,10 +127,10 @@ class TrainingSignals:
             call_previous(before, number, frame)
 
     def leave(self, received: signal.Signals, why: str) -> None:
-        """End the process now; the first rank prints why, and the newest checkpoint."""
+        """End the process at once; the first rank prints why, and the newest checkpoint."""
         message = ""
         if self.newest_checkpoint_message is not None:
-            with contextlib.suppress(Exception):  # the process must end whatever this raises
+            with contextlib.suppress(Exception):  # the process must end in any case
                 message = f"{received.name}{why}. {self.newest_checkpoint_message()}"
         exit_now(exit_code(received), message)
 
@@ -157,22 +158,22 @@ class TrainingSignals:
             finally:
                 exit_now(exit_code(received), "interrupted: there was nothing to save")
         elif self._stop_requests.take(received):
-            self.leave(received, " again: stopped without saving")
+            self.leave(received, " received again: stopped without saving")
         elif self._all_reduce_max is None:
             self.stop = received
         self._received.append((number, frame))
 
 
 class Watchdog:
-    """Context in which a thread answers the stopping signals that `signals` handles.
+    """Context in which a thread acknowledges stopping signals and enforces the grace period.
 
-    The thread acknowledges the first signal, and ends the process when the same signal is repeated
-    or the grace period is over. Outside the main thread, the context does nothing.
+    The thread ends the process when a signal is repeated or the grace period is over. Outside the
+    main thread, the context has no effect.
 
     Args:
-        signals: the handlers.
+        signals: the handlers of the stopping signals.
         grace: seconds that a stop may take; None for no limit.
-        acknowledgement: returns what to print at the first signal; None to print nothing.
+        acknowledgement: returns what is printed at the first signal; None to print nothing.
     """
 
     def __init__(
@@ -217,13 +218,15 @@ class Watchdog:
             if self._has_ended.is_set():
                 return
             if is_over and requests.asked:
-                self._signals.leave(requests.asked[0], f": the {self._grace:g} s are over")
+                self._signals.leave(
+                    requests.asked[0], f": the grace period of {self._grace:g} s is over"
+                )
             if number not in STOPPING or self._signals.exits_immediately:
                 continue
             received = signal.Signals(number)
             is_repeated = requests.take(received)
             if is_repeated:
-                self._signals.leave(received, " again: stopped without saving")
+                self._signals.leave(received, " received again: stopped without saving")
             elif is_repeated is False:
                 self._acknowledge(received)
                 if end is None and self._grace is not None:

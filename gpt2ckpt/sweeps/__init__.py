@@ -1,1 +1,1 @@
-"""Sweeps: many runs from one command, each found again when the command is given again."""
+"""Sweeps: many runs from one command, which finds them again when it is repeated."""

@@ -1,4 +1,4 @@
-"""The folder of a sweep: reads the directories of its jobs, and creates new ones."""
+"""Reads the job directories in the folder of a sweep, and creates new ones."""
 
 import contextlib
 import os
@@ -24,20 +24,20 @@ from gpt2ckpt.runs.layout import CHECKPOINTS, RECORD
 from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.sweeps.matching import RecordedJob
 
-NEW_DIRECTORY = ".new"  # used under the lock, so by one process at a time
+NEW_DIRECTORY = ".new"  # only one process uses it at a time, because the folder is locked
 
 
 def read_jobs(sweep: Path) -> list[RecordedJob]:
-    """Return the jobs below `sweep` whose directory records a config, sorted by name."""
+    """Return the jobs whose directories below `sweep` record a config, by name."""
     found = (read_job(directory) for directory in _directories(sweep))
     return [job for job in found if job is not None]
 
 
 @contextlib.contextmanager
 def locked(sweep: Path) -> Iterator[None]:
-    """Keep other processes from creating a job's directory in `sweep` inside the block.
+    """Prevent other processes from creating job directories in `sweep` during this context.
 
-    On a file system without locks, it has no effect.
+    On a file system without locks, the context has no effect.
     """
     descriptor = os.open(sweep, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -50,16 +50,16 @@ def locked(sweep: Path) -> Iterator[None]:
 def make_directory(
     sweep: Path, number: int, name_of: Callable[[int], str], fill: Callable[[Path, Path], None]
 ) -> Claim:
-    """Create the directory of a new job, with its record and its lock. Call it under `locked`.
+    """Create and lock the directory of a new job. Call this function in the context `locked`.
 
-    The directory gets its name last, so that no other process finds it unlocked or without a
-    record.
+    The directory gets its final name last, so that no other process finds it without its lock or
+    without Hydra's record.
 
     Args:
         sweep: the folder of the sweep.
-        number: the first number to try; the next free number is used.
+        number: the wanted number. If it is taken, the next free number is used.
         name_of: returns the name of a directory for a number.
-        fill: writes the record. Gets the temporary directory and the path of the final one.
+        fill: writes Hydra's record; takes the temporary path and the final path of the directory.
 
     Raises:
         OSError: if the directory cannot be created.
@@ -85,7 +85,7 @@ def _names(number: int, name_of: Callable[[int], str]) -> Iterator[str]:
     yield name_of(number)
     for following in count(number + 1):
         name = name_of(following)
-        # The user's own hydra.sweep.subdir may contain no number.
+        # A hydra.sweep.subdir that the user set may not contain the number.
         yield f"{name}_{following}" if name == name_of(number) else name
 
 
@@ -94,7 +94,7 @@ def _is_free(directory: Path) -> bool:
 
 
 def _directories(parent: Path) -> Iterator[Path]:
-    """Yield the uppermost directories below `parent` with a record or with checkpoints."""
+    """Yield the topmost directories below `parent` that have Hydra's record or checkpoints."""
     if not parent.is_dir():
         return
     for path in sorted(parent.iterdir(), key=lambda path: (len(path.name), path.name)):
@@ -107,7 +107,7 @@ def _directories(parent: Path) -> Iterator[Path]:
 
 
 def read_job(directory: Path) -> RecordedJob | None:
-    """Return the job of a directory; None if the directory records no config."""
+    """Return the job of a directory; None if no config is recorded in the directory."""
     for file in candidates(directory / CHECKPOINTS, Role.LATEST):
         try:
             meta = read_meta(file)

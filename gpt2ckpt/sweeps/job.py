@@ -1,7 +1,7 @@
-"""One job of a sweep, which Hydra's launcher calls in the main process or in a worker.
+"""Runs one job of a sweep; Hydra's launcher calls the job in the main process or in a worker.
 
-The log and Hydra's record are written here, not by Hydra, which would overwrite the record of a
-finished job that happens to have the same number.
+This module writes the job's log and Hydra's record of the job. If Hydra wrote them, they could
+replace those of a finished job with the same number.
 """
 
 import copy
@@ -51,7 +51,7 @@ class NoMetric:
     stopped: int = 0  # exit code if the sweep received a signal
 
     def __float__(self) -> float:
-        """Raise SystemExit after a signal, else ValueError: Optuna records a failed trial."""
+        """Raise SystemExit after a signal, else ValueError: Optuna then records a failed trial."""
         if self.stopped:
             raise SystemExit(self.stopped)
         raise ValueError(self.reason)
@@ -59,9 +59,16 @@ class NoMetric:
 
 @dataclass(frozen=True)
 class SweepJob:
-    """The function that Hydra calls for every job; workers get it by pickle.
+    """The function that Hydra calls for every job; it is pickled for workers.
 
-    `hydra` holds the settings subdir and job_logging, which are overridden for Hydra itself.
+    Attributes:
+        line: the command line.
+        sweep: the folder of the sweep.
+        launch: the name of this launch in the journal.
+        swept: the keys that differ between jobs.
+        hydra: the user's hydra.sweep.subdir and hydra.job_logging, which are overridden for Hydra.
+        main_pid: the process id of the main process.
+        wants_trace: whether the stack trace of an error is printed.
     """
 
     line: CommandLine
@@ -73,8 +80,8 @@ class SweepJob:
     wants_trace: bool
 
     def __call__(self, config: DictConfig) -> "float | NoMetric":
-        """Train, resume or skip the job; return its best validation loss. Raises no Exception."""
-        console.install()  # so that no job waits for a reader of the console
+        """Train, resume or skip the job; return its best validation loss. Errors are not raised."""
+        console.install()  # no job waits for a reader of the console
         own_process()
         signals, hydra = self._signals(), HydraConfig.get()
         values: Any = OmegaConf.to_container(config, resolve=True)
@@ -111,7 +118,7 @@ class SweepJob:
         entry: JournalEntry,
         places: list[Path],
     ) -> tuple[JournalEntry, signal.Signals | None]:
-        """Train in the job's directory, and add the directory to `places`.
+        """Train in the directory of the job, and add this directory to `places`.
 
         Returns:
             The entry for the journal, and the signal that stopped the training, if any.
@@ -170,19 +177,20 @@ class SweepJob:
 
         with folder.locked(self.sweep):
             if config.resume is not None and find_own(job, folder.read_jobs(self.sweep)):
-                raise LockedError("another process has just started this job")
+                raise LockedError("another process has just started this job: wait until it ends")
             try:
                 number = int(HydraConfig.get().job.num)
                 return folder.make_directory(self.sweep, number, name_of, fill)
             except OSError as error:
                 raise InputError(
-                    f"no directory can be created in {self.sweep} ({error.strerror})"
+                    f"cannot create a directory in {self.sweep} ({error.strerror}): check its "
+                    "permissions and free space"
                 ) from error
 
     def _launch_config(
         self, config: DictConfig, directory: Path, number: int | None = None
     ) -> DictConfig:
-        """Return the config that Hydra would have made for `directory`."""
+        """Return `config` with the `hydra` node that Hydra would have added for `directory`."""
         launch = copy.deepcopy(config)
         with read_write(launch), open_dict(launch):
             launch.hydra = copy.deepcopy(HydraConfig.get())
@@ -204,10 +212,10 @@ class SweepJob:
         return launch
 
     def _enter(self, signals: WorkerSignals) -> None:
-        """Let a signal end the job from here on.
+        """Let signals end the job from here on; raise Interrupted if the sweep has been stopped.
 
-        The main process records the stop and then looks for started jobs; a job records its start
-        and then looks for a stop. So at least one of the two sees the other.
+        The main process records a stop before it looks for started jobs. A job records its start
+        before it looks for a stop. So at least one of the two notices the other.
         """
         signals.in_job = True
         if signals.received or self._stop_requested():
@@ -254,9 +262,9 @@ def find_job_start(
     *,
     locks: bool,
 ) -> Start:
-    """Decide how a job starts: as a resume in its `own` directory, a new run, or a fork.
+    """Return how a job starts: a resume in its directory `own`, a new run, or a fork.
 
-    Raises the errors of find_start.
+    Raises the errors of `find_start`.
     """
     values = dict(values)
     if own is not None and own.step is not None and values["fork"]:
@@ -276,7 +284,7 @@ def find_job_start(
 
 
 def _write_record(record: Path, config: DictConfig, launch: DictConfig) -> None:
-    """Write the record of a launch as Hydra does."""
+    """Write the same three files as Hydra into the folder `record`."""
     record.mkdir(parents=True)
     hydra = OmegaConf.masked_copy(launch, "hydra")
     (record / "hydra.yaml").write_text(OmegaConf.to_yaml(hydra), encoding="utf-8")
@@ -286,6 +294,6 @@ def _write_record(record: Path, config: DictConfig, launch: DictConfig) -> None:
 
 
 def _forget_compiled() -> None:
-    """Reset torch.compile, which stops compiling a model after eight shapes of it."""
+    """Reset torch.compile, which otherwise compiles at most eight shapes of a model."""
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()

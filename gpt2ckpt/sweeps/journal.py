@@ -1,6 +1,7 @@
-"""jobs.jsonl in a sweep's folder: the status of each job, written by the process that trains it.
+"""Reads and writes jobs.jsonl, which records the status of each job in the folder of a sweep.
 
-Every line is appended by one write, so that jobs which run in parallel do not mix their lines.
+The process that trains a job appends its entries. One call of write(2) appends a complete line, so
+parallel jobs do not mix their lines.
 """
 
 import json
@@ -30,13 +31,13 @@ COMPLETE = (Status.FINISHED, Status.WAS_FINISHED)
 
 
 def now() -> str:
-    """Return the local time in the form of the entries."""
+    """Return the local time as it is written in entries."""
     return f"{datetime.now():%Y-%m-%d %H:%M:%S}"
 
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """The status of the job `number` (Hydra's count in one launch) in the directory `job`."""
+    """The status of a job; `number` is Hydra's number in the launch, `job` the directory."""
 
     launch: str
     number: int
@@ -60,7 +61,7 @@ def append(sweep: Path, entry: JournalEntry) -> None:
 
 
 def read(sweep: Path, launch: str | None = None) -> list[JournalEntry]:
-    """Return the entries of one launch, or of all, in order; damaged lines are skipped."""
+    """Return the entries of one launch or of all launches, without damaged lines."""
     try:
         lines = (sweep / JOBS).read_bytes().splitlines()
     except OSError:
@@ -85,5 +86,5 @@ def _entry(line: bytes) -> JournalEntry | None:
 
 
 def last_of_each(entries: list[JournalEntry]) -> dict[int, JournalEntry]:
-    """Return the newest entry of each job, by its number."""
+    """Return the newest entry of each job, by the number of the job."""
     return {entry.number: entry for entry in entries if entry.status is not Status.STOP}

@@ -33,7 +33,7 @@ def run_sweep(line: CommandLine) -> int:
     """Train the jobs of a multirun, or preview them with dry_run; return the exit code.
 
     Raises:
-        UserError: for an error that concerns all jobs. An error of one job ends that job alone.
+        UserError: for an error that concerns all jobs. An error of one job ends only that job.
     """
     plan = plan_sweep(line)
     more: list[str] = []
@@ -56,7 +56,7 @@ def run_sweep(line: CommandLine) -> int:
 
 
 def _claim(plan: SweepPlan) -> Path:
-    """Return the folder to train in: that of the resumed sweep, else a new folder."""
+    """Return the folder of the resumed sweep, or a new folder."""
     wanted, is_given = plan.wanted, plan.is_given
     sweep = claim_sweep(wanted, is_given=is_given, is_continued=plan.is_continued)
     if is_given and sweep != wanted:
@@ -66,7 +66,7 @@ def _claim(plan: SweepPlan) -> Path:
 
 @dataclass(frozen=True)
 class _Launch:
-    """One process of a sweep in the folder `sweep`; `name` marks its entries in the journal."""
+    """One start of the command for a sweep; `name` marks its entries in the journal."""
 
     plan: SweepPlan
     sweep: Path
@@ -74,7 +74,7 @@ class _Launch:
 
     def run(self, more: list[str]) -> int:
         """Let Hydra run all jobs, and print the table; return the exit code."""
-        console.install()  # before Hydra opens its log: no job waits for a reader of the console
+        console.install()  # before Hydra opens its log, so that no job waits for a reader
         signals = LauncherSignals(self._stop_workers)
         if self.plan.is_parallel:
             install(signals, signals.before)
@@ -131,7 +131,7 @@ class _Launch:
         ]
         if self.plan.jobs:
             return rows
-        # Trials of earlier launches belong to the search: one of them may be the best.
+        # Trials of earlier launches are part of the search, and one of them may be the best.
         known = {row.job for row in rows}
         earlier = {entry.job: entry for entry in journal.read(self.sweep) if entry.job}
         return rows + [
@@ -139,7 +139,7 @@ class _Launch:
         ]
 
     def _continue_best(self, row: Row | None) -> list[str]:
-        """Return lines with the best job's directory and the command that resumes it."""
+        """Return lines with the directory of the best job and the command that resumes the job."""
         if row is None:
             return []
         directory = self.sweep / row.job
@@ -157,7 +157,8 @@ class _Launch:
         try:
             (self.sweep / TABLE).write_text("\n".join([*lines, ""]), encoding="utf-8")
         except OSError as error:
-            print(f"{self.sweep / TABLE} cannot be written: {error.strerror}", file=sys.stderr)
+            problem = f"cannot write {self.sweep / TABLE} ({error.strerror}): copy the table below"
+            print(problem, file=sys.stderr)
 
     def _command(self) -> str:
         overrides = [
@@ -170,7 +171,7 @@ class _Launch:
         return command("train", *flags, *overrides, typed, "+resume=auto")
 
     def _stop_workers(self) -> None:
-        """Stop the workers: those that train, and those about to start a job."""
+        """Record the stop for workers that are about to train, and signal those that train."""
         journal.append(self.sweep, JournalEntry(self.name, -1, Status.STOP))
         entries = journal.last_of_each(journal.read(self.sweep, self.name)).values()
         training = {entry.pid for entry in entries if entry.status is Status.STARTED}
@@ -187,7 +188,7 @@ def _row(entry: JournalEntry, label: str) -> Row:
 
 
 def _twice_as_long(config: Values, step: int) -> str:
-    """Return the override that doubles the length of a job that finished after `step` steps."""
+    """Return the override that doubles the length of a job that ended after `step` steps."""
     epochs, steps = config["trainer.max_epochs"], config["trainer.max_steps"]
     if epochs and steps != step:
         return f"trainer.max_epochs={2 * epochs}"

@@ -1,6 +1,7 @@
-"""Matches the jobs of a resumed sweep with their directories by config, never by number.
+"""Finds the directories of the jobs of a resumed sweep by their configs.
 
-A resumed sweep may have its values in another order, or more values.
+Job numbers are not used, because the resumed sweep may have more values, or the same values in a
+different order.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ from gpt2ckpt.config.replay import LENGTH, SHAPE, WATCHING, Values, flatten, fre
 
 @dataclass(frozen=True)
 class RecordedJob:
-    """A job's directory, with the flat config and the overrides of its last training.
+    """The directory of a job, with the flat config and the overrides that it was last trained with.
 
-    `step` is the step of its newest checkpoint, None without a checkpoint.
+    `step` is the step of the newest checkpoint, or None without a checkpoint.
     """
 
     directory: Path
@@ -26,7 +27,7 @@ class RecordedJob:
 
 @dataclass(frozen=True)
 class Job:
-    """One job of the command line; `swept` are the keys that differ between jobs."""
+    """A job of the command line; `swept` are the keys that differ between jobs."""
 
     overrides: list[str]
     config: Values
@@ -45,11 +46,11 @@ class Job:
 
 
 def find_own(job: Job, recorded: Sequence[RecordedJob]) -> RecordedJob | None:
-    """Return the directory that `job` was trained in before; None if there is none.
+    """Return the recorded job that `job` resumes; None if there is none.
 
-    A directory matches if it has the same config, or else the same overrides (conf/ may have
-    changed since), or else if it is the only one that differs in nothing but the length of the
-    training and the logging and saving, as after an increase of trainer.max_steps.
+    It is the recorded job with the same config; else that with the same overrides, since conf/ may
+    have changed; else the only one whose config differs at most in the length of training, logging
+    and saving, for example because trainer.max_steps was raised.
     """
     for other in recorded:
         if other.config == job.config:
@@ -58,7 +59,7 @@ def find_own(job: Job, recorded: Sequence[RecordedJob]) -> RecordedJob | None:
         if set(other.overrides) == set(job.overrides):
             return other
     if not all(any(_within(key, swept) for key in job.config) for swept in job.swept):
-        return None  # a swept group like experiment may change any key
+        return None  # a swept group such as experiment may change any key
     identity = _identity(job.config, job)
     similar = [other for other in recorded if _identity(other.config, job) == identity]
     return similar[0] if len(similar) == 1 else None
@@ -70,9 +71,9 @@ def swept_keys(overrides: list[str]) -> list[str]:
 
 
 def _identity(config: Values, job: Job) -> Values:
-    """Return the keys that identify a training: not its length, its logging and its saving."""
+    """Return the keys that identify a job: those of length, logging and saving only if swept."""
     shape = tuple(f"model.{key}" for key in SHAPE) if config.get("model.init_from") else ()
-    free = (*WATCHING, *LENGTH, *shape)  # pretrained weights determine the shape
+    free = (*WATCHING, *LENGTH, *shape)  # the shape is that of the pretrained weights
     return {
         key: value
         for key, value in config.items()

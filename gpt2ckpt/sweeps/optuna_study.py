@@ -1,4 +1,4 @@
-"""Prepares Optuna's study in the folder of a sweep, so that a resumed search continues it."""
+"""Prepares Optuna's study in the folder of a sweep, so that a resumed sweep continues the study."""
 
 import warnings
 from pathlib import Path
@@ -11,23 +11,25 @@ from gpt2ckpt.errors import ConfigError, InputError
 
 
 def check_study(eval_every: int) -> None:
-    """Raise ConfigError for settings or libraries with which Optuna cannot work."""
+    """Raise ConfigError if Optuna cannot work with the settings or the installed libraries."""
     import optuna
     import sqlalchemy
 
     if optuna.__version__.startswith("2.") and not sqlalchemy.__version__.startswith("1."):
         raise ConfigError(
             f"Optuna {optuna.__version__} cannot store a study with SQLAlchemy "
-            f"{sqlalchemy.__version__}: pip install 'sqlalchemy<2' 'alembic<1.20'"
+            f"{sqlalchemy.__version__}: run pip install 'sqlalchemy<2' 'alembic<1.20'"
         )
     if not eval_every:
-        raise ConfigError("Optuna needs a validation loss: trainer.eval_every must be above 0")
+        raise ConfigError(
+            "trainer.eval_every=0: Optuna needs a validation loss. Set trainer.eval_every above 0"
+        )
 
 
 def study_settings(sweeper: DictConfig, sweep: Path, name: str, given: str) -> list[str]:
-    """Return the overrides that store the study in the sweep's folder and allow failed trials.
+    """Return the overrides that store the study in the folder of the sweep and allow failed trials.
 
-    Settings on the command line, `given`, are kept.
+    A setting that the command line `given` contains is not overridden.
     """
     defaults = {
         "storage": f"sqlite:///{sweep}/study.db",
@@ -42,10 +44,10 @@ def study_settings(sweeper: DictConfig, sweep: Path, name: str, given: str) -> l
 
 
 def settings_to_continue(sweeper: DictConfig, sweep: Path, name: str) -> list[str]:
-    """Return the overrides with which a resumed sweep reaches n_trials trials in all.
+    """Return the overrides with which a resumed sweep reaches `n_trials` trials in all.
 
-    Interrupted and failed trials are queued again with the same values, so that each finds its
-    directory. Raises InputError if the study cannot be read.
+    Interrupted and failed trials are queued again with the same values, so that each trial finds
+    its directory. Raises InputError if the study cannot be read.
     """
     import optuna
 
@@ -57,7 +59,10 @@ def settings_to_continue(sweeper: DictConfig, sweep: Path, name: str) -> list[st
     except KeyError:
         return []  # killed before the study was created
     except Exception as error:
-        raise InputError(f"the study in {url} cannot be read: {error}") from error
+        raise InputError(
+            f"cannot read the study in {url} ({error}): restore it from a backup, or start a new "
+            "sweep without resume"
+        ) from error
     trials = study.get_trials(deepcopy=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -72,7 +77,7 @@ def settings_to_continue(sweeper: DictConfig, sweep: Path, name: str) -> list[st
 
 
 def _to_repeat(study: Any, trials: list[Any]) -> list[dict[str, Any]]:
-    """Return the values of unfinished trials, each once; interrupted trials become failed."""
+    """Return the values of unfinished trials, each once; mark interrupted trials as failed."""
     from optuna.trial import TrialState
 
     settled = [t.params for t in trials if t.state == TrialState.COMPLETE]

@@ -1,4 +1,4 @@
-"""Composes and checks the jobs of a multirun before anything is written or trained."""
+"""Composes and checks the jobs of a sweep before anything is written."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ OPTUNA = "OptunaSweeper"
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A job that is known before the sweep starts, as with Hydra's basic sweeper."""
+    """A job that is known before the sweep starts; `own` is the recorded job that it resumes."""
 
     overrides: list[str]  # Hydra's own included
     values: Values
@@ -39,7 +39,7 @@ class PlannedJob:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A checked sweep. `jobs` is empty if the sweeper chooses them while it runs."""
+    """A checked sweep; `jobs` is empty if the sweeper chooses the jobs during the sweep."""
 
     line: CommandLine  # with glob() and shuffle() replaced by their values
     typed: list[str]  # the overrides as typed
@@ -50,7 +50,7 @@ class SweepPlan:
 
     @property
     def wanted(self) -> Path:
-        """Return the folder that the command names, or that it would get."""
+        """Return the folder that the command sets, or the default."""
         return Path(self.hydra.sweep.dir)
 
     @property
@@ -59,7 +59,7 @@ class SweepPlan:
 
     @property
     def is_continued(self) -> bool:
-        """Return whether the sweep resumes jobs of the folder."""
+        """Return whether the sweep resumes jobs in the folder."""
         return self.is_given and self.values["resume"] is not None
 
     @property
@@ -73,7 +73,7 @@ class SweepPlan:
 
 
 def plan_sweep(line: CommandLine) -> SweepPlan:
-    """Compose and check every job that is known. Writes nothing. Raises ConfigError."""
+    """Compose and check every known job, without writing a file. Raises ConfigError."""
     typed = line.overrides
     parsed = parse_overrides(typed, line.config_dir)
     line = replace(line, overrides=[_written_out(override) for override in parsed])
@@ -97,12 +97,12 @@ def plan_sweep(line: CommandLine) -> SweepPlan:
 
 
 def given_dir(line: CommandLine) -> bool:
-    """Return whether the command line sets the sweep folder (hydra.sweep.dir)."""
+    """Return whether the command line sets the folder of the sweep (hydra.sweep.dir)."""
     return any(sets(word, "hydra.sweep.dir") for word in line.overrides)
 
 
 def target(config: DictConfig) -> str:
-    """Return the class name (`_target_`) of the option chosen in one of Hydra's groups."""
+    """Return the name of the class that is the `_target_` of a node of Hydra's config."""
     return str(config.get("_target_", "")).rpartition(".")[2]
 
 
@@ -119,7 +119,9 @@ def _basic_jobs(line: CommandLine, sweep: list[str], swept: list[str]) -> list[P
             own = find_own(job, recorded)
         jobs.append(PlannedJob(overrides, composed.values, job, own))
     if not jobs:
-        raise ConfigError("the sweep has no jobs: give a key several values, for example seed=1,2")
+        raise ConfigError(
+            "the sweep has no jobs: set a key to several values, for example seed=1,2"
+        )
     return jobs
 
 
@@ -146,7 +148,7 @@ def _compose(line: CommandLine, overrides: list[str]) -> Composed:
 def _written_out(override: Override) -> str:
     """Return the override with glob() and shuffle() replaced by their values.
 
-    Hydra evaluates them again when it runs the sweep, and would get another order or new files.
+    Hydra evaluates them again when it runs the sweep, possibly with a different result.
     """
     if not (isinstance(override.value(), Glob) or getattr(override.value(), "shuffle", False)):
         return str(override.input_line)
@@ -172,10 +174,13 @@ def _values(override: Override) -> list[str]:
     group, options = override.key_or_group, group_options(override.key_or_group)
     if not isinstance(override.value(), Glob):
         raise ConfigError(
-            f"{override.input_line} has no values: give values, for example {group}=1,2"
+            f"{override.input_line} has no values: write values, for example {group}=1,2"
         )
     if not options:
-        raise ConfigError(f"{override.input_line}: glob() only works for the options of a group")
+        raise ConfigError(
+            f"{override.input_line}: glob() needs a group, and {group} is not a group. "
+            f"Write the values, for example {group}=1,2"
+        )
     raise ConfigError(
         f"{override.input_line} matches none of the options of {group}: {', '.join(options)}"
     )

@@ -1,4 +1,4 @@
-"""The dry run of a sweep: prints what each job would do, and writes nothing."""
+"""The dry run of a sweep: prints what each job would do."""
 
 from itertools import count
 
@@ -13,13 +13,13 @@ from gpt2ckpt.training.validate_run import finished_notice, validate_run
 
 
 def preview(plan: SweepPlan) -> int:
-    """Print what would be trained; return 1 if a job would be refused."""
+    """Print the table of the jobs; return 1 if a job would be refused."""
     where = plan.wanted
     if not plan.is_continued and holds_sweep(where):
         where = where.with_name(f"{claim_base(where).name}_sweep_…")
     print(f"dry run: nothing is written; the folder of the sweep would be {where}")
     if not plan.jobs:
-        print(f"{plan.hydra.sweeper._target_.rpartition('.')[2]} chooses the jobs while it runs")
+        print(f"{plan.hydra.sweeper._target_.rpartition('.')[2]} chooses the jobs during the sweep")
         return 0
     taken = {job.own.directory.name for job in plan.jobs if job.own}
     free = (str(n) for n in count() if str(n) not in taken and not (where / str(n)).exists())
@@ -51,7 +51,7 @@ def _row(plan: SweepPlan, job: PlannedJob, free_name: str | None) -> Row:
     if state is None:
         status, changes = "new" if job.own is None else "restart", ""
     else:
-        verb = "resume" if start.directory else "fork"
-        status = f"{verb} from step {state.step:,}"
+        action = "resume" if start.directory else "fork"
+        status = f"{action} from step {state.step:,}"
         changes = "; ".join(map(str, start.changes))
     return Row(name, job.job.label, status, best, changes, tuple(plan_warnings(validated)))

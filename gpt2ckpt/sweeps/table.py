@@ -1,4 +1,4 @@
-"""The table at the end of a sweep, and of its dry run."""
+"""Formats the table that a sweep and its dry run print."""
 
 import math
 import textwrap
@@ -16,7 +16,7 @@ MARK = "best"
 
 @dataclass(frozen=True)
 class Row:
-    """One job. `reason` is why it is not finished, if known; `warnings` concern its settings."""
+    """A job in the table; `reason` is why it is not finished, `warnings` are about its settings."""
 
     job: str
     label: str
@@ -27,7 +27,7 @@ class Row:
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """Return finished jobs sorted by loss, then those without a loss, then unfinished jobs."""
+    """Return the finished jobs by loss, those without a loss, then the unfinished jobs."""
     return sorted(rows, key=lambda row: (row.status not in COMPLETE, _rank(row)))
 
 
@@ -38,7 +38,7 @@ def best(rows: Sequence[Row]) -> Row | None:
 
 
 def table(rows: Sequence[Row], marked: Row | None = None) -> list[str]:
-    """Return the lines of the table, then reasons and warnings, at most 80 columns wide."""
+    """Return the lines of the table, then those of reasons and warnings, of 80 columns at most."""
     cells = [(row.job, row.label, row.status, _loss(row.best_val_loss)) for row in rows]
     widths = [max(len(row[n]) for row in [HEADINGS, *cells]) for n in range(len(HEADINGS))]
     widths[0] = min(widths[0], JOB)
@@ -59,7 +59,7 @@ def table(rows: Sequence[Row], marked: Row | None = None) -> list[str]:
 
 
 def _warnings(rows: Sequence[Row]) -> list[str]:
-    """Return each warning once, with its jobs."""
+    """Return a line for each warning, with the jobs that it concerns."""
     jobs: dict[str, list[str]] = {}
     for row in rows:
         for warning in row.warnings:

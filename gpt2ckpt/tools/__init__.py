@@ -1,1 +1,1 @@
-"""The verbs of `python -m gpt2ckpt.checkpoints`: one file each, and the small ones they share."""
+"""The subcommands of `python -m gpt2ckpt.checkpoints`, and the modules that they share."""

@@ -1,4 +1,4 @@
-"""The verbs of `gpt2ckpt.checkpoints`, and a parser whose errors name the nearest match."""
+"""Parses the command line of `gpt2ckpt.checkpoints`; an error names the nearest match."""
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,14 +8,18 @@ from typing import NoReturn
 from gpt2ckpt.errors import ConfigError, did_you_mean
 
 PROGRAM = "python -m gpt2ckpt.checkpoints"
-CUTOFF = 0.5  # similarity from which a word is suggested
+CUTOFF = 0.5  # the least similarity (difflib's ratio) of a suggestion
 
 
 @dataclass(frozen=True)
-class Verb:
-    """One verb: its help, its arguments, and its function.
+class Subcommand:
+    """A subcommand.
 
-    `examples` are arguments that follow the verb. `run` returns the exit code.
+    Attributes:
+        summary: the line for --help.
+        examples: for --help, the arguments that follow the name of the subcommand.
+        add_arguments: adds the arguments of the subcommand to a parser.
+        run: takes the parsed arguments, and returns the exit code.
     """
 
     summary: str
@@ -37,37 +41,40 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}.{hint or ' --help lists all subcommands and flags.'}")
 
 
-def call(verbs: Mapping[str, Verb], arguments: Sequence[str]) -> int:
-    """Run the verb that a command line names; return the exit code.
+def call(subcommands: Mapping[str, Subcommand], arguments: Sequence[str]) -> int:
+    """Run the subcommand that a command line names; return the exit code.
 
     Raises:
         ConfigError: for an argument that cannot be used.
         SystemExit: with code 0, after help was printed.
     """
-    if arguments and arguments[0] in verbs:
-        verb = verbs[arguments[0]]
+    if arguments and arguments[0] in subcommands:
+        subcommand = subcommands[arguments[0]]
         parser = Parser(
             prog=f"{PROGRAM} {arguments[0]}",
-            description=f"{verb.summary[:1].upper()}{verb.summary[1:]}.",
-            epilog=_examples(f"{arguments[0]} {example}".rstrip() for example in verb.examples),
+            description=f"{subcommand.summary[:1].upper()}{subcommand.summary[1:]}.",
+            epilog=_examples(arguments[0], subcommand.examples),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        verb.add_arguments(parser)
-        return verb.run(parser.parse_intermixed_args(arguments[1:]))
+        subcommand.add_arguments(parser)
+        return subcommand.run(parser.parse_intermixed_args(arguments[1:]))
     if arguments and not arguments[0].startswith("-"):
-        hint = did_you_mean(arguments[0], verbs, cutoff=CUTOFF)
-        raise ConfigError(f"there is no verb {arguments[0]}: {', '.join(verbs)}.{hint}")
+        hint = did_you_mean(arguments[0], subcommands, cutoff=CUTOFF)
+        raise ConfigError(
+            f"there is no subcommand {arguments[0]}; the subcommands are "
+            f"{', '.join(subcommands)}.{hint}"
+        )
     parser = Parser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} VERB [arguments]",
+        usage=f"{PROGRAM} SUBCOMMAND [arguments]",
         description="List, verify, repair, prune and export checkpoints.",
-        epilog=_listed(verbs),
+        epilog=_listed(subcommands),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.parse_args(arguments)
-    raise ConfigError(f"a verb is missing: {PROGRAM} {'|'.join(verbs)}")
+    raise ConfigError(f"the subcommand is missing: write {PROGRAM} {'|'.join(subcommands)}")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -78,19 +85,20 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def count(least: int) -> Callable[[str], int]:
     """Return an argument type: a whole number of at least `least`."""
 
-    def parse(word: str) -> int:
-        if not (word.isascii() and word.isdigit() and int(word) >= least):
-            raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of at least {least}")
-        return int(word)
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and int(text) >= least):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
 
     return parse
 
 
-def _listed(verbs: Mapping[str, Verb]) -> str:
-    lines = [f"  {name:15} {verb.summary}" for name, verb in verbs.items()]
-    hint = f"{PROGRAM} VERB --help shows the arguments of a verb, with examples."
-    return "\n".join(["verbs:", *lines, "", hint])
+def _listed(subcommands: Mapping[str, Subcommand]) -> str:
+    lines = [f"  {name:15} {subcommand.summary}" for name, subcommand in subcommands.items()]
+    hint = f"{PROGRAM} SUBCOMMAND --help shows the arguments of a subcommand, with examples."
+    return "\n".join(["subcommands:", *lines, "", hint])
 
 
-def _examples(lines: Iterable[str]) -> str:
-    return "\n".join(["examples:", *(f"  {PROGRAM} {line}" for line in lines)])
+def _examples(name: str, examples: Iterable[str]) -> str:
+    lines = (f"  {PROGRAM} {name} {example}".rstrip() for example in examples)
+    return "\n".join(["examples:", *lines])

@@ -1,4 +1,4 @@
-"""`diff`: print how two checkpoints differ, and what that means for a training."""
+"""`diff`: print the differences between two checkpoints and their effects on the training."""
 
 import argparse
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from gpt2ckpt.checkpoint import format
 from gpt2ckpt.checkpoint.reading import check, compare_tensors
 from gpt2ckpt.config.replay import Change, Effect, classify, difference, flatten
-from gpt2ckpt.tools.command_line import Verb
+from gpt2ckpt.tools.command_line import Subcommand
 from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
 from gpt2ckpt.units import plural
 
-FACTS = (
+METADATA = (
     "step",
     "epoch",
     "tokens_seen",
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         a, b = format.read_index(first), format.read_index(second)
         for name, path in zip("AB", paths, strict=True):
             print(f"{name}  {path}")
-        for line in _facts(a.meta, b.meta) + _config(a.meta, b.meta):
+        for line in _metadata(a.meta, b.meta) + _config(a.meta, b.meta):
             print(line)
     if not args.tensors:
         return 0
@@ -56,13 +56,13 @@ def run(args: argparse.Namespace) -> int:
     return 1 if differing else 0
 
 
-def _facts(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    old, new = (flatten({fact: meta.get(fact) for fact in FACTS}) for meta in (a, b))
+def _metadata(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    old, new = (flatten({key: meta.get(key) for key in METADATA}) for meta in (a, b))
     return [str(change) for change in difference(old, new)] or ["step, losses and run are the same"]
 
 
 def _config(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Return the config keys that differ, grouped by effect, the most serious first."""
+    """Return lines for the config keys that differ, by effect, the most serious effect first."""
     old, new = flatten(_dict(a, "config")), flatten(_dict(b, "config"))
     changes = difference(old, new)
     lines = [] if changes else ["the configs are the same"]
@@ -73,7 +73,7 @@ def _config(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def _effect(change: Change, old: dict[str, Any], new: dict[str, Any]) -> Effect:
-    """Return the effect of changing a key: harmless only if it is so in both configs."""
+    """Return the effect of a change: harmless only if the key is harmless in both configs."""
     first, second = classify(change.key, old), classify(change.key, new)
     return second if first is Effect.HARMLESS else first
 
@@ -83,7 +83,7 @@ def _dict(meta: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     "show what differs between two checkpoints",
     ("latest best", "run_a/checkpoints/latest.pt run_b --tensors"),
     add_arguments,

@@ -13,9 +13,9 @@ from gpt2ckpt.config.registry import build_model_config
 from gpt2ckpt.config.schema import VOCAB_SIZE, ModelConfig
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
 from gpt2ckpt.files import durable
-from gpt2ckpt.tools import formatting
-from gpt2ckpt.tools.command_line import Verb
+from gpt2ckpt.tools.command_line import Subcommand
 from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
+from gpt2ckpt.units import human_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TIED = "lm_head.weight"  # the same tensor as transformer.wte.weight
 SAFETENSORS = ".safetensors"
 WEIGHTS_FILE = "model.safetensors"
-# Hugging Face's names of OpenAI's two files.
+# OpenAI's names of the two vocabulary files, and Hugging Face's names.
 TOKENIZER_FILES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "out",
         metavar="OUT",
         type=Path,
-        help=f"a new folder; for weights also a file *{SAFETENSORS}",
+        help=f"a new folder; with --to weights, a new folder or file *{SAFETENSORS}",
     )
 
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Export the model. No existing file is overwritten."""
     out = args.out.expanduser()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} exists already and is not overwritten: give a new name")
+        raise InputError(f"{out} exists already and is not overwritten: pass a new path")
     path = checkpoint_named(args.path)
     state = load_state(path)
     config, weights = _model_of(path, state)
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         _publish(out, lambda folder: _write_weights(folder, weights, metadata), inner)
     print(f"exported step {state.step} of {path}")
     for file in sorted(out.iterdir()) if out.is_dir() else [out]:
-        print(f"  {file} ({formatting.long_bytes(file.stat().st_size)})")
+        print(f"  {file} ({human_bytes(file.stat().st_size)})")
     return 0
 
 
@@ -72,7 +72,9 @@ def _model_of(path: Path, state: CheckpointState) -> "tuple[ModelConfig, dict[st
         config, weights = build_model_config(state.config["model"]), state.model
         problem = check_shapes(config, weights)
     except (ConfigError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} holds no model that can be exported: {error}") from error
+        raise CheckpointError(
+            f"{path} does not hold a model that can be exported: {error}"
+        ) from error
     if problem:
         raise CheckpointError(f"{path} cannot be exported: {problem}")
     return config, weights
@@ -85,7 +87,7 @@ def _write_huggingface(folder: Path, weights: "dict[str, Tensor]", config: Model
 
     save_huggingface(folder, weights, config)
     if config.vocab_size < VOCAB_SIZE:
-        print(f"wrote no tokenizer: the model has {config.vocab_size} tokens, not those of GPT-2")
+        print(f"wrote no tokenizer: the vocabulary of {config.vocab_size} tokens is not GPT-2's")
         return
     for name, source in vocabulary_files().items():
         shutil.copyfile(source, folder / TOKENIZER_FILES[name])
@@ -99,7 +101,7 @@ def _write_huggingface(folder: Path, weights: "dict[str, Tensor]", config: Model
 
 
 def _write_weights(folder: Path, weights: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
-    """Write the state dict under its own names, without the tied weight."""
+    """Write the state dict with this project's names of the tensors, without the tied weight."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor for name, tensor in weights.items() if name != TIED}
@@ -107,29 +109,29 @@ def _write_weights(folder: Path, weights: "dict[str, Tensor]", metadata: dict[st
 
 
 def _publish(out: Path, write: Callable[[Path], None], inner: str = "") -> None:
-    """Write into a temporary folder, and rename the folder, or the file `inner` in it, to `out`.
+    """Write into a temporary folder, then rename the folder, or its file `inner`, to `out`.
 
-    Raises InputError, after which no file is left.
+    If that fails, the temporary folder is deleted, and InputError is raised.
     """
     temporary = durable.temporary_name(out)
     try:
         temporary.mkdir(parents=True)
         write(temporary)
         for path in temporary.iterdir():
-            path.chmod(temporary.stat().st_mode & 0o666)  # safetensors' own files are private
+            path.chmod(temporary.stat().st_mode & 0o666)  # safetensors makes private files
             durable.sync_file(path)
         durable.sync_directory(temporary)
         (temporary / inner).rename(out)
         durable.sync_directory(out.absolute().parent)
     except OSError as error:
         raise InputError(
-            f"{out} cannot be written ({error.strerror}): give another path"
+            f"{out} cannot be written ({error.strerror}): pass a different path"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     "write the model for Hugging Face transformers, or as safetensors",
     (
         "best --to hf exported",

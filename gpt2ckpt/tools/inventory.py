@@ -1,4 +1,4 @@
-"""The checkpoints of a run by their metadata: only the head of each file is read."""
+"""Lists the checkpoints of a run with their metadata; reads only the head of each file."""
 
 import math
 from dataclasses import dataclass
@@ -47,7 +47,14 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Inode:
-    """A file on disk: its identity, number of names, length, and bytes that it occupies."""
+    """A file on disk, which may have several names.
+
+    Attributes:
+        key: the device and inode number.
+        links: the number of names (hard links).
+        size: the length in bytes.
+        disk_bytes: the bytes that the file occupies on disk.
+    """
 
     key: tuple[int, int]
     links: int
@@ -57,7 +64,7 @@ class Inode:
 
 @dataclass(frozen=True)
 class ListedCheckpoint:
-    """One name of a checkpoint. `error` is the reason if its head cannot be read."""
+    """One name of a checkpoint file; `error` is set if the head of the file cannot be read."""
 
     path: Path
     run: RunPaths
@@ -77,19 +84,19 @@ class ListedCheckpoint:
 
     @property
     def val_loss(self) -> float | None:
-        """Return the validation loss, which may not be finite."""
+        """Return the validation loss, which may be NaN or infinite."""
         return self.meta.val_loss
 
     @property
     def saved_at(self) -> datetime | None:
-        """Return the time of the save, with its time zone."""
+        """Return the time of the save, with a time zone."""
         return parse_moment(self.meta.saved_at)
 
 
 def list_checkpoints(run: RunPaths) -> list[ListedCheckpoint]:
-    """Return every checkpoint of a run: by group, each pool from its oldest, moved files last.
+    """Return the checkpoints of a run by group, oldest first; archived and corrupt files last.
 
-    A file that a live run deletes meanwhile is left out.
+    A file that a live run deletes meanwhile is omitted.
     """
     checkpoints = [_read(path, run, None) for path in Store(run.folder).files()]
     for group, prefix in ((ListGroup.ABANDONED, ABANDONED), (ListGroup.CORRUPT, CORRUPT)):
@@ -101,7 +108,7 @@ def list_checkpoints(run: RunPaths) -> list[ListedCheckpoint]:
 
 
 def all_roles(checkpoint: ListedCheckpoint, checkpoints: list[ListedCheckpoint]) -> list[str]:
-    """Return the role of a checkpoint, then those of the other names of the same file."""
+    """Return the role of a checkpoint, then the roles of the other names of the same file."""
     shared = [other.role for other in checkpoints if other.inode.key == checkpoint.inode.key]
     return list(dict.fromkeys([checkpoint.role, *shared]))
 
@@ -125,9 +132,9 @@ def _read(path: Path, run: RunPaths, moved: ListGroup | None) -> ListedCheckpoin
 
 
 def _place(checkpoint: ListedCheckpoint) -> tuple[int, Path, float, str]:
-    """Return the key that sorts the list."""
+    """Return the sort key of `list_checkpoints`."""
     number = names.number_in(checkpoint.path.name)
     is_moved = checkpoint.group in MOVED_AWAY
     folder = checkpoint.path.parent if is_moved else checkpoint.run.folder
-    pooled = math.inf if number is None and checkpoint.group is ListGroup.ROLLING else number or 0
-    return list(ListGroup).index(checkpoint.group), folder, pooled, checkpoint.path.name
+    order = math.inf if number is None and checkpoint.group is ListGroup.ROLLING else number or 0
+    return list(ListGroup).index(checkpoint.group), folder, order, checkpoint.path.name

@@ -1,4 +1,4 @@
-"""`log`: print the family tree of runs: their resumes, rollbacks and forks."""
+"""`log`: print the family tree of runs with their resumes, rollbacks and forks."""
 
 import argparse
 import re
@@ -12,19 +12,18 @@ from gpt2ckpt.checkpoint.state import ParentRun
 from gpt2ckpt.runs.events import read_events
 from gpt2ckpt.runs.layout import LOG
 from gpt2ckpt.runs.newest import parse_moment
-from gpt2ckpt.tools import formatting
-from gpt2ckpt.tools.command_line import Verb
+from gpt2ckpt.tools.command_line import Subcommand
 from gpt2ckpt.tools.inventory import ListedCheckpoint, ListGroup, list_checkpoints
 from gpt2ckpt.tools.targets import DIR_HELP, RunPaths, find_runs, no_runs
 
 TIME = "%Y-%m-%d %H:%M:%S"  # local time
-# In train.log, for runs that are older than events.jsonl.
+# The line of a resume in train.log, for runs of versions without events.jsonl.
 RESUMED = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+\] resuming from .*, step (\d+)\n?")
 
 
 @dataclass(frozen=True)
 class RunNode:
-    """A run in the tree, with its history as lines in the order of time and its forks."""
+    """A run in the tree; `history` has a line for each event, in the order of time."""
 
     directory: Path
     id: str
@@ -50,11 +49,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def attach_forks(nodes: list[RunNode]) -> list[RunNode]:
-    """Add every fork to its parent; return the runs without a parent among `nodes`."""
+    """Add each fork to its parent; return the runs whose parent is not among `nodes`."""
     roots: list[RunNode] = []
     for child in nodes:
         parents = [other for other in nodes if _is_parent(other, child)]
-        # A copied run has the same id: prefer the directory that the fork records.
+        # A copy of a run has the same id. The fork records the directory of its parent.
         recorded = child.parent.file if child.parent else ""
         parents.sort(key=lambda other: other.directory.name not in Path(recorded).parts)
         (parents[0].forks if parents else roots).append(child)
@@ -73,7 +72,7 @@ def tree_lines(node: RunNode) -> list[str]:
 
 
 def _is_parent(other: RunNode, child: RunNode) -> bool:
-    """Return whether `child` records `other` as its parent; a cycle of parents is ignored."""
+    """Return whether `child` records `other` as its parent, unless that makes a cycle."""
     return child.parent is not None and other.id == child.parent.id and not _descends(other, child)
 
 
@@ -94,14 +93,14 @@ def _node(paths: RunPaths) -> RunNode:
     else:
         best = newest.meta.best_val_loss
         title += f" ({newest.meta.run.id or '?'}): step {newest.step}"
-        title += f", best val {formatting.loss(best)}" if best is not None else ""
+        title += f", best val {best:.4f}" if best is not None else ""
     forked = [f"forked from run {_printable(parent.id)} at step {parent.step}"] if parent else []
     history = forked + _history(paths.directory, checkpoints)
     return RunNode(paths.directory, identity.id if identity else "", parent, title, history)
 
 
 def _history(directory: Path, checkpoints: list[ListedCheckpoint]) -> list[str]:
-    """Return what happened to a run, in the order of time, each line with its local time."""
+    """Return a line with the local time for each event of a run, in the order of time."""
     events: list[dict[str, Any]] = []
     with suppress(OSError):
         events = read_events(directory)
@@ -129,14 +128,14 @@ def _archived(checkpoints: list[ListedCheckpoint]) -> list[tuple[str, str]]:
         span = f"steps {first} to {last}" if first < last else f"step {first}"
         when = "?"
         with suppress(ValueError):
-            stamp = "_".join(folder.name.split("_")[1:3])
-            when = f"{datetime.strptime(stamp, '%Y%m%d_%H%M%S'):{TIME}}"
+            moved_at = "_".join(folder.name.split("_")[1:3])
+            when = f"{datetime.strptime(moved_at, '%Y%m%d_%H%M%S'):{TIME}}"
         lines.append((when, f"{span} archived in {folder.name}"))
     return lines
 
 
 def _resumes_in_log(path: Path, before: str) -> list[tuple[str, str]]:
-    """Return the resumes in train.log before a time: those of versions without events.jsonl."""
+    """Return the resumes in train.log before the first event of events.jsonl."""
     lines = []
     with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
         found = [(match[1], match[2]) for match in map(RESUMED.fullmatch, file) if match]
@@ -154,7 +153,7 @@ def _printable(value: object) -> str:
     return str(value) if str(value).isprintable() else repr(value)
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     "show the family tree: runs, resumes, rollbacks and forks",
     ("", "outputs/gpt2_run_20251106_143022"),
     add_arguments,

@@ -27,12 +27,11 @@ from gpt2ckpt.runs.layout import (
 )
 from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.runs.newest import last_trained
-from gpt2ckpt.tools import formatting
-from gpt2ckpt.tools.command_line import Verb, count
+from gpt2ckpt.tools.command_line import Subcommand, count
 from gpt2ckpt.tools.inventory import ListedCheckpoint, list_checkpoints
 from gpt2ckpt.tools.prune_plan import PruneLimits, freed_bytes, plan_prune
 from gpt2ckpt.tools.targets import DIR_HELP, RunPaths, find_runs, no_runs, without_linked
-from gpt2ckpt.units import plural
+from gpt2ckpt.units import human_bytes, plural
 
 # The paths that a run creates in its directory, besides its checkpoints.
 OWN_FILES = re.compile(
@@ -44,16 +43,16 @@ OWN_FILES = re.compile(
     rf"|{WANDB}/((offline-)?run-[^/]+/.+|latest-run|debug[^/]*\.log|wandb-resume\.json)"
 )
 TEMPORARY = re.compile(rf"\..+\.pt\.[^/]+-\d+-[0-9a-f]{{8}}{re.escape(durable.TEMPORARY_SUFFIX)}")
-POOLS = {"keep_rolling": "rolling", "keep_emergency": "emergency", "keep_epochs": "epoch"}
+ROLES = {"keep_rolling": "rolling", "keep_emergency": "emergency", "keep_epochs": "epoch"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `prune`."""
     parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
-    for name, pool in POOLS.items():
+    for name, role in ROLES.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(
-            flag, metavar="N", type=count(0), help=f"keep the last N {pool} checkpoints of each run"
+            flag, metavar="N", type=count(0), help=f"keep the last N {role} checkpoints of each run"
         )
     parser.add_argument(
         "--keep-runs",
@@ -64,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--abandoned",
         action="store_true",
-        help="delete archived states, which a resume went back over",
+        help="delete archived checkpoints: those later than the step of a resume",
     )
     parser.add_argument("--corrupt", action="store_true", help="delete quarantined (damaged) files")
     parser.add_argument(
@@ -73,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is to be deleted and the space that this frees; delete it with --yes."""
+    """Print which files would be deleted and the space that this frees; delete with --yes."""
     runs = find_runs(args.dir)
     if not runs:
         print(no_runs(args.dir))
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         corrupt=args.corrupt,
     )
     if limits == PruneLimits() and args.keep_runs is None:
-        print("nothing to delete: choose what may go, --help lists the options")
+        print("nothing to delete: choose what to delete; --help lists the options")
         return 0
     old = _old_runs(runs, args.keep_runs)
     files = freed = 0
@@ -95,21 +94,20 @@ def run(args: argparse.Namespace) -> int:
         if paths in old:
             gone, space = _prune_run(paths, old[paths], args.yes)
         else:
-            gone, space = _prune_pools(paths, limits, args.yes)
+            gone, space = _prune_files(paths, limits, args.yes)
         files, freed = files + gone, freed + space
-    done = "deleted" if args.yes else "would go:"
-    hint = "" if args.yes or not files else ". Nothing is deleted without --yes"
-    print(
-        f"{done} {plural(files, 'file')}, {formatting.long_bytes(freed)} of disk"
-        f"{' freed' if args.yes else ''}{hint}"
-    )
+    if args.yes:
+        print(f"deleted {plural(files, 'file')} and freed {human_bytes(freed)}")
+    else:
+        hint = ". Nothing is deleted without --yes" if files else ""
+        print(f"would delete {plural(files, 'file')} and free {human_bytes(freed)}{hint}")
     return 0
 
 
 def _old_runs(runs: list[RunPaths], keep: int | None) -> dict[RunPaths, datetime]:
-    """Return all runs but the `keep` that saved last, each with the time of its last save.
+    """Return the runs to delete, all but the `keep` that saved last, with the time of that save.
 
-    Live runs and runs of unknown age are never among them.
+    Live runs and runs of unknown age are not deleted.
     """
     if keep is None:
         return {}
@@ -123,7 +121,8 @@ def _old_runs(runs: list[RunPaths], keep: int | None) -> dict[RunPaths, datetime
 def _prune_run(paths: RunPaths, last_saved: datetime, yes: bool) -> tuple[int, int]:
     """Delete a run; return the number of its files and the bytes that they occupy.
 
-    Files that the run did not create stay. The run stays if it was trained since `last_saved`.
+    Files that the run did not create are kept. If the run was trained since `last_saved`, nothing
+    is deleted.
     """
     checkpoints, mine = list_checkpoints(paths), _own_files(paths)
     others = [path for path in mine if path not in {checkpoint.path for checkpoint in checkpoints}]
@@ -131,24 +130,24 @@ def _prune_run(paths: RunPaths, last_saved: datetime, yes: bool) -> tuple[int, i
     if yes:
         with _locked(paths):
             if last_trained(paths.directory, paths.folder) != last_saved:
-                print(f"{paths.directory} stays: it was trained while this command was starting")
+                print(f"kept {paths.directory}: it was trained while this command was starting")
                 return 0, 0
             left = _delete_run(paths)
-    print(f"{paths.directory}: the whole run, {formatting.long_bytes(freed)}")
+    print(f"{paths.directory}: the complete run, {human_bytes(freed)}")
     if yes:
         for path in left[:3]:
-            print(f"  {path} stays: the run did not create it")
+            print(f"  kept {path}: the run did not create it")
         if len(left) > 3:
             print(f"  and {plural(len(left) - 3, 'more file')}")
     return len(mine), freed
 
 
-def _prune_pools(paths: RunPaths, limits: PruneLimits, yes: bool) -> tuple[int, int]:
-    """Prune the pools of a run; return the number of files and the bytes that this frees."""
+def _prune_files(paths: RunPaths, limits: PruneLimits, yes: bool) -> tuple[int, int]:
+    """Delete files of a run; return the number of files and the bytes that this frees."""
     is_live = is_locked(paths.directory)
     decided = plan_prune(list_checkpoints(paths), limits, _is_valid, is_live=is_live)
     if yes and decided.surplus:
-        # A live run holds the lock; the plan leaves the files that it may be working with.
+        # A live run holds its lock. The plan then keeps the files that the run may be using.
         with contextlib.nullcontext() if is_live else _locked(paths):
             if not is_live:  # the run may have saved before it was locked
                 decided = plan_prune(list_checkpoints(paths), limits, _is_valid, is_live=False)
@@ -156,15 +155,15 @@ def _prune_pools(paths: RunPaths, limits: PruneLimits, yes: bool) -> tuple[int, 
     if decided.surplus or decided.note:
         print(paths.directory)
     for checkpoint in decided.surplus:
-        size = formatting.long_bytes(checkpoint.inode.size)
-        print(f"  {size:>7}  {checkpoint.path.relative_to(paths.folder)}")
+        size = human_bytes(checkpoint.inode.size)
+        print(f"  {size:>8}  {checkpoint.path.relative_to(paths.folder)}")
     if decided.note:
         print(f"  {decided.note}")
     return len(decided.surplus), freed_bytes(decided.surplus)
 
 
 def _delete(checkpoints: list[ListedCheckpoint]) -> None:
-    """Delete files, and then empty folders of archived or quarantined files."""
+    """Delete files, then the folders of archived or quarantined files that are empty."""
     if not checkpoints:
         return
     durable.delete([checkpoint.path for checkpoint in checkpoints])
@@ -185,7 +184,7 @@ def _own_files(run: RunPaths) -> list[Path]:
     made = [checkpoint.path for checkpoint in list_checkpoints(run)]
     made += [path for path in run.folder.iterdir() if TEMPORARY.fullmatch(path.name)]
     made += run.folder.glob(RESERVATION)
-    if run.folder == run.directory:  # a copied checkpoints folder, with the lock of this process
+    if run.folder == run.directory:  # a copied folder; the lock file is of this process
         return made + list(run.folder.glob(LOCK_NAME))
     return made + [
         path
@@ -195,10 +194,7 @@ def _own_files(run: RunPaths) -> list[Path]:
 
 
 def _delete_run(run: RunPaths) -> list[Path]:
-    """Delete the files that a run created, and directories that are then empty.
-
-    Returns the files that stay, because the run did not create them. Raises OSError.
-    """
+    """Delete the files that a run created, and then empty directories; return the other files."""
     durable.delete(_own_files(run))
     left = list(_files_below(run.directory))
     folders = [path for path in run.directory.rglob("*") if path.is_dir() and not path.is_symlink()]
@@ -210,7 +206,7 @@ def _delete_run(run: RunPaths) -> list[Path]:
 
 
 def _files_below(directory: Path) -> Iterator[Path]:
-    """Yield everything that is not a directory; links are not followed."""
+    """Yield every path that is not a directory, without following links."""
     for path in sorted(directory.rglob("*")):
         if path.is_symlink() or not path.is_dir():
             yield path
@@ -225,7 +221,9 @@ def _locked(paths: RunPaths) -> Iterator[None]:
             yield
     except OSError as error:
         where = error.filename or paths.directory
-        raise InputError(f"{where} cannot be deleted: {error.strerror}") from error
+        raise InputError(
+            f"{where} cannot be deleted ({error.strerror}): check its permissions with ls -ld"
+        ) from error
 
 
 def _is_valid(checkpoint: ListedCheckpoint) -> bool:
@@ -236,7 +234,7 @@ def _is_valid(checkpoint: ListedCheckpoint) -> bool:
     return True
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     "free space: show what would be deleted, and delete it with --yes",
     (
         "--keep-rolling 2 --abandoned",

@@ -1,4 +1,4 @@
-"""What `prune` deletes: pure decisions, without touching a file."""
+"""Decides which files `prune` deletes; reads and deletes none."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from gpt2ckpt.tools.inventory import MOVED_AWAY, ListedCheckpoint, ListGroup
 
 @dataclass(frozen=True)
 class PruneLimits:
-    """How many files of each pool stay (None: all), and which folders of moved files may go."""
+    """How many files of each role to keep (None: all), and which moved files to delete."""
 
     rolling: int | None = None
     emergency: int | None = None
@@ -22,7 +22,7 @@ class PruneLimits:
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """The files to delete from a run, and a note if a file that exceeds the limits must be kept."""
+    """The files to delete from a run; `note` says why a file beyond the limits is kept."""
 
     surplus: list[ListedCheckpoint]
     note: str = ""
@@ -37,15 +37,15 @@ def plan_prune(
 ) -> PrunePlan:
     """Return what to delete from a run with these checkpoints.
 
-    Only files of the pools and archived or quarantined files are deleted, never latest, best and
-    their backups, and never the last valid state.
+    Rolling, emergency, epoch, archived and quarantined files can be deleted; latest, best and their
+    backups cannot. The last valid checkpoint of a run is never deleted.
 
     Args:
         checkpoints: all files of the run.
         limits: what the user wants to keep.
-        is_valid: checks a file. It is called for the remaining files until one is valid, and if
-            none is, for the files to delete.
-        is_live: whether the run is training. Then the newest file of each pool stays, because a
+        is_valid: verifies a file. It is called for the files to keep until one is valid; if none
+            is, for the files to delete.
+        is_live: whether the run is training. Then the newest file of each role is kept, because a
             save may be about to link other names to that file.
     """
     surplus = _surplus(checkpoints, limits, is_live=is_live)
@@ -54,13 +54,13 @@ def plan_prune(
         return PrunePlan(surplus)
     last = next((item for item in _newest_first(surplus) if is_valid(item)), None)
     if last is None:
-        return PrunePlan([], "nothing is deleted: the run holds no valid state")
+        return PrunePlan([], "nothing is deleted: the run has no valid checkpoint")
     rest = [item for item in surplus if item is not last]
-    return PrunePlan(rest, f"{last.path.name} stays: it is the last valid state")
+    return PrunePlan(rest, f"kept {last.path.name}: it is the last valid checkpoint")
 
 
 def freed_bytes(surplus: Iterable[ListedCheckpoint]) -> int:
-    """Return the bytes of the files on disk of which every name, in any directory, is deleted."""
+    """Return the bytes that a deletion frees: a file counts if all its names are deleted."""
     surplus = list(surplus)
     deleted = Counter(item.inode.key for item in surplus)
     inodes = {item.inode.key: item.inode for item in surplus}
@@ -71,19 +71,19 @@ def _surplus(
     checkpoints: list[ListedCheckpoint], limits: PruneLimits, *, is_live: bool
 ) -> list[ListedCheckpoint]:
     """Return the files beyond the limits, in the order of `checkpoints`."""
-    pools = {
+    limit_of = {
         Role.ROLLING: limits.rolling,
         Role.EMERGENCY: limits.emergency,
         Role.EPOCH: limits.epochs,
     }
     moved = {ListGroup.ABANDONED: limits.abandoned, ListGroup.CORRUPT: limits.corrupt}
     surplus = {item.path for item in checkpoints if moved.get(item.group)}
-    for role, keep in pools.items():
+    for role, keep in limit_of.items():
         if keep is not None:
-            pool = [i for i in checkpoints if i.role == role and i.group not in MOVED_AWAY]
-            pool.sort(key=lambda item: (names.number_in(item.path.name) or 0, item.path.name))
-            stays = max(keep, 1) if is_live else keep
-            surplus |= {item.path for item in pool[: max(0, len(pool) - stays)]}
+            files = [i for i in checkpoints if i.role == role and i.group not in MOVED_AWAY]
+            files.sort(key=lambda item: (names.number_in(item.path.name) or 0, item.path.name))
+            kept = max(keep, 1) if is_live else keep
+            surplus |= {item.path for item in files[: max(0, len(files) - kept)]}
     return [item for item in checkpoints if item.path in surplus]
 
 

@@ -1,4 +1,4 @@
-"""`repair`: replace corrupt files by verified copies of the same state."""
+"""`repair`: replace corrupt files by verified copies."""
 
 import argparse
 from contextlib import AbstractContextManager, nullcontext
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.checkpoint.repair import RepairResult, diagnose
-from gpt2ckpt.checkpoint.repair import repair as mend
+from gpt2ckpt.checkpoint.repair import repair as repair_folder
 from gpt2ckpt.errors import UserError
 from gpt2ckpt.runs.events import EventLog
 from gpt2ckpt.runs.lock import RunLock
-from gpt2ckpt.tools.command_line import Verb
+from gpt2ckpt.tools.command_line import Subcommand
 from gpt2ckpt.tools.targets import DIR_HELP, RunPaths, find_runs, no_runs, without_linked
 
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Repair every run; return 1 if a corrupt file is left."""
+    """Repair every run; return 1 if a corrupt file is not repaired."""
     runs = find_runs(args.dir)
     if not runs:
         print(no_runs(args.dir))
@@ -30,41 +30,43 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _repair_run(run: RunPaths) -> int:
-    """Repair a run; return 1 if a corrupt file is left. A run without one is not locked."""
+    """Lock and repair a run with corrupt files; return 1 if one is not repaired."""
     found = diagnose(run.folder)
     if not found.corrupt:
         print(f"{run.folder}: nothing is corrupt")
         return 0
     try:
         with RunLock(run.directory), _events_of(run) as events:
-            mended = mend(run.folder, diagnose(run.folder), datetime.now(), events=events)
+            repaired = repair_folder(
+                run.folder, diagnose(run.folder), datetime.now(), events=events
+            )
     except UserError as error:
         print(f"{run.folder}: not repaired: {error}")
         return 1
     except OSError as error:
         print(f"{run.folder}: not repaired: {error.strerror}: {error.filename or ''}".rstrip(": "))
         return 1
-    for line in (line for item in mended for line in _lines(item)):
+    for line in (line for item in repaired for line in _lines(item)):
         print(line)
-    return 1 if any(item.source is None for item in mended) else 0
+    return 1 if any(item.source is None for item in repaired) else 0
 
 
 def _events_of(run: RunPaths) -> AbstractContextManager[EventSink]:
-    """Return the events of a run; a copied checkpoints folder is not a run, and gets none."""
+    """Return the event log of a run; a copied checkpoints folder is not a run and has none."""
     return nullcontext(NO_EVENTS) if run.folder == run.directory else EventLog(run.directory)
 
 
 def _lines(item: RepairResult) -> list[str]:
     """Return a line for each name of a corrupt file."""
     if item.source is None:
-        reason = "NOT REPAIRED: no valid copy of its state is left; the file stays in place"
+        reason = "NOT REPAIRED: there is no valid copy of it; the file is not changed"
         return [f"{name} {reason}" for name in item.corrupt.names]
     lines = [f"{name} repaired from {item.source.name}" for name in item.corrupt.names]
-    return [*lines, f"  the corrupt file is kept in {item.folder} until prune --corrupt"]
+    return [*lines, f"  the corrupt file is kept in {item.folder}; prune --corrupt deletes it"]
 
 
-VERB = Verb(
-    "replace corrupt files by verified copies of the same state",
+SUBCOMMAND = Subcommand(
+    "replace corrupt files by verified copies",
     ("", "outputs/gpt2_run_20251106_143022"),
     add_arguments,
     run,

@@ -11,11 +11,11 @@ from gpt2ckpt.config.registry import KINDS
 from gpt2ckpt.config.replay import flatten
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.runs.command import command
-from gpt2ckpt.tools.command_line import Verb
+from gpt2ckpt.tools.command_line import Subcommand
 from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
 
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "checkpoint")
-NOT_SPELLABLE = "???"  # Hydra and OmegaConf read a missing value, even if it is quoted
+NOT_SPELLABLE = "???"  # Hydra reads this string as a missing value, even in quotes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         print(resume_command(path, completed(read_meta(path).config)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not hold a config of a training") from error
+        raise CheckpointError(
+            f"{path} does not hold the config of a run: pass a checkpoint of gpt2ckpt.train"
+        ) from error
     return 0
 
 
@@ -40,7 +42,7 @@ def resume_command(path: Path, config: dict[str, Any]) -> str:
 
 
 def overrides(config: dict[str, Any]) -> list[str]:
-    """Return the overrides that make a config: first the choices of groups, then each key."""
+    """Return the overrides that compose `config`: the choices of groups, then each key."""
     keys = flatten({group: config[group] for group in (*GROUPS, "seed") if group in config})
     choices = [f"{group}={keys.pop(f'{group}.kind')}" for group in KINDS if f"{group}.kind" in keys]
     return choices + [
@@ -48,7 +50,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     ]
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     "print the command that resumes from a checkpoint, with all settings",
     ("latest", "outputs/gpt2_run_20251106_143022/checkpoints/best_model.pt"),
     add_arguments,

@@ -7,9 +7,9 @@ import yaml
 
 from gpt2ckpt.checkpoint.reading import read_head
 from gpt2ckpt.loggers.metrics_file import to_json
-from gpt2ckpt.tools import formatting
-from gpt2ckpt.tools.command_line import Verb, add_json
+from gpt2ckpt.tools.command_line import Subcommand, add_json
 from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
+from gpt2ckpt.units import human_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,18 +26,21 @@ def run(args: argparse.Namespace) -> int:
         print(to_json({"path": str(path), **meta}))
         return 0
     config = meta.pop("config", {})
-    size = path.stat().st_size
-    facts: dict[str, Any] = {"path": str(path), "size": formatting.long_bytes(size), **meta}
-    print(_yaml(facts) + "\n# the frozen config\n" + _yaml({"config": config}), end="")
+    size = human_bytes(path.stat().st_size)
+    print(
+        _yaml({"path": str(path), "size": size, **meta})
+        + "\n# the frozen config\n"
+        + _yaml({"config": config}),
+        end="",
+    )
     return 0
 
 
 def _yaml(values: dict[str, Any]) -> str:
-    dumped = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=formatting.WIDTH)
-    return str(dumped)
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=80))
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     "show the metadata and the frozen config of a checkpoint",
     ("latest", "outputs/gpt2_run_20251106_143022", "best --json | jq .config.optimizer"),
     add_arguments,

@@ -1,4 +1,4 @@
-"""The runs and checkpoints that DIR and PATH on the command line name. Reads no tensors."""
+"""Finds the runs and checkpoints that the arguments DIR and PATH name."""
 
 import sys
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class RunPaths:
 
 
 def find_runs(where: Path | None) -> list[RunPaths]:
-    """Return the run in `where`, or every run below it, by name; by default those in outputs.
+    """Return the run in `where`, or the runs below it, by name; without `where`, those in outputs.
 
     Raises:
         InputError: if there is no such directory.
@@ -40,8 +40,8 @@ def find_runs(where: Path | None) -> list[RunPaths]:
         return _below(OUTPUTS)
     require_access(where)
     if not where.is_dir():
-        problem = "is a file, and a directory is needed" if where.exists() else "does not exist"
-        raise InputError(f"{where} {problem}: give {DIR_HELP}")
+        problem = "is not a directory" if where.exists() else "does not exist"
+        raise InputError(f"{where} {problem}: pass {DIR_HELP}")
     if where.name.startswith((ABANDONED, CORRUPT)) and where.parent.name == CHECKPOINTS:
         where = where.parent
     if (place := locate_run(where)) and place.folder.is_dir():
@@ -51,16 +51,16 @@ def find_runs(where: Path | None) -> list[RunPaths]:
 
 
 def without_linked(runs: list[RunPaths], where: Path | None) -> list[RunPaths]:
-    """Return the runs that are not symbolic links, for verbs that delete or replace files.
+    """Return the runs that are not symbolic links, for subcommands that delete or replace files.
 
-    A link is followed only if the user named it; for each other link a line is printed.
+    A link is followed only if the user named it; every other link is reported.
     """
     kept = []
     for run in runs:
         linked = [path for path in (run.directory, run.folder) if path.is_symlink()]
         if any(path != where for path in linked):
             print(
-                f"skipped {linked[-1]}: it is a symbolic link. Name {linked[-1].resolve()} itself"
+                f"skipped {linked[-1]}: it is a symbolic link. Pass {linked[-1].resolve()} instead"
             )
         else:
             kept.append(run)
@@ -73,9 +73,9 @@ def no_runs(where: Path | None) -> str:
 
 
 def checkpoint_named(what: str) -> Path:
-    """Return the checkpoint that PATH names; if the head of that file is damaged, the next best.
+    """Return the checkpoint that PATH names, or the next best if the head of that file is damaged.
 
-    Skipped files are printed on stderr.
+    Skipped files are reported on stderr.
 
     Raises:
         CheckpointError: if there is no readable checkpoint.
@@ -83,7 +83,7 @@ def checkpoint_named(what: str) -> Path:
     """
     place = locate(what, Scope(OUTPUTS), key="")
     if place is None:
-        raise no_run(OUTPUTS, "name a run directory or a file")
+        raise no_run(OUTPUTS, "pass a run directory or a checkpoint file")
     for path, reason in place.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
     return place.file or _of_role(
@@ -93,7 +93,9 @@ def checkpoint_named(what: str) -> Path:
 
 def _of_role(run: RunPaths, role: Role) -> Path:
     if not any(names.role_of(path.name) is role for path in Store(run.folder).files()):
-        raise CheckpointError(f"there is no {role} checkpoint in {run.folder}")
+        raise CheckpointError(
+            f"there is no {role} checkpoint in {run.folder}: choose one that `list` shows"
+        )
     reasons = []
     for path in candidates(run.folder, role):
         try:
@@ -103,13 +105,13 @@ def _of_role(run: RunPaths, role: Role) -> Path:
             reasons.append(str(error))
         else:
             return path
-    raise CheckpointError(f"no readable checkpoint is left in {run.folder}: {'; '.join(reasons)}")
+    raise CheckpointError(f"no checkpoint in {run.folder} is readable: {'; '.join(reasons)}")
 
 
 def _below(root: Path) -> list[RunPaths]:
     """Return every run below `root` with a checkpoints folder, by name.
 
-    A run that this user cannot read is skipped, and printed on stderr.
+    A run that this user cannot read is skipped and reported on stderr.
     """
     runs = []
     for directory, _ in sorted(run_directories(root)):

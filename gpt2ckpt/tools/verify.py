@@ -1,10 +1,10 @@
-"""`verify`: check every byte of files, runs or roots, in constant memory."""
+"""`verify`: check every byte of checkpoint files, in constant memory."""
 
 import argparse
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,7 +21,7 @@ from gpt2ckpt.files.permissions import unreadable_message
 from gpt2ckpt.loggers.metrics_file import to_json
 from gpt2ckpt.runs.layout import OUTPUTS
 from gpt2ckpt.runs.resume import SELECTORS, Scope, locate
-from gpt2ckpt.tools.command_line import Verb, add_json
+from gpt2ckpt.tools.command_line import Subcommand, add_json
 from gpt2ckpt.tools.targets import checkpoint_named, find_runs, no_runs
 from gpt2ckpt.units import plural
 
@@ -30,13 +30,13 @@ FOREIGN = "it is not a checkpoint of gpt2ckpt"
 
 @dataclass(frozen=True)
 class Checked:
-    """A file and whether every byte is valid; `valid` is None for a file of another program."""
+    """The result for a file; `valid` is None for a file of a different program."""
 
     path: Path
     valid: bool | None
     step: int | None = None
     error: str | None = None
-    note: str | None = None  # for a valid file that contradicts the files beside it
+    note: str | None = None  # on a valid file that contradicts other files of its folder
 
     def __str__(self) -> str:
         if self.valid:
@@ -48,7 +48,7 @@ class Checked:
 
 
 class Checker:
-    """Checks files, and reads a file with several names once."""
+    """Checks files; a file with several names is read once."""
 
     def __init__(self) -> None:
         self._valid: dict[tuple[int, ...], CheckpointMeta] = {}
@@ -59,7 +59,7 @@ class Checker:
 
         Args:
             path: the file.
-            is_given: whether the user named the file. Then a file of another program is an error.
+            is_given: whether the user named the file: then it must be a checkpoint.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -68,14 +68,14 @@ class Checker:
         role = names.role_of(path.name)
         if role is None and not is_checkpoint(path):
             return Checked(path, False if is_given else None, error=FOREIGN)
-        # A new link changes ctime, so that the file is read again.
+        # A new link changes ctime; the file is then read again.
         key = (*inode_of(info), info.st_size, info.st_ctime_ns)
         if key not in self._valid:
             try:
                 check(path)
                 self._valid[key] = read_meta(path)
             except CheckpointError as error:
-                path.stat()  # deleted meanwhile by a live run?
+                path.stat()  # fails if a live run has deleted the file
                 return Checked(path, False, error=str(error))
         step = _step(self._valid[key])
         if problem := names.content_mismatch(path.name, self._valid[key]):
@@ -89,7 +89,7 @@ class Checker:
 
 
 def _inconsistencies(folder: Path) -> dict[str, str]:
-    """Return contradictions between the files of a folder, by name."""
+    """Return the files of a folder that contradict other files of it, with the reasons."""
     steps: dict[str, int] = {}
     inodes: dict[tuple[int, int], list[str]] = {}
     for path in Store(folder).files():
@@ -126,17 +126,7 @@ def run(args: argparse.Namespace) -> int:
             print(checked, flush=True)
     corrupt = sum(checked.valid is False for checked in results)
     if args.json:
-        print(
-            to_json(
-                [
-                    {
-                        **{"path": str(c.path), "valid": c.valid, "step": c.step},
-                        **{"error": c.error, "note": c.note},
-                    }
-                    for c in results
-                ]
-            )
-        )
+        print(to_json([{**asdict(checked), "path": str(checked.path)} for checked in results]))
     elif results:
         print(f"{plural(len(results), 'file')}, {corrupt} corrupt")
     else:
@@ -151,7 +141,7 @@ def _check_all(arguments: list[str]) -> Iterator[Checked]:
             yield checker(path, is_given=is_given)
         except FileNotFoundError:
             if is_given:
-                raise InputError(f"{path} does not exist") from None
+                raise InputError(f"{path} does not exist: pass existing files or folders") from None
 
 
 def _targets(arguments: list[str]) -> list[tuple[Path, bool]]:
@@ -187,7 +177,7 @@ def _step(meta: CheckpointMeta) -> int | None:
     return meta.step if meta.has("step") else None
 
 
-VERB = Verb(
+SUBCOMMAND = Subcommand(
     "check every byte of checkpoints; exit code 1 if anything is corrupt",
     ("", "outputs/gpt2_run_20251106_143022", "latest /backup/best_model.pt --json"),
     add_arguments,

@@ -157,7 +157,7 @@ def test_model_shapes_are_those_of_the_published_models() -> None:
 
 def test_error_names_a_missing_value() -> None:
     for choice in ("text", "tokens"):
-        with pytest.raises(ConfigError, match=r"data\.train is missing: give .*data\.train=PATH"):
+        with pytest.raises(ConfigError, match=r"data\.train is missing: pass .*data\.train=PATH"):
             check_config(typed(f"data={choice}", "data.val=a.txt"))
     with pytest.raises(ConfigError, match=r"ckpt is missing: give ckpt=VALUE"):
         build_typed("sample", compose_config("sample", []).values)

@@ -171,7 +171,7 @@ def test_other_data_replaces_all_keys_of_the_group() -> None:
 
 def test_removed_group_is_refused() -> None:
     values, _ = resume([], ["~schedule"])
-    with pytest.raises(ConfigError, match="there is no schedule: give schedule=NAME"):
+    with pytest.raises(ConfigError, match="there is no schedule: pass schedule=NAME"):
         check_settings(build_typed("train", values))
 
 

@@ -95,7 +95,7 @@ WRONG = {
     # contradictions
     "model.n_embd=100 model.n_head=3": "model.n_embd=100 is not divisible by model.n_head=3",
     "schedule.steps=10": "schedule.warmup_steps=40 is more than schedule.steps=10",
-    "~optimizer": "there is no optimizer: give optimizer=NAME",
+    "~optimizer": "there is no optimizer: pass optimizer=NAME",
     # the grammar
     "foo": "'foo' is not an override of the form key=value",
     "a" * 5000: f"'{'a' * 5000}' is not an override of the form key=value",

@@ -67,7 +67,7 @@ def test_wrong_command_is_refused_and_writes_nothing(
         ("sample", "ckpt=a.pt temperature=hot", 2, "temperature must be a number"),
         ("sample", "ckpt=a.pt temperature=-1", 2, "temperature is -1.0; it must be at least 0"),
         ("prepare", "data.train=gone.txt out=shards", 1, "gone.txt"),
-        ("prepare", "data=tokens", 2, "data=tokens is already sharded: give data=text"),
+        ("prepare", "data=tokens", 2, "data=tokens is already sharded: pass data=text"),
         ("prepare", "data=tokens data.train=a out=b", 2, "data=tokens is already sharded"),
         ("prepare", "-m data.train=a.txt out=b,c", 2, "prepare has no multirun"),
     ],

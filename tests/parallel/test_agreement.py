@@ -79,7 +79,7 @@ def test_rank_with_other_data_stops_all_ranks(token_data: Any, pair: Any) -> Non
 def test_rank_with_other_checkpoint_stops_all_ranks(token_data: Any, pair: Any) -> None:
     file = next(FIXTURES.glob("*.pt"))
     refusal = outcome_of(token_data, pair, {"file": str(file), "seal": "another"})
-    assert f"{file} is another file here than on the first rank" in str(refusal)
+    assert f"{file} differs from the file on the first rank" in str(refusal)
 
 
 def test_rank_without_the_checkpoint_stops_all_ranks(token_data: Any, pair: Any) -> None:

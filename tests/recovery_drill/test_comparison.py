@@ -10,7 +10,7 @@ import torch
 from gpt2ckpt.checkpoint import format
 from gpt2ckpt.recovery_drill.drill_run import _compare
 from gpt2ckpt.recovery_drill.results import Kill
-from gpt2ckpt.recovery_drill.training_process import Training
+from gpt2ckpt.recovery_drill.training_process import TrainingRun
 from gpt2ckpt.runs.events import EventLog
 
 STEPS = 3
@@ -27,9 +27,9 @@ def training(
     replay: dict[str, Any],
     not_exact: list[str],
     **state: Any,
-) -> Training:
-    """As a training leaves it: `loss` is that of step 2."""
-    made = Training([], folder / name)
+) -> TrainingRun:
+    """Write the files of a run of three steps; `loss` is the loss of step 2."""
+    made = TrainingRun([], folder / name)
     made.checkpoints.mkdir(parents=True)
     whole = {"format": format.FORMAT, "step": step, "epoch": 0, "tokens_seen": 96, "rng": "ab"}
     whole |= {"data": {"position": 6}, "model": {"weight": torch.ones(4)}, **state}
@@ -62,9 +62,9 @@ def test_each_difference_is_reported(
     tmp_path: Path, change: dict[str, Any], sentence: str | None
 ) -> None:
     same = {"step": STEPS, "loss": 0.5, "replay": REPLAY, "not_exact": []}
-    undisturbed = training(tmp_path, "undisturbed", **same)
+    uninterrupted = training(tmp_path, "uninterrupted", **same)
     killed = training(tmp_path, "killed", **{**same, **change})
-    found = _compare(killed, undisturbed, KILL, STEPS)
+    found = _compare(killed, uninterrupted, KILL, STEPS)
     assert found.identical_steps == 1
     assert found.is_exact is (sentence is None)
     assert len(found.differing) == (sentence is not None)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.recovery_drill.filesystem_checks import Check, FileSystem
 from gpt2ckpt.recovery_drill.results import (
     Cost,
@@ -22,16 +23,19 @@ COST = Cost(
     step=0.5, first_stall=0.3, stall=0.1, durable_after=2.0, restart=6.0, size=100, free=10_000
 )
 SETTINGS = Settings(
-    run_parent="outputs",
     total_steps=1000,
     steps_per_epoch=100.0,
-    save_every=100,
-    keep_rolling=10,
-    keep_emergency=5,
-    keep_epochs=None,
-    save_epochs=True,
+    checkpoint=CheckpointConfig(
+        save_every=100, keep_rolling=10, keep_emergency=5, keep_epochs=None, save_epochs=True
+    ),
     ranks=1,
 )
+
+
+def with_epochs(**changes: Any) -> Settings:
+    return replace(SETTINGS, checkpoint=replace(SETTINGS.checkpoint, **changes))
+
+
 RECOVERY = Recovery(Kill("rolling_step_000004.pt", 4, 2), 9, identical_steps=2, tensors=115)
 GOOD = DrillResult(
     SETTINGS, FileSystem("ext4", "/dev/sda", [Check("delete")], True), RECOVERY, COST
@@ -52,12 +56,12 @@ def test_saves_faster_than_the_disk_wait() -> None:
 
 def test_disk_with_enough_space_is_never_full() -> None:
     need = disk_need(SETTINGS, COST)
-    assert (need.pools, need.epochs, need.hours) == ((10 + 5 + 8) * 100, 10 * 100, None)
-    few = disk_need(replace(SETTINGS, keep_epochs=3), COST)
-    assert (few.pools, few.epochs) == (need.pools, 3 * 100)
+    assert (need.others, need.epochs, need.hours) == ((10 + 5 + 8) * 100, 10 * 100, None)
+    few = disk_need(with_epochs(keep_epochs=3), COST)
+    assert (few.others, few.epochs) == (need.others, 3 * 100)
 
 
-def test_disk_too_small_for_pools_is_full_after_hours_of_saves() -> None:
+def test_disk_too_small_without_epochs_is_full_after_hours_of_saves() -> None:
     need = disk_need(SETTINGS, replace(COST, free=1000))
     assert need.hours == pytest.approx(10 * 50.1 / 3600)
 
@@ -65,7 +69,7 @@ def test_disk_too_small_for_pools_is_full_after_hours_of_saves() -> None:
 def test_disk_too_small_for_epochs_is_full_after_hours_of_epochs() -> None:
     need = disk_need(SETTINGS, replace(COST, free=2800))
     assert need.hours == pytest.approx(5 * 100 * 0.5 / 3600)
-    assert disk_need(replace(SETTINGS, save_epochs=False), replace(COST, free=2800)).hours is None
+    assert disk_need(with_epochs(save_epochs=False), replace(COST, free=2800)).hours is None
 
 
 def events(*losses: float) -> list[dict[str, Any]]:
@@ -80,10 +84,7 @@ def test_first_differing_loss_is_reported() -> None:
 @pytest.mark.parametrize("damaged", [events(3.0), [*events(3.0), *events(3.0)]])
 def test_missing_or_repeated_step_is_reported(damaged: list[dict[str, Any]]) -> None:
     [line] = differing_losses(damaged, events(3.0, 2.0), 2)
-    assert (
-        line
-        == "metrics.jsonl of the killed and resumed training does not hold each step exactly once"
-    )
+    assert line == "metrics.jsonl of the killed run does not have each step exactly once"
 
 
 def test_differing_position_or_generator_is_reported() -> None:

@@ -80,7 +80,7 @@ def test_signal_is_acknowledged_at_once_during_a_long_step() -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    sentence = "SIGINT again: stopped without saving. The newest checkpoint is latest.pt\n"
+    sentence = "SIGINT received again: stopped without saving. The newest checkpoint is latest.pt\n"
     assert errors == sentence
 
 

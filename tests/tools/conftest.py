@@ -1,4 +1,4 @@
-"""The verbs called in this process, and a run of a real training."""
+"""The subcommands called in this process, and a run of a real training."""
 
 import shutil
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tools_helpers import Done, command, make_run
 
-from gpt2ckpt.checkpoints import VERBS
+from gpt2ckpt.checkpoints import SUBCOMMANDS
 from gpt2ckpt.errors import UserError
 from gpt2ckpt.tools.command_line import call
 
@@ -16,12 +16,12 @@ Checkpoints = Callable[..., Done]
 
 @pytest.fixture
 def checkpoints(capsys: pytest.CaptureFixture[str]) -> Checkpoints:
-    """Call a verb as the command does, without a new process."""
+    """Call a subcommand as the command does, without a new process."""
 
     def run(*words: str | Path) -> Done:
         capsys.readouterr()
         try:
-            code, error = call(VERBS, [str(word) for word in words]), ""
+            code, error = call(SUBCOMMANDS, [str(word) for word in words]), ""
         except UserError as reason:
             code, error = reason.exit_code, f"error: {reason}\n"
         output = capsys.readouterr()

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from tools_helpers import REPOSITORY, command
 
-from gpt2ckpt.checkpoints import VERBS
+from gpt2ckpt.checkpoints import SUBCOMMANDS
 from gpt2ckpt.tools.command_line import PROGRAM
 
 WITHOUT_TORCH = """
 import sys
-from gpt2ckpt.checkpoints import VERBS
+from gpt2ckpt.checkpoints import SUBCOMMANDS
 from gpt2ckpt.tools.command_line import call
 run = sys.argv[1]
 for words in (
@@ -22,7 +22,7 @@ for words in (
     ["verify", run], ["diff", run, run + "/checkpoints/best_model_previous.pt", "--tensors"],
     ["repair", run], ["prune", run, "--keep-rolling", "1", "--yes"],
 ):
-    call(VERBS, words)
+    call(SUBCOMMANDS, words)
     assert "torch" not in sys.modules, words
     assert "numpy" not in sys.modules, words
 """
@@ -38,29 +38,32 @@ def test_only_export_imports_torch(run: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_examples(verb, checkpoints, capsys) -> None:
+@pytest.mark.parametrize("subcommand", SUBCOMMANDS)
+def test_every_subcommand_has_help_with_examples(subcommand, checkpoints, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
-        checkpoints(verb, "--help")
+        checkpoints(subcommand, "--help")
     assert ended.value.code == 0
     help_text = capsys.readouterr().out
-    assert f"{PROGRAM} {verb}" in help_text.partition("examples:")[2]
+    assert f"{PROGRAM} {subcommand}" in help_text.partition("examples:")[2]
 
 
-def test_help_lists_every_verb(checkpoints, capsys) -> None:
+def test_help_lists_every_subcommand(checkpoints, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         checkpoints("--help")
     assert ended.value.code == 0
     help_text = capsys.readouterr().out
-    assert all(f"\n  {verb} " in help_text for verb in VERBS)
+    assert all(f"\n  {subcommand} " in help_text for subcommand in SUBCOMMANDS)
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("lst", "there is no verb lst: list, verify, .* Did you mean list?"),
+        (
+            "lst",
+            "there is no subcommand lst; the subcommands are list, verify, .* Did you mean list?",
+        ),
         ("resume_command x", "Did you mean resume-command?"),
-        ("", "a verb is missing"),
+        ("", "the subcommand is missing"),
         ("list --jsn", "unrecognized arguments: --jsn. Did you mean --json?"),
         ("prune --keep-roling=3", "Did you mean --keep-rolling?"),
         ("prune --keep-rolling -1", "'-1' is not a whole number of at least 0"),
@@ -89,18 +92,20 @@ def test_flags_are_accepted_in_any_position(words, checkpoints, run, tmp_path, m
     assert done.out.count("latest.pt") == 2
 
 
-@pytest.mark.parametrize("verb", ["list", "verify", "log", "repair", "prune"])
-def test_missing_directory_exits_1_with_one_error_line(verb, checkpoints, tmp_path) -> None:
-    done = checkpoints(verb, tmp_path / "nowhere")
+@pytest.mark.parametrize("subcommand", ["list", "verify", "log", "repair", "prune"])
+def test_missing_directory_exits_1_with_one_error_line(subcommand, checkpoints, tmp_path) -> None:
+    done = checkpoints(subcommand, tmp_path / "nowhere")
     assert done.code == 1
     assert done.err.startswith(f"error: {tmp_path}/nowhere does not exist")
     assert done.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("verb", ["list", "verify", "log", "repair", "prune"])
-def test_fresh_clone_without_checkpoints_exits_0(verb, checkpoints, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("subcommand", ["list", "verify", "log", "repair", "prune"])
+def test_fresh_clone_without_checkpoints_exits_0(
+    subcommand, checkpoints, tmp_path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    done = checkpoints(verb)
+    done = checkpoints(subcommand)
     assert (done.code, done.out) == (0, "there are no checkpoints in outputs\n")
 
 
@@ -136,7 +141,7 @@ def test_closed_pipe_prints_no_error(run: Path) -> None:
 )
 def test_unusable_path_is_reported(path, code, part, checkpoints, tmp_path: Path) -> None:
     with contextlib.chdir(tmp_path):
-        for verb in ("show", "verify"):
-            done = checkpoints(verb, path)
+        for subcommand in ("show", "verify"):
+            done = checkpoints(subcommand, path)
             assert done.code == code
             assert part in done.err

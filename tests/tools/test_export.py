@@ -83,7 +83,7 @@ def test_exported_weights_contain_the_tied_weight_once(
 def test_export_of_another_vocabulary_has_no_tokenizer(checkpoints, model_file, tmp_path) -> None:
     done = checkpoints("export", model_file, "--to", "hf", tmp_path / "hf")
     assert done.code == 0
-    assert "wrote no tokenizer: the model has 64 tokens" in done.out
+    assert "wrote no tokenizer: the vocabulary of 64 tokens" in done.out
     names = sorted(path.name for path in (tmp_path / "hf").iterdir())
     assert names == ["config.json", "model.safetensors"]
 
@@ -98,7 +98,7 @@ def test_export_overwrites_nothing(to, checkpoints, model_file, tmp_path) -> Non
         done = checkpoints("export", model_file, "--to", to, taken)
         assert done.code == 1
         assert done.err.endswith(
-            f"{taken} exists already and is not overwritten: give a new name\n"
+            f"{taken} exists already and is not overwritten: pass a new path\n"
         )
     assert sorted(out.iterdir()) == before
 
@@ -115,7 +115,7 @@ def test_unwritable_output_exits_1_with_one_error_line(checkpoints, model_file, 
     (tmp_path / "file").write_text("")
     done = checkpoints("export", model_file, "--to", "hf", tmp_path / "file" / "hf")
     assert done.code == 1
-    reason = f"{tmp_path}/file/hf cannot be written (Not a directory): give another path"
+    reason = f"{tmp_path}/file/hf cannot be written (Not a directory): pass a different path"
     assert done.err == f"error: {reason}\n"
 
 

@@ -46,10 +46,10 @@ def test_linked_checkpoints_folder_is_skipped(elsewhere: Path, checkpoints, tmp_
         ("repair", run),
     ):
         done = checkpoints(*words)
-        assert f"it is a symbolic link. Name {elsewhere} itself" in done.out
+        assert f"it is a symbolic link. Pass {elsewhere} instead" in done.out
         assert content(elsewhere) == before
     assert newer.exists()
-    assert checkpoints("repair", elsewhere).code == 0, "named outright it is repaired"
+    assert checkpoints("repair", elsewhere).code == 0, "a link that the user names is followed"
     assert content(elsewhere) != before
 
 

@@ -65,7 +65,7 @@ def test_disk_space_counts_shared_blocks_once(checkpoints, run) -> None:
     assert len(stats) < len(list(folder.iterdir()))
     totals = checkpoints("list", run).out.splitlines()[-2]
     assert totals.startswith("13 checkpoints, ")
-    assert totals.endswith(f"on disk they take {on_disk / 1000:.0f} KB")
+    assert totals.endswith(f"on disk they take {on_disk / 1000:.1f} KB")
 
 
 def test_list_marks_damaged_files(checkpoints, run) -> None:

@@ -40,7 +40,7 @@ def test_prune_without_yes_changes_nothing(checkpoints, run) -> None:
     done = checkpoints("prune", run, "--keep-rolling", "0", "--keep-epochs", "0")
     assert done.code == 0
     assert "  rolling_step_000010.pt\n" in done.out
-    assert done.out.splitlines()[-1].startswith("would go: 6 files, ")
+    assert done.out.splitlines()[-1].startswith("would delete 6 files and free ")
     assert done.out.endswith("Nothing is deleted without --yes\n")
     assert tree(run) == before
 
@@ -49,7 +49,7 @@ def test_prune_without_options_deletes_nothing(checkpoints, run) -> None:
     before = tree(run)
     done = checkpoints("prune", run, "--yes")
     assert (done.code, tree(run)) == (0, before)
-    assert "nothing to delete: choose what may go" in done.out
+    assert "nothing to delete: choose what to delete" in done.out
 
 
 def test_prune_limits_each_pool_and_keeps_roles(checkpoints, run) -> None:
@@ -73,8 +73,8 @@ def test_prune_frees_the_reported_space(checkpoints, run, tmp_path) -> None:
     done = checkpoints(*words, "--yes").out.splitlines()[-1]
     freed = before - blocks(run / "checkpoints")
     assert 0 < freed < 40_000  # step 10 alone: step 20 is best_model_previous.pt
-    assert f"4 files, {freed / 1000:.1f} KB of disk" in said
-    assert done == f"deleted 4 files, {freed / 1000:.1f} KB of disk freed"
+    assert f"would delete 4 files and free {freed / 1000:.1f} KB" in said
+    assert done == f"deleted 4 files and freed {freed / 1000:.1f} KB"
 
 
 def test_prune_keeps_the_last_valid_state(checkpoints, run) -> None:
@@ -85,7 +85,7 @@ def test_prune_keeps_the_last_valid_state(checkpoints, run) -> None:
     damage(folder / "latest_backup.pt")
     done = checkpoints("prune", run, "--keep-rolling=0", "--keep-epochs=0", "--yes")
     assert done.code == 0
-    assert "stays: it is the last valid state" in done.out
+    assert ": it is the last valid checkpoint" in done.out
     left = [path for path in folder.iterdir() if path.name[:5] in ("rolli", "epoch")]
     assert [path.name for path in left if path.name != "rolling_last_backup.pt"] in (
         ["rolling_step_000010.pt"],
@@ -99,7 +99,7 @@ def test_prune_keeps_the_last_valid_state_in_an_archive(checkpoints, run) -> Non
     Store(folder).roll_back_to(folder / "rolling_step_000010.pt", 10, NOON)
     damage(folder / "latest.pt")  # is rolling_step_000010.pt and epoch_00000.pt
     done = checkpoints("prune", run, "--abandoned", "--yes")
-    assert "stays: it is the last valid state" in done.out
+    assert ": it is the last valid checkpoint" in done.out
     left = list(folder.glob("abandoned_*/*"))
     assert len(left) == 1
     check(left[0])
@@ -110,7 +110,7 @@ def test_prune_deletes_nothing_without_a_valid_state(checkpoints, run) -> None:
         damage(path)
     before = tree(run)
     done = checkpoints("prune", run, "--keep-rolling=0", "--yes")
-    assert "nothing is deleted: the run holds no valid state" in done.out
+    assert "nothing is deleted: the run has no valid checkpoint" in done.out
     assert {name: data for name, data in tree(run).items() if name != LOCK_NAME} == before
 
 
@@ -162,13 +162,13 @@ def test_keep_runs_deletes_the_runs_that_saved_first(checkpoints, tmp_path) -> N
     first, second, third = make_root(tmp_path)
     save(third, 50, {"saved_at": "2025-11-30T00:00:00.000+00:00"})
     said = checkpoints("prune", tmp_path, "--keep-runs", "2").out
-    assert f"{second}: the whole run, " in said
+    assert f"{second}: the complete run, " in said
     assert second.exists()
     used = blocks(tmp_path)
     done = checkpoints("prune", tmp_path, "--keep-runs", "2", "--yes")
     assert done.code == 0
     assert sorted(tmp_path.iterdir()) == [first, third]
-    assert f"{(used - blocks(tmp_path)) / 1000:.0f} KB of disk freed" in done.out
+    assert f"freed {(used - blocks(tmp_path)) / 1000:.1f} KB" in done.out
 
 
 def test_keep_runs_never_deletes_a_live_run(checkpoints, tmp_path) -> None:
@@ -192,7 +192,7 @@ def test_keep_runs_keeps_a_run_resumed_before_its_lock(checkpoints, tmp_path, mo
 
     monkeypatch.setattr(prune, "RunLock", lock_after_a_save)
     done = checkpoints("prune", tmp_path, "--keep-runs", "1", "--yes")
-    assert f"{second} stays: it was trained while this command was starting" in done.out
+    assert f"kept {second}: it was trained while this command was starting" in done.out
     assert (second / "checkpoints" / "rolling_step_000060.pt").exists()
     assert first.exists() and not third.exists()
 
@@ -218,7 +218,7 @@ def test_keep_runs_keeps_files_of_the_user(checkpoints, tmp_path) -> None:
         (third / name).write_text("mine")
     done = checkpoints("prune", tmp_path, "--keep-runs", "1", "--yes")
     assert set(tree(third)) == mine
-    assert f"  {third}/notes.txt stays: the run did not create it\n" in done.out
+    assert f"  kept {third}/notes.txt: the run did not create it\n" in done.out
     assert not second.exists()
     assert not (third / ".hydra").exists()
 

@@ -92,7 +92,7 @@ def test_repair_without_a_copy_moves_nothing(checkpoints, run) -> None:
     before = tree(folder)
     done = checkpoints("repair", run)
     assert done.code == 1
-    assert done.out.count("NOT REPAIRED: no valid copy of its state is left") == 2
+    assert done.out.count("NOT REPAIRED: there is no valid copy of it") == 2
     assert tree(folder) == before
 
 

@@ -28,7 +28,7 @@ import torch
 
 from gpt2ckpt.checkpoint import format
 from gpt2ckpt.checkpoint.state import CheckpointState
-from gpt2ckpt.checkpoints import VERBS
+from gpt2ckpt.checkpoints import SUBCOMMANDS
 from gpt2ckpt.config.checks import check_config
 from gpt2ckpt.config.recorded import safe_overrides
 from gpt2ckpt.config.registry import build_typed
@@ -338,7 +338,7 @@ def _read_tokens(path: Path) -> None:
 
 
 class _Tools:
-    """Run the verbs that read a run on a folder in which every role is the input."""
+    """Run the subcommands that read a run on a folder in which every role is the input."""
 
     def __init__(self, run: Path) -> None:
         self.run, self.folder = run, run / "checkpoints"
@@ -357,7 +357,7 @@ class _Tools:
         ):
             with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
                 try:
-                    call(VERBS, arguments)
+                    call(SUBCOMMANDS, arguments)
                 except UserError:
                     refusals += 1
             if not out.getvalue().replace("\n", "").isprintable():

@@ -61,7 +61,10 @@ def test_watchdog_ends_process_after_grace_period() -> None:
     command = [sys.executable, "-c", STUCK]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 143
-    assert done.stderr == "SIGTERM: the 0.2 s are over. The newest checkpoint is latest.pt\n"
+    assert (
+        done.stderr
+        == "SIGTERM: the grace period of 0.2 s is over. The newest checkpoint is latest.pt\n"
+    )
 
 
 def test_watchdog_leaves_process_that_ends_in_time() -> None:
@@ -98,7 +101,7 @@ def test_stuck_training_is_ended_and_newest_checkpoint_named(
         **{"capture_output": True, "text": True},
     )
     assert done.returncode == 143, done.stderr
-    assert "SIGTERM: the 0.2 s are over. The newest checkpoint is" in done.stderr
+    assert "SIGTERM: the grace period of 0.2 s is over. The newest checkpoint is" in done.stderr
     assert "rolling_step_000003.pt" in done.stderr
 
 
