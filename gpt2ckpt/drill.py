@@ -94,7 +94,7 @@ class _DrillFailed(UserError):
     """Raised when the drill failed; its folder is kept for inspection."""
 
     def __init__(self, scratch: Path) -> None:
-        runs = [shlex.quote(str(scratch / name)) for name in ("killed", "uninterrupted")]
+        runs = [shlex.quote(str(scratch / name)) for name in ("killed", "reference")]
         super().__init__(
             f"the drill failed; both runs are kept in {scratch}: compare them with "
             f"`{command('checkpoints', 'diff', *runs, '--tensors')}`, then delete them"

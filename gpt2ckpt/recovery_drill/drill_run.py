@@ -1,4 +1,4 @@
-"""Runs the drill: kills and resumes a training run, compares it with an uninterrupted one."""
+"""Runs the drill: kills and resumes a run, and compares it with a run without a kill."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,22 +64,22 @@ class DrillRun:
             *self._evaluations(every),
         )
         before = max((logged["step"] for logged in killed.logged_steps()), default=0)
-        self.report(f"killed (SIGKILL) a run at step {before} while it wrote {writing}")
+        self.report(f"killed a run (SIGKILL) at step {before} while it wrote {writing}")
         steps = self._length(killed, before, every)
         more = (f"trainer.max_steps={steps}", f"checkpoint.save_every={every}")
         started = killed.train_to_end("+resume=latest", *more, *self._evaluations(every))
         resumed = _resumed_event(killed)["step"]
         self.report(f"resumed the run from step {resumed} and trained it to step {steps}")
-        uninterrupted = self._training_run("uninterrupted")
-        uninterrupted.train_to_end(
+        reference = self._training_run("reference")
+        reference.train_to_end(
             f"trainer.max_steps={steps}",
             f"checkpoint.save_every={max(1, steps // 3)}",
             *self._evaluations(steps),
         )
-        self.report(f"trained a run of the same {steps} steps without a kill")
+        self.report(f"trained a reference run of {steps} steps without a kill")
         first = next(logged for logged in killed.logged_steps() if logged["step"] > resumed)
-        recovery = _compare(killed, uninterrupted, Kill(writing, before, resumed), steps)
-        cost = self._measure(uninterrupted, first["time"] - started)
+        recovery = _compare(killed, reference, Kill(writing, before, resumed), steps)
+        cost = self._measure(reference, first["time"] - started)
         return DrillResult(self.settings, file_system, recovery, cost)
 
     def _training_run(self, name: str) -> TrainingRun:

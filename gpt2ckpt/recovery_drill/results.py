@@ -32,7 +32,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Recovery:
-    """The killed and resumed run, compared with the uninterrupted run.
+    """The killed and resumed run, compared with the reference run, which was not killed.
 
     Attributes:
         kill: the kill.
@@ -143,7 +143,7 @@ def differing_losses(
 ) -> list[str]:
     """Return a line for the first loss that differs, or for each run without every step once."""
     lines = []
-    for name, events in (("killed", ours), ("uninterrupted", theirs)):
+    for name, events in (("killed", ours), ("reference", theirs)):
         if [event["step"] for event in events] != list(range(1, steps + 1)):
             lines.append(f"metrics.jsonl of the {name} run does not have each step exactly once")
     if lines:

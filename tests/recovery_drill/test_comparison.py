@@ -62,9 +62,9 @@ def test_each_difference_is_reported(
     tmp_path: Path, change: dict[str, Any], sentence: str | None
 ) -> None:
     same = {"step": STEPS, "loss": 0.5, "replay": REPLAY, "not_exact": []}
-    uninterrupted = training(tmp_path, "uninterrupted", **same)
+    reference = training(tmp_path, "reference", **same)
     killed = training(tmp_path, "killed", **{**same, **change})
-    found = _compare(killed, uninterrupted, KILL, STEPS)
+    found = _compare(killed, reference, KILL, STEPS)
     assert found.identical_steps == 1
     assert found.is_exact is (sentence is None)
     assert len(found.differing) == (sentence is not None)
