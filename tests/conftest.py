@@ -1,4 +1,4 @@
-"""What several packages' tests share: a small data set of tokens, one thread, no time limits."""
+"""Fixtures of several packages: a small data set of tokens, one thread, no time limits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--crash-states",
         type=int,
         default=400,
-        help="how many states a power loss may leave are rebuilt and checked",
+        help="number of crash states to rebuild and check",
     )
 
 

@@ -1,6 +1,6 @@
 """A fork server: commands start as forks of a process that has imported torch already.
 
-Importing torch takes most of the time of a short training. A forked command is still a process of
+Importing torch takes most of the time of a short run. A forked command is still a process of
 its own, with its own working directory, environment, output and signals, and it ends as any other
 interpreter does. Tests of what happens before or during the imports start a fresh interpreter.
 """

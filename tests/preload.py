@@ -1,4 +1,4 @@
-"""Makes system calls of another process fail or hang: see faultfs.c and more_calls.c."""
+"""Makes system calls of a command fail or hang, by the libraries faultfs.c and more_calls.c."""
 
 import atexit
 import errno

@@ -1,4 +1,4 @@
-"""Real file systems for a test: made in an image file, mounted, and taken away again."""
+"""Real file systems for tests: created in an image file, mounted, and removed at the end."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Unknown flags are refused with the key to write, and config files are found."""
+"""An unknown flag is refused with the key to use instead, and config files are found."""
 
 from pathlib import Path
 

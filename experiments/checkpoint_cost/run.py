@@ -25,7 +25,9 @@ NOT_NAMED = "-"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one turn; results/ is left alone")
+    parser.add_argument(
+        "--quick", action="store_true", help="measure one round; do not write results/"
+    )
     parser.add_argument("--states", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument(
         "--disk", type=Path, help="a folder on the disk to measure (default: $TMPDIR)"

@@ -44,7 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="only variants with this text in their names")
     parser.add_argument("--disk", type=Path, help="a folder on the disk to use (default: $TMPDIR)")
-    parser.add_argument("--at-once", type=int, default=2, help="trainings at the same time")
+    parser.add_argument(
+        "--at-once", type=int, default=2, help="number of runs that train at the same time"
+    )
     arguments = parser.parse_args()
     variants = [variant for variant in VARIANTS if arguments.only in variant.name]
     facts, rows = machine(), []

@@ -23,7 +23,9 @@ REPEATS = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one turn; results/ is left alone")
+    parser.add_argument(
+        "--quick", action="store_true", help="measure one round; do not write results/"
+    )
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     arguments = parser.parse_args()
     partial = arguments.quick or arguments.shapes != list(SHAPES)

@@ -23,7 +23,7 @@ MOST = 1.10  # times the undisturbed time, in which a disturbed training is to e
 def main() -> None:
     """Train undisturbed and disturbed in turn, and write a table after each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8000, help="of each training")
+    parser.add_argument("--steps", type=int, default=8000, help="steps of each run")
     parser.add_argument("--only", default="", help="a part of a combination's name")
     args = parser.parse_args()
     facts = machine()

@@ -67,7 +67,7 @@ def _block(group: str, values: dict[str, Any], root: str, chosen: str, width: in
     for key, value in values.items():
         if key != "kind":
             is_missing = value == MISSING
-            shown, more = ("VALUE", "must be given: ") if is_missing else (spelled(value), "")
+            shown, more = ("VALUE", "required: ") if is_missing else (spelled(value), "")
             lines += _row(f"{prefix}{key}={shown}", more + known.get(key, ""), width)
     return lines
 
@@ -86,11 +86,16 @@ def _ending(root: str, choices: dict[str, str]) -> list[str]:
     lines = []
     if "data" in choices:
         other = "data=text" if choices["data"] != "text" else "data=embedded"
-        lines.append(f"For the keys of another option add it: {other} --help")
+        lines.append(f"To list the keys of a different option, add the option: {other} --help")
     if root == "train":
         lines += [
-            "A sweep: -m KEY=A,B. The composed config as YAML: --cfg job. Your own config files:",
-            "--config-dir=DIR, with --config-name=NAME for one that builds on train.yaml",
+            "-m KEY=A,B starts a sweep; --cfg job prints the composed config as YAML.",
+            "--config-dir=DIR adds a folder of your own config files; --config-name=NAME chooses",
+            "a file of this folder that extends train.yaml.",
         ]
     install = f'eval "$(gpt2ckpt-{root} -sc install=bash)"'
-    return [*lines, f"Tab completion in bash: {install}; Hydra's flags: --hydra-help"]
+    return [
+        *lines,
+        f"For tab completion in bash, run: {install}",
+        "--hydra-help lists Hydra's flags.",
+    ]

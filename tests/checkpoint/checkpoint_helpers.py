@@ -1,4 +1,4 @@
-"""Small states, their files, and ways to take these apart and to put them together wrongly."""
+"""Small states and their files, and helpers that take files apart and assemble damaged ones."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""File systems of their own for the tests that need them."""
+"""Fixtures that mount a separate file system for the tests that need one."""
 
 import shutil
 import subprocess

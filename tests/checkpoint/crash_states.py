@@ -1,8 +1,9 @@
-"""Random histories of one run with every role, and what must hold in each crash state of them.
+"""Checks the crash states of random histories of a run that has files of every role.
 
-`run_crash_states(count, seed, scratch)` checks `count` different crash states; what fails names its
-seed, history and call. From the command line: `pytest tests/checkpoint/test_power_loss.py
---crash-states 20000`.
+`run_crash_states(count, seed, scratch)` checks `count` different crash states; a failure names
+its seed, history and system call. From the command line:
+
+    pytest tests/checkpoint/test_power_loss.py --crash-states 20000
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What a folder may hold after a power loss, followed call by call while the real code runs.
+"""A model of the contents that a folder may have after a power loss.
 
-POSIX promises the bytes of a file after fsync of the file, and a name after fsync of its folder.
+POSIX guarantees the bytes of a file after fsync of the file, and a name after fsync of its folder.
 Before that, each change of a name may or may not have reached the disk, in any order. The model
-records the real system calls of a block of code and, after each of them, gives `check` every
-content that the folder may have if the power fails just then.
+records the real system calls of a block of code. After each call, it passes to `check` every
+content that the folder may have if the power fails at this moment.
 """
 
 import itertools

@@ -1,6 +1,7 @@
-"""What test_failing_storage.py runs under the fault library: saves while calls fail for real.
+"""Saves while system calls fail: the program that test_failing_storage.py runs.
 
-Prints one JSON object per scene. Its last disk hangs for good: it must end all the same.
+Prints one JSON object per scenario. In the last scenario, the disk hangs forever, and the process
+must still end.
 """
 
 import errno

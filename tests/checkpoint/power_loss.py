@@ -1,10 +1,10 @@
-"""What a power loss may leave of a run directory, followed call by call while the real code runs.
+"""A simulator of power losses: reconstructs what may be left of a run directory.
 
-POSIX promises the bytes of a file after fsync of the file, and a name after fsync of its folder.
-Before that, each write may have reached the device wholly, partly, as zeros or not at all, and
-each change of a name may or may not have, whatever came before or after it. `Disk` records the real
-system calls below a directory; `crash` draws one of the contents that it may have if the power
-fails just then, and `rebuild` makes it a real directory.
+POSIX guarantees the bytes of a file after fsync of the file, and a name after fsync of its folder.
+Before that, each write may have reached the device completely, partly, as zeros or not at all, and
+each change of a name may have reached it or not, independently of all others. `Disk` records the
+real system calls below a directory; `crash` draws one of the contents that the directory may have
+if the power fails at this moment, and `rebuild` creates a real directory with this content.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What the best model is, its file says: after failed saves, restarts, going back, and damage."""
+"""The best model is the one in its file, after failed saves, restarts, rollbacks and damage."""
 
 import errno
 import threading

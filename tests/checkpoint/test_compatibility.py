@@ -1,4 +1,4 @@
-"""Files of every version of the format stay readable, and docs/format.md lists what is in them."""
+"""Files of every version of the format stay readable, and docs/format.md lists their keys."""
 
 from io import BytesIO
 from pathlib import Path

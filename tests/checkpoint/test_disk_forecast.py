@@ -1,4 +1,4 @@
-"""Reports of how long the disk lasts never delay a training."""
+"""Reports of how long the disk space lasts never delay training."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""The file system side: what is written, in which order, and what a failure leaves behind."""
+"""Durable writes: their order, and the files that remain after a failure."""
 
 import errno
 import os

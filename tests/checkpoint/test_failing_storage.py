@@ -1,4 +1,4 @@
-"""Disks that fail, hang or turn read-only under a run: real errors of real calls."""
+"""Disks that fail, hang or become read-only during a run: real errors of system calls."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""States survive the way to a file and back, for us and for plain torch.load."""
+"""A state is read back from a file unchanged, by gpt2ckpt and by plain torch.load."""
 
 import enum
 import json

@@ -1,4 +1,4 @@
-"""Real file systems that are full: what is kept, what is said, and the space for an emergency."""
+"""Full file systems: files are kept, warnings are logged, and an emergency save succeeds."""
 
 import contextlib
 import logging

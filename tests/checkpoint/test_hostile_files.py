@@ -1,4 +1,4 @@
-"""Files made to do harm: refused in one sentence, nothing run, no memory taken for promises."""
+"""Malicious checkpoints: one error message, no code executed, no memory for false sizes."""
 
 import json
 import os

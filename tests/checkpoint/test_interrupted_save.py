@@ -1,4 +1,4 @@
-"""A save that a kill cut off between two names is finished from the file that it left."""
+"""A save that was killed between two names is completed from the file that it left."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A save that fails never ends a training and never costs an older file."""
+"""A save that fails never ends training and never destroys an older file."""
 
 import errno
 import logging

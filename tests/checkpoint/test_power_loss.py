@@ -1,4 +1,4 @@
-"""Nothing that was saved is lost by a power loss, at any call of any history."""
+"""A power loss at any system call of any history loses no reported save."""
 
 import inspect
 import random

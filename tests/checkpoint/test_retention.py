@@ -1,4 +1,4 @@
-"""What a save does to a folder, over random histories of saves, failures, kills and resumes."""
+"""The files in a folder after random histories of saves, failures, kills and resumes."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field

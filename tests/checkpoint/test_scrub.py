@@ -1,4 +1,4 @@
-"""Damage on disk is found and mended while a run trains, and nothing waits for that."""
+"""Damage on disk is found and repaired while a run trains, and nothing waits for the repair."""
 
 import errno
 import logging

@@ -1,4 +1,4 @@
-"""The typed state: what it accepts out of a file, what it stores, and what docs/format.md lists."""
+"""The typed state: which files it accepts, what it stores, and its keys in docs/format.md."""
 
 import re
 import typing

@@ -1,4 +1,4 @@
-"""Real folders: the roles after saves, crashes between any two calls, and the way back."""
+"""Checkpoint folders: the roles after saves, crashes between any two calls, and rollbacks."""
 
 import os
 from datetime import timedelta

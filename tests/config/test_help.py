@@ -35,4 +35,4 @@ def test_help_shows_the_chosen_options_and_values(tmp_path: Path) -> None:
     assert "optimizer: adamw, muon (now muon)" in text
     for key in ("model.n_layer=7 ", "trainer.batch_size=3 ", "optimizer.ns_steps=5 "):
         assert key in text
-    assert "model.n_layer=7               transformer blocks" in text
+    assert "model.n_layer=7               transformer layers" in text

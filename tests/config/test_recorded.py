@@ -1,4 +1,4 @@
-"""Tests that recorded overrides, which come from a file, lead to no code and no secrets."""
+"""Tests that recorded overrides, which come from a file, run no code and reveal no secrets."""
 
 from pathlib import Path
 from typing import Any

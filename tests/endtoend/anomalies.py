@@ -1,4 +1,4 @@
-"""The train command with a NaN loss in step 4, a loss spike in step 16, and a bad weight later."""
+"""The train command with a NaN loss (step 4), a loss spike (step 16) and a non-finite weight."""
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook

@@ -1,4 +1,4 @@
-"""Token files that change during a training, and warnings about data."""
+"""Token files that change during training, and warnings about data."""
 
 import shutil
 from pathlib import Path

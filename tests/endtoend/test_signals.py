@@ -1,4 +1,4 @@
-"""Signals to a training in a directory with special characters in its name.
+"""Signals to a run in a directory with special characters in its name.
 
 Ctrl+C and exactness are tested in test_kills.py.
 """

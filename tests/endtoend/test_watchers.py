@@ -1,4 +1,4 @@
-"""A watcher that fails in any way does not change the result of a training.
+"""A watcher that fails in any way does not change the result of training.
 
 Watchers are TensorBoard, W&B, the console, text samples, the disk space, the scrub and the progress
 bar. Each raises, hangs for an hour, or returns invalid values. A few combinations run by default,

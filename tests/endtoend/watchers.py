@@ -1,4 +1,4 @@
-"""Trainings with a failing watcher, for test_watchers.py and experiments/watchers.
+"""Runs with a failing watcher, for test_watchers.py and experiments/watchers.
 
 Faults are real where possible: a stopped service, a pipe or terminal without a reader, system calls
 that fail or hang. Exceptions and invalid results of Python libraries are injected by a

@@ -1,4 +1,4 @@
-"""Disk usage is measured without following links, and never disturbs a training."""
+"""Disk usage is measured without following links, and never disturbs training."""
 
 import os
 import shutil

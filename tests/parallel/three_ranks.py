@@ -1,4 +1,6 @@
-"""Three ranks without torchrun, by fork: one import of torch for all. Prints what it finds as JSON.
+"""Runs three ranks without torchrun, as forks of one process that has imported torch.
+
+Prints the results as JSON.
 
 usage: python three_ranks.py PORT
 """

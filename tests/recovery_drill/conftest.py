@@ -1,4 +1,4 @@
-"""A disk that misbehaves, for all tests of this folder."""
+"""The library of a faulty disk, for all tests of this folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The library that makes a file system misbehave, built once."""
+"""Builds the library that makes a file system fail, once."""
 
 import shutil
 import subprocess

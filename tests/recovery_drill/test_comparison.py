@@ -1,4 +1,4 @@
-"""The drill's comparison: real checkpoints, metrics and events that differ in one thing each."""
+"""The drill's comparison: real checkpoints, metrics and events that differ in one value each."""
 
 import json
 from pathlib import Path

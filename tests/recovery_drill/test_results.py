@@ -1,4 +1,4 @@
-"""Cost and disk need from a drill's measurements, differences, and the printed report."""
+"""The drill's report: cost, disk need and differences, computed from measurements."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Run directories with real, small checkpoints in them, and trees compared byte for byte."""
+"""Helpers: run directories with small real checkpoints, and comparison of directories by bytes."""
 
 import functools
 import hashlib

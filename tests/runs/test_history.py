@@ -1,4 +1,4 @@
-"""Tests of metrics.jsonl through kills, rollbacks, changed settings and archived branches."""
+"""Tests of metrics.jsonl after kills, rollbacks and changed settings, and of archived steps."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """Tests of the run lock between machines, and on file systems without kernel locks.
 
-Another machine is made of namespaces: a process with a host name and a boot of its own, which sees
-the directory through an overlay, so that its kernel locks are not seen outside of it.
+A second machine is simulated by namespaces: a process with its own host name and boot id sees the
+directory through an overlay, so that other processes do not see its kernel locks.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Tests that the newest run is found by its own record."""
+"""Tests that the newest run is found by the times that runs record."""
 
 import json
 import os

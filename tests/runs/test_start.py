@@ -1,4 +1,4 @@
-"""Tests of how a process starts (new run, resume, fork), and of taking its directory."""
+"""Tests of the start of a new run, a resume or a fork, and of its directory."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Tests of signals before a training, when there is nothing to save."""
+"""Tests of signals before training, when there is nothing to save."""
 
 import os
 import signal

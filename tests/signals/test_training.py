@@ -1,4 +1,4 @@
-"""Tests of signals during a training."""
+"""Tests of signals during training."""
 
 import os
 import signal

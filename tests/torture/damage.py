@@ -1,4 +1,4 @@
-"""Damages files of a run in all roles: verify detects all damage, and a resume recovers.
+"""Damages files of a run in all roles: `verify` detects all damage, and a resume recovers.
 
 An episode damages one to three files of the run: a flipped byte, a zeroed page, a truncation, or
 two swapped files. Then `verify` must report every file with changed content, and the resume

@@ -1,9 +1,9 @@
-"""Fills a real file system at random moments of a training: no file is lost.
+"""Fills a real file system at random moments of a run: no file is lost.
 
 The file systems are a small tmpfs and an ext4 on a loop device, each with a file that takes most
 of the space. An episode leaves a random amount free, trains, takes and returns space several times,
 and finally returns all of it and resumes. Every file with a role must be valid at any time, no
-reported save may be lost, and the final state equals an undisturbed training bitwise.
+reported save may be lost, and the final state equals that of an undisturbed run bitwise.
 """
 
 import contextlib

@@ -2,7 +2,8 @@
 
 There must be no other exception, no crash, no hang, bounded memory, and no code execution. A batch
 of inputs runs in its own process, in which an audit hook reports forbidden actions: processes,
-sockets, changed files, unpickling. A changed checkpoint that is not resealed must be refused.
+sockets, changed files, unpickling. A changed checkpoint must be refused unless its seal was
+recomputed.
 """
 
 import contextlib

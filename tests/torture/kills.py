@@ -1,10 +1,10 @@
-"""Kills real trainings at random moments: no reported save is lost, and the result is the same.
+"""Kills real runs at random moments: no reported save is lost, and the result is the same.
 
-An episode is one training that is killed several times, restarted each time by the same command
+An episode is one run that is killed several times, restarted each time by the same command
 with `+resume=auto`, and finally left to finish. After each kill every file with a role must be
 valid, and a resume must start from a state at least as new as the newest reported save. At the end
 weights, optimizer, random generators, position and all losses must equal, bitwise, those of an
-undisturbed training.
+undisturbed run.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Almost valid inputs: changed bytes, changed JSON, and resealed checkpoints."""
+"""Almost valid inputs: changed bytes, changed JSON, and checkpoints with a recomputed seal."""
 
 import json
 import random

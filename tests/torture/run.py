@@ -1,4 +1,4 @@
-"""`python -m tests.torture.run`: runs the torture and prints a table of the results.
+"""`python -m tests.torture.run`: runs the torture tests and prints a table of results.
 
 Each episode has a seed, counted up from --seed. A failure prints its seed, and `--PART 1 --seed N`
 repeats it. The exit code is 1 if anything failed.
@@ -61,9 +61,11 @@ def _arguments() -> argparse.Namespace:
     for part in PARTS:
         flag = f"--{part.replace('_', '-')}"
         parser.add_argument(flag, dest=part, metavar="N", type=int, default=0)
-    parser.add_argument("--minutes", metavar="M", type=float, default=0, help="all, for so long")
+    parser.add_argument(
+        "--minutes", metavar="M", type=float, default=0, help="run all parts for M minutes"
+    )
     parser.add_argument("--seed", metavar="S", type=int)
-    parser.add_argument("--output", metavar="FILE", type=Path, help="write the table to it, too")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="also write the table to FILE")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""The results of a part of the torture: counts, and failures with their seeds."""
+"""The results of a part of the torture tests: counts, and failures with their seeds."""
 
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""A short run of the torture; `make torture MINUTES=30` runs more."""
+"""A short run of the torture tests; `make torture MINUTES=30` runs more."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A training of a very small model, started by forking a process that has imported torch.
+"""Runs of a very small model, started by forking a process that has imported torch.
 
 A start of the command takes seconds, mostly to import torch and compose the config. There are three
 ways to start, from fast to complete:

@@ -1,4 +1,4 @@
-"""Reactions to anomalies as pure functions; test_rollback.py tests them in trainings."""
+"""Reactions to anomalies as pure functions; test_rollback.py tests them in complete runs."""
 
 import math
 from statistics import fmean, pstdev

@@ -1,4 +1,4 @@
-"""The best model of resumes and forks: each run has its own, among comparable losses."""
+"""The best model after resumes and forks: each run has its own, among comparable losses."""
 
 import logging
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""Fifty steps whose losses are checked in: a change in the numbers is a decision, not an accident.
+"""The losses of fifty steps equal recorded losses, so that no change of the numbers is an accident.
 
 The run is AdamW with decay, clipping, warm-up, cosine and accumulation, in float32 on one CPU
 thread, without dropout (whose random numbers depend on the library that draws them). The losses
 differ between processors and versions of PyTorch by rounding, which 50 steps enlarge. Measured
 with other vector instructions (none, AVX2, AVX-512) and two threads: up to 7e-7 of a loss and 6e-6
-of a gradient norm; the tolerances are some thirty times that. An eps of 1e-7 for 1e-8, a weight
-decay of 0.11 for 0.1 or a second beta of 0.951 for 0.95 are outside of them.
+of a gradient norm; the tolerances are about thirty times as large. They detect an eps of 1e-7 for
+1e-8, a weight decay of 0.11 for 0.1, or a second beta of 0.951 for 0.95.
 
 After an intended change: python -m pytest tests/training/test_golden_losses.py --write-golden
 """

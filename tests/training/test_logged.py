@@ -1,4 +1,4 @@
-"""The events that a training passes to its loggers, also across a resume."""
+"""The entries that a run passes to its loggers, also across a resume."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Trainings with anomalies: none changes the weights, and later checkpoints resume exactly."""
+"""Runs with anomalies: no anomaly changes the weights, and later checkpoints resume exactly."""
 
 import logging
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Text samples of a training use the tokens of the model and never end the training."""
+"""Text samples use the tokens of the model, and an error in a sample never ends the run."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Signals to a training in this process: saves, notifications and the end."""
+"""Signals to a run in this process: saves, notifications and the end."""
 
 import logging
 import os
