@@ -1,0 +1,1 @@
+"""The tokens, hours and memory that the recipes for one GPU need."""
