@@ -1,4 +1,4 @@
-"""Causal scaled-dot-product attention, by the faster of two implementations."""
+"""Causal scaled-dot-product attention, with the faster of two implementations."""
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,8 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float =
     """Return softmax(Q K^T / sqrt(D) + causal mask) V.
 
     PyTorch's fused kernel recomputes the attention weights in the backward pass, which saves memory
-    and, on a GPU, time. In bfloat16 on a CPU it takes two to three times as long as matrix
-    products, so there the attention weights of short blocks are kept for training.
+    and, on a GPU, time. In bfloat16 on a CPU, the kernel takes two to three times as long as matrix
+    products. So in this case, training on short token blocks keeps the attention weights.
 
     Args:
         query: Shape [B, H, T, D].

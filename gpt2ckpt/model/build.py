@@ -1,4 +1,4 @@
-"""The model of a config, and what a training asks of any model.
+"""Builds the model of a config, and defines what training needs from a model.
 
 A model maps token ids [B, T] to logits [B, T, V]. It may have a method `loss(tokens, targets)`,
 which returns the mean cross entropy; otherwise the loss is computed from the logits.
@@ -29,7 +29,7 @@ def build_model(config: ModelShape) -> nn.Module:
 
 
 def build_on_meta(config: ModelShape) -> nn.Module:
-    """Return the model with tensors that have shapes and no memory."""
+    """Return the model on PyTorch's meta device: its tensors have shapes but no memory."""
     with torch.device("meta"):
         return build_model(config)
 

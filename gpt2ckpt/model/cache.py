@@ -1,4 +1,4 @@
-"""The key/value cache, with which generating a token computes a single position."""
+"""The key/value cache, with which only the newest position is computed for each generated token."""
 
 from torch import Tensor
 
@@ -35,7 +35,7 @@ class KeyValueCache:
         self.length = 0
 
     def clear(self) -> None:
-        """Remove all tokens, and keep the memory."""
+        """Remove all tokens without freeing the memory."""
         self.length = 0
         for layer in self.layers:
             layer.length = 0

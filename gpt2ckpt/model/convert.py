@@ -1,4 +1,4 @@
-"""Loading pretrained weights: the format is detected, and the shapes are checked."""
+"""Loads pretrained weights: detects their format and checks their shapes."""
 
 from pathlib import Path
 
@@ -14,18 +14,18 @@ from gpt2ckpt.model.nanogpt import load_nanogpt
 def load_pretrained(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Return the model config and the state dict of a Hugging Face folder or nanoGPT's ckpt.pt.
 
-    The dropout of the config is the default, and the tensors, in float32, have the names and shapes
-    of `GPT2.state_dict`.
+    The config has the default dropout. The tensors are float32 and have the names and shapes of
+    `GPT2.state_dict`.
 
     Raises:
-        InputError: The weights cannot be used; the message says why.
+        InputError: The weights cannot be used.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist: pass a Hugging Face GPT-2 folder or a ckpt.pt.")
+        raise InputError(f"{path} does not exist: pass a Hugging Face GPT-2 folder or a ckpt.pt")
     if path.is_dir() and not is_huggingface(path):
         raise InputError(
             f"{path} is not a Hugging Face folder: it has no config.json. Pass a Hugging Face "
-            "GPT-2 folder, nanoGPT's ckpt.pt or a checkpoint."
+            "GPT-2 folder, nanoGPT's ckpt.pt or a checkpoint"
         )
     config, state = load_huggingface(path) if path.is_dir() else load_nanogpt(path)
     try:
@@ -33,7 +33,7 @@ def load_pretrained(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     except ConfigError as error:
         raise InputError(f"{path} cannot be used: {error}") from error
     if problem:
-        raise InputError(f"{path} cannot be used: {problem}")
+        raise InputError(f"{path} cannot be used: {problem}. Pass the weights of a GPT-2")
     return config, state
 
 
@@ -46,17 +46,17 @@ def check_shapes(config: ModelConfig, state: dict[str, Tensor]) -> str | None:
     layers = {name.split(".")[2] for name in state if name.startswith("transformer.h.")}
     missing = next((i for i in range(config.n_layer) if str(i) not in layers), None)
     if missing is not None:
-        return f"The weights lack transformer.h.{missing}.ln_1.weight."
+        return f"the weights lack transformer.h.{missing}.ln_1.weight"
     try:
         model = build_on_meta(config)
     except (RuntimeError, OverflowError, TypeError):  # TypeError: the size overflows 64 bits
-        return "The model has a size that cannot be built."
+        return "its config describes a model of a size that cannot be built"
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in state:
-            return f"The weights lack {name}."
+            return f"the weights lack {name}"
         found = tuple(state[name].shape)
         if found != shape:
-            return f"The weights have {name} of shape {found}, but the model needs {shape}."
+            return f"the weights have {name} of shape {found}, but the model needs {shape}"
     unknown = sorted(state.keys() - expected.keys())
-    return f"The weights have {unknown[0]}, which the model does not." if unknown else None
+    return f"the weights have {unknown[0]}, which the model does not have" if unknown else None

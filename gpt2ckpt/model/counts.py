@@ -37,7 +37,7 @@ class ModelSize:
 
 
 def size_of(config: ModelShape) -> ModelSize:
-    """Return the numbers of the model that `config` describes, without memory for its weights."""
+    """Return the size of the model that `config` describes, without allocating its weights."""
     if not isinstance(config, ModelConfig):
         from gpt2ckpt.model.build import build_on_meta  # imports torch
 
@@ -52,10 +52,10 @@ def size_of(config: ModelShape) -> ModelSize:
 
 
 def measure(model: "nn.Module") -> ModelSize:
-    """Return the numbers of a model of any kind.
+    """Return the size of a model of any kind.
 
     The FLOPs per token are 6 N (Kaplan et al. 2020, arXiv:2001.08361), where N excludes embeddings
-    that are only looked up. Attention to earlier tokens comes on top, and is not known here.
+    that are only looked up. The FLOPs of attention between tokens are not known here.
     """
     from torch import nn
 

@@ -33,13 +33,13 @@ def generate(
     block_size are continued with a sliding window: once block_size tokens are cached, the last half
     of them is computed again at the positions from 0. Learned positions do not allow shifting the
     cached keys; half a block of context makes such a step rare. Other models compute the last
-    block_size tokens anew for each token.
+    block_size tokens again for each token.
 
     Args:
         model: The model; its training mode is restored.
         tokens: The prompts, int64 of shape [B, T] with T >= 1.
         max_tokens: Most new tokens of each row.
-        block_size: Most tokens that the model takes.
+        block_size: The largest number of tokens that the model accepts.
         temperature: Divides the logits; 0 takes the most likely token.
         top_k: Number of most likely tokens to draw from; None for all.
         generator: A CPU generator; None for one with a fixed seed.
@@ -66,7 +66,7 @@ def generate(
 
 
 class _Cached:
-    """The logits of the next token by a GPT-2 with a key/value cache, for a text that grows."""
+    """Computes the logits of a growing text's next token, with a key/value cache."""
 
     def __init__(self, model: GPT2, block_size: int) -> None:
         self._model, self._block_size = model, block_size

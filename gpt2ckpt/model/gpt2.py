@@ -31,7 +31,7 @@ class GPT2(nn.Module):
         check_model(config)
         self.config = config
         self.transformer = Transformer(config)
-        # On the meta device, because the weight is replaced by that of the embedding.
+        # On the meta device, because the embedding's weight replaces this weight.
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device="meta")
         self.lm_head.weight = self.transformer.wte.weight
         self.init_weights()
@@ -59,7 +59,7 @@ class GPT2(nn.Module):
 
         Args:
             tokens: Token ids, int64 of shape [B, T].
-            cache: Earlier tokens, which `tokens` follow and are added to.
+            cache: The keys and values of the tokens before `tokens`; `tokens` are added.
 
         Returns:
             A tensor of shape [B, T, C].
@@ -78,8 +78,7 @@ class GPT2(nn.Module):
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross entropy in nats per token, a float32 scalar.
 
-        The complete logits are never in memory; see `linear_cross_entropy` for the limits on the
-        backward pass.
+        The complete logits are never in memory; `linear_cross_entropy` limits the backward pass.
 
         Args:
             tokens: Token ids, int64 of shape [B, T].
@@ -91,7 +90,7 @@ class GPT2(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The embeddings, the blocks and the last norm."""
+    """The embeddings, the transformer blocks and the last norm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -105,7 +104,7 @@ class Transformer(nn.Module):
         start = cache.length if cache else 0
         end, limit = start + tokens.shape[1], self.wpe.num_embeddings
         if end > limit:
-            raise ValueError(f"{end} tokens do not fit into a block of {limit}")
+            raise ValueError(f"{end} tokens do not fit into the context of {limit} tokens")
         # A slice instead of a lookup: all rows have the same positions.
         x = self.drop(self.wte(tokens) + self.wpe.weight[start:end])
         for index, block in enumerate(self.h):
@@ -117,7 +116,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP; each reads the normalized residual stream and adds its output."""
+    """A transformer block: attention and MLP, each added to the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -157,7 +156,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with a hidden width of 4 C and GELU, which GPT-2 computes with tanh."""
+    """Two linear layers with a hidden width of 4 C, and GELU, which GPT-2 approximates by tanh."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

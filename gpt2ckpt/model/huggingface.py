@@ -1,4 +1,4 @@
-"""Reading and writing Hugging Face's GPT-2 folders: config.json and the weights."""
+"""Reads and writes Hugging Face's GPT-2 folders: config.json and the weights."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,9 @@ from gpt2ckpt.model.gpt2 import INIT_STD, LAYER_NORM_EPS
 from gpt2ckpt.model.tensor_files import read_json, read_tensors
 
 CONFIG_FILE = "config.json"
+OTHER_FOLDER = "Pass the folder of a standard GPT-2"
 WEIGHTS_FILE = "model.safetensors"
-# In order of preference; a split file has an index that names its shards.
+# In order of preference. Weights may also be split into shards, which an index file names.
 WEIGHT_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
 GELU_FORMS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
 SHAPE_KEYS = {
@@ -24,8 +25,8 @@ SHAPE_KEYS = {
     "block_size": "n_positions",
     "vocab_size": "vocab_size",
 }
-# Options that change the logits, with the only value that this model supports, which is also the
-# default of GPT2Config.
+# Options that change the logits, each with the only value that this model supports. These values
+# are also the defaults of GPT2Config.
 FIXED_OPTIONS: dict[str, Any] = {
     "layer_norm_epsilon": LAYER_NORM_EPS,
     "tie_word_embeddings": True,
@@ -35,7 +36,7 @@ FIXED_OPTIONS: dict[str, Any] = {
 }
 # Weights of Conv1D modules, stored as [in, out].
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-# Causal masks, which older versions saved with the weights.
+# Causal masks, which older versions of transformers saved with the weights.
 MASKS = (".attn.bias", ".attn.masked_bias")
 
 
@@ -47,7 +48,7 @@ def is_huggingface(path: Path) -> bool:
 def load_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Return the model config and the state dict (float32) of a GPT-2 folder.
 
-    The dropout, which belongs to a training, is the default.
+    The config has the default dropout, because dropout is a setting of the training run.
 
     Raises:
         InputError: The folder has an option or a layer that this model does not support.
@@ -62,7 +63,8 @@ def load_huggingface(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     output, embedding = state.get("lm_head.weight"), state.get("transformer.wte.weight")
     if output is not None and embedding is not None and not torch.equal(output, embedding):
         raise InputError(
-            f"{folder} has an untied output layer: it must be the same as the token embedding."
+            f"{folder} has an untied output layer, and only models whose output layer is the token "
+            "embedding can be read. Pass a different model"
         )
     if embedding is not None:
         state["lm_head.weight"] = embedding
@@ -98,7 +100,9 @@ def save_huggingface(folder: Path, state: dict[str, Tensor], config: ModelConfig
         text = json.dumps(described, indent=2, sort_keys=True) + "\n"
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        raise InputError(
+            f"{folder} cannot be written: {error.strerror or error}. Pass a different folder"
+        ) from error
 
 
 def _config_json(config: ModelConfig) -> dict[str, Any]:
@@ -125,22 +129,27 @@ def _read_config(path: Path) -> ModelConfig:
     activation = str(found.get("activation_function", "gelu_new"))
     kind = found.get("model_type")
     if kind != "gpt2":
-        raise InputError(
-            f"{path} has model_type {kind!r}; only 'gpt2' can be read. Pass a GPT-2 folder."
-        )
+        raise InputError(f"{path} has model_type {kind!r}; only 'gpt2' can be read. {OTHER_FOLDER}")
     if activation not in GELU_FORMS:
         choices = ", ".join(GELU_FORMS)
-        raise InputError(f"{path} has activation_function {activation!r}; supported are {choices}.")
+        raise InputError(
+            f"{path} has activation_function {activation!r}; only {choices} can be read. "
+            f"{OTHER_FOLDER}"
+        )
     for option, needed in FIXED_OPTIONS.items():
         if found.get(option, needed) != needed:
-            raise InputError(f"{path} has {option} {found[option]!r}; only {needed} can be read.")
+            raise InputError(
+                f"{path} has {option} {found[option]!r}; only {needed} can be read. {OTHER_FOLDER}"
+            )
     shape = {}
     for key, name in SHAPE_KEYS.items():
         if not isinstance(found.get(name), int):
-            raise InputError(f"{path} has no integer for {name}. Download it again.")
+            raise InputError(f"{path} has no integer for {name}. Download the file again")
         shape[key] = found[name]
     if found.get("n_inner") not in (None, 4 * shape["n_embd"]):
-        raise InputError(f"{path} has n_inner {found['n_inner']!r}; only 4 * n_embd can be read.")
+        raise InputError(
+            f"{path} has n_inner {found['n_inner']!r}; only 4 * n_embd can be read. {OTHER_FOLDER}"
+        )
     return ModelConfig(**shape, gelu=GELU_FORMS[activation])
 
 
@@ -154,10 +163,10 @@ def _weight_files(folder: Path) -> list[Path]:
             parts = read_json(index).get("weight_map")
             names = set(parts.values()) if isinstance(parts, dict) else set()
             if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
-                raise InputError(f"{index} lists no files of its folder. Download it again.")
+                raise InputError(f"{index} lists no files of its folder. Download the file again")
             return [folder / part for part in sorted(names)]
     raise InputError(
-        f"{folder} has no weights, {' or '.join(WEIGHT_FILES)}. Download the complete folder."
+        f"{folder} has no weights ({' or '.join(WEIGHT_FILES)}). Download the complete folder"
     )
 
 

@@ -1,9 +1,10 @@
 """Mean cross entropy of an output layer, computed in chunks without all logits in memory.
 
-GPT-2's logits (N tokens x 50,257) are by far its largest activation. Here the rows are processed in
-chunks: the logits of a chunk, their softmax, and immediately the gradients of the hidden states and
-the weight. So only one chunk of logits exists, and none is kept for the backward pass. The method
-is that of Liger Kernel's fused linear cross entropy (Hsu et al. 2024, arXiv:2410.10989).
+GPT-2's logits (N tokens x 50,257) are by far its largest activation. Here the tokens are processed
+in chunks: the logits of a chunk, their softmax, and immediately the gradients of the hidden states
+and the weight are computed. So only one chunk of logits is in memory at a time, and none is kept
+for the backward pass. The method is that of Liger Kernel's fused linear cross entropy (Hsu et al.
+2024, arXiv:2410.10989).
 """
 
 from dataclasses import dataclass
@@ -17,12 +18,12 @@ from torch.autograd.function import once_differentiable
 # a GPU needs more rows for full utilization.
 CHUNK_ROWS_CPU = 512
 CHUNK_ROWS_GPU = 4096
-# Rows of a float32 softmax on a CPU, and tokens of a 16-bit product for the weight gradient. Small
-# blocks save memory and fit the cache, but each ends with a barrier of all threads, which is slow
-# while another program uses a core.
+# Rows of a float32 softmax on a CPU, and vocabulary entries in a 16-bit product for the weight
+# gradient. Small sizes save memory and fit the cache, but each part ends with a barrier of all
+# threads, which is slow while another program uses a core.
 SOFTMAX_ROWS_CPU = 64
 PRODUCT_TOKENS = 8192
-# Matrix products in 16 bits are faster with aligned rows: a vocabulary that is a multiple of this.
+# Matrix products in 16 bits are faster with aligned rows: the vocabulary is padded to a multiple.
 VOCABULARY_MULTIPLE = 64
 
 
@@ -32,11 +33,11 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Return the mean of `cross_entropy(hidden @ weight.T, targets)` in nats, a float32 scalar.
 
-    Matrix products run in the dtype of autocast if enabled, else in that of the weight. Softmax,
-    loss and sums over chunks are float32, and the result is bitwise reproducible. The forward pass
-    computes the gradients of the inputs that require them, and the backward pass scales them, so a
-    float16 loss scale is applied in float32. Only one backward pass is possible, and no second
-    derivative. torch.compile breaks its graph here and runs this function uncompiled.
+    Matrix products run in the dtype of autocast if enabled, else in the dtype of the weight.
+    Softmax, loss and sums over chunks are float32, and the result is bitwise reproducible. The
+    forward pass computes the gradients, for the inputs that require them. The backward pass only
+    scales these gradients, so a float16 loss scale is applied in float32. Only one backward pass is
+    possible, and no second derivative. torch.compile does not compile this function.
 
     Args:
         hidden: Hidden states, floating point of shape [N, C].
@@ -66,7 +67,7 @@ class _Sizes:
 
 @dataclass(frozen=True)
 class _Result:
-    """The mean loss, and the gradients of the *sum* of the losses, where required."""
+    """The mean loss, and the gradients of the *sum* of the losses; None if not required."""
 
     loss: Tensor
     hidden_grad: Tensor | None
@@ -88,7 +89,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("linear_cross_entropy allows one backward pass per forward pass")
         gradients, ctx.gradients = ctx.gradients, None
-        # Divided by N only here: in float16, most softmax values divided by N would be zero.
+        # Divided by N only here: in float16, most softmax values divided by N would become zero.
         scale = grad_output / ctx.tokens
         scaled = [
             None if gradient is None else gradient.mul_(scale).to(dtype)
@@ -153,10 +154,10 @@ def _softmax_gradient_(logits: Tensor, targets: Tensor, scratch: Tensor | None) 
 
 
 def _softmax_gradient_float_(logits: Tensor, targets: Tensor) -> Tensor:
-    """Do the same for float32 logits.
+    """Overwrite float32 logits [R, V] with softmax - onehot; return the losses [R].
 
-    With the largest logit m and its probability p, log(sum(exp(logits))) = m - log(p). This saves a
-    pass over the logits, and p is at least 1/V.
+    With the largest logit m and its probability p, log(sum(exp(logits))) = m - log(p). This formula
+    saves a pass over the logits, and its logarithm is safe, since p is at least 1/V.
     """
     row = torch.arange(len(targets), device=targets.device)
     largest, target = logits.amax(1), logits[row, targets]
@@ -169,8 +170,8 @@ def _softmax_gradient_float_(logits: Tensor, targets: Tensor) -> Tensor:
 class _WeightGradient:
     """The sum over chunks of grad.T @ hidden, float32 of shape [V, C].
 
-    Products in 16 bits are computed for a range of tokens at a time, in a small buffer that is
-    still in the cache when it is added to the sum.
+    A product in 16 bits is computed for a part of the vocabulary at a time, in a small buffer that
+    is still in the cache when it is added to the sum.
     """
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:

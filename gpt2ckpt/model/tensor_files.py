@@ -1,4 +1,4 @@
-"""Reading weight files of other programs. Only tensors and plain containers are unpickled."""
+"""Reads weight files of other programs. Only tensors and plain containers are unpickled."""
 
 import json
 import zipfile
@@ -17,40 +17,42 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read: {error.strerror}. Check its permissions."
+            f"{path} cannot be read: {error.strerror}. Check its permissions and its disk"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}. Download it again.") from error
+        raise InputError(f"{path} is not JSON: {error}. Download the file again") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object. Download it again.")
+        raise InputError(f"{path} is not a JSON object. Download the file again")
     return content
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
     """Return the dict in a file of torch.save, loaded on the CPU with weights_only=True.
 
-    Tensors of the zip format are mapped, so that unused ones (an optimizer state) are not read.
+    In the zip format, tensors are mapped, so that unused ones (an optimizer state) are not read.
 
     Raises:
         InputError: The file is damaged, has no dict, or would run code.
     """
     if not path.is_file():
-        raise InputError(f"{path} is not a file: pass the path of a saved model.")
+        raise InputError(f"{path} is not a file: pass the path of a saved model")
     try:
         mapped = zipfile.is_zipfile(path)
         if mapped:
             _refuse_compressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise InputError(
+            f"{path} cannot be read: {error.strerror or error}. Check its permissions and its disk"
+        ) from error
     except Exception as error:  # arbitrary bytes raise arbitrary errors
         raise InputError(
             f"{path} is neither a checkpoint nor a file of torch.save that can be loaded safely: "
             "it is damaged, or holds objects other than tensors, numbers, text, lists and dicts. "
-            "Pass a checkpoint, a Hugging Face GPT-2 folder or nanoGPT's ckpt.pt."
+            "Pass a checkpoint, a Hugging Face GPT-2 folder or nanoGPT's ckpt.pt"
         ) from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} is not a dict of weights: pass nanoGPT's ckpt.pt.")
+        raise InputError(f"{path} is not a dict of weights: pass nanoGPT's ckpt.pt")
     return content
 
 
@@ -63,18 +65,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def as_tensor(path: Path, name: object, value: object) -> Tensor:
     """Return `value` if it is a tensor with all its elements in the file; else raise InputError.
 
-    An expanded view of few elements is small in the file, and of any size once it is converted.
+    Otherwise a small file could fill the memory: a tensor that repeats a few elements (an expanded
+    view) is small in the file, and has its full size once converted.
     """
     if not isinstance(value, Tensor):
-        raise InputError(f"{path} has something other than a tensor at '{name}'.")
+        raise InputError(
+            f"{path} has something other than a tensor at '{name}'. Pass a file of weights only"
+        )
     plain = value.layout is torch.strided and value.device.type == "cpu"
     if not plain or value.untyped_storage().nbytes() < value.numel() * value.element_size():
-        raise InputError(f"{path} has a tensor at '{name}' with elements that are not in the file.")
+        raise InputError(
+            f"{path} has a tensor at '{name}' with elements that are not in the file. Save a copy "
+            "of the tensor (contiguous, on the CPU)"
+        )
     return value
 
 
 def _refuse_compressed(path: Path) -> None:
-    """Refuse compressed records: torch.save writes none, and they may unpack to any size."""
+    """Refuse compressed records, which may unpack to any size. torch.save writes none."""
     with zipfile.ZipFile(path) as archive:
         if any(info.compress_type for info in archive.infolist()):
             raise ValueError("a record is compressed")
@@ -85,14 +93,16 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors.torch import load
 
     if not path.is_file():
-        raise InputError(f"{path} is missing. Download the folder again.")
+        raise InputError(f"{path} is missing. Download the folder again")
     try:
-        # Read instead of mapped: a file that is overwritten would end the process by SIGBUS.
+        # Read instead of mapped: a file that is truncated meanwhile would end the process (SIGBUS).
         content: dict[str, Any] = load(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise InputError(
+            f"{path} cannot be read: {error.strerror or error}. Check its permissions and its disk"
+        ) from error
     except SafetensorError as error:
         raise InputError(
-            f"{path} is not an intact safetensors file: {error}. Download it again."
+            f"{path} is not an intact safetensors file: {error}. Download the file again"
         ) from error
     return content

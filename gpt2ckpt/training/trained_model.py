@@ -80,7 +80,9 @@ def load_trained(what: str, device: str, precision: str) -> Trained:
     state = found.state
     config = build_model_config(state.config["model"])
     if problem := check_shapes(config, state.model):
-        raise CheckpointError(f"{found.path} cannot be used: {problem}")
+        raise CheckpointError(
+            f"{found.path} cannot be used: {problem}. Pass a different checkpoint"
+        )
     hardware = choose_hardware(device, precision, None, state.environment)
     weights = state.model
     state.drop_tensors()  # releases the optimizer moments, which take most of the memory

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_STEPS = 260  # with the default model, two minutes on two CPU cores in float32
+OTHER_CHECKPOINT = "Resume from a different checkpoint, or start a new run"
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def _check_state(start: Start, config: TrainConfig) -> None:
     from gpt2ckpt.training.state import check_restorable
 
     if problem := check_shapes(config.model, start.found.state.model):
-        raise CheckpointError(f"{start.found.path} cannot be used: {problem}")
+        raise CheckpointError(f"{start.found.path} cannot be used: {problem}. {OTHER_CHECKPOINT}")
     try:
         check_restorable(start.found.state, config)
     except CheckpointError as error:

@@ -245,7 +245,7 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "ckpt.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"ckpt\.pt"):
         load_pretrained(tmp_path / "ckpt.pt")
-    with pytest.raises(InputError, match="does not know: use_rmsnorm"):
+    with pytest.raises(InputError, match="does not have: use_rmsnorm"):
         load_pretrained(nanogpt_file(tmp_path / "fork.pt", use_rmsnorm=True))
 
 
@@ -275,9 +275,9 @@ def test_check_shapes_names_difference_and_draws_no_random_numbers() -> None:
     assert torch.equal(before, torch.get_rng_state())
     wide = check_shapes(ModelConfig(2, 2, 10, 4, 16), state)
     assert wide == (
-        "The weights have transformer.wte.weight of shape (16, 8), but the model needs (16, 10)."
+        "the weights have transformer.wte.weight of shape (16, 8), but the model needs (16, 10)"
     )
     deeper = check_shapes(ModelConfig(3, 2, 8, 4, 16), state)
-    assert deeper == "The weights lack transformer.h.2.ln_1.weight."
+    assert deeper == "the weights lack transformer.h.2.ln_1.weight"
     shallower = check_shapes(ModelConfig(1, 2, 8, 4, 16), state)
     assert shallower is not None and "transformer.h.1." in shallower

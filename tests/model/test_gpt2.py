@@ -124,7 +124,7 @@ def test_flops_per_token_of_the_small_model() -> None:
 
 
 def test_more_tokens_than_block_size_are_refused() -> None:
-    with pytest.raises(ValueError, match="12 tokens do not fit into a block of 11"):
+    with pytest.raises(ValueError, match="12 tokens do not fit into the context of 11"):
         GPT2(TINY)(torch.zeros(1, 12, dtype=torch.int64))
 
 

@@ -122,4 +122,4 @@ def test_unwritable_output_exits_1_with_one_error_line(checkpoints, model_file, 
 def test_checkpoint_without_a_model_is_refused(checkpoints, run, tmp_path) -> None:
     done = checkpoints("export", run, "--to", "weights", tmp_path / "w")
     assert done.code == 1
-    assert "cannot be exported: The weights lack" in done.err
+    assert "cannot be exported: the weights lack" in done.err
