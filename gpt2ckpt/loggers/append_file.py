@@ -1,4 +1,4 @@
-"""Appending lines to a file that may temporarily not be writable."""
+"""Appends lines to a file, even if the file cannot be written for some time."""
 
 import contextlib
 import errno
@@ -14,12 +14,12 @@ PATIENCE = 2.0  # seconds that a caller waits for the file system
 
 
 class AppendFile:
-    """Appends whole lines to a file; the operating system has them when `append` returns.
+    """Appends complete lines to a file; the operating system has them when `append` returns.
 
-    Lines that could not be written are kept in memory and written before the next ones. A partly
-    written line is removed. A background thread writes, so a file system that hangs blocks a
-    caller once, for PATIENCE. If the file has other hard links (a snapshot), it is replaced by a
-    copy before it is written. Symbolic links are not followed.
+    Lines that could not be written stay in memory, and are written before later lines. A partly
+    written line is removed. A background thread writes, so a file system that hangs blocks the
+    caller only once, for PATIENCE. If the file has other hard links (a snapshot), the logger writes
+    to a copy that replaces it. Symbolic links are not followed.
 
     Raises:
         OSError: the file cannot be opened.
@@ -30,7 +30,7 @@ class AppendFile:
         self._is_new = not path.exists()
         # Unbuffered, so that a partial write is noticed and can be undone.
         self._file = os.fdopen(_open(path), "ab", buffering=0)
-        # Lines to write, and functions that replace the file after the lines before them.
+        # Lines to write, and functions that replace the file once the earlier lines are written.
         self._waiting: deque[bytes | Callable[[], None]] = deque()
         if not _ends_with_newline(path):
             self._waiting.append(b"\n")
@@ -39,12 +39,12 @@ class AppendFile:
 
     @property
     def pending_lines(self) -> int:
-        """Number of lines that are not written yet."""
+        """Return the number of lines that are not written yet."""
         waiting = b"".join(item for item in list(self._waiting) if isinstance(item, bytes)).strip()
         return waiting.count(b"\n") + bool(waiting)
 
     def append(self, lines: str) -> None:
-        """Append lines, each with its newline. Raises OSError; the next call tries again."""
+        """Append lines, each with its newline. After an OSError, the next call tries again."""
         self._take(lines.encode(errors="backslashreplace"))
 
     def rewrite(self, change: Callable[[], None]) -> None:
@@ -72,14 +72,14 @@ class AppendFile:
         """
         self._wait()
         os.fsync(self._file.fileno())
-        if self._is_new:  # its name is not durable before the directory is
+        if self._is_new:  # the name of a new file is durable only once its directory is
             durable.sync_directory(self._path.parent)
             self._is_new = False
         if os.fstat(self._file.fileno()).st_nlink == 0:
             raise OSError(errno.ENOENT, "the file was deleted and will not be created again")
 
     def close(self) -> None:
-        """Sync and close the file, in some seconds at most; pending lines are lost."""
+        """Sync and close the file, within a few seconds; pending lines are lost."""
         self._worker.submit(self._sync_and_close)
         self._worker.close()
         self._worker.join(0.0 if self._worker.silence > PATIENCE else PATIENCE)
@@ -136,7 +136,7 @@ class AppendFile:
             raise
 
     def _reopen(self) -> None:
-        """Open the file that now has this name, under the same descriptor."""
+        """Open the file that now has the path, with the same descriptor."""
         descriptor = _open(self._path)
         try:
             os.dup2(descriptor, self._file.fileno(), inheritable=False)

@@ -1,4 +1,4 @@
-"""Runs a logger in a background thread, so that the training never waits for it."""
+"""Runs a logger in a background thread, so that training never waits for the logger."""
 
 import contextlib
 import logging
@@ -26,10 +26,10 @@ class BackgroundLogger:
     """Opens a logger and forwards events to it in a background thread.
 
     A logger that raises is disabled with one warning. If a logger hangs and the queue is full,
-    events are dropped; a warning at the end gives their number.
+    events are dropped, and a warning at the end reports how many.
 
     Args:
-        name: of the logger in warnings ("TensorBoard").
+        name: the name of the logger in warnings ("TensorBoard").
         open_logger: creates the logger.
         progress: returns a value that changes while a helper process of the logger makes progress.
     """
@@ -56,7 +56,7 @@ class BackgroundLogger:
         self._submit(lambda logger: logger.text(step, text))
 
     def flush(self) -> None:
-        """Flush the logger after the events forwarded so far, without waiting."""
+        """Request a flush after the events forwarded so far, without waiting for it."""
         self._worker.submit(lambda: self._run(lambda logger: logger.flush()))
 
     def sync(self) -> None:
@@ -65,10 +65,10 @@ class BackgroundLogger:
             self._worker.wait(SAVE_WAITS, silence=SAVE_WAITS)
 
     def close(self, seconds: float) -> None:
-        """Close the logger, waiting at most `seconds`, or SILENCE if it makes no progress.
+        """Close the logger. Wait at most `seconds`, and at most SILENCE without progress.
 
-        A logger that has not ended by then is abandoned. The exit hooks of its library are skipped
-        too, since they would hang.
+        A logger that has not ended by then is abandoned, and the exit hooks of all libraries are
+        skipped, since those of its library would hang.
         """
         self._worker.submit(lambda: self._run(lambda logger: logger.close()))
         self._worker.close()
@@ -78,7 +78,7 @@ class BackgroundLogger:
         if not has_ended:
             skip_exit_hooks()
             _log.warning(
-                "%s hangs and was abandoned, %s dropped; metrics.jsonl has all events",
+                "%s does not respond and was abandoned, %s dropped; metrics.jsonl has all events",
                 self._name,
                 plural(missing, "event"),
             )
@@ -134,7 +134,7 @@ class BackgroundLogger:
     def _open(self, open_logger: Callable[[], Logger]) -> None:
         try:
             self._logger = open_logger()
-        except BaseException as error:  # SystemExit in this thread is a failure too
+        except BaseException as error:  # including SystemExit, which would end only this thread
             self._is_off = True
             _log.warning("%s is disabled in this run: %s", self._name, reason(error))
 

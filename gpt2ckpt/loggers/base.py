@@ -1,4 +1,4 @@
-"""The types that all loggers share: an event and the logger protocol."""
+"""The types that all loggers share: a logged event, and the protocol of a logger."""
 
 from collections.abc import Mapping
 from typing import Protocol, TypeAlias
@@ -12,7 +12,7 @@ snake_case."""
 
 
 class Logger(Protocol):
-    """The interface of a logger, which one thread of rank 0 uses."""
+    """The interface of a logger. Only rank 0 has loggers, and uses each from one thread."""
 
     def log(self, event: MetricRecord) -> None:
         """Log one event."""
@@ -24,15 +24,14 @@ class Logger(Protocol):
         """Pass everything logged so far to the operating system."""
 
     def close(self) -> None:
-        """Flush and close; nothing may be logged afterwards."""
+        """Flush and close. Nothing may be logged afterwards."""
 
 
 def scalars(event: MetricRecord) -> dict[str, float]:
     """Return the values of an event by scalar name, as TensorBoard and W&B show them.
 
-    Names are those of `scalar_name`. `step` and `time` are axes, so they are left out; so is
-    `tokens_seen` of an evaluation, because training steps log it. An evaluation also has
-    val/perplexity.
+    `step` and `time` are omitted, because they are axes. An evaluation has val/perplexity in
+    addition, and no `tokens_seen`, which the training steps log already.
     """
     is_evaluation = "val_loss" in event
     axes = {"step", "time", *(["tokens_seen"] if is_evaluation else [])}

@@ -1,4 +1,4 @@
-"""All loggers of a run as one object. A logging error never ends a training."""
+"""All loggers of a run as one object. A logging error never ends the run."""
 
 import logging
 import time
@@ -14,9 +14,9 @@ _log = logging.getLogger(__name__)
 class Loggers:
     """Forwards events to the metrics file and to the loggers that were added.
 
-    An added logger runs in a background thread: if it fails or hangs, a warning names it, and the
-    training continues without it. The metrics file is never disabled, because it is the history of
-    the run: it keeps lines that could not be written, and warns once until it can be written again.
+    An added logger runs in a background thread: if the logger fails or hangs, a warning names it,
+    and training continues without it. The metrics file is never disabled, because it is the history
+    of the run. While it cannot be written, its lines are kept in memory, after one warning.
 
     Args:
         metrics: the metrics file; None on ranks that do not log.
@@ -57,8 +57,8 @@ class Loggers:
     def sync(self) -> None:
         """Wait until the metrics file is on the device, so that it is as durable as a checkpoint.
 
-        The other loggers get a short time to process earlier events. Call it in the thread that
-        saves: a disk that hangs must not block the training.
+        The other loggers get a short time to process earlier events. Call this method in the thread
+        that saves, because a disk that hangs must not block training.
         """
         try:
             if self._metrics is not None:
@@ -69,16 +69,16 @@ class Loggers:
             logger.sync()
 
     def rewind(self, step: int, seconds: float) -> None:
-        """Remove events after `step` from the metrics file and close the other loggers.
+        """Remove events after `step` from the metrics file, and close the other loggers.
 
-        Slow loggers are waited for at most `seconds` together. Never raises.
+        Wait at most `seconds` for all loggers together. Never raises.
         """
         self._close_others(seconds)
         self._others = []
         self._to_metrics(lambda metrics: metrics.rewind(step))
 
     def close(self, seconds: float) -> None:
-        """Flush and close all loggers, waiting for slow ones at most `seconds` together.
+        """Flush and close all loggers. Wait at most `seconds` for all of them together.
 
         Never raises. A second call does nothing.
         """
@@ -105,6 +105,9 @@ class Loggers:
 
     def _warn(self, error: Exception) -> None:
         if not self._metrics_failing:
-            message = "metrics.jsonl cannot be written for now: %s; training continues"
+            message = (
+                "metrics.jsonl cannot be written for now: %s. Training continues, and its lines "
+                "are kept in memory. Free disk space or repair the file system"
+            )
             _log.warning(message, reason(error))
         self._metrics_failing = True

@@ -1,4 +1,4 @@
-"""train.log. If the disk is full, its lines are kept in memory, and lost lines are reported."""
+"""The log file train.log. On a full disk, lines are kept in memory, and lost lines reported."""
 
 import contextlib
 import logging
@@ -9,7 +9,7 @@ from gpt2ckpt.loggers.append_file import AppendFile
 
 
 class LogFile(logging.Handler):
-    """The logging handler that conf/train.yaml configures. It reports a failure on stderr once."""
+    """The logging handler that conf/train.yaml configures. Reports each failure once, on stderr."""
 
     def __init__(self, filename: str) -> None:
         super().__init__()
@@ -24,7 +24,8 @@ class LogFile(logging.Handler):
         except OSError as error:
             if not self._is_failing:
                 _report(
-                    f"{self._path} cannot be written for now, its lines are kept in memory: {error}"
+                    f"{self._path} cannot be written for now: {error}. Its lines are kept in "
+                    "memory. Free disk space or repair the file system"
                 )
             self._is_failing = True
         except Exception:

@@ -1,7 +1,7 @@
 """metrics.jsonl: the history of a run across all resumes, one JSON object per line and event.
 
-Numbers are read back bitwise as written. JSON has no NaN or infinity, so these are the strings
-"NaN", "Infinity" and "-Infinity", as in protobuf's JSON mapping; `float()` parses them.
+A number is read back with exactly the bits that were written. JSON has no NaN or infinity; they are
+stored as the strings "NaN", "Infinity" and "-Infinity", as in protobuf's JSON mapping.
 """
 
 import json
@@ -31,11 +31,13 @@ class MetricsFile:
         try:
             self._lines = AppendFile(path)
         except OSError as error:
-            raise InputError(f"{path} cannot be opened for writing: {error.strerror}") from error
+            raise InputError(
+                f"{path} cannot be opened for writing: {error.strerror}. Check its permissions"
+            ) from error
 
     def log(self, event: MetricRecord) -> None:
-        """Append one event. Raises OSError if it cannot be written; the next call tries again."""
-        self._lines.append(encode(event) + "\n")
+        """Append one event. After an OSError, the next call writes the event first."""
+        self._lines.append(to_json(dict(event)) + "\n")
 
     def rewind(self, step: int) -> None:
         """Remove the events after `step` before any later event is written.
@@ -60,13 +62,8 @@ class MetricsFile:
         self._lines.close()
 
 
-def encode(event: MetricRecord) -> str:
-    """Return an event as one line of JSON, without its newline."""
-    return to_json(dict(event))
-
-
 def read_lines(path: Path) -> Lines:
-    """Return the parsed lines of a file; none if the file does not exist. Raises OSError."""
+    """Return the parsed lines of a file; no lines if the file does not exist. Raises OSError."""
     try:
         return parse(path.read_bytes())
     except FileNotFoundError:
@@ -104,7 +101,7 @@ def _finite(value: Any) -> Any:
 
 
 def json_number(value: float) -> float | str:
-    """Return a number as JSON can represent it: a string if it is not finite."""
+    """Return a number as a JSON value: a string if it is not finite."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

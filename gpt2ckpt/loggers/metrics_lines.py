@@ -1,7 +1,7 @@
 """Parses metrics.jsonl line by line into events and damaged lines.
 
-Users and tools edit the file, editors add a byte-order mark or Windows line ends, and a power loss
-truncates a line. `parse` accepts any content without raising.
+The file may be edited by users and tools, have a byte-order mark or Windows line ends, or end in a
+line that a power loss truncated. `parse` never raises, whatever the content.
 """
 
 import json
@@ -16,7 +16,7 @@ SHOWN = 40  # characters of an invalid value in a message
 
 @dataclass(frozen=True)
 class Line:
-    """A line that contains an event: its bytes with the newline, and the numbers of the event."""
+    """A line that contains an event: its bytes with the newline, and the event's numbers."""
 
     number: int  # line number in the file, from 1
     content: bytes
@@ -24,12 +24,12 @@ class Line:
 
     @property
     def step(self) -> int:
-        """The step of the event."""
+        """Return the step of the event."""
         return int(self.event["step"])
 
     @property
     def kind(self) -> tuple[int, tuple[str, ...]]:
-        """The step and the losses of the event; a run logs each kind once."""
+        """Return the step and the names of the losses; a run logs each such pair once."""
         return self.step, tuple(key for key in LOSSES if key in self.event) or tuple(self.event)
 
 
@@ -48,7 +48,7 @@ class Lines:
 
     events: list[Line] = field(default_factory=list)
     damaged: list[DamagedLine] = field(default_factory=list)
-    content: bytes = b""  # of the file, unchanged
+    content: bytes = b""  # the unchanged content of the file
     is_sorted: bool = True
 
 
@@ -60,8 +60,8 @@ def join(lines: list[Line]) -> bytes:
 def parse(content: bytes) -> Lines:
     """Return the events and the damaged lines of a file.
 
-    null means a missing value, as pandas writes it. If two events have the same kind, the later
-    one is used. Empty lines are ignored.
+    A null is a missing value, as pandas writes it. Of two events of the same kind, the later one is
+    used. Empty lines are ignored.
     """
     found: dict[tuple[int, tuple[str, ...]], Line] = {}
     damaged: list[DamagedLine] = []
@@ -109,7 +109,7 @@ def _wrong(key: str, values: dict[str, Any]) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """Return a JSON value as a number, also NaN and infinity; None for anything else."""
+    """Return a JSON value as a number, including NaN and infinity; None for anything else."""
     if isinstance(value, str):
         return NOT_FINITE.get(value)
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,7 +1,7 @@
 """TensorBoard event files, written with the record writer of the tensorboard package.
 
-torch.utils.tensorboard takes half a second to import and writes in a thread whose errors print a
-stack trace.
+torch.utils.tensorboard is not used: its import takes half a second, and errors in its thread print
+a stack trace.
 """
 
 import os
@@ -22,12 +22,12 @@ class TensorBoardLogger:
 
     Args:
         folder: the directory, created if missing. TensorBoard reads its files sorted by name.
-        purge_step: TensorBoard hides events of earlier files from this step on. A run that resumes
-            from step T passes T + 1.
+        purge_step: the step from which on TensorBoard hides the events of earlier files. Pass T + 1
+            for a run that resumes from step T.
         history: the events that the run logged before `purge_step`. If earlier files lack some of
             them, all events from the first missing one on are written again.
-        hyperparameters: the config, for the HParams tab. TensorBoard shows the config of the first
-            process of a run beside the last value of each scalar.
+        hyperparameters: the config, for the HParams tab. TensorBoard shows the config of a run's
+            first process beside the last value of each scalar.
     """
 
     def __init__(
@@ -103,10 +103,10 @@ class TensorBoardLogger:
         self._writer.close()
 
     def _write_hyperparameters(self, values: Mapping[str, Any]) -> None:
-        """Write what SummaryWriter.add_hparams of torch writes, but into this run.
+        """Write the records of torch's SummaryWriter.add_hparams, but into the same run.
 
-        The list of names and metrics (the "experiment" record) is left out: TensorBoard would use
-        that of one run for all runs, and builds it from all runs if there is none.
+        One record is omitted, the "experiment", which lists names and metrics: TensorBoard would
+        use the list of one run for all runs. Without the record, it builds the list from all runs.
         """
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
@@ -175,7 +175,7 @@ def _from_first_missing(
 def _new_file(folder: Path) -> Path:
     """Return an unused file name that sorts after those of earlier processes of the run.
 
-    The time alone is not enough: two processes may start within a second, and a clock may be set
+    The time alone is not enough: two processes may start in the same second, and a clock may be set
     back. TensorBoard reads every file with "tfevents" in its name.
     """
     stamps = [_stamp(path) for path in folder.glob("events.out.tfevents.*")]

@@ -18,15 +18,16 @@ from gpt2ckpt.loggers.wandb_offline import recorded_steps
 
 _log = logging.getLogger(__name__)
 
-TOKENS = "tokens_seen"  # in events and in W&B: the x-axis of the charts
+TOKENS = "tokens_seen"  # the key in events and in W&B, and the x-axis of the charts
 _KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 
 
 class WandbLogger:
     """Sends events to W&B, or writes offline files if there is no account.
 
-    No step is sent twice: W&B would drop the second one with a warning, or show both. Events of
-    `history` that W&B lacks are sent first, since a killed process may have lost its last events.
+    No step is sent twice, because W&B would drop the second event with a warning, or show both. A
+    killed process may have lost its last events, so events of `history` that W&B lacks are sent
+    first.
 
     Args:
         run_dir: the run directory; W&B writes to its subdirectory `wandb`.
@@ -35,7 +36,7 @@ class WandbLogger:
         tags: W&B tags of the run.
         run_id: the W&B run id, equal for all processes of a run.
         name: the name of the run in W&B.
-        config: the resolved config. The API key comes from the environment or netrc, not from here.
+        config: the resolved config. It does not hold the API key, which W&B reads itself.
         resume: whether earlier processes of this run may have sent events.
         history: the events logged up to the step from which the run resumes.
         origin: the W&B run that this run was forked from, and the last step that both share.
@@ -72,10 +73,10 @@ class WandbLogger:
             notes=_notes(origin),
             resume="allow" if resume else None,
             mode=_mode(wandb.setup().settings, os.environ),
-            # train.log has the console output; W&B would print a summary after ours.
+            # train.log has the console output already, and the run prints its own summary.
             settings=wandb.Settings(console="off", quiet=True),
         )
-        # W&B knows the next step of a run that is resumed online; offline it is always 0.
+        # Online, W&B returns the next step of a resumed run; offline, always 0.
         self._first = self._run.step if resume else 0
         # Tokens make runs with different batch sizes comparable.
         self._run.define_metric(TOKENS)
@@ -94,7 +95,7 @@ class WandbLogger:
         self._send(step, {"sample": self._html(f"<pre>{html.escape(text)}</pre>")})
 
     def flush(self) -> None:
-        """Do nothing: the process of W&B receives every event at once."""
+        """Do nothing: W&B's own process receives each event immediately."""
 
     def close(self) -> None:
         """Finish the W&B run; online, wait until everything is sent."""
@@ -106,7 +107,7 @@ class WandbLogger:
 
 
 def service_progress() -> float:
-    """Return the CPU seconds used by the processes of W&B, which grow while it works."""
+    """Return the CPU seconds used by W&B's processes, which increase while they work."""
     seconds = 0.0
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process().children(recursive=True):
@@ -128,7 +129,7 @@ def _notes(origin: tuple[str, int] | None) -> str | None:
 
 
 def _mode(settings: Any, environ: Mapping[str, str]) -> Literal["offline"] | None:
-    """Return "offline" if W&B would ask for an account; None leaves the choice to W&B.
+    """Return "offline" if W&B would ask for an account; None to let W&B choose.
 
     Args:
         settings: the settings of W&B, from its files and the environment.

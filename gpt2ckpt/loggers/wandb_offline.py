@@ -1,8 +1,9 @@
-"""Reads the offline files of W&B to find the steps that earlier processes of a run logged.
+"""Reads W&B's offline files to find the steps that earlier processes of a run logged.
 
-Offline, each process writes a file, and no server knows the steps. A killed process may have lost
-its last events, so the files are read. A file is a header of 7 bytes and a log of protobuf records
-in the format of LevelDB (https://github.com/google/leveldb/blob/main/doc/log_format.md).
+Offline, each process writes one file, and no server records the steps. The files must be read,
+because a killed process may have lost its last events. A file is a header of 7 bytes and a log of
+protobuf records in the format of LevelDB
+(https://github.com/google/leveldb/blob/main/doc/log_format.md).
 """
 
 import struct

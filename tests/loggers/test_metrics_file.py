@@ -10,7 +10,7 @@ import pytest
 
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.loggers import metrics_file
-from gpt2ckpt.loggers.metrics_file import MetricsFile, encode, read, rewind
+from gpt2ckpt.loggers.metrics_file import MetricsFile, read, rewind, to_json
 
 
 def event(step, **values):
@@ -73,7 +73,7 @@ def test_metrics_file_appends_to_an_existing_file(path):
 def test_torn_line_does_not_damage_the_next_line(path):
     write(path, [1])
     with path.open("ab") as file:
-        file.write(encode(event(2)).encode()[:-5])
+        file.write(to_json(event(2)).encode()[:-5])
     write(path, [3])
     assert steps(path) == [1, 3]
 

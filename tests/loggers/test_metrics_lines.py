@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2ckpt.loggers.metrics_file import encode
+from gpt2ckpt.loggers.metrics_file import to_json
 from gpt2ckpt.loggers.metrics_lines import parse
 
 GOOD = [{"step": step, "time": 1.7e9, "train_loss": 1 / step} for step in (1, 2, 3, 4)]
-TEXT = [encode(event).encode() + b"\n" for event in GOOD]
-LAST = encode({"step": 5, "time": 1.7e9, "val_loss": 2.5}).encode() + b"\n"
+TEXT = [to_json(event).encode() + b"\n" for event in GOOD]
+LAST = to_json({"step": 5, "time": 1.7e9, "val_loss": 2.5}).encode() + b"\n"
 
 
 def steps(content):
@@ -107,7 +107,7 @@ def test_later_of_two_events_of_one_kind_is_used():
 
 
 def test_step_can_have_a_training_and_a_validation_event():
-    val = encode({"step": 2, "val_loss": 0.5}).encode() + b"\n"
+    val = to_json({"step": 2, "val_loss": 0.5}).encode() + b"\n"
     assert steps(b"".join([*TEXT[:2], val])) == [1, 2, 2]
 
 
