@@ -82,11 +82,11 @@ def encode(state: dict[str, Any]) -> Encoded:
     """
     from gpt2ckpt.checkpoint.torch_pickle import pickle_state
 
-    if _nests_beyond(state, MOST_LEVELS):
+    if nests_beyond(state, MOST_LEVELS):
         raise ValueError(f"the state nests more than {MOST_LEVELS} levels deep")
     storages = _Storages()
-    state = _plain(state, lambda tensor: tensor)
-    tree = _plain(state, storages.describe)
+    state = plain(state, lambda tensor: tensor)
+    tree = plain(state, storages.describe)
     with_tensors = {key for key in tree if _holds_tensor(tree[key])}
     meta = {key: value for key, value in tree.items() if key not in with_tensors}
     pickled = pickle_state(state, storages.add)
@@ -142,7 +142,7 @@ class _Storages:
         return {TENSOR_KEY: [self.add(tensor), _dtype_of(tensor), list(tensor.shape)]}
 
 
-def _plain(value: Any, leaf: Callable[["Tensor"], Any]) -> Any:
+def plain(value: Any, leaf: Callable[["Tensor"], Any]) -> Any:
     """Return a copy of `value` with `leaf` applied to each tensor, in exact built-in types.
 
     torch.load refuses subclasses of these types, such as torch.__version__ or a NumPy float.
@@ -154,11 +154,11 @@ def _plain(value: Any, leaf: Callable[["Tensor"], Any]) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, list):
-        return [_plain(item, leaf) for item in value]
+        return [plain(item, leaf) for item in value]
     if isinstance(value, dict):
         if not all(isinstance(key, str) and key != TENSOR_KEY for key in value):
             raise TypeError(f"the keys of a checkpoint are strings other than {TENSOR_KEY}")
-        return {str.__str__(key): _plain(item, leaf) for key, item in value.items()}
+        return {str.__str__(key): plain(item, leaf) for key, item in value.items()}
     _refuse_unless_tensor(value)
     return leaf(value)
 
@@ -354,12 +354,12 @@ def _read_json(file: BinaryIO, offset: int, name: str, size: int) -> tuple[dict[
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name} is damaged") from error
-    if not isinstance(value, dict) or _nests_beyond(value, MOST_LEVELS):
+    if not isinstance(value, dict) or nests_beyond(value, MOST_LEVELS):
         raise CheckpointError(f"{name} is damaged")
     return value, end
 
 
-def _nests_beyond(value: Any, levels: int) -> bool:
+def nests_beyond(value: Any, levels: int) -> bool:
     """Return whether containers are nested deeper than `levels`, without recursion."""
     layer = [value]
     for _ in range(levels):

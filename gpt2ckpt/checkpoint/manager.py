@@ -62,12 +62,14 @@ class ManagedRun:
         state: the state that it was resumed from, or its metadata; None for a new run or a fork.
         check_owner: raises OSError if the folder belongs to another run by now.
         events: gets an event of each save, damaged file and report of a full disk.
+        on_saved: called in the writer's thread with each file that has become durable.
     """
 
     id: str | None = None
     state: CheckpointMeta | None = None
     check_owner: Callable[[], None] = lambda: None
     events: EventSink = NO_EVENTS
+    on_saved: Callable[[Path], None] = lambda path: None
 
 
 class CheckpointManager:
@@ -240,6 +242,7 @@ class CheckpointManager:
         self.newest, self.failed_step = path, None
         self._seconds_per_copy = seconds / copies(request)
         self._report.log(saved, request.step)
+        self._run.on_saved(path)
         self._reservation.renew(saved.size)
         if self._scrub_every and self._report.saves % self._scrub_every == 0:
             self._scrub.request()

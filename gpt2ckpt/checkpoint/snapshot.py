@@ -4,10 +4,15 @@ Copying into new memory takes ten times as long as into used memory (page faults
 are allocated at the first save and used again for every later save.
 """
 
+import json
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from gpt2ckpt.checkpoint import format, zip_container
+
+MOST_JSON = zip_container.LARGEST_RECORD // 4  # bytes; the rest of the record is for other entries
 
 
 class Staging:
@@ -63,3 +68,28 @@ def on_host(value: Any) -> Any:
     if isinstance(value, list):
         return [on_host(item) for item in value]
     return value
+
+
+def storable_copy(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a state dict that a checkpoint can hold; tensors stay on their devices.
+
+    Raises:
+        TypeError: It holds a value that a checkpoint cannot hold.
+        ValueError: It nests too deep, or its values other than tensors are too large.
+    """
+    if not isinstance(state, dict):
+        raise TypeError(f"a state is a dict, not {type(state).__name__}")
+    if format.nests_beyond(state, format.MOST_LEVELS - 2):
+        raise ValueError(f"the state nests more than {format.MOST_LEVELS - 2} levels deep")
+    copied = format.plain(state, _clone)
+    size = len(json.dumps(format.plain(copied, lambda tensor: list(tensor.shape))))
+    if size > MOST_JSON:
+        raise ValueError(f"its values other than tensors take {size:,} bytes of JSON")
+    assert isinstance(copied, dict)
+    return copied
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    if tensor.is_meta or hasattr(tensor, "to_local"):
+        raise TypeError("a checkpoint cannot hold a tensor without data or a shard of one")
+    return tensor.detach().clone(memory_format=torch.contiguous_format)

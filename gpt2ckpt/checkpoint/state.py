@@ -180,6 +180,14 @@ class RngState:
     mps: "Tensor | None" = None
 
 
+@dataclass(frozen=True)
+class StoppedBy:
+    """The callback that ended a training before its last step, and the reason that it gave."""
+
+    callback: str
+    reason: str
+
+
 @dataclass(kw_only=True)
 class CheckpointMeta:
     """The entries of a state that hold no tensor: what the head of a file says.
@@ -207,6 +215,7 @@ class CheckpointMeta:
     environment: Environment
     versions: Versions
     scaler: dict[str, Any]
+    stopped_by: StoppedBy | None = field(default=None, metadata=IF_KNOWN)
     unusable: list[str] = field(default_factory=list, compare=False, metadata={STORED: False})
 
     @classmethod
@@ -259,16 +268,18 @@ class CheckpointMeta:
 class CheckpointState(CheckpointMeta):
     """A state with its tensors.
 
-    `model` has the weights by parameter name; `optimizer` is the state dict of OptimizerSet.
+    `model` has the weights by parameter name; `optimizer` is the state dict of OptimizerSet;
+    `callbacks` has the state of each callback that keeps one, by the callback's name.
     """
 
     model: "dict[str, Tensor]"
     optimizer: dict[str, Any]
     rng: RngState
+    callbacks: dict[str, Any] | None = field(default=None, metadata=IF_KNOWN)
 
     def drop_tensors(self) -> None:
-        """Free the memory of weights and moments, once they are copied."""
-        self.model, self.optimizer = {}, {}
+        """Free the memory of weights, moments and callbacks, once they are copied."""
+        self.model, self.optimizer, self.callbacks = {}, {}, None
 
 
 # ---------------------------------------------------------------- stored form

@@ -8,7 +8,10 @@ from gpt2ckpt.checkpoint.retention import COPIES, Retention, most_files
 from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.recovery_drill.filesystem_checks import FileSystem
 
-STATE = ("step", "epoch", "tokens_seen", "data.position", "train_loss", "rng", "schedule", "scaler")
+STATE = (
+    *("step", "epoch", "tokens_seen", "data.position", "train_loss"),
+    *("rng", "schedule", "scaler", "callbacks"),
+)
 
 
 @dataclass(frozen=True)

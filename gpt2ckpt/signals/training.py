@@ -64,6 +64,8 @@ class TrainingSignals:
 
     Attributes:
         stop: the signal that requested a stop; with several ranks, the result of `agree`.
+        ends_early: whether training was asked to end as if this was its last step; with several
+            ranks, the result of `agree`.
         exits_immediately: whether a stopping signal ends the process at once, because no step has
             been trained yet.
         newest_checkpoint_message: returns what is printed about the newest checkpoint.
@@ -75,12 +77,13 @@ class TrainingSignals:
         is_orphan: Callable[[], bool] = lambda: False,
     ) -> None:
         self.stop: signal.Signals | None = None
+        self.ends_early = False
         self.exits_immediately = False
         self.newest_checkpoint_message: Callable[[], str] | None = None
         self._all_reduce_max = all_reduce_max
         self._is_orphan = is_orphan
         self._stop_requests = self.new_stop_requests()
-        self._save = False
+        self._save = self._end = False
         self._before: dict[int, Handler] = {}
         self._received: list[tuple[int, FrameType | None]] = []
 
@@ -98,15 +101,22 @@ class TrainingSignals:
         """The time.monotonic() of the stopping signal that this process received, if any."""
         return self._stop_requests.asked[1] if self._stop_requests.asked else None
 
+    def request_end(self, requested: bool) -> None:
+        """Ask for an early end of the training, or withdraw that; it takes effect in `agree`."""
+        self._end = requested
+
     def agree(self) -> signal.Signals | None:
         """Return the signal that requested a stop on any rank. All ranks must call this method."""
-        if self._all_reduce_max is not None:
-            if self._stop_requests.asked is None and self._is_orphan():
-                self._stop_requests.take(signal.SIGTERM)
-            asked = self._stop_requests.asked
-            stop, save = self._all_reduce_max([int(asked[0]) if asked else 0, int(self._save)])
-            self.stop = signal.Signals(stop) if stop else None
-            self._save = bool(save)
+        if self._all_reduce_max is None:
+            self.ends_early = self._end
+            return self.stop
+        if self._stop_requests.asked is None and self._is_orphan():
+            self._stop_requests.take(signal.SIGTERM)
+        asked = self._stop_requests.asked
+        numbers = [int(asked[0]) if asked else 0, int(self._save), int(self._end)]
+        stop, save, end = self._all_reduce_max(numbers)
+        self.stop = signal.Signals(stop) if stop else None
+        self._save, self.ends_early = bool(save), bool(end)
         return self.stop
 
     def take_save_request(self) -> bool:

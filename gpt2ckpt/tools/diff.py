@@ -19,6 +19,8 @@ METADATA = (
     "best_val_loss",
     "run",
     "reason",
+    "stopped_by",
+    "callbacks",
     "environment",
     "versions",
 )

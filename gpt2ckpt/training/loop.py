@@ -17,6 +17,7 @@ from gpt2ckpt.training.anomalies import (
     roll_back,
     summary_of,
 )
+from gpt2ckpt.training.callbacks import Callbacks
 from gpt2ckpt.training.data_check import DataChanged
 from gpt2ckpt.training.evaluation import Evaluation
 from gpt2ckpt.training.reporting import Reporter
@@ -33,9 +34,10 @@ class Loop:
     """Trains until the last step of the run or until a signal. Call `run` once.
 
     After each step, the loop evaluates, samples and saves, whichever is due. After a stopping
-    signal, it finishes the step in progress and saves an emergency checkpoint. On an exception, the
-    last consistent state is saved as an emergency checkpoint before the exception is raised. With
-    several ranks, the loops of all ranks make the same decisions.
+    signal, it finishes the step in progress and saves an emergency checkpoint. When a callback asks
+    for the end, it evaluates and saves as after the last step. On an exception, the last consistent
+    state is saved as an emergency checkpoint before the exception is raised. With several ranks,
+    the loops of all ranks make the same decisions.
 
     Attributes:
         state: The live training state.
@@ -63,6 +65,11 @@ class Loop:
         self.trainer = self.validated.config.trainer
         self.checkpoint = self.validated.config.checkpoint
 
+    @property
+    def callbacks(self) -> Callbacks:
+        """The callbacks, whose states are saved."""
+        return self.validated.callbacks
+
     def run(self) -> signal.Signals | None:
         """Train; return the signal that stopped the loop, or None after the last step."""
         answer = self._acknowledgement if self.state.group.is_first else None
@@ -85,6 +92,8 @@ class Loop:
                 raise
             finally:
                 self.saver.close()
+                self.callbacks.report_saves()
+                self.callbacks.call("on_run_end")
         return stopped
 
     def _save_after(self, error: BaseException) -> None:
@@ -113,6 +122,7 @@ class Loop:
         return self.state.counters.epoch(self.validated.blocks_per_epoch)
 
     def _train(self) -> None:
+        self.callbacks.call("on_run_start")
         counters = self.state.counters
         if counters.step > 0 and self._evaluation_is_due():
             # The previous process stopped before this evaluation was complete.
@@ -125,10 +135,15 @@ class Loop:
         self.reporter.start()
         while self.state.counters.step < self.validated.total_steps and not self.signals.agree():
             try:
+                if self.signals.ends_early:
+                    self._end_early()
+                    return
                 result, seconds = self._step()
                 self.reporter.log_step(result, seconds)
                 self.signals.exits_immediately = False
                 self.saver.check_data()
+                self.callbacks.report_saves()
+                self.callbacks.call("on_step_end", self._metrics(result, seconds))
                 self._between_steps()
             except TrainingAnomaly as anomaly:
                 self._handle_anomaly(anomaly)
@@ -153,6 +168,7 @@ class Loop:
             events.write("batch_skipped", step, blocks=blocks, reason=reason)
             return
         roll_back(self.state, found)
+        self.callbacks.roll_back(found.state.callbacks or {})
         self._epoch_seen = self._epoch
         events.write(
             "rolled_back",
@@ -190,21 +206,53 @@ class Loop:
                 return  # interrupted: a resume repeats the evaluation, then samples and saves
             if is_due(step, self.trainer.sample_every) and not self.signals.stop:
                 self._sample()
-            due = save_due(
-                self.checkpoint,
-                step,
-                self.validated.total_steps,
-                is_best=is_best,
-                epoch_ended=self._epoch_ended(),
-            )
-            self.saver.save(
-                due.reason, regular=due.regular, best=due.best, epoch_ended=due.epoch_ended
-            )
+            self._save(is_best=is_best)
             if self.signals.take_save_request():
                 name = signal.SIGUSR1.name
                 self.reporter.events.write("signal_received", step, signal=name)
                 self.saver.save_emergency(name)
                 self.signals.call_previous_handlers()
+
+    @property
+    def _last_step(self) -> int:
+        """The last step of the run: this one, if the ranks agreed to end early."""
+        is_over = self.signals.ends_early
+        return self.state.counters.step if is_over else self.validated.total_steps
+
+    def _save(self, *, is_best: bool) -> None:
+        due = save_due(
+            self.checkpoint,
+            self.state.counters.step,
+            self._last_step,
+            is_best=is_best,
+            epoch_ended=self._epoch_ended(),
+        )
+        self.saver.save(due.reason, regular=due.regular, best=due.best, epoch_ended=due.epoch_ended)
+
+    def _end_early(self) -> None:
+        """Evaluate and save as after the last step, because a callback asked for the end."""
+        self.signals.exits_immediately = False
+        if by := self.callbacks.stopped_by:  # on the first rank
+            step = self.state.counters.step
+            log.info(
+                "callback '%s' ended the training after step %d: %s", by.callback, step, by.reason
+            )
+        with self.reporter.meter.paused():
+            is_best = self._evaluation_is_due() and self._evaluate()
+            if self._evaluation_is_due():
+                return  # interrupted: the resumed run repeats it, and ends
+            self._save(is_best=is_best)
+
+    def _metrics(self, result: StepResult, seconds: float) -> dict[str, float]:
+        """Return what hooks are told of a step, by the names of metrics.jsonl."""
+        return {
+            "train_loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "lr": self.state.optimizer.lr,
+            "tokens_seen": self.state.counters.tokens_seen,
+            "epoch": self._epoch,
+            "seconds": seconds,
+        }
 
     def _epoch_ended(self) -> int | None:
         before, self._epoch_seen = self._epoch_seen, self._epoch
@@ -212,7 +260,7 @@ class Loop:
 
     def _evaluation_is_due(self) -> bool:
         step, every = self.state.counters.step, self.trainer.eval_every
-        is_last = every > 0 and step == self.validated.total_steps
+        is_last = every > 0 and step == self._last_step
         return (is_last or is_due(step, every)) and self.state.counters.evaluated_step != step
 
     def _evaluate(self) -> bool:
@@ -227,7 +275,10 @@ class Loop:
         counters.evaluated_step, counters.evaluated_on = counters.step, evaluation.blocks
         counters.val_loss = evaluation.loss
         counters.set_best(Best(evaluation.loss, counters.step) if is_best else best)
-        self.reporter.log_evaluation(best, is_best=is_best, seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self.reporter.log_evaluation(best, is_best=is_best, seconds=seconds)
+        metrics = {"val_loss": evaluation.loss, "is_best": is_best, "seconds": seconds}
+        self.callbacks.call("on_evaluation_end", metrics)
         return is_best
 
     def _sample(self) -> None:

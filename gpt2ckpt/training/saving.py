@@ -110,7 +110,9 @@ class Saver:
         validated = self.validated
         schedule = ScheduleState(validated.total_steps, validated.schedule(step))
         epoch = counters.epoch(validated.blocks_per_epoch)
-        state = self.state.capture(self.provenance, epoch, schedule, reason)
+        state = self.state.capture(
+            self.provenance, epoch, schedule, reason, callbacks=validated.callbacks
+        )
         request = SaveRequest(step, datetime.now(), regular, emergency, best, epoch_ended)
         if self.manager is not None:
             self.manager.save(state.to_dict(), request, self.loggers.sync)

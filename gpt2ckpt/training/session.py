@@ -97,7 +97,14 @@ class Session:
             state = self._build_state()
             outcome, counters = self._train(state, events), state.counters
             if outcome.stopped is None:
-                events.write("run_finished", counters.step, best_val_loss=counters.best_val_loss)
+                by = self.validated.callbacks.stopped_by
+                events.write(
+                    "run_finished",
+                    counters.step,
+                    best_val_loss=counters.best_val_loss,
+                    callback=by.callback if by else None,
+                    reason=by.reason if by else None,
+                )
             else:
                 events.write("run_stopped", counters.step, signal=outcome.stopped.name, error=None)
             return outcome
@@ -194,6 +201,9 @@ class Session:
             meter=self._build_meter(),
             bar=bar,
         )
+        self.validated.callbacks.attach(
+            state, self.directory, self.validated.frozen, signals.request_end
+        )
         if is_first:
             signals.newest_checkpoint_message = saver.newest_checkpoint_message
         return Loop(
@@ -239,6 +249,7 @@ class Session:
                 state=self.start.state if self.start.directory else None,
                 check_owner=self.lock.check if self.lock else lambda: None,
                 events=events,
+                on_saved=self.validated.callbacks.saved_files.append,
             ),
         )
         manager.reserve(checkpoint_bytes(self.start, self.validated.config))

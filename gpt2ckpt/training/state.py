@@ -29,6 +29,7 @@ from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.model.build import build_on_meta
 from gpt2ckpt.optim.optimizers import OptimizerSet, build_optimizer
 from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
+from gpt2ckpt.training.callbacks import Callbacks
 from gpt2ckpt.training.rng import capture_generators, restore_generators
 from gpt2ckpt.training.source_identity import code_identity
 
@@ -94,7 +95,12 @@ class TrainingState:
     is_sharded: bool = False  # each rank holds a part of every tensor
 
     def capture(
-        self, provenance: Provenance, epoch: int, schedule: ScheduleState, reason: str
+        self,
+        provenance: Provenance,
+        epoch: int,
+        schedule: ScheduleState,
+        reason: str,
+        callbacks: Callbacks,
     ) -> CheckpointState:
         """Return the state to save. Its tensors are the live ones, not copies.
 
@@ -127,9 +133,11 @@ class TrainingState:
             environment=provenance.environment,
             versions=versions(),
             scaler=self.scaler.state_dict(),
+            stopped_by=callbacks.stopped_by,
             model=self._gather(self.model.state_dict(keep_vars=self.is_sharded)),
             optimizer=self._gather(self.optimizer.state_dict()),
             rng=capture_generators(),
+            callbacks=callbacks.capture(),
         )
 
     def is_finite(self) -> bool:

@@ -16,6 +16,7 @@ from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.optim.limits import check_optimizer
 from gpt2ckpt.optim.schedule import Schedule, build_schedule
 from gpt2ckpt.runs.start import Start
+from gpt2ckpt.training.callbacks import Callbacks, stopped_by
 from gpt2ckpt.training.data_check import expected_files
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class ValidatedRun:
         schedule: Maps the steps done to the factor of the next step's learning rate.
         done: The work of earlier processes.
         expected_files: Digests that the data files must have; None if not recorded.
+        callbacks: The callbacks with their saved states; none on all ranks but the first.
     """
 
     config: TrainConfig
@@ -68,6 +70,7 @@ class ValidatedRun:
     schedule: Schedule
     done: CompletedWork = field(default_factory=CompletedWork)
     expected_files: list[str] | None = None
+    callbacks: Callbacks = field(default_factory=Callbacks)
 
     @property
     def blocks_per_step(self) -> int:
@@ -143,10 +146,19 @@ def check_settings(config: TrainConfig) -> None:
 def finished_notice(start: Start, validated: ValidatedRun) -> str | None:
     """Return the message for a run that has reached its end; None for one that can train."""
     trainer = validated.config.trainer
-    if start.state is None or start.state.step < validated.total_steps:
+    if start.state is None:
         return None
-    step = start.state.step
+    step, by = start.state.step, stopped_by(start)
     is_evaluated = not trainer.eval_every or start.state.data.evaluated_step == step
+    if by is not None and is_evaluated:
+        message = (
+            f"{start.directory} is finished: callback '{by.callback}' ended the training after "
+            f"step {step} ({by.reason}). To train longer, change a key of it "
+            f"(callback.{by.callback}.…) or resume without it (callback=null)."
+        )
+        return "\n".join([*start.skipped(), message])
+    if step < validated.total_steps:
+        return None
     if step == validated.total_steps and not is_evaluated:
         return None  # stopped before its last evaluation and its last save
     by_epochs = trainer.max_epochs and trainer.max_steps != validated.total_steps

@@ -13,6 +13,7 @@ from gpt2ckpt.checkpoint.state import CheckpointState, DataIdentity, RunIdentity
 from gpt2ckpt.config.schema import AdamWConfig, ModelConfig, MuonConfig
 from gpt2ckpt.model.gpt2 import GPT2
 from gpt2ckpt.optim.optimizers import build_optimizer
+from gpt2ckpt.training.callbacks import Callbacks
 from gpt2ckpt.training.hardware import choose_hardware
 from gpt2ckpt.training.state import Counters, Provenance, TrainingState
 
@@ -53,7 +54,7 @@ def captured(optimizer: AdamWConfig | MuonConfig) -> dict[str, Any]:
         data=DataIdentity(digest="", blocks_per_epoch=1),
         environment=choose_hardware("cpu", "float32", 1).recorded(ranks=1),
     )
-    return parts.capture(provenance, 0, ScheduleState(1, 1.0), "regular").to_dict()
+    return parts.capture(provenance, 0, ScheduleState(1, 1.0), "regular", Callbacks()).to_dict()
 
 
 @pytest.mark.parametrize("optimizer", [AdamWConfig(), MuonConfig()], ids=lambda c: c.kind)

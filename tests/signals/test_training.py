@@ -116,23 +116,25 @@ def test_different_signal_or_copy_does_not_end_the_process() -> None:
 
 def test_request_to_one_rank_holds_for_all_ranks() -> None:
     """`told` are the numbers of another rank; no signal has reached this one."""
-    told = [0, 0]
+    told = [0, 0, 0]
     with TrainingSignals(
         lambda own: [max(pair) for pair in zip(own, told, strict=True)]
     ) as signals:
         assert signals.agree() is None
         assert not signals.take_save_request()
-        told[:] = [0, 1]
+        told[:] = [0, 1, 0]
         assert signals.agree() is None
         assert signals.take_save_request()
-        told[:] = [signal.SIGTERM, 0]
+        told[:] = [signal.SIGTERM, 0, 0]
         assert signals.agree() is signal.SIGTERM
-        told[:] = [0, 0]
+        told[:] = [0, 0, 1]
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.stop is signal.SIGTERM, "alone it must not stop: the others train on"
+        assert not signals.ends_early, "agreed only by the next call of agree"
         assert signals.agree() is signal.SIGINT
         assert signals.take_save_request()
+        assert signals.ends_early
 
 
 def test_replaced_handlers_are_called_and_restored() -> None:

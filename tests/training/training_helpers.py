@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.runs.resume import Scope
 from gpt2ckpt.runs.start import Start, find_start
 from gpt2ckpt.runs.take_directory import take_directory
+from gpt2ckpt.training.callbacks import Callback, Callbacks
 from gpt2ckpt.training.hardware import choose_hardware
 from gpt2ckpt.training.session import Outcome, Session
 from gpt2ckpt.training.validate_run import ValidatedRun, validate_run
@@ -29,10 +30,14 @@ def start_of(overrides: list[str], directory: Path, *, locks: bool = False) -> S
     )
 
 
-def train(overrides: list[str], directory: Path) -> Outcome:
+def train(overrides: list[str], directory: Path, callbacks: Sequence[Callback] = ()) -> Outcome:
     """What the command does between its command line and its exit code."""
     with (start := start_of(overrides, directory, locks=True)).held():
         validated: ValidatedRun = validate_run(start)
+        if callbacks:
+            opened = Callbacks(callbacks)
+            opened.open(start)
+            validated = dataclasses.replace(validated, callbacks=opened)
         trainer = validated.config.trainer
         recorded = start.state.environment if start.state else None
         hardware = choose_hardware(trainer.device, trainer.precision, trainer.threads, recorded)
