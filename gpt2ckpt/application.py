@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 
+from gpt2ckpt.config import plugins
 from gpt2ckpt.config.compose import (
     VERSION_BASE,
     compose_config,
@@ -70,6 +71,7 @@ def parse_command_line(root: str) -> CommandLine:
     args.config_dir, args.config_path = config_dir and str(config_dir), None
     asks = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
     overrides = list(args.overrides)
+    plugins.load(plugins.plugins_in(overrides) or [])
     if not args.shell_completion:
         overrides = quote_strings(overrides, root, multirun=bool(args.multirun))
     return CommandLine(
@@ -197,7 +199,7 @@ def run_hydra(line: CommandLine, task: Callable[[Any], Any], more: Sequence[str]
 
     Errors of `task` are raised as they are: Hydra does not print them or exit itself.
     """
-    register_schemas()
+    register_schemas(line.config_dir)
     arguments, full = sys.argv, os.environ.get(FULL_ERROR)
     sys.argv = [arguments[0], *line.flags, *line.overrides, *more]
     os.environ[FULL_ERROR] = "1"

@@ -19,7 +19,7 @@ def build_state(name: str) -> dict[str, Any]:
     """Return a state as a training captures it, with random values and live tensors."""
     torch.manual_seed(0)
     model = GPT2(MODELS[name])
-    optimizer = build_optimizer(AdamWConfig(), model, "cpu")
+    optimizer = build_optimizer(AdamWConfig(), model)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()

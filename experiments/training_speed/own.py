@@ -53,7 +53,7 @@ def build_step(shape: Shape) -> Callable[[], float]:
     hardware = choose(config)
     prepare_process(hardware, deterministic=config.trainer.deterministic)
     model = new_model(config)
-    optimizer = build_optimizer(config.optimizer, model, "cpu")
+    optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     state = TrainingState(model, optimizer, scaler, Counters())
     stepper = Stepper(ParallelLoss(model.loss), open_loader(config), hardware, config.trainer)

@@ -1,6 +1,6 @@
 """Checks config values for ranges and contradictions, which types cannot express.
 
-gpt2ckpt/optim/limits.py checks the optimizer and the schedule.
+gpt2ckpt/config/limits.py checks the optimizer, and the builder of a schedule its settings.
 """
 
 import math
@@ -35,14 +35,13 @@ def check_config(config: TrainConfig) -> None:
     at_least("seed", config.seed, 0)
     if config.seed > LARGEST_SEED:
         raise ConfigError(f"seed is {config.seed}; it must be at most {LARGEST_SEED}")
-    for group in ("data", "optimizer", "schedule"):
+    for group in ("model", "data", "optimizer", "schedule"):
         if getattr(config, group) is None:
             raise ConfigError(f"there is no {group}: pass {group}=NAME or leave ~{group} out")
     if getattr(config.data, "train", "") is None:
         raise ConfigError("data.train is missing: pass a file or a glob, data.train=PATH")
-    if len(config.optimizer.betas) != 2:
-        raise ConfigError(f"optimizer.betas is {config.optimizer.betas}; it must be two numbers")
-    check_model(config.model)
+    if isinstance(config.model, ModelConfig):
+        check_model(config.model)
     _check_trainer(config.trainer)
     _check_checkpoint(config.checkpoint)
 

@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import gpt2ckpt
 from gpt2ckpt.config import user_files
 from gpt2ckpt.config.explain import explained
+from gpt2ckpt.config.options import CALLBACK
 from gpt2ckpt.config.registry import (
     ROOTS,
     all_keys,
@@ -69,6 +70,11 @@ def conf_directory() -> Path:
     return carried if carried.is_dir() else package.parent / "conf"
 
 
+def config_groups() -> set[str]:
+    """Return the names of the groups: those of conf/, and that of callbacks."""
+    return {path.name for path in conf_directory().iterdir() if path.is_dir()} | {CALLBACK}
+
+
 def compose_config(
     name: str, overrides: list[str], extra_dir: Path | None = None, root: str | None = None
 ) -> Composed:
@@ -85,7 +91,7 @@ def compose_config(
         ConfigError: if an override or a config file is wrong; names the user's file if it is one.
     """
     root = root or (name if name in ROOTS else "train")
-    register_schemas()
+    register_schemas(extra_dir)
     refuse_non_options(overrides)
     _refuse_two_lengths(overrides)
     try:
@@ -135,7 +141,7 @@ def _initialize_hydra(extra_dir: Path | None) -> None:
 
 def config_loader(extra_dir: Path | None = None) -> ConfigLoader:
     """Return a loader that knows the groups and their options."""
-    register_schemas()
+    register_schemas(extra_dir)
     return ConfigLoaderImpl(config_search_path=_search_path(extra_dir))
 
 
@@ -255,7 +261,7 @@ def explain_argument(argument: str, root: str = "train") -> str:
 
 def refuse_non_options(overrides: list[str]) -> None:
     """Raise ConfigError for a group that is given a value which is not the name of an option."""
-    groups = {path.name for path in conf_directory().iterdir() if path.is_dir()}
+    groups = config_groups()
     for override in parse_overrides(overrides):
         group, value = override.key_or_group, override.value()
         if group in groups and not override.is_delete() and isinstance(value, int | float | None):

@@ -31,6 +31,8 @@ def page(root: str, composed: Composed, config_dir: Path | None) -> str:
         for group, chosen in reversed(choices.items()):
             now = f" (now {chosen})" if chosen != "None" else ""
             names = ", ".join(group_options(group, config_dir))
+            if not names:
+                continue
             lines += textwrap.wrap(
                 f"{group}: {names}{now}", width, initial_indent="  ", subsequent_indent="      "
             )

@@ -9,7 +9,7 @@ has them.
 import re
 from typing import Any
 
-from gpt2ckpt.config.compose import conf_directory, parse_overrides
+from gpt2ckpt.config.compose import config_groups, parse_overrides
 
 OPTION = re.compile(r"[\w-]+(\.[\w-]+)*")  # a file of conf/, not a path to another folder
 INTERPOLATION = "${"
@@ -21,7 +21,7 @@ def safe_overrides(recorded: list[str], frozen: dict[str, Any]) -> list[str]:
     The name of a run becomes part of a path. An override of the name is therefore kept only if it
     has the value in the frozen config, which is validated.
     """
-    groups = {path.name for path in conf_directory().iterdir() if path.is_dir()}
+    groups = config_groups()
     return [
         override.input_line
         for override in parse_overrides(recorded)

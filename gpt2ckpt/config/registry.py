@@ -3,32 +3,32 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import re
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from gpt2ckpt.config import schema
 from gpt2ckpt.config.aliases import TRAIN_WITH, key_for
 from gpt2ckpt.config.earlier import with_earlier_values
+from gpt2ckpt.config.options import (
+    BUILT_IN,
+    CALLBACK,
+    DEFAULT_KINDS,
+    GROUPS,
+    OPTIONS,
+    Option,
+)
 from gpt2ckpt.errors import ConfigError, nearest
 
-KINDS: dict[str, dict[str, type]] = {
-    "data": {
-        "embedded": schema.EmbeddedDataConfig,
-        "text": schema.TextDataConfig,
-        "tokens": schema.TokensDataConfig,
-    },
-    "optimizer": {"adamw": schema.AdamWConfig, "muon": schema.MuonConfig},
-    "schedule": {
-        "cosine": schema.CosineConfig,
-        "wsd": schema.WsdConfig,
-        "constant": schema.ConstantConfig,
-    },
-}
+importlib.import_module(BUILT_IN)  # by name, as a plugin: its builders import the upper layers
+
+SINGLE = tuple(group for group in GROUPS if group != CALLBACK)  # groups with one option
 ROOTS: dict[str, type] = {
     "train": schema.TrainConfig,
     "sample": schema.SampleConfig,
@@ -47,19 +47,72 @@ TYPE_NAMES = {
 NO_KEY = "not in '"  # OmegaConf: Key 'x' not in 'TrainerConfig'
 
 
-def register_schemas() -> None:
-    """Register the schema of each command and of each kind with Hydra.
+def register_schemas(folder: Path | None = None) -> None:
+    """Register with Hydra the schema of each command, of each option, and the options of plugins.
 
-    They are in no group: --help would list the group.
+    The schemas are in no group: --help would list the group. An option of a plugin is in its group,
+    so that it needs no file; a file of its name in `folder`, the user's config folder, comes first.
     """
     store = ConfigStore.instance()
-    if "schema_train.yaml" in store.repo:
-        return  # Hydra 1.4 warns if a name is registered twice
     for name, root in ROOTS.items():
-        store.store(name=f"schema_{name}", node=root)
-    for group, kinds in KINDS.items():
-        for kind, node in kinds.items():
-            store.store(name=f"schema_{group}_{kind}", node=node)
+        _store(f"schema_{name}", _schema_of(root))
+    for option in _options():
+        group, node = option.group, option.schema()
+        _store(f"schema_{group}_{option.name}", node)
+        own = folder / group / f"{option.name}.yaml" if folder else None
+        if own is not None and own.is_file():
+            store.repo.get(group, {}).pop(own.name, None)
+        elif not option.is_built_in:
+            package = f"{group}.{option.name}" if group == CALLBACK else None
+            _store(option.name, node, group, package)
+
+
+def _store(name: str, node: Any, group: str | None = None, package: str | None = None) -> None:
+    """Store a node with Hydra, of which version 1.4 warns if the name is stored already."""
+    store = ConfigStore.instance()
+    there = store.repo.get(group, {}) if group else store.repo
+    there.pop(f"{name}.yaml", None)
+    store.store(name=name, node=node, group=group, package=package)
+
+
+def _schema_of(root: type) -> DictConfig:
+    """Return the schema of a command.
+
+    As long as no plugin has options of them, the groups with a default kind have its keys, so that
+    a config file of the user's may set a part of them and name no schema.
+    """
+    node: DictConfig = OmegaConf.structured(root)
+    for group, kind in DEFAULT_KINDS.items():
+        if group in node and len(OPTIONS[group]) == 1:
+            node[group] = OPTIONS[group][kind].schema()
+    return node
+
+
+def option_of(group: str, config: Any) -> Option:
+    """Return the option that a typed config belongs to.
+
+    A config that was built from plain values has its name in `kind`.
+    """
+    options, kind = OPTIONS[group], getattr(config, "kind", None)
+    if kind is not None:
+        return options[kind]
+    return next(option for option in options.values() if option.config is type(config))
+
+
+def build(group: str, config: Any, *arguments: Any) -> Any:
+    """Return the object that a typed config describes.
+
+    Args:
+        group: The config group.
+        config: The typed config of an option of this group.
+        arguments: What the builders of this group get after the config.
+
+    Raises:
+        PluginError: The builder of a plugin raised an exception.
+    """
+    option = option_of(group, config)
+    with option.named_errors():
+        return option.build(config, *arguments)
 
 
 def build_typed(root: str, plain: dict[str, Any]) -> Any:
@@ -75,22 +128,29 @@ def build_typed(root: str, plain: dict[str, Any]) -> Any:
         key: with_earlier_values(key, value) if isinstance(value, dict) else value
         for key, value in plain.items()
     }
-    groups = {group: values.pop(group) for group in KINDS if values.get(group) is not None}
-    built = _build(ROOTS[root], values, "")
+    groups = {group: values.pop(group) for group in SINGLE if values.get(group) is not None}
+    callbacks = values.pop(CALLBACK, None) or {}
+    built = _build(OmegaConf.structured(ROOTS[root]), values, "")
     for group, content in groups.items():
-        setattr(built, group, _build(_kind(group, content), content, f"{group}."))
+        if not hasattr(built, group):
+            raise ConfigError(no_such_key(group, root))
+        setattr(built, group, _build_option(group, content, f"{group}."))
+    if callbacks:
+        built.callback = {
+            name: _build_option(CALLBACK, content, f"{CALLBACK}.{name}.")
+            for name, content in callbacks.items()
+        }
     return built
 
 
-def build_model_config(values: dict[str, Any]) -> schema.ModelConfig:
+def build_model_config(values: dict[str, Any]) -> Any:
     """Return the model config from plain values. Raises ConfigError for a wrong key or type."""
-    built: schema.ModelConfig = _build(schema.ModelConfig, values, "model.")
-    return built
+    return _build_option("model", values, "model.")
 
 
 def build_data_config(values: dict[str, Any]) -> Any:
     """Return a data config of the kind that the frozen `values` name. Raises ConfigError."""
-    return _build(_kind("data", values), with_earlier_values("data", values), "data.")
+    return _build_option("data", with_earlier_values("data", values), "data.")
 
 
 def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
@@ -99,25 +159,34 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     A config file of the user's may set `kind` without building on a schema.
     """
     completed = dict(values)
-    for group, kinds in KINDS.items():
+    for group in SINGLE:
         content = values.get(group)
-        if isinstance(content, dict) and (cls := kinds.get(str(content.get("kind")))):
-            defaults = OmegaConf.to_container(OmegaConf.structured(cls))
-            assert isinstance(defaults, dict)
-            completed[group] = {**defaults, **content}
+        if isinstance(content, dict):
+            kind = str(content.get("kind", DEFAULT_KINDS.get(group)))
+            if option := OPTIONS[group].get(kind):
+                defaults = OmegaConf.to_container(option.schema())
+                assert isinstance(defaults, dict)
+                completed[group] = {**defaults, **content}
     return completed
 
 
-def _kind(group: str, content: Any) -> type:
-    kind = content.get("kind") if isinstance(content, dict) else None
-    if not isinstance(kind, str) or kind not in KINDS[group]:
-        raise ConfigError(f"{group}.kind is {kind!r}; it must be one of {', '.join(KINDS[group])}")
-    return KINDS[group][kind]
-
-
-def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+def _build_option(group: str, content: Any, prefix: str) -> Any:
+    """Return the typed config of the option that plain values name in `kind`."""
+    kind = content.get("kind", DEFAULT_KINDS.get(group)) if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in OPTIONS[group]:
+        names = ", ".join(OPTIONS[group]) or "the options of a plugin"
+        raise ConfigError(f"{prefix}kind is {kind!r}; it must be one of {names}")
+    option = OPTIONS[group][kind]
     try:
-        node = OmegaConf.structured(cls)
+        return _build(option.schema(), content, prefix)
+    except ConfigError:
+        raise
+    except Exception as error:  # of the config class, which checks itself in __post_init__
+        raise ConfigError(f"{option}: {error}") from error
+
+
+def _build(node: DictConfig, values: dict[str, Any], prefix: str) -> Any:
+    try:
         return OmegaConf.to_object(OmegaConf.merge(node, _literal(values)))
     except MissingMandatoryValue as error:
         missing = next(key for key in OmegaConf.missing_keys(OmegaConf.merge(node, values)))
@@ -152,17 +221,28 @@ def all_keys(root: str) -> list[str]:
     return sorted(_types(root))
 
 
-@functools.cache
 def _types(root: str) -> dict[str, Any]:
     """Return every key of the command `root`, and each group, with its annotated type."""
+    return _types_of(root, tuple(id(option) for option in _options()))
+
+
+@functools.cache
+def _types_of(root: str, known: tuple[int, ...]) -> dict[str, Any]:
+    """Return the same; `known` identifies the registered options."""
     types: dict[str, Any] = {}
     for name, annotated in get_type_hints(ROOTS[root]).items():
         types[name] = annotated
-        for cls in KINDS[name].values() if name in KINDS else [annotated]:
-            if dataclasses.is_dataclass(cls):
-                for leaf, inner in get_type_hints(cls).items():
-                    types.setdefault(f"{name}.{leaf}", inner)
+        if dataclasses.is_dataclass(annotated):
+            types |= {f"{name}.{leaf}": hint for leaf, hint in get_type_hints(annotated).items()}
+        for option in OPTIONS.get(name, {}).values():
+            prefix = f"{name}.{option.name}" if name == CALLBACK else name
+            for leaf, hint in {"kind": str, **get_type_hints(option.config)}.items():
+                types.setdefault(f"{prefix}.{leaf}", hint)
     return types
+
+
+def _options() -> list[Option]:
+    return [option for options in OPTIONS.values() for option in options.values()]
 
 
 def no_such_key(key: str, root: str = "train", value: str = "") -> str:
@@ -171,7 +251,8 @@ def no_such_key(key: str, root: str = "train", value: str = "") -> str:
     `value` is the value that the user gave.
     """
     group, _, leaf = key.partition(".")
-    offering = [f"{group}={kind}" for kind, cls in KINDS.get(group, {}).items() if _has(cls, leaf)]
+    options = OPTIONS.get(group, {}) if group != CALLBACK else {}
+    offering = [f"{group}={kind}" for kind, option in options.items() if _has(option.config, leaf)]
     if offering and hasattr(ROOTS[root], group):
         return f"{key} goes with {' or '.join(offering)}, not with the chosen {group}: add one."
     meant = key_meant(key, root)

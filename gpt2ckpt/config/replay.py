@@ -9,21 +9,19 @@ override that no longer composes, such as an experiment that was renamed, is lef
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from gpt2ckpt.config.compose import parse_overrides, sets
 from gpt2ckpt.config.earlier import in_blocks
+from gpt2ckpt.config.options import CALLBACK, DEFAULT_KINDS, OPTIONS, Effect, Option, effect_of
 from gpt2ckpt.config.recorded import safe_overrides
-from gpt2ckpt.config.registry import KINDS
+from gpt2ckpt.config.registry import SINGLE
 from gpt2ckpt.errors import ConfigError
 
 Values = dict[str, Any]
-NOT_FROZEN = ("resume", "fork", "dry_run")
-SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "gelu")
+NOT_FROZEN = ("resume", "fork", "dry_run", "plugins")
 WATCHING = (  # keys, or their prefixes, that no weight depends on
     "name",
-    "logger.",
     "checkpoint.",
     "trainer.eval_",
     "trainer.log_every",
@@ -31,14 +29,6 @@ WATCHING = (  # keys, or their prefixes, that no weight depends on
 )
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")
 EVALUATION_LENGTH = ("trainer.eval_blocks", "trainer.eval_steps")  # two units of one setting
-
-
-class Effect(StrEnum):
-    """The effect on a training of another value of a key."""
-
-    HARMLESS = "harmless"
-    TRAJECTORY = "changes the trajectory"
-    SHAPE = "breaks the shape"
 
 
 @dataclass(frozen=True)
@@ -55,8 +45,19 @@ class Change:
 
 
 def freeze(values: Values) -> Values:
-    """Return the part of a composed config that a checkpoint keeps."""
-    return {key: value for key, value in in_blocks(values).items() if key not in NOT_FROZEN}
+    """Return the part of a composed config that a checkpoint keeps.
+
+    A default kind is left out, and so is the group of callbacks if it is empty: without plugins, a
+    frozen config is that of earlier versions.
+    """
+    frozen = {key: value for key, value in in_blocks(values).items() if key not in NOT_FROZEN}
+    for group, kind in DEFAULT_KINDS.items():
+        content = frozen.get(group)
+        if isinstance(content, dict) and content.get("kind") == kind:
+            frozen[group] = {key: value for key, value in content.items() if key != "kind"}
+    if not frozen.get(CALLBACK):
+        frozen.pop(CALLBACK, None)
+    return frozen
 
 
 def task_overrides(overrides: list[str]) -> list[str]:
@@ -96,11 +97,11 @@ def replay(
         # A group that is given again, as in the command of the first start, changes nothing.
         if "." in named or named in after:
             asked |= {key for key in after if key == named or key.startswith(f"{named}.")}
-        if named in KINDS:
+        if named in SINGLE:
             asked.add(f"{named}.kind")
     current = flatten(frozen)
     result = dict(current)
-    for group in KINDS:
+    for group in SINGLE:
         kind = f"{group}.kind"
         if kind in asked and current.get(kind) != after.get(kind):
             result = {k: v for k, v in result.items() if not k.startswith(f"{group}.")}
@@ -144,8 +145,9 @@ def _composable_base(
         now, then = flatten(compose(base)), flatten(frozen)
         kinds = [
             f"{group}={kind}"
-            for group, known in KINDS.items()
-            if (kind := then.get(f"{group}.kind")) in known and kind != now.get(f"{group}.kind")
+            for group in SINGLE
+            if (kind := then.get(f"{group}.kind")) in OPTIONS[group]
+            and kind != now.get(f"{group}.kind")
         ]
         base = _composable_after(base, kinds, compose)
     return base, lost
@@ -163,7 +165,7 @@ def still_meant(
     for key, other in (EVALUATION_LENGTH, EVALUATION_LENGTH[::-1]):
         if any(sets(override, key) for override in new):
             recorded = [override for override in recorded if not sets(override, other)]
-    groups = [o for o in parse_overrides(new) if o.key_or_group in KINDS]
+    groups = [o for o in parse_overrides(new) if o.key_or_group in SINGLE]
     valid = composable([group.input_line for group in groups], compose)
     groups = [group for group in groups if group.input_line in valid]  # `replay` refuses the others
     if not groups:
@@ -177,6 +179,8 @@ def still_meant(
 def difference(old: Values, new: Values) -> list[Change]:
     """Return the keys in which two flat configs differ, in the order of the configs."""
     keys = [*old, *(key for key in new if key not in old)]
+    defaults = {f"{group}.kind": kind for group, kind in DEFAULT_KINDS.items()}
+    old, new = defaults | old, defaults | new
     return [
         Change(k, old.get(k), new.get(k), classify(k, new))
         for k in keys
@@ -191,13 +195,24 @@ def classify(key: str, config: Values) -> Effect:
     that both trainings reach, the weights are bitwise the same. TRAJECTORY: all other keys, unknown
     ones too.
     """
-    group, _, leaf = key.partition(".")
-    if (group == "model" and leaf in SHAPE) or key == "optimizer.kind":
+    if key in ("model.kind", "optimizer.kind"):
         return Effect.SHAPE
+    if option := _option_with(key, config):
+        return effect_of(option, key.rpartition(".")[2])
     if key in LENGTH:  # the length of most schedules is that of the run
         fixed = config.get("schedule.kind") == "constant" or config.get("schedule.steps")
         return Effect.HARMLESS if fixed else Effect.TRAJECTORY
     return Effect.HARMLESS if key.startswith(WATCHING) else Effect.TRAJECTORY
+
+
+def _option_with(key: str, config: Values) -> Option | None:
+    """Return the option that `key` belongs to; None for a key of no option that is known."""
+    group, _, rest = key.partition(".")
+    if group not in OPTIONS or not rest:
+        return None
+    prefix = f"{group}.{rest.partition('.')[0]}" if group == CALLBACK else group
+    kind = config.get(f"{prefix}.kind", DEFAULT_KINDS.get(group))
+    return OPTIONS[group].get(str(kind))
 
 
 def flatten(values: Values, prefix: str = "") -> Values:
@@ -230,8 +245,7 @@ def _refuse_other_states(changes: list[Change]) -> None:
                 f"a resume cannot change the optimizer ({change}), whose state is saved: leave it "
                 "out, or start a new run from the weights with model.init_from=FILE"
             )
-        group, _, leaf = change.key.partition(".")
-        if group == "model" and leaf in SHAPE:
+        if change.effect is Effect.SHAPE:
             raise ConfigError(
                 f"a resume cannot change the shape of the model ({change}): "
                 f"leave {change.key} out, or start a new run"

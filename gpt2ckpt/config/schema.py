@@ -1,14 +1,18 @@
 """The schema of every config group: names, types and defaults.
 
 Hydra checks a composed config against these classes, and `gpt2ckpt.config.registry` builds them
-from a frozen config. The options in conf/ have the same defaults, which a test compares: a config
-file of the user's may set a part of the keys. The comments in conf/ say what each key means.
+from a frozen config. A class that is an option of a group (`gpt2ckpt.builtin`) also has the key
+`kind`, the option's name. The options in conf/ have the same defaults, which a test compares: a
+config file of the user's may set a part of the keys. The comments in conf/ say what each key means.
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from omegaconf import MISSING
+
+from gpt2ckpt.config import limits
+from gpt2ckpt.config.options import setting
 
 VOCAB_SIZE = 50257
 END_OF_TEXT = 50256  # GPT-2's token <|endoftext|>
@@ -25,14 +29,14 @@ class ModelShape(Protocol):
 class ModelConfig:
     """The shape of a GPT-2 (conf/model/). Weights in `init_from` set the shape themselves."""
 
-    n_layer: int = 4
-    n_head: int = 4
-    n_embd: int = 128
-    block_size: int = 128
-    vocab_size: int = VOCAB_SIZE
+    n_layer: int = setting(4, effect="shape")
+    n_head: int = setting(4, effect="shape")
+    n_embd: int = setting(128, effect="shape")
+    block_size: int = setting(128, effect="shape")
+    vocab_size: int = setting(VOCAB_SIZE, effect="shape")
     dropout: float = 0.0
-    bias: bool = True
-    gelu: str = "tanh"
+    bias: bool = setting(True, effect="shape")
+    gelu: str = setting("tanh", effect="shape")
     init_from: str | None = None
 
 
@@ -40,7 +44,6 @@ class ModelConfig:
 class EmbeddedDataConfig:
     """The Python language reference, English prose that is part of every Python installation."""
 
-    kind: str = "embedded"
     val_fraction: float = 0.1
     split: str = "sections"
 
@@ -49,7 +52,6 @@ class EmbeddedDataConfig:
 class TextDataConfig:
     """UTF-8 text files. `train` may be null for an evaluation on `val`."""
 
-    kind: str = "text"
     train: str | None = None
     val: str | None = None
     val_fraction: float = 0.1
@@ -59,7 +61,6 @@ class TextDataConfig:
 class TokensDataConfig:
     """Token files: nanoGPT's, without a header, or llm.c's shards."""
 
-    kind: str = "tokens"
     train: str | None = None
     val: str = MISSING
     dtype: str = "auto"
@@ -67,18 +68,22 @@ class TokensDataConfig:
 
 @dataclass
 class AdamWConfig:
-    kind: str = "adamw"
+    """AdamW for all parameters."""
+
     lr: float = 3e-3
     weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the first setting that is out of range."""
+        limits.check_adamw(self.lr, self.weight_decay, self.betas, self.eps)
 
 
 @dataclass
 class MuonConfig:
     """Muon for the matrices of the blocks; AdamW for embeddings, norms and biases."""
 
-    kind: str = "muon"
     lr: float = 0.02
     weight_decay: float = 0.1
     momentum: float = 0.95
@@ -88,12 +93,16 @@ class MuonConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for the first setting that is out of range."""
+        limits.check_adamw(self.lr, self.weight_decay, self.betas, self.eps)
+        limits.check_muon(self.adamw_lr, self.momentum, self.ns_steps)
+
 
 @dataclass
 class CosineConfig:
     """Linear warm-up, then half a cosine down to `min_lr_ratio`."""
 
-    kind: str = "cosine"
     warmup_steps: int = 40
     steps: int | None = None
     min_lr_ratio: float = 0.1
@@ -103,7 +112,6 @@ class CosineConfig:
 class WsdConfig:
     """Linear warm-up, a plateau, then a linear decay over the last `decay_steps`."""
 
-    kind: str = "wsd"
     warmup_steps: int = 40
     decay_steps: int = 100
     steps: int | None = None
@@ -112,7 +120,8 @@ class WsdConfig:
 
 @dataclass
 class ConstantConfig:
-    kind: str = "constant"
+    """Linear warm-up, then a constant learning rate."""
+
     warmup_steps: int = 40
 
 
@@ -180,13 +189,15 @@ class TrainConfig:
 
     name: str = "gpt2"
     seed: int = 1337
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: Any = None
     data: Any = None
     optimizer: Any = None
     schedule: Any = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    logger: Any = None
+    callback: dict[str, Any] = field(default_factory=dict)
+    plugins: list[str] = field(default_factory=list)
     resume: str | None = None
     fork: bool | None = None
     dry_run: bool | None = None
@@ -205,6 +216,7 @@ class SampleConfig:
     seed: int = 1337
     device: str = "auto"
     precision: str = "auto"
+    plugins: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -216,6 +228,7 @@ class EvaluateConfig:
     batch_size: int = 8
     device: str = "auto"
     precision: str = "float32"
+    plugins: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -225,6 +238,7 @@ class PrepareConfig:
     data: Any = None
     out: str = MISSING
     shard_tokens: int = 100_000_000
+    plugins: list[str] = field(default_factory=list)
 
 
 @dataclass

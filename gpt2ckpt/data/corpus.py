@@ -109,13 +109,15 @@ def open_validation(
         corpus = open_corpus(config, vocab_size, block_size)
         return corpus.val, corpus.description
     if isinstance(config, TokensDataConfig):
+        kind = "tokens"
         opened = _open_files(expand_files("data.val", config.val), vocab_size, config.dtype)
     else:
+        kind = "text"
         check_tokenizer_fits(vocab_size)
         opened = _encode_sources(file_sources("data.val", config.val))
     val = TokenStream(opened.pieces, vocab_size)
     _require_block("validation", val, block_size, "pass more data in data.val")
-    return val, f"{_described(config.kind, opened.files)}, {len(val):,} validation tokens"
+    return val, f"{_described(kind, opened.files)}, {len(val):,} validation tokens"
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,10 @@ class _Opened:
 def _open_text(config: EmbeddedDataConfig | TextDataConfig, vocab_size: int) -> Corpus:
     check_tokenizer_fits(vocab_size)
     train_sources, val_sources = text_sources(config)
+    kind = "embedded" if isinstance(config, EmbeddedDataConfig) else "text"
     opened = _encode_sources(train_sources)
     if val_sources is not None:
-        return _corpus(config.kind, opened, _encode_sources(val_sources), vocab_size)
+        return _corpus(kind, opened, _encode_sources(val_sources), vocab_size)
     stream = TokenStream(opened.pieces, vocab_size)
     train, val = stream.split(len(stream) - held_out(len(stream), config.val_fraction))
     return Corpus(
@@ -144,7 +147,7 @@ def _open_text(config: EmbeddedDataConfig | TextDataConfig, vocab_size: int) -> 
         digest=_digest([train, val], complete=True),
         contents=Contents(opened.contents),
         files=tuple(opened.files),
-        description=_described(config.kind, opened.files, train, val),
+        description=_described(kind, opened.files, train, val),
     )
 
 
@@ -161,7 +164,7 @@ def _open_tokens(config: TokensDataConfig, vocab_size: int) -> Corpus:
     splits = [("data.train", config.train), ("data.val", config.val)]
     paths = [expand_files(key, patterns) for key, patterns in splits]
     train, val = (_open_files(part, vocab_size, config.dtype) for part in paths)
-    return _corpus(config.kind, train, val, vocab_size)
+    return _corpus("tokens", train, val, vocab_size)
 
 
 def _open_files(paths: Sequence[Path], vocab_size: int, dtype: str) -> _Opened:

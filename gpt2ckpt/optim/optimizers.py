@@ -1,4 +1,4 @@
-"""AdamW and Muon, with one interface.
+"""The optimizers of a training as one, and the built-in AdamW and Muon.
 
 Sources: AdamW, Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019). Muon, Keller
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): the momentum of
@@ -6,17 +6,26 @@ each matrix is orthogonalized by Newton-Schulz iterations before it is applied. 
 implementations of torch.optim.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
 
+from gpt2ckpt.config import registry
 from gpt2ckpt.config.schema import AdamWConfig, MuonConfig
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.layers import hidden_matrices
-from gpt2ckpt.optim.limits import check_optimizer
-from gpt2ckpt.optim.state import check_states, export_group, place_state
+from gpt2ckpt.optim.state import (
+    changed_settings,
+    check_number,
+    check_states,
+    export_group,
+    place,
+    place_state,
+    settings_of,
+)
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
 
@@ -24,19 +33,32 @@ NamedParameters = list[tuple[str, nn.Parameter]]
 
 
 class OptimizerSet:
-    """One or two torch optimizers, each for a part of a model's parameters.
+    """Any torch optimizers, each for a part of a model's parameters, with one state.
+
+    The state is that of `optimizer.state`, by parameter name. An optimizer may also change settings
+    of its parameter groups in a step, or keep state under keys of its own: these belong to the
+    state where they exist.
 
     A gradient scaler steps each optimizer separately. With float16, callers must therefore check
     the total gradient norm first, and skip all optimizers if it is not finite.
 
     Args:
-        torch_optimizers: Optimizers built from named parameters. Reports show the learning rate of
-            the first.
+        torch_optimizers: The optimizers. The learning rate of the first is the one that is
+            reported.
+        model: The module whose parameters they train, without wrappers.
+
+    Raises:
+        TypeError: An object is not a torch optimizer.
+        ValueError: A parameter group has no learning rate, or its parameters are not those of the
+            model, each once.
     """
 
-    def __init__(self, torch_optimizers: list[torch.optim.Optimizer]) -> None:
-        self.torch_optimizers = torch_optimizers
+    def __init__(self, torch_optimizers: Sequence[torch.optim.Optimizer], model: nn.Module) -> None:
+        _check_optimizers(torch_optimizers, model)
+        self.torch_optimizers = list(torch_optimizers)
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._base_lrs = [group["lr"] for group in self._groups()]
+        self._settings = [deepcopy(settings_of(group)) for group in self._groups()]
 
     @property
     def lr(self) -> float:
@@ -67,9 +89,11 @@ class OptimizerSet:
         """Return the state by parameter name, independent of the order of the parameters.
 
         Returns:
-            A dict with two entries. `state` maps parameter names to their live tensors. `groups`
-            lists the settings and parameter names of each group, for readers of a checkpoint, with
-            the configured `lr` before the schedule.
+            A dict with two entries, and two more where an optimizer needs them. `state` maps
+            parameter names to their live tensors and numbers. `groups` lists the settings and
+            parameter names of each group, for readers of a checkpoint, with the configured `lr`
+            before the schedule. `group_state` has, for each group, the settings that steps have
+            changed; `optimizer_state`, for each optimizer, the state that is of no parameter.
         """
         state = {
             name: dict(optimizer.state[parameter])
@@ -77,30 +101,50 @@ class OptimizerSet:
             if optimizer.state.get(parameter)
         }
         groups = [
-            export_group(type(optimizer).__name__, group, base_lr)
+            export_group(type(optimizer).__name__, group, base_lr, self._names_in(group))
             for (optimizer, group), base_lr in zip(
                 self._groups_by_optimizer(), self._base_lrs, strict=True
             )
         ]
-        return {"state": state, "groups": groups}
+        more = {
+            "group_state": [
+                changed_settings(group, settings)
+                for group, settings in zip(self._groups(), self._settings, strict=True)
+            ],
+            "optimizer_state": [_own_state(optimizer) for optimizer in self.torch_optimizers],
+        }
+        return {"state": state, "groups": groups} | {k: v for k, v in more.items() if any(v)}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Copy the tensors of a `state_dict()`; on an error, nothing changes.
 
-        Learning rates and other settings are not loaded: the optimizers keep those they were built
-        with. A parameter without a saved state, which was never updated, stays without one.
+        Learning rates and other settings stay those that the optimizers were built with, except
+        for settings that steps have changed. A parameter that was never stepped has no state and
+        gets none.
 
         Raises:
             CheckpointError: Parameter names, kinds of state or shapes do not match.
         """
         targets = {name: (optimizer, param) for optimizer, name, param in self._named()}
         check_states(saved, {name: (_state_keys(o), p.shape) for name, (o, p) in targets.items()})
+        groups, optimizers = list(self._groups()), self.torch_optimizers
+        group_states = check_number(saved, "group_state", len(groups))
+        own_states = check_number(saved, "optimizer_state", len(optimizers))
         for name, (optimizer, parameter) in targets.items():
             optimizer.state.pop(parameter, None)
             if name in saved["state"]:
                 step_on_device = bool(optimizer.defaults.get("fused"))
                 state = place_state(saved["state"][name], parameter, step_on_device)
                 optimizer.state[parameter] = state
+        for group, settings, changed in zip(groups, self._settings, group_states, strict=True):
+            for key in settings_of(group).keys() - settings.keys():
+                del group[key]
+            group.update(deepcopy(settings) | place(changed, group["params"][0]))
+        for optimizer, own in zip(optimizers, own_states, strict=True):
+            by_key: dict[Any, Any] = optimizer.state
+            for key in _own_state(optimizer):
+                del by_key[key]
+            by_key.update(place(own, optimizer.param_groups[0]["params"][0]))
 
     def _groups_by_optimizer(self) -> Iterator[tuple[torch.optim.Optimizer, dict[str, Any]]]:
         for optimizer in self.torch_optimizers:
@@ -112,34 +156,44 @@ class OptimizerSet:
 
     def _named(self) -> Iterator[tuple[torch.optim.Optimizer, str, nn.Parameter]]:
         for optimizer, group in self._groups_by_optimizer():
-            for name, parameter in zip(group["param_names"], group["params"], strict=True):
-                yield optimizer, name, parameter
+            for parameter in group["params"]:
+                yield optimizer, self._names[id(parameter)], parameter
+
+    def _names_in(self, group: Mapping[str, Any]) -> list[str]:
+        return [self._names[id(parameter)] for parameter in group["params"]]
 
 
-def build_optimizer(
-    config: AdamWConfig | MuonConfig, model: nn.Module, device_type: str
-) -> OptimizerSet:
-    """Return the optimizer that `config` describes for the trainable parameters of `model`.
+def build_optimizer(config: Any, model: nn.Module) -> OptimizerSet:
+    """Return the optimizers that a config describes for the trainable parameters of `model`.
+
+    Args:
+        config: The typed config of an option of the group optimizer.
+        model: The module without compiled or distributed wrappers, since the state has its names.
+
+    Raises:
+        PluginError: A plugin raised an exception, or returned something else than optimizers.
+    """
+    built = registry.build("optimizer", config, model)
+    with registry.option_of("optimizer", config).named_errors():
+        return OptimizerSet(built if isinstance(built, list) else [built], model)
+
+
+def build_adamw(config: AdamWConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Return AdamW for all parameters.
 
     Weight decay applies to matrices and embeddings, not to biases and norms. A tied parameter
     counts once, under its first name.
+    """
+    return _adamw(_named(model), config, config.lr)
 
-    Args:
-        config: AdamW for all parameters, or Muon for the matrices of the repeated layers and AdamW
-            for the others.
-        model: The module without compiled or distributed wrappers, which would change the names of
-            the parameters.
-        device_type: Device of the parameters ("cpu", "cuda", "mps"), which selects fused kernels.
+
+def build_muon(config: MuonConfig, model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the repeated layers, and AdamW for the other parameters.
 
     Raises:
-        ConfigError: A setting is out of range, or the model has no matrices for Muon.
+        ConfigError: The model has no matrices for Muon.
     """
-    check_optimizer(config)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    fused = device_type in FUSED_DEVICES
-    if isinstance(config, AdamWConfig):
-        return OptimizerSet([_adamw(named, config, config.lr, fused)])
-    matrices = hidden_matrices(model)
+    named, matrices = _named(model), hidden_matrices(model)
     hidden = [(name, p) for name, p in named if p in matrices]
     others = [(name, p) for name, p in named if p not in matrices]
     if not hidden:
@@ -147,12 +201,44 @@ def build_optimizer(
             "optimizer=muon trains the matrices of repeated layers, and the model has none: keep "
             "its layers in an nn.ModuleList, or choose optimizer=adamw"
         )
-    adamw = [_adamw(others, config, config.adamw_lr, fused)] if others else []
-    return OptimizerSet([_muon(hidden, config), *adamw])
+    adamw = [_adamw(others, config, config.adamw_lr)] if others else []
+    return [_muon(hidden, config), *adamw]
+
+
+def _check_optimizers(built: Sequence[Any], model: nn.Module) -> None:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    seen: set[int] = set()
+    if not built:
+        raise ValueError("the builder returned no optimizer")
+    for optimizer in built:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                f"the builder returned a {type(optimizer).__name__}; it must return a torch "
+                "optimizer or a list of them"
+            )
+        for group in optimizer.param_groups:
+            if "lr" not in group:
+                raise ValueError("a parameter group has no 'lr', which the schedule scales")
+            for parameter in group["params"]:
+                if id(parameter) not in names:
+                    raise ValueError("the optimizer has a parameter that is not the model's")
+                if id(parameter) in seen:
+                    raise ValueError(f"two optimizers have the parameter {names[id(parameter)]}")
+                seen.add(id(parameter))
+
+
+def _own_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state that is of no parameter."""
+    state: dict[Any, Any] = optimizer.state
+    return {key: value for key, value in state.items() if isinstance(key, str)}
+
+
+def _named(model: nn.Module) -> NamedParameters:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def _adamw(
-    named: NamedParameters, config: AdamWConfig | MuonConfig, lr: float, fused: bool
+    named: NamedParameters, config: AdamWConfig | MuonConfig, lr: float
 ) -> torch.optim.Optimizer:
     matrices = [(name, p) for name, p in named if p.ndim >= 2]
     vectors = [(name, p) for name, p in named if p.ndim < 2]
@@ -162,6 +248,7 @@ def _adamw(
         if members
     ]
     beta1, beta2 = config.betas
+    fused = named[0][1].device.type in FUSED_DEVICES
     return torch.optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=config.eps, fused=fused)
 
 
@@ -176,8 +263,10 @@ def _muon(named: NamedParameters, config: MuonConfig) -> torch.optim.Optimizer:
     )
 
 
-def _state_keys(optimizer: torch.optim.Optimizer) -> frozenset[str]:
-    """Return the names of the tensors that the optimizer keeps for each parameter."""
-    if isinstance(optimizer, torch.optim.Muon):
+def _state_keys(optimizer: torch.optim.Optimizer) -> frozenset[str] | None:
+    """Return the kinds of state of each parameter after a step; None if they are not known."""
+    if type(optimizer) is torch.optim.Muon:
         return frozenset({"momentum_buffer"})
-    return frozenset({"step", "exp_avg", "exp_avg_sq"})
+    if type(optimizer) is torch.optim.AdamW:
+        return frozenset({"step", "exp_avg", "exp_avg_sq"})
+    return None

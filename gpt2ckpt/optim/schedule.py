@@ -8,8 +8,9 @@ and Compute-Optimal Training Beyond Fixed Training Durations" (2024).
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from gpt2ckpt.config import registry
 from gpt2ckpt.config.schema import ConstantConfig, CosineConfig, WsdConfig
 from gpt2ckpt.errors import ConfigError
 
@@ -17,8 +18,8 @@ Schedule: TypeAlias = Callable[[int], float]
 """Maps the number of steps done to the factor in [0, 1] of the next step's learning rate."""
 
 
-def build_schedule(config: CosineConfig | WsdConfig | ConstantConfig, total_steps: int) -> Schedule:
-    """Return the schedule that `config` describes.
+def build_schedule(config: Any, total_steps: int) -> Schedule:
+    """Return the schedule that a typed config of the group schedule describes.
 
     Args:
         config: The schedule; with steps=null, it is as long as the run.
@@ -26,18 +27,21 @@ def build_schedule(config: CosineConfig | WsdConfig | ConstantConfig, total_step
 
     Raises:
         ConfigError: A value is out of range, or values contradict each other.
+        PluginError: A plugin raised an exception.
     """
+    schedule: Schedule = registry.build("schedule", config, total_steps)
+    return schedule
+
+
+def build_constant(config: ConstantConfig) -> Schedule:
+    """Return a linear warm-up, and then the full learning rate."""
     _not_negative("warmup_steps", config.warmup_steps)
-    match config:
-        case CosineConfig():
-            return _build_cosine(config, total_steps)
-        case WsdConfig():
-            return _build_wsd(config, total_steps)
-        case ConstantConfig():
-            return lambda step: _warmup(step, config.warmup_steps)
+    return lambda step: _warmup(step, config.warmup_steps)
 
 
-def _build_cosine(config: CosineConfig, total_steps: int) -> Schedule:
+def build_cosine(config: CosineConfig, total_steps: int) -> Schedule:
+    """Return a linear warm-up, then half a cosine."""
+    _not_negative("warmup_steps", config.warmup_steps)
     end = _length(config.steps, total_steps)
     _check_ratio(config.min_lr_ratio)
     _fits("warmup_steps", config.warmup_steps, end, config.steps)
@@ -52,7 +56,9 @@ def _build_cosine(config: CosineConfig, total_steps: int) -> Schedule:
     return scale
 
 
-def _build_wsd(config: WsdConfig, total_steps: int) -> Schedule:
+def build_wsd(config: WsdConfig, total_steps: int) -> Schedule:
+    """Return a linear warm-up, a plateau, and a linear decay at the end."""
+    _not_negative("warmup_steps", config.warmup_steps)
     end = _length(config.steps, total_steps)
     _check_ratio(config.min_lr_ratio)
     _not_negative("decay_steps", config.decay_steps)

@@ -8,22 +8,48 @@ from torch import Tensor
 
 from gpt2ckpt.errors import CheckpointError
 
-Expected: TypeAlias = Mapping[str, tuple[Collection[str], torch.Size]]
-"""Maps each parameter name to the names of its state tensors and the shape of the parameter."""
+Expected: TypeAlias = Mapping[str, tuple[Collection[str] | None, torch.Size]]
+"""Maps parameter names to the kinds of their state (None: not known) and their shapes."""
 
 _PLAIN = (bool, int, float, str, type(None))
 
 
-def export_group(kind: str, group: Mapping[str, Any], base_lr: float) -> dict[str, Any]:
-    """Return a parameter group as JSON values: its optimizer, parameter names and settings."""
+def settings_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a parameter group, without its parameters and its learning rate."""
     skipped = ("params", "param_names", "lr")
-    settings = {key: _plain(value) for key, value in group.items() if key not in skipped}
+    return {key: value for key, value in group.items() if key not in skipped}
+
+
+def changed_settings(group: Mapping[str, Any], initial: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a parameter group that are not the `initial` ones."""
     return {
-        "optimizer": kind,
-        "params": list(group["param_names"]),
-        "lr": float(base_lr),
-        **settings,
+        key: value
+        for key, value in settings_of(group).items()
+        if key not in initial or not _same(value, initial[key])
     }
+
+
+def export_group(
+    kind: str, group: Mapping[str, Any], base_lr: float, names: list[str]
+) -> dict[str, Any]:
+    """Return a parameter group as JSON values: its optimizer, parameter names and settings."""
+    settings = {key: _plain(value) for key, value in settings_of(group).items()}
+    return {"optimizer": kind, "params": names, "lr": float(base_lr), **settings}
+
+
+def check_number(saved: Mapping[str, Any], key: str, count: int) -> list[dict[str, Any]]:
+    """Return a list of `count` dicts in a saved state; empty ones if it has none.
+
+    Raises:
+        CheckpointError: The list has another length.
+    """
+    found = saved.get(key, [{} for _ in range(count)])
+    if not isinstance(found, list) or len(found) != count:
+        raise CheckpointError(
+            f"the optimizer state does not fit: its {key} is not a list of {count}; resume with "
+            "the optimizer that the checkpoint was trained with"
+        )
+    return found
 
 
 def check_states(saved: Mapping[str, Any], expected: Expected) -> None:
@@ -50,29 +76,38 @@ def check_states(saved: Mapping[str, Any], expected: Expected) -> None:
 
 
 def place_state(
-    saved: Mapping[str, Tensor], parameter: Tensor, step_on_device: bool
-) -> dict[str, Tensor]:
+    saved: Mapping[str, Any], parameter: Tensor, step_on_device: bool
+) -> dict[str, Any]:
     """Return copies of the state of one parameter on the devices that its optimizer requires.
 
     Args:
-        saved: The state tensors by name; their dtypes are kept.
-        parameter: The parameter, whose device and sharding the copies get.
+        saved: Maps kinds of state to tensors, whose dtypes are kept, or to other values.
+        parameter: The parameter, the device and sharding of which the copies get.
         step_on_device: Whether the step count is on the device of the parameter, as the fused
             kernels require; otherwise it is on the CPU.
     """
     step_device = parameter.device if step_on_device else torch.device("cpu")
     return {
-        key: tensor.detach().to(step_device, copy=True)
-        if key == "step"
-        else _beside(parameter, tensor)
-        for key, tensor in saved.items()
+        key: value.detach().to(step_device, copy=True)
+        if key == "step" and isinstance(value, Tensor)
+        else place(value, parameter)
+        for key, value in saved.items()
     }
+
+
+def place(value: Any, parameter: Tensor) -> Any:
+    """Return a copy of a value, the tensors in which are on the device of `parameter`."""
+    if isinstance(value, Mapping):
+        return {key: place(item, parameter) for key, item in value.items()}
+    if isinstance(value, list):
+        return [place(item, parameter) for item in value]
+    return _beside(parameter, value) if isinstance(value, Tensor) else value
 
 
 def _beside(parameter: Tensor, tensor: Tensor) -> Tensor:
     placed = tensor.detach().to(parameter.device, copy=True)
     mesh: Any = getattr(parameter, "device_mesh", None)
-    if mesh is None:
+    if mesh is None or tensor.shape != parameter.shape:
         return placed
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -88,7 +123,10 @@ def _saved_names(saved: Mapping[str, Any]) -> set[str] | None:
         return None
 
 
-def _check_state(name: str, state: Any, keys: Collection[str], shape: torch.Size) -> None:
+def _check_state(name: str, state: Any, keys: Collection[str] | None, shape: torch.Size) -> None:
+    if keys is None and isinstance(state, Mapping):
+        return
+    keys = keys or ()
     if not isinstance(state, Mapping) or set(state) != set(keys):
         held = ", ".join(sorted(state)) if isinstance(state, Mapping) else type(state).__name__
         raise CheckpointError(
@@ -103,6 +141,12 @@ def _check_state(name: str, state: Any, keys: Collection[str], shape: torch.Size
                 f"the optimizer state {key} of '{name}' has the shape {found} instead of "
                 f"{list(wanted)}; resume with the model that the checkpoint was trained with"
             )
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    return bool(a == b)
 
 
 def _plain(value: Any) -> Any:

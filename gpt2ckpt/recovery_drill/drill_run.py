@@ -128,7 +128,7 @@ def _common_overrides(values: Values, total_steps: int) -> list[str]:
     schedule = values["schedule"]
     if "steps" in schedule and schedule["steps"] is None:
         # With the learning rates of the real run. A schedule must be longer than its warm-up.
-        parts = schedule["warmup_steps"] + schedule.get("decay_steps", 0)
+        parts = schedule.get("warmup_steps", 0) + schedule.get("decay_steps", 0)
         overrides.append(f"schedule.steps={max(total_steps, parts)}")
     return overrides
 

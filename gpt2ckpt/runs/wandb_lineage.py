@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from gpt2ckpt.config.replay import Effect, Values, classify, flatten
+from gpt2ckpt.config.options import Effect
+from gpt2ckpt.config.replay import Values, classify, flatten
 from gpt2ckpt.runs.expected_losses import LogIntervals
 
 SAME_UP_TO_ROUNDING = tuple(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2ckpt.config.compose import parse_overrides
-from gpt2ckpt.config.replay import LENGTH, SHAPE, WATCHING, Values, flatten, freeze, task_overrides
+from gpt2ckpt.config.options import Effect
+from gpt2ckpt.config.replay import LENGTH, Values, classify, flatten, freeze, task_overrides
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,15 @@ def swept_keys(overrides: list[str]) -> list[str]:
 
 
 def _identity(config: Values, job: Job) -> Values:
-    """Return the keys that identify a job: those of length, logging and saving only if swept."""
-    shape = tuple(f"model.{key}" for key in SHAPE) if config.get("model.init_from") else ()
-    free = (*WATCHING, *LENGTH, *shape)  # the shape is that of the pretrained weights
+    """Return the keys that identify a training: not its length, its logging and its saving."""
+    free = [Effect.HARMLESS]
+    if config.get("model.init_from"):
+        free.append(Effect.SHAPE)  # pretrained weights determine the shape
     return {
         key: value
         for key, value in config.items()
-        if not key.startswith(free) or any(_within(key, swept) for swept in job.swept)
+        if not (key in LENGTH or classify(key, config) in free)
+        or any(_within(key, swept) for swept in job.swept)
     }
 
 

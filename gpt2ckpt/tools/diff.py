@@ -5,7 +5,8 @@ from typing import Any
 
 from gpt2ckpt.checkpoint import format
 from gpt2ckpt.checkpoint.reading import check, compare_tensors
-from gpt2ckpt.config.replay import Change, Effect, classify, difference, flatten
+from gpt2ckpt.config.options import Effect
+from gpt2ckpt.config.replay import Change, classify, difference, flatten
 from gpt2ckpt.tools.command_line import Subcommand
 from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
 from gpt2ckpt.units import plural

@@ -7,7 +7,7 @@ from typing import Any
 from gpt2ckpt.checkpoint.reading import read_meta
 from gpt2ckpt.config.compose import in_shell, spelled
 from gpt2ckpt.config.earlier import completed
-from gpt2ckpt.config.registry import KINDS
+from gpt2ckpt.config.registry import SINGLE
 from gpt2ckpt.config.replay import flatten
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.runs.command import command
@@ -44,7 +44,9 @@ def resume_command(path: Path, config: dict[str, Any]) -> str:
 def overrides(config: dict[str, Any]) -> list[str]:
     """Return the overrides that compose `config`: the choices of groups, then each key."""
     keys = flatten({group: config[group] for group in (*GROUPS, "seed") if group in config})
-    choices = [f"{group}={keys.pop(f'{group}.kind')}" for group in KINDS if f"{group}.kind" in keys]
+    choices = [
+        f"{group}={keys.pop(f'{group}.kind')}" for group in SINGLE if f"{group}.kind" in keys
+    ]
     return choices + [
         f"{key}={spelled(value)}" for key, value in keys.items() if value != NOT_SPELLABLE
     ]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gpt2ckpt.checkpoint.emergency_reserve import RESERVATION, with_margin
 from gpt2ckpt.checkpoint.retention import COPIES
-from gpt2ckpt.config.schema import TrainConfig
+from gpt2ckpt.config.schema import MuonConfig, TrainConfig
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.files import disk_usage, durable
 from gpt2ckpt.model.counts import ModelSize, size_of
@@ -66,4 +66,4 @@ def count_trained_values(config: TrainConfig, size: ModelSize) -> int:
 
     Muon keeps only one moment of a matrix.
     """
-    return 3 * size.parameters - (size.matrices if config.optimizer.kind == "muon" else 0)
+    return 3 * size.parameters - (size.matrices if isinstance(config.optimizer, MuonConfig) else 0)

@@ -60,7 +60,7 @@ def _epochs(validated: ValidatedRun) -> list[str]:
 
 def _schedule(validated: ValidatedRun) -> list[str]:
     schedule, steps = validated.config.schedule, validated.total_steps
-    warmup, length = schedule.warmup_steps, getattr(schedule, "steps", None)
+    warmup, length = getattr(schedule, "warmup_steps", 0), getattr(schedule, "steps", None)
     share = f"{validated.schedule(steps - 1):.0%} of what is set"
     if warmup > steps:
         return [

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from gpt2ckpt.checkpoint.reading import is_checkpoint, load_state
 from gpt2ckpt.config.compose import parse_overrides
+from gpt2ckpt.config.options import Effect
 from gpt2ckpt.config.registry import build_model_config
-from gpt2ckpt.config.replay import SHAPE
+from gpt2ckpt.config.replay import classify
 from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.model.convert import load_pretrained
@@ -71,7 +72,7 @@ def read_pretrained(config: ModelConfig, overrides: list[str]) -> Pretrained:
     given = {
         override.key_or_group.removeprefix("model.") for override in parse_overrides(overrides)
     }
-    for key in given & set(SHAPE):
+    for key in [key for key in given if classify(f"model.{key}", {}) is Effect.SHAPE]:
         wanted, there = getattr(config, key), getattr(shape, key)
         if key == "gelu":  # nanoGPT's files do not record which form they were trained with
             shape = dataclasses.replace(shape, gelu=wanted)

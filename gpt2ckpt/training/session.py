@@ -156,7 +156,7 @@ class Session:
             from gpt2ckpt.parallel.fsdp import apply_fsdp
 
             apply_fsdp(model, device, self.group.size)
-        optimizer = build_optimizer(config.optimizer, model, device.type)
+        optimizer = build_optimizer(config.optimizer, model)
         scaler = torch.amp.GradScaler(device.type, enabled=self.hardware.precision == "float16")
         counters = Counters()
         state = TrainingState(model, optimizer, scaler, counters, self.group, self._is_sharded)

@@ -215,7 +215,7 @@ def check_restorable(saved: CheckpointState, config: TrainConfig) -> None:
     seeds or restores them later.
     """
     model = build_on_meta(config.model)
-    optimizer = build_optimizer(config.optimizer, model, "meta")
+    optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler("cpu", enabled=bool(saved.scaler))
     with warnings.catch_warnings(action="ignore"):  # nothing is copied to the meta device
         TrainingState(model, optimizer, scaler, Counters()).restore(saved)

@@ -13,7 +13,6 @@ from gpt2ckpt.config.schema import TrainConfig, TrainerConfig
 from gpt2ckpt.data.corpus import Corpus, open_corpus
 from gpt2ckpt.data.tokens import count_blocks
 from gpt2ckpt.errors import CheckpointError
-from gpt2ckpt.optim.limits import check_optimizer
 from gpt2ckpt.optim.schedule import Schedule, build_schedule
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.training.callbacks import Callbacks, stopped_by
@@ -77,8 +76,12 @@ class ValidatedRun:
         return self.config.trainer.batch_size * self.config.trainer.grad_accum
 
     @property
+    def block_size(self) -> int:
+        return int(self.config.model.block_size)
+
+    @property
     def tokens_per_step(self) -> int:
-        return self.blocks_per_step * self.config.model.block_size
+        return self.blocks_per_step * self.block_size
 
     @property
     def steps_left(self) -> int:
@@ -91,7 +94,7 @@ class ValidatedRun:
     @property
     def total_tokens(self) -> int:
         """Return the tokens of the run; earlier steps count with their own batch size."""
-        return self.done.tokens + self.blocks_left * self.config.model.block_size
+        return self.done.tokens + self.blocks_left * self.block_size
 
     @property
     def epochs(self) -> float:
@@ -139,7 +142,6 @@ def validate_run(start: Start) -> ValidatedRun:
 def check_settings(config: TrainConfig) -> None:
     """Raise ConfigError for the first invalid setting."""
     check_config(config)
-    check_optimizer(config.optimizer)
     build_schedule(config.schedule, config.trainer.max_steps or 1)
 
 

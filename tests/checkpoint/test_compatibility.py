@@ -40,7 +40,7 @@ def captured(optimizer: AdamWConfig | MuonConfig) -> dict[str, Any]:
     model = GPT2(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=16))
     parts = TrainingState(
         model,
-        build_optimizer(optimizer, model, "cpu"),
+        build_optimizer(optimizer, model),
         torch.amp.GradScaler("cpu", enabled=False),
         Counters(),
     )
@@ -57,7 +57,7 @@ def captured(optimizer: AdamWConfig | MuonConfig) -> dict[str, Any]:
     return parts.capture(provenance, 0, ScheduleState(1, 1.0), "regular", Callbacks()).to_dict()
 
 
-@pytest.mark.parametrize("optimizer", [AdamWConfig(), MuonConfig()], ids=lambda c: c.kind)
+@pytest.mark.parametrize("optimizer", [AdamWConfig(), MuonConfig()], ids=["adamw", "muon"])
 def test_a_training_state_opens_with_plain_torch_load(
     tmp_path: Path, optimizer: AdamWConfig | MuonConfig
 ) -> None:

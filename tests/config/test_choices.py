@@ -1,6 +1,5 @@
 """Tests of conf/: every option composes, and has the defaults of the schema."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from omegaconf import OmegaConf
 from gpt2ckpt.config import schema
 from gpt2ckpt.config.checks import check_config
 from gpt2ckpt.config.compose import compose_config, conf_directory, sweep_jobs
-from gpt2ckpt.config.registry import KINDS, ROOTS, build_typed
+from gpt2ckpt.config.options import DEFAULT_KINDS, OPTIONS
+from gpt2ckpt.config.registry import ROOTS, SINGLE, build_typed
 from gpt2ckpt.config.replay import freeze
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.training.validate_run import check_settings
@@ -42,9 +42,10 @@ def test_every_option_composes_and_passes_the_checks(choice: str) -> None:
     group, _, name = choice.partition("=")
     config = typed(choice, *GIVEN.get(choice, []))
     check_settings(config)
-    if group in KINDS:
-        assert type(getattr(config, group)) is KINDS[group][name]
-        assert getattr(config, group).kind == name
+    if group in SINGLE:
+        kind = DEFAULT_KINDS.get(group, name)
+        assert type(getattr(config, group)) is OPTIONS[group][kind].config
+        assert getattr(config, group).kind == kind
     written = yaml.safe_load((conf_directory() / group / f"{name}.yaml").read_text())
     written.pop("defaults", None)
     _assert_arrived(written, config if group in ("experiment", "debug") else getattr(config, group))
@@ -86,28 +87,36 @@ def defaults_of(cls: type) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-@pytest.mark.parametrize("option", ["model", "trainer", "checkpoint", "logger"])
+OF_GROUP = {  # the schema of each group with a default kind or none
+    "model": schema.ModelConfig,
+    "trainer": schema.TrainerConfig,
+    "checkpoint": schema.CheckpointConfig,
+    "logger": schema.LoggerConfig,
+}
+
+
+@pytest.mark.parametrize("option", OF_GROUP)
 def test_default_option_of_a_group_has_the_defaults_of_the_schema(option: str) -> None:
     chosen = compose_config("train", []).hydra.runtime.choices[option]
     written = yaml.safe_load((conf_directory() / option / f"{chosen}.yaml").read_text())
-    [cls] = [field.default_factory for field in fields(schema.TrainConfig) if field.name == option]
-    defaults = defaults_of(cls)
+    written.pop("defaults", None)
+    defaults = defaults_of(OF_GROUP[option])
     if option != "logger":  # its other keys are W&B's, which is off
         assert written.keys() == defaults.keys()
     assert written == {key: defaults[key] for key in written}
 
 
 @pytest.mark.parametrize(
-    ("group", "kind"), [(group, kind) for group, kinds in KINDS.items() for kind in kinds]
+    ("group", "kind"),
+    [(group, kind) for group in ("data", "optimizer", "schedule") for kind in OPTIONS[group]],
 )
 def test_option_of_each_kind_has_the_defaults_of_its_schema(group: str, kind: str) -> None:
     written = yaml.safe_load((conf_directory() / group / f"{kind}.yaml").read_text())
-    defaults = defaults_of(KINDS[group][kind])
-    assert {"defaults", *written} - {"defaults"} == defaults.keys() - {"kind"}
+    defaults = defaults_of(OPTIONS[group][kind].config)
+    assert {"defaults", *written} - {"defaults"} == defaults.keys()
     for key, default in defaults.items():
-        if key != "kind":
-            value = written[key]
-            assert (float(value) if isinstance(default, float) else value) == default, key
+        value = written[key]
+        assert (float(value) if isinstance(default, float) else value) == default, key
 
 
 @pytest.mark.parametrize("name", sorted(ROOTS))
@@ -185,5 +194,6 @@ def test_sweep_has_a_job_for_each_combination() -> None:
 def test_frozen_config_has_no_resume_keys() -> None:
     values = compose_config("train", ["resume=latest", "fork=true"]).values
     frozen = freeze(values)
-    assert set(values) - set(frozen) == {"dry_run", "fork", "resume"}
+    assert set(values) - set(frozen) == {"callback", "dry_run", "fork", "plugins", "resume"}
+    assert "kind" not in {*frozen["model"], *frozen["logger"]}
     assert build_typed("train", frozen).resume is None

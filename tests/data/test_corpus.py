@@ -92,10 +92,10 @@ def test_open_validation_needs_no_training_files(tmp_path: Path) -> None:
     for train in (None, str(tmp_path / "gone")):
         text = TextDataConfig(train=train, val=str(tmp_path / "val.txt"))
         shard = TokensDataConfig(train=train, val=str(tmp_path / "v.bin"))
-        for config in (text, shard):
+        for kind, config in (("text", text), ("tokens", shard)):
             val, description = open_validation(config, VOCAB_SIZE, 4)
             assert _all(val) == tokens
-            assert description == f"{config.kind}: 1 file, 0.0 MB, {len(tokens)} validation tokens"
+            assert description == f"{kind}: 1 file, 0.0 MB, {len(tokens)} validation tokens"
     with pytest.raises(InputError, match=r"validation data has .* data\.val"):
         open_validation(text, VOCAB_SIZE, 64)
     with pytest.raises(ConfigError, match=r"data\.val is missing: pass .*data\.val=PATH"):

@@ -47,7 +47,7 @@ def samples_of_step(position: int, ranks: int) -> list[int]:
     recorder: Any = Recorder([])
     for rank in range(ranks):
         model = GPT2(ModelConfig(1, 1, 4, 4, 8))
-        optimizer = build_optimizer(AdamWConfig(), model, "cpu")
+        optimizer = build_optimizer(AdamWConfig(), model)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         trainer = TrainerConfig(batch_size=BATCH, grad_accum=ACCUMULATION)
         stepper = Stepper(ParallelLoss(model.loss), recorder, CPU, trainer, RankOf(rank, ranks))

@@ -36,7 +36,7 @@ STREAM = TokenStream([Piece("tokens", TOKENS)], 64)
 def new_state(saved: TrainingState | None = None) -> TrainingState:
     seed_everything(0)
     model = GPT2(ModelConfig(4, 2, 96, 16, 64))
-    optimizer = build_optimizer(AdamWConfig(), model, "cpu")
+    optimizer = build_optimizer(AdamWConfig(), model)
     if saved is not None:
         model.load_state_dict(saved.model.state_dict())
         optimizer.load_state_dict(saved.optimizer.state_dict())

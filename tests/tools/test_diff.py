@@ -4,7 +4,8 @@ import pytest
 import torch
 from tools_helpers import damage, frozen, save
 
-from gpt2ckpt.config.replay import Effect, classify, flatten
+from gpt2ckpt.config.options import Effect
+from gpt2ckpt.config.replay import classify, flatten
 
 
 def test_diff_groups_config_keys_by_effect(checkpoints, tmp_path) -> None:

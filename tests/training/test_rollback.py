@@ -88,7 +88,7 @@ def trained_by_hand(validated: ValidatedRun, positions: list[int]) -> GPT2:
         prepare_process(hardware, deterministic=True)
         seed_everything(config.seed)
         model = GPT2(config.model)
-        optimizer = build_optimizer(config.optimizer, model, "cpu")
+        optimizer = build_optimizer(config.optimizer, model)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         state = TrainingState(model, optimizer, scaler, Counters())
         loader = BlockLoader(validated.corpus.train, config.model.block_size, config.seed)

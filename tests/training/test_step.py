@@ -32,7 +32,7 @@ def state_of(optimizer: AdamWConfig | MuonConfig, dropout: float = 0.1) -> Train
     seed_everything(1)
     model = GPT2(dataclasses.replace(SHAPE, dropout=dropout))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainingState(model, build_optimizer(optimizer, model, "cpu"), scaler, Counters())
+    return TrainingState(model, build_optimizer(optimizer, model), scaler, Counters())
 
 
 def stepper_of(
@@ -141,7 +141,7 @@ class Counting(torch.nn.Module):
 def test_step_that_fails_restores_buffers_of_the_model() -> None:
     model = Counting()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    state = TrainingState(model, build_optimizer(AdamWConfig(), model, "cpu"), scaler, Counters())
+    state = TrainingState(model, build_optimizer(AdamWConfig(), model), scaler, Counters())
     stepper_of(state, loss=loss_of(model)).step(state, 0)
     before = everything(state)
     assert before["model"]["calls"] == 3
