@@ -52,7 +52,7 @@ def _epochs(validated: ValidatedRun) -> list[str]:
         return []
     tokens = len(validated.corpus.train)
     return [
-        f"the run reads its training data, {tokens:,} tokens, {epochs:,.0f} times: give more data "
+        f"the run reads its training data, {tokens:,} tokens, {epochs:,.0f} times: pass more data "
         "(data=text data.train=GLOB, or data=tokens with data.train and data.val), or lower "
         "trainer.max_steps or trainer.max_epochs"
     ]
@@ -61,28 +61,30 @@ def _epochs(validated: ValidatedRun) -> list[str]:
 def _schedule(validated: ValidatedRun) -> list[str]:
     schedule, steps = validated.config.schedule, validated.total_steps
     warmup, length = getattr(schedule, "warmup_steps", 0), getattr(schedule, "steps", None)
-    share = f"{validated.schedule(steps - 1):.0%} of what is set"
+    share = f"{validated.schedule(steps - 1):.0%} of optimizer.lr"
     if warmup > steps:
         return [
             f"the warm-up of {warmup:,} steps is longer than the run of {steps:,}: the learning "
-            f"rate only reaches {share} (schedule.warmup_steps)"
+            f"rate only reaches {share}. Lower schedule.warmup_steps"
         ]
     decay = getattr(schedule, "decay_steps", 0)
     if length is None and warmup + decay > steps:
         return [
             f"schedule.warmup_steps={warmup:,} and schedule.decay_steps={decay:,} together are "
-            f"longer than the run of {steps:,} steps: the learning rate never stays at what is set"
+            f"longer than the run of {steps:,} steps: the learning rate never stays at "
+            "optimizer.lr. Lower one of them"
         ]
     if length is not None and length > steps:
         return [
             f"schedule.steps={length:,} is longer than the run of {steps:,} steps: the learning "
-            f"rate ends at {share}, before the schedule does"
+            f"rate ends at {share}. Set schedule.steps=null to end the schedule with the run"
         ]
     if length is not None and length < steps:
-        effect = "and change nothing" if validated.schedule(steps - 1) == 0 else ""
+        effect = " and change nothing" if validated.schedule(steps - 1) == 0 else ""
         return [
             f"schedule.steps={length:,} is shorter than the run of {steps:,} steps: the last "
-            f"{steps - length:,} train at {share} {effect}".rstrip()
+            f"{steps - length:,} train at {share}{effect}. Set schedule.steps=null to end the "
+            "schedule with the run"
         ]
     return []
 

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal; nothing is drawn in a pipe or a log file.
+"""A progress bar on a terminal; without a terminal, nothing is drawn.
 
 tqdm.contrib.logging is not used, because it ignores the levels of handlers and disabled logging.
 """
@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,14 +20,14 @@ DRAW_EVERY = 0.1  # least seconds between two drawings
 LONG = 1.0  # seconds after which the micro-batches of a step are shown
 
 
-class Progress(Protocol):
-    """The progress of a training loop."""
+class Progress:
+    """The progress of a training loop. This base class draws nothing."""
 
     def update(self, step: int) -> None:
         """Show that `step` optimizer steps are done."""
 
     def note(self, activity: str) -> None:
-        """Show another activity than steps, such as an evaluation."""
+        """Show `activity`, such as an evaluation, until the next step is done."""
 
     def part(self, number: int, count: int) -> None:
         """Show that micro-batch `number` of `count` in a step starts."""
@@ -36,27 +36,11 @@ class Progress(Protocol):
         """Remove the bar."""
 
 
-class NoProgress:
-    """Draws nothing."""
+class BarProgress(Progress):
+    """A bar on stderr until `close`. Log lines on the same terminal appear above the bar.
 
-    def update(self, step: int) -> None:
-        """Do nothing."""
-
-    def note(self, activity: str) -> None:
-        """Do nothing."""
-
-    def part(self, number: int, count: int) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class BarProgress:
-    """A bar on stderr, until `close`. Log lines to the same terminal appear unbroken above it.
-
-    A thread draws the bar and writes those lines, so a terminal that hangs does not stop the
-    training. After an error, the bar is no longer drawn.
+    A thread draws the bar and writes these lines, so a terminal that hangs does not block training.
+    After an error, the bar is no longer drawn.
 
     Args:
         total_steps: Steps of the run.
@@ -74,23 +58,21 @@ class BarProgress:
             self._log_lines.enter_context(self._above(handler))
 
     def update(self, step: int) -> None:
-        """Move the bar to `step`."""
         self._step, self._activity, self._since = step, "", time.monotonic()
         self._draw_soon()
 
     def note(self, activity: str) -> None:
-        """Show `activity` after the bar until the next step is done."""
         self._activity = activity
         self._draw_soon(at_once=True)
 
     def part(self, number: int, count: int) -> None:
-        """Show the micro-batches of a step that takes longer than a second."""
+        """Show the micro-batch if the step takes longer than a second."""
         if count > 1 and time.monotonic() - self._since > LONG:
             self._activity = f"micro-batch {number}/{count}"
             self._draw_soon()
 
     def close(self) -> None:
-        """Remove the bar and give the log handlers their terminal back."""
+        """Remove the bar, and let the log handlers write to their terminal again."""
         self._worker.submit(self._remove)
         self._worker.wait(LONG, silence=LONG)
         self._worker.close()
@@ -140,16 +122,16 @@ class BarProgress:
 
 
 def open_progress(total_steps: int, done_steps: int = 0, *, shown: bool = True) -> Progress:
-    """Return a bar if stderr is a terminal and `shown` is true; else one that draws nothing."""
+    """Return a bar if stderr is a terminal and `shown` is true; else an object without a bar."""
     is_visible = shown and sys.stderr.isatty()
-    return BarProgress(total_steps, done_steps) if is_visible else NoProgress()
+    return BarProgress(total_steps, done_steps) if is_visible else Progress()
 
 
 class _AboveBar(io.TextIOBase):
-    """The terminal of a log handler: clears the bar, writes, and draws the bar again.
+    """Stands in for the terminal of a log handler, so that log lines appear above the bar.
 
-    The thread of the bar does this. If it hangs, lines are written directly, with the lines first
-    that wait for the thread.
+    The bar's thread clears the bar, writes the line and draws the bar again. If the thread hangs,
+    the handler writes its lines directly, after those that wait for the thread.
     """
 
     def __init__(self, terminal: Any, worker: Worker) -> None:
@@ -163,11 +145,11 @@ class _AboveBar(io.TextIOBase):
         return len(text)
 
     def write_waiting(self) -> None:
-        """Write the lines that wait; the thread of the bar finds none of them afterwards."""
+        """Write the lines that wait for the bar's thread, instead of the thread."""
         with contextlib.suppress(IndexError):
             while True:
                 text = self._waiting.popleft()
-                with contextlib.suppress(OSError, ValueError):  # it was closed
+                with contextlib.suppress(OSError, ValueError):  # the terminal was closed
                     self._terminal.write(text)
                     self._terminal.flush()
 

@@ -42,7 +42,7 @@ def test_usual_plan_has_no_warning(token_data: Any, tmp_path: Path) -> None:
         (
             ["schedule.warmup_steps=1600"],
             ["the warm-up of 1,600 steps is longer than the run of 400: the learning rate only "
-             "reaches 25% of what is set"],
+             "reaches 25% of optimizer.lr"],
         ),
         (
             ["schedule.steps=1000"],
@@ -50,11 +50,11 @@ def test_usual_plan_has_no_warning(token_data: Any, tmp_path: Path) -> None:
         ),
         (
             ["schedule.steps=100"],
-            ["schedule.steps=100 is shorter than the run of 400 steps: the last 300 train at 10% "],
+            ["schedule.steps=100 is shorter than the run of 400 steps: the last 300 train at 10%"],
         ),
         (
             ["schedule=wsd", "schedule.steps=100", "schedule.decay_steps=10"],
-            ["the last 300 train at 0% of what is set and change nothing"],
+            ["the last 300 train at 0% of optimizer.lr and change nothing"],
         ),
         (
             ["schedule=wsd", "schedule.decay_steps=399"],
