@@ -39,6 +39,7 @@ class CommandLine:
         overrides: the overrides, with strings quoted for Hydra.
         config_name: the primary config.
         config_dir: the user's config folder.
+        plugins: the plugins that are switched on, and imported.
         multirun: whether the command line is a sweep.
         asks_hydra: whether nothing is run: --help, --cfg, --info, shell completion.
         asks_help: whether --help was given.
@@ -49,6 +50,7 @@ class CommandLine:
     overrides: list[str]
     config_name: str
     config_dir: Path | None
+    plugins: list[str]
     multirun: bool
     asks_hydra: bool
     asks_help: bool
@@ -71,7 +73,7 @@ def parse_command_line(root: str) -> CommandLine:
     args.config_dir, args.config_path = config_dir and str(config_dir), None
     asks = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
     overrides = list(args.overrides)
-    plugins.load(plugins.plugins_in(overrides) or [])
+    switched_on = _switch_on_plugins(args, config_dir, name)
     if not args.shell_completion:
         overrides = quote_strings(overrides, root, multirun=bool(args.multirun))
     return CommandLine(
@@ -80,10 +82,32 @@ def parse_command_line(root: str) -> CommandLine:
         overrides=overrides,
         config_name=name,
         config_dir=config_dir,
+        plugins=switched_on,
         multirun=bool(args.multirun),
         asks_hydra=bool(asks or args.experimental_rerun),
         asks_help=bool(args.help),
     )
+
+
+def switch_on_plugins(root: str) -> None:
+    """Import the plugins that sys.argv names, and check nothing else in it."""
+    parse_command_line(root)
+
+
+def _switch_on_plugins(args: argparse.Namespace, folder: Path | None, name: str) -> list[str]:
+    """Import the plugins that the user switched on; return their names.
+
+    While a shell completes half a command line, a plugin that cannot be imported is left out.
+    """
+    if not args.shell_completion:
+        names = plugins.switched_on(args.overrides, folder, name)
+        plugins.load(names)
+        return names
+    names = plugins.switched_on(os.environ.get("COMP_LINE", "").split(), folder, name)
+    for plugin in names:
+        with contextlib.suppress(ConfigError):
+            plugins.load([plugin])
+    return names
 
 
 def _first_unknown_flag(parser: argparse.ArgumentParser) -> str:

@@ -116,7 +116,10 @@ def _explain_missing(error: MissingConfigException) -> str:
         return f"there is no config {missing}"
     message = no_such_option(group, name, options)
     if message.endswith(".") and not group.startswith("hydra/"):
-        message += " To add options of your own, pass their folder as --config-dir=DIR."
+        message += (
+            " To add options of your own, switch on their module with plugins=[MODULE], or pass "
+            "their folder as --config-dir=DIR."
+        )
     return message
 
 

@@ -15,7 +15,7 @@ from gpt2ckpt.config.compose import as_typed, in_shell, quoted, sets
 from gpt2ckpt.config.replay import Values
 from gpt2ckpt.exits import FULL_ERROR
 from gpt2ckpt.runs.claim import claim_sweep, protection_notice
-from gpt2ckpt.runs.command import command
+from gpt2ckpt.runs.command import command, with_plugins
 from gpt2ckpt.runs.layout import RECORD, hydra_record
 from gpt2ckpt.signals.early import exit_code, install
 from gpt2ckpt.signals.sweeps import RELAYED, LauncherSignals
@@ -148,9 +148,8 @@ class _Launch:
         if recorded is not None and recorded.step is not None:
             given = as_typed("hydra.run.dir", str(directory))
             more = _twice_as_long(recorded.config, recorded.step)
-            lines.append(
-                f"to resume it for longer: {command('train', '+resume=latest', given, more)}"
-            )
+            longer = command("train", *with_plugins("+resume=latest", given, more))
+            lines.append(f"to resume it for longer: {longer}")
         return lines
 
     def _write_table(self, lines: list[str]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from gpt2ckpt.checkpoint import format
 from gpt2ckpt.checkpoint.reading import check, compare_tensors
+from gpt2ckpt.checkpoint.state import CheckpointMeta
 from gpt2ckpt.config.options import Effect
 from gpt2ckpt.config.replay import Change, classify, difference, flatten
 from gpt2ckpt.tools.command_line import Subcommand
@@ -60,8 +61,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _metadata(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    old, new = (flatten({key: meta.get(key) for key in METADATA}) for meta in (a, b))
+    old, new = (flatten(_metadata_of(meta)) for meta in (a, b))
     return [str(change) for change in difference(old, new)] or ["step, losses and run are the same"]
+
+
+def _metadata_of(meta: dict[str, Any]) -> dict[str, Any]:
+    plugins = CheckpointMeta.from_dict(meta).plugins or []
+    used = {plugin.module: vars(plugin) for plugin in plugins}
+    return {**{key: meta.get(key) for key in METADATA}, "plugins": used}
 
 
 def _config(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
