@@ -27,7 +27,7 @@ SYNONYMS = {  # names of values in other programs
 
 
 def check_config(config: TrainConfig) -> None:
-    """Raise ConfigError for the first value that is out of range or contradicts a different one."""
+    """Raise ConfigError for the first value that is out of range or contradicts other values."""
     if not re.fullmatch(r"[\w.-]+", config.name):
         raise ConfigError(
             f"name={config.name!r} becomes part of a directory name: use letters, digits, . _ -"
@@ -75,7 +75,7 @@ def check_hardware(device: str, precision: str, prefix: str = "") -> None:
 
 
 def check_model(model: ModelConfig) -> None:
-    """Raise ConfigError for a shape that cannot be built."""
+    """Raise ConfigError for a model shape that cannot be built."""
     for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
         at_least(f"model.{key}", getattr(model, key), 1)
     if model.n_embd % model.n_head:

@@ -12,7 +12,7 @@ MARGIN = 1.2  # how much longer than the last saves a save may take
 
 
 class StepAbandoned(Exception):
-    """Raised when a step would not end in time; the state is that before the step."""
+    """Raised when a step would not end in time; the state from before the step is kept."""
 
 
 @dataclass

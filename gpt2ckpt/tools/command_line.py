@@ -13,7 +13,7 @@ CUTOFF = 0.5  # the least similarity (difflib's ratio) of a suggestion
 
 @dataclass(frozen=True)
 class Subcommand:
-    """A subcommand.
+    """A subcommand of `gpt2ckpt.checkpoints`.
 
     Attributes:
         summary: the line for --help.

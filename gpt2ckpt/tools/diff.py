@@ -1,4 +1,4 @@
-"""`diff`: print the differences between two checkpoints and their effects on the training."""
+"""`diff`: print the differences between two checkpoints and their effects on training."""
 
 import argparse
 from typing import Any
@@ -31,7 +31,9 @@ METADATA = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `diff`."""
     parser.add_argument("a", metavar="A", help=PATH_HELP)
-    parser.add_argument("b", metavar="B", help="the same for the second checkpoint")
+    parser.add_argument(
+        "b", metavar="B", help="the second checkpoint: a file, a run directory or a name as for A"
+    )
     parser.add_argument(
         "--tensors",
         action="store_true",

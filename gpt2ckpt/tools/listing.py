@@ -128,10 +128,7 @@ def _short_bytes(count: float) -> str:
 
 
 def _short_time(moment: datetime | None, now: datetime) -> str:
-    """Return a local time as `ls -l` prints it: the day with the minute, or with the year.
-
-    The year is printed for times more than half a year before or after `now`.
-    """
+    """Return a local time as month, day and minute, or, if half a year from `now`, as a date."""
     if moment is None:
         return "-"
     is_recent = abs(now - moment) < HALF_A_YEAR

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         corrupt=args.corrupt,
     )
     if limits == PruneLimits() and args.keep_runs is None:
-        print("nothing to delete: choose what to delete; --help lists the options")
+        print("nothing is deleted: pass an option that chooses files; --help lists the options")
         return 0
     old = _old_runs(runs, args.keep_runs)
     files = freed = 0
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _old_runs(runs: list[RunPaths], keep: int | None) -> dict[RunPaths, datetime]:
-    """Return the runs to delete, all but the `keep` that saved last, with the time of that save.
+    """Return the runs to delete with the times of their last saves: all but the last `keep`.
 
     Live runs and runs of unknown age are not deleted.
     """
@@ -194,7 +194,7 @@ def _own_files(run: RunPaths) -> list[Path]:
 
 
 def _delete_run(run: RunPaths) -> list[Path]:
-    """Delete the files that a run created, and then empty directories; return the other files."""
+    """Delete the files that a run created, and directories left empty; return the other files."""
     durable.delete(_own_files(run))
     left = list(_files_below(run.directory))
     folders = [path for path in run.directory.rglob("*") if path.is_dir() and not path.is_symlink()]

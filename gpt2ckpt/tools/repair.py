@@ -59,7 +59,7 @@ def _events_of(run: RunPaths) -> AbstractContextManager[EventSink]:
 def _lines(item: RepairResult) -> list[str]:
     """Return a line for each name of a corrupt file."""
     if item.source is None:
-        reason = "NOT REPAIRED: there is no valid copy of it; the file is not changed"
+        reason = "NOT REPAIRED: there is no valid copy of it. Restore it from a backup"
         return [f"{name} {reason}" for name in item.corrupt.names]
     lines = [f"{name} repaired from {item.source.name}" for name in item.corrupt.names]
     return [*lines, f"  the corrupt file is kept in {item.folder}; prune --corrupt deletes it"]

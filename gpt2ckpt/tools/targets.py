@@ -18,7 +18,8 @@ from gpt2ckpt.runs.resume import SELECTORS, Scope, locate, locate_run, no_run
 
 DIR_HELP = "a run, its checkpoints folder, or a folder with runs in it (default: outputs)"
 PATH_HELP = (
-    f"a file, a run directory (its latest), or {', '.join(SELECTORS)} of the newest run in outputs"
+    "a checkpoint file, a run directory (its latest), or, of the newest run in outputs, "
+    f"{', '.join(SELECTORS)}"
 )
 
 
@@ -31,7 +32,7 @@ class RunPaths:
 
 
 def find_runs(where: Path | None) -> list[RunPaths]:
-    """Return the run in `where`, or the runs below it, by name; without `where`, those in outputs.
+    """Return the run in `where`, or all runs below it by name; `where` is outputs by default.
 
     Raises:
         InputError: if there is no such directory.

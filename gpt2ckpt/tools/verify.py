@@ -89,7 +89,7 @@ class Checker:
 
 
 def _inconsistencies(folder: Path) -> dict[str, str]:
-    """Return the files of a folder that contradict other files of it, with the reasons."""
+    """Return the names of files that contradict other files of the folder, with the reasons."""
     steps: dict[str, int] = {}
     inodes: dict[tuple[int, int], list[str]] = {}
     for path in Store(folder).files():

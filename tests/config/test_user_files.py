@@ -49,7 +49,7 @@ WRONG = {
     "yaml": (HEAD + b"trainer: {max_steps: 4\n", ", line 3: not YAML (expected ',' or '}'"),
     "list": (
         HEAD + b"defaults: 3\n",
-        ": defaults is a list: write each entry on a line of its own",
+        ": defaults must be a list: write each entry on its own line",
     ),
 }
 RIGHT = {

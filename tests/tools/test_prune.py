@@ -49,7 +49,7 @@ def test_prune_without_options_deletes_nothing(checkpoints, run) -> None:
     before = tree(run)
     done = checkpoints("prune", run, "--yes")
     assert (done.code, tree(run)) == (0, before)
-    assert "nothing to delete: choose what to delete" in done.out
+    assert "nothing is deleted: pass an option that chooses files" in done.out
 
 
 def test_prune_limits_each_pool_and_keeps_roles(checkpoints, run) -> None:
