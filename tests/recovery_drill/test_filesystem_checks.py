@@ -1,4 +1,4 @@
-"""The checks of a file system, on a good one and with calls that fail through LD_PRELOAD."""
+"""The file system checks, with correct calls and with calls that LD_PRELOAD makes fail."""
 
 import json
 import os
