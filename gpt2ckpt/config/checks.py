@@ -88,17 +88,14 @@ def check_model(model: ModelConfig) -> None:
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:
-    for key in ("max_steps", "max_epochs", "batch_size", "grad_accum", "log_every"):
+    for key in ("max_steps", "max_epochs", "batch_size", "grad_accum", "log_every", "threads"):
         at_least(f"trainer.{key}", getattr(trainer, key), 1)
-    for key in ("eval_blocks", "eval_steps"):
+    for key in ("eval_blocks", "eval_steps", "spike_zscore"):
         at_least(f"trainer.{key}", getattr(trainer, key), 1)
-    for key in ("grad_clip", "eval_every", "sample_every", "sample_tokens"):
+    for key in ("grad_clip", "eval_every", "sample_every", "sample_tokens", "max_rollbacks"):
         at_least(f"trainer.{key}", getattr(trainer, key), 0)
-    at_least("trainer.max_rollbacks", trainer.max_rollbacks, 0)
     at_least("trainer.spike_window", trainer.spike_window, 2)
-    at_least("trainer.spike_zscore", trainer.spike_zscore, 1)
     one_of("trainer.on_bad_loss", trainer.on_bad_loss, ("stop", "rollback"))
-    at_least("trainer.threads", trainer.threads, 1)
     one_of("trainer.parallel", trainer.parallel, (DDP, FSDP))
     check_hardware(trainer.device, trainer.precision, "trainer.")
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-MARGIN = 1.2  # how much longer than the last saves a save may take
+MARGIN = 1.2  # allows for a save that is slower than the last ones
 
 
 class StepAbandoned(Exception):

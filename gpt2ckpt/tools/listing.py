@@ -3,14 +3,13 @@
 import argparse
 from datetime import datetime, timedelta
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.files.disk_usage import disk_bytes
 from gpt2ckpt.loggers.metrics_file import to_json
 from gpt2ckpt.tools.command_line import Subcommand, add_json
 from gpt2ckpt.tools.inventory import MOVED_AWAY, ListedCheckpoint, all_roles, list_checkpoints
-from gpt2ckpt.tools.targets import DIR_HELP, find_runs, no_runs
+from gpt2ckpt.tools.targets import add_dir, find_runs, no_runs
 from gpt2ckpt.units import human_bytes, plural
 
 HEADINGS = ("step", "epoch", "val", "saved", "size")
@@ -20,7 +19,7 @@ HALF_A_YEAR = timedelta(days=182)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `list`."""
-    parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
+    add_dir(parser)
     add_json(parser)
 
 
@@ -55,7 +54,7 @@ def _as_json(checkpoint: ListedCheckpoint, checkpoints: list[ListedCheckpoint]) 
         "group": str(checkpoint.group),
         "step": checkpoint.step,
         "epoch": checkpoint.epoch,
-        "val_loss": checkpoint.val_loss,
+        "val_loss": checkpoint.meta.val_loss,
         "size_bytes": checkpoint.inode.size,
         "saved_at": checkpoint.meta.saved_at or None,
         "reason": checkpoint.meta.reason or None,
@@ -101,7 +100,7 @@ def _row(checkpoint: ListedCheckpoint, now: datetime) -> tuple[str, ...]:
     return (
         "-" if checkpoint.step is None else str(checkpoint.step),
         "-" if checkpoint.epoch is None else str(checkpoint.epoch),
-        _loss(checkpoint.val_loss),
+        _loss(checkpoint.meta.val_loss),
         _short_time(checkpoint.saved_at, now),
         _short_bytes(checkpoint.inode.size),
     )

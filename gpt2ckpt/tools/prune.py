@@ -30,7 +30,7 @@ from gpt2ckpt.runs.newest import last_trained
 from gpt2ckpt.tools.command_line import Subcommand, count
 from gpt2ckpt.tools.inventory import ListedCheckpoint, list_checkpoints
 from gpt2ckpt.tools.prune_plan import PruneLimits, freed_bytes, plan_prune
-from gpt2ckpt.tools.targets import DIR_HELP, RunPaths, find_runs, no_runs, without_linked
+from gpt2ckpt.tools.targets import RunPaths, add_dir, find_runs, no_runs, without_linked
 from gpt2ckpt.units import human_bytes, plural
 
 # The paths that a run creates in its directory, besides its checkpoints.
@@ -48,7 +48,7 @@ ROLES = {"keep_rolling": "rolling", "keep_emergency": "emergency", "keep_epochs"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `prune`."""
-    parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
+    add_dir(parser)
     for name, role in ROLES.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(

@@ -15,15 +15,10 @@ from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.runs.command import command
 from gpt2ckpt.runs.plugins import plugins_override
 from gpt2ckpt.tools.command_line import Subcommand
-from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
+from gpt2ckpt.tools.targets import add_path, checkpoint_named
 
 GROUPS = ("model", "data", "optimizer", "schedule", "trainer", "checkpoint", CALLBACK)
 NOT_SPELLABLE = "???"  # Hydra reads this string as a missing value, even in quotes
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `resume-command`."""
-    parser.add_argument("path", metavar="PATH", help=PATH_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,6 +69,6 @@ def overrides(config: dict[str, Any]) -> list[str]:
 SUBCOMMAND = Subcommand(
     "print the command that resumes from a checkpoint, with all settings",
     ("latest", "outputs/gpt2_run_20251106_143022/checkpoints/best_model.pt"),
-    add_arguments,
+    add_path,
     run,
 )

@@ -1,5 +1,6 @@
 """Finds the runs and checkpoints that the arguments DIR and PATH name."""
 
+import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,16 @@ PATH_HELP = (
     "a checkpoint file, a run directory (its latest), or, of the newest run in outputs, "
     f"{', '.join(SELECTORS)}"
 )
+
+
+def add_dir(parser: argparse.ArgumentParser) -> None:
+    """Add the optional argument DIR, for `find_runs`."""
+    parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
+
+
+def add_path(parser: argparse.ArgumentParser) -> None:
+    """Add the argument PATH, for `checkpoint_named`."""
+    parser.add_argument("path", metavar="PATH", help=PATH_HELP)
 
 
 @dataclass(frozen=True)
