@@ -35,7 +35,7 @@ class DrillRun:
     Args:
         overrides: the overrides of the real run.
         values: the composed config of the real run.
-        settings: the settings of the real run from which its costs are computed.
+        settings: the settings of the real run that determine its costs.
         scratch: the folder of the drill.
         steps: the least number of steps that the drill trains.
         tokens_per_step: tokens of one optimizer step.

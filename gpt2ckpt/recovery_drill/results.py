@@ -16,7 +16,7 @@ STATE = (
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of the real run from which its costs are computed."""
+    """The settings of the real run that determine its costs."""
 
     total_steps: int
     steps_per_epoch: float

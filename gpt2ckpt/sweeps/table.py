@@ -27,7 +27,7 @@ class Row:
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """Return the finished jobs by loss, those without a loss last, then the unfinished jobs."""
+    """Sort jobs: first finished jobs by loss, then those without a loss, then unfinished jobs."""
     return sorted(rows, key=lambda row: (row.status not in COMPLETE, _rank(row)))
 
 

@@ -19,8 +19,8 @@ from gpt2ckpt.runs.resume import SELECTORS, Scope, locate, locate_run, no_run
 
 DIR_HELP = "a run, its checkpoints folder, or a folder with runs in it (default: outputs)"
 PATH_HELP = (
-    "a checkpoint file, a run directory (its latest), or, of the newest run in outputs, "
-    f"{', '.join(SELECTORS)}"
+    "a checkpoint file, a run directory (its latest checkpoint), or a role in the newest run of "
+    f"outputs: {', '.join(SELECTORS)}"
 )
 
 
