@@ -161,9 +161,9 @@ class _Launch:
 
     def _command(self) -> str:
         overrides = [
-            in_shell(word)
-            for word in self.plan.typed
-            if not sets(word, "hydra.sweep.dir", "resume")
+            in_shell(override)
+            for override in self.plan.typed
+            if not sets(override, "hydra.sweep.dir", "resume")
         ]
         flags = [in_shell(flag) for flag in self.plan.line.flags]
         typed = as_typed("hydra.sweep.dir", str(self.sweep))

@@ -36,9 +36,9 @@ class Parser(argparse.ArgumentParser):
         """Raise ConfigError, with the nearest flag if one was misspelt."""
         hint = ""
         if message.startswith("unrecognized arguments: -"):
-            word = message.split()[2].partition("=")[0]
+            typed = message.split()[2].partition("=")[0]
             flags = [flag for action in self._actions for flag in action.option_strings]
-            hint = did_you_mean(word, flags, cutoff=CUTOFF)
+            hint = did_you_mean(typed, flags, cutoff=CUTOFF)
         raise ConfigError(f"{message}.{hint or ' --help lists all subcommands and flags.'}")
 
 

@@ -105,9 +105,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _old_runs(runs: list[RunPaths], keep: int | None) -> dict[RunPaths, datetime]:
-    """Return the runs to delete with the times of their last saves: all but the last `keep`.
+    """Return the runs to delete, with the times of their last saves.
 
-    Live runs and runs of unknown age are not deleted.
+    The `keep` runs that saved last are not deleted. Neither are live runs and runs of unknown age.
     """
     if keep is None:
         return {}

@@ -43,8 +43,8 @@ class Checked:
             note = f"; note: {self.note}" if self.note else ""
             return f"valid    {self.path} (step {self.step}){note}"
         error = self.error or ""
-        sentence = error if error.startswith(str(self.path)) else f"{self.path}: {error}"
-        return f"{'foreign' if self.valid is None else 'CORRUPT':8} {sentence}"
+        message = error if error.startswith(str(self.path)) else f"{self.path}: {error}"
+        return f"{'foreign' if self.valid is None else 'CORRUPT':8} {message}"
 
 
 class Checker:
