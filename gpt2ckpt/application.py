@@ -1,4 +1,4 @@
-"""Parses the command line of the commands that take a config, as Hydra does."""
+"""Parses the command lines of commands that take a config, as Hydra does."""
 
 import argparse
 import contextlib
@@ -41,7 +41,7 @@ class CommandLine:
         config_dir: the user's config folder.
         plugins: the plugins that are switched on, and imported.
         multirun: whether the command line is a sweep.
-        asks_hydra: whether nothing is run: --help, --cfg, --info, shell completion.
+        asks_hydra: whether no command is run (--help, --cfg, --info, shell completion).
         asks_help: whether --help was given.
     """
 
@@ -111,7 +111,7 @@ def _switch_on_plugins(args: argparse.Namespace, folder: Path | None, name: str)
 
 
 def _first_unknown_flag(parser: argparse.ArgumentParser) -> str:
-    """Return the first argument that looks like a flag but is none; empty if there is none."""
+    """Return the first argument that looks like a flag but is unknown; empty if there is none."""
     known = {flag for action in parser._actions for flag in action.option_strings}
     for argument in sys.argv[1:]:
         if re.match(r"--?[A-Za-z]", argument) and argument.partition("=")[0] not in known:
@@ -139,8 +139,8 @@ def _explain_flag(message: str, parser: argparse.ArgumentParser, root: str) -> s
 def _config_file(args: argparse.Namespace, root: str) -> tuple[str, Path | None]:
     """Return the name of the primary config and the user's config folder.
 
-    --config-name may be a path. --config-path means --config-dir: the command's own config, which
-    the user's builds on, always comes from conf/.
+    --config-name may be a path. --config-path has the same effect as --config-dir, since the
+    command's own config, which the user's config extends, is always that in conf/.
     """
     given = args.config_dir or args.config_path
     flag = "--config-dir" if args.config_dir else "--config-path"
@@ -148,7 +148,7 @@ def _config_file(args: argparse.Namespace, root: str) -> tuple[str, Path | None]
     name = str(args.config_name or root).removesuffix(".yaml")
     path = Path(name).expanduser()
     if folder is not None and not folder.is_dir():
-        is_file = " is a file: name its folder, and the file with --config-name" * folder.is_file()
+        is_file = " is a file: pass its folder, and the file as --config-name" * folder.is_file()
         raise ConfigError(f"{flag}={folder}{is_file or ': there is no such directory'}")
     if path.is_absolute() or (folder is None and path.parent != Path()):
         if not path.with_name(f"{path.name}.yaml").is_file():
@@ -163,7 +163,7 @@ def _config_file(args: argparse.Namespace, root: str) -> tuple[str, Path | None]
     if not is_ours and not (own and own.is_file()):
         there = sorted(file.stem for file in folder.glob("*.yaml")) if folder else []
         hint = did_you_mean(name, there) or (
-            "" if folder else " Give the folder of your config with --config-dir=DIR."
+            "" if folder else " Pass the folder of your config as --config-dir=DIR."
         )
         where = f" in {folder}" if folder else ""
         raise ConfigError(f"there is no config {name}{where}.{hint}")
@@ -189,7 +189,7 @@ def run_simple(
     Args:
         name: the command.
         task: runs the command with its typed config.
-        check: may raise ConfigError for the composed values, before missing ones are refused.
+        check: may raise ConfigError for the composed values, before missing values are refused.
     """
     with reported_errors():
         line = parse_command_line(name)
@@ -210,7 +210,7 @@ def ask_hydra(line: CommandLine) -> None:
         print(page(line.root, composed, line.config_dir))
         return
     if "--shell-completion" in line.flags and line.overrides != ["install=bash"]:
-        with contextlib.suppress(ConfigError), explained(line.root):  # half an argument is typed
+        with contextlib.suppress(ConfigError), explained(line.root):  # the argument is incomplete
             run_hydra(line, lambda config: None)
         return
     refuse_non_options(line.overrides)
