@@ -84,7 +84,8 @@ def check_model(model: ModelConfig) -> None:
             "set model.n_embd to a multiple of model.n_head"
         )
     one_of("model.gelu", model.gelu, ("tanh", "exact"))
-    _in_unit_interval("model.dropout", model.dropout)
+    if not 0 <= model.dropout < 1:
+        raise ConfigError(f"model.dropout is {model.dropout}; it must be at least 0 and below 1")
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:
@@ -107,8 +108,3 @@ def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
     at_least("checkpoint.scrub_mb_per_s", checkpoint.scrub_mb_per_s, 0.1)
     at_least("checkpoint.grace_seconds", checkpoint.grace_seconds, 0)
     at_least("checkpoint.hang_seconds", checkpoint.hang_seconds, 1)
-
-
-def _in_unit_interval(key: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ConfigError(f"{key} is {value}; it must be at least 0 and below 1")

@@ -81,7 +81,6 @@ class _Launch:
         hydra = OmegaConf.to_container(self.plan.hydra, resolve=False)
         assert isinstance(hydra, dict)
         kept = {"subdir": hydra["sweep"]["subdir"], "job_logging": hydra["job_logging"]}
-        wants_trace = os.environ.get(FULL_ERROR) == "1"
         job = SweepJob(
             line=self.plan.line,
             sweep=self.sweep,
@@ -89,7 +88,7 @@ class _Launch:
             swept=self.plan.swept,
             hydra=kept,
             main_pid=os.getpid(),
-            wants_trace=wants_trace,
+            wants_trace=os.environ.get(FULL_ERROR) == "1",
         )
         overrides = [f"hydra.sweep.dir={quoted(str(self._record()))}", "hydra.sweep.subdir=."]
         overrides += ["hydra.output_subdir=null", "hydra.job_logging.root=null", *more]

@@ -28,13 +28,7 @@ def run(args: argparse.Namespace) -> int:
     runs = [list_checkpoints(run) for run in find_runs(args.dir)]
     if args.json:
         print(
-            to_json(
-                [
-                    _as_json(checkpoint, checkpoints)
-                    for checkpoints in runs
-                    for checkpoint in checkpoints
-                ]
-            )
+            to_json([_as_json(item, checkpoints) for checkpoints in runs for item in checkpoints])
         )
         return 0
     listed = [checkpoints for checkpoints in runs if checkpoints]
@@ -80,10 +74,8 @@ def _lines(checkpoints: list[ListedCheckpoint], now: datetime) -> list[str]:
     for checkpoint, row in zip(checkpoints, rows, strict=True):
         if (wanted := _heading(checkpoint)) != heading:
             lines.append(heading := wanted)
-        row_or_damage = (
-            line(checkpoint.path.name, row) if row else _damaged(checkpoint, indent, longest)
-        )
-        lines.append(row_or_damage)
+        name = checkpoint.path.name
+        lines.append(line(name, row) if row else _damaged(checkpoint, indent, longest))
     return [*lines, _totals(checkpoints)]
 
 

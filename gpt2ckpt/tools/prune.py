@@ -168,14 +168,12 @@ def _delete(checkpoints: list[ListedCheckpoint]) -> None:
         return
     durable.delete([checkpoint.path for checkpoint in checkpoints])
     top = checkpoints[0].run.folder
-    within = [
-        path.relative_to(top).parents for checkpoint in checkpoints for path in [checkpoint.path]
-    ]
-    for folder in sorted({top / parent for parents in within for parent in parents}, reverse=True):
-        left = list(folder.iterdir()) if folder != top else []
-        if left and {path.name for path in left} <= {HISTORY, REPLAY, LINEAGE}:
+    within = [checkpoint.path.relative_to(top).parents for checkpoint in checkpoints]
+    folders = {top / parent for parents in within for parent in parents} - {top}
+    for folder in sorted(folders, reverse=True):
+        left = list(folder.iterdir())
+        if {path.name for path in left} <= {HISTORY, REPLAY, LINEAGE}:
             durable.delete(left)  # the logged lines that belong to the deleted checkpoints
-        if folder != top and not any(folder.iterdir()):
             folder.rmdir()
 
 
