@@ -102,7 +102,7 @@ WRONG = {
     "optimizer.lr==3": "optimizer.lr==3 cannot be read: optimizer.lr must be a number",
     "optimizer.betas=[1": "optimizer.betas=[1 cannot be read: optimizer.betas must be a list",
     "+optimizer.lr=3": "optimizer.lr already has a value: write optimizer.lr=VALUE without",
-    "trainer.max_steps=1,2": "for a sweep over its parts add -m",
+    "trainer.max_steps=1,2": "add -m for a sweep over its parts",
     "name=${nothing}": "name is not possible: Interpolation key 'nothing' not found",
     # foreign code
     "optimizer.kind=os.system": "optimizer.kind is 'os.system'; it must be one of adamw, muon",
