@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from gpt2ckpt.data.corpus import Corpus
     from gpt2ckpt.optim.schedule import Schedule
 
 
@@ -57,13 +56,12 @@ def _gpt2(config: schema.ModelConfig) -> "nn.Module":
     return GPT2(config)
 
 
-@extend.data("embedded", schema.EmbeddedDataConfig)
-@extend.data("text", schema.TextDataConfig)
 @extend.data("tokens", schema.TokensDataConfig)
-def _data(config: Any, vocab_size: int, block_size: int) -> "Corpus":
-    from gpt2ckpt.data.corpus import open_corpus
-
-    return open_corpus(config, vocab_size, block_size)
+@extend.data("text", schema.TextDataConfig)
+@extend.data("embedded", schema.EmbeddedDataConfig)
+def _data(config: Any) -> Any:
+    """Return the config itself: `gpt2ckpt.data.corpus` opens the files that it names."""
+    return config
 
 
 @extend.logger("standard", schema.LoggerConfig)

@@ -26,8 +26,10 @@ def main() -> None:
 def _check_data(values: Values) -> None:
     """Raise ConfigError unless the data is text; called before missing keys are refused."""
     data = values["data"]
-    if data is None or (isinstance(data, dict) and data.get("kind") == "tokens"):
-        wrong = "data is missing" if data is None else "data=tokens is already sharded"
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if data is None or kind not in (None, "embedded", "text"):
+        holds = "is already sharded" if kind == "tokens" else "holds tokens, not text"
+        wrong = "data is missing" if data is None else f"data={kind} {holds}"
         raise ConfigError(
             f"{wrong}: pass data=text data.train=GLOB out=DIR, or data=embedded out=DIR"
         )

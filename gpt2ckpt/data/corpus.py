@@ -7,14 +7,17 @@ more than about 1 GB should be sharded once with the `prepare` command and read 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
 
+from gpt2ckpt.config.options import Option, PluginError
 from gpt2ckpt.config.schema import EmbeddedDataConfig, TextDataConfig, TokensDataConfig
 from gpt2ckpt.data.digest import Content, Contents
 from gpt2ckpt.data.files import expand_files
 from gpt2ckpt.data.overlap import Known, overlap_warning
+from gpt2ckpt.data.plugin_tokens import PluginTokens
 from gpt2ckpt.data.sources import (
     Source,
     check_tokenizer_fits,
@@ -25,6 +28,7 @@ from gpt2ckpt.data.sources import (
 from gpt2ckpt.data.token_files import TokenFile, Tokens, open_token_file, width_warning
 from gpt2ckpt.data.tokens import Piece, TokenStream, count_blocks
 from gpt2ckpt.errors import ConfigError, InputError
+from gpt2ckpt.extend import TokenData
 from gpt2ckpt.files.links import inode_of
 from gpt2ckpt.units import plural
 
@@ -67,26 +71,32 @@ class Corpus:
     warnings: tuple[str, ...] = ()
 
 
-def open_corpus(
-    config: EmbeddedDataConfig | TextDataConfig | TokensDataConfig,
-    vocab_size: int,
-    block_size: int,
-) -> Corpus:
+def open_corpus(config: Any, vocab_size: int, block_size: int) -> Corpus:
     """Open the corpus of a config and check that a model can be trained on it.
 
     Args:
-        config: the data group of the config.
+        config: the typed config of an option of the group data.
         vocab_size: vocabulary size of the model; tokens must be smaller.
         block_size: inputs per token block; each split needs at least one block and its last target.
 
     Raises:
         ConfigError: val_fraction is out of range, no file is given, or the vocabulary is too small.
         InputError: a file is missing, empty or unusable, or there are too few tokens.
+        PluginError: a plugin raised an exception, or returned something else than TokenData.
     """
-    if isinstance(config, TokensDataConfig):
-        corpus = _open_tokens(config, vocab_size)
+    from gpt2ckpt.config import registry  # imports Hydra
+
+    source = registry.build("data", config)
+    if isinstance(source, TokensDataConfig):
+        corpus = _open_tokens(source, vocab_size)
+    elif isinstance(source, EmbeddedDataConfig | TextDataConfig):
+        corpus = _open_text(source, vocab_size)
     else:
-        corpus = _open_text(config, vocab_size)
+        option = registry.option_of("data", config)
+        corpus = _open_plugin(source, option, vocab_size)
+        _require_block("training", corpus.train, block_size, f"more tokens in {option}")
+        _require_block("validation", corpus.val, block_size, f"more tokens in {option}")
+        return corpus
     own_val = getattr(config, "val", None) is not None
     more = "pass more data in data.val" if own_val else "set a larger data.val_fraction"
     _require_block("training", corpus.train, block_size, "use more training data")
@@ -94,17 +104,14 @@ def open_corpus(
     return corpus
 
 
-def open_validation(
-    config: EmbeddedDataConfig | TextDataConfig | TokensDataConfig,
-    vocab_size: int,
-    block_size: int,
-) -> tuple[TokenStream, str]:
+def open_validation(config: Any, vocab_size: int, block_size: int) -> tuple[TokenStream, str]:
     """Return the validation split and its description. With data.val, no training file is read.
 
     Arguments and errors are those of `open_corpus`.
     """
-    if isinstance(config, EmbeddedDataConfig) or config.val is None:
-        if not isinstance(config, EmbeddedDataConfig) and config.train is None:
+    reads_files = isinstance(config, TextDataConfig | TokensDataConfig)
+    if not reads_files or config.val is None:
+        if reads_files and config.train is None:
             raise ConfigError("data.val is missing: pass a file or a glob with data.val=PATH")
         corpus = open_corpus(config, vocab_size, block_size)
         return corpus.val, corpus.description
@@ -173,6 +180,32 @@ def _open_files(paths: Sequence[Path], vocab_size: int, dtype: str) -> _Opened:
     return _Opened(files, [Piece(str(t.path), t) for t in tokens])
 
 
+def _open_plugin(data: Any, option: Option, vocab_size: int) -> Corpus:
+    if not isinstance(data, TokenData):
+        raise PluginError(
+            f"{option}: the builder returned a {type(data).__name__}; it must return "
+            "extend.TokenData(train, val, description)"
+        )
+    pieces = [
+        Piece(f"{option.name} ({split})", PluginTokens(tokens, split, option, vocab_size))
+        for split, tokens in (("train", data.train), ("val", data.val))
+    ]
+    train, val = (TokenStream([piece], vocab_size) for piece in pieces)
+    contents = Contents([piece.tokens for piece in pieces])
+    known = contents.known()
+    is_same = known is not None and known[0] == known[1]
+    source = f"{option.name}: {data.description}" if data.description else option.name
+    return Corpus(
+        train=train,
+        val=val,
+        digest=_digest([train, val], complete=False),
+        contents=contents,
+        files=tuple(CorpusFile(p.name, p.tokens.nbytes, len(p.tokens)) for p in pieces),
+        description=f"{source}, {_counted(train, val)}",
+        warnings=(f"{option} validates on the tokens that it trains on",) if is_same else (),
+    )
+
+
 def _corpus(kind: str, train: _Opened, val: _Opened, vocab_size: int) -> Corpus:
     splits = TokenStream(train.pieces, vocab_size), TokenStream(val.pieces, vocab_size)
     contents = Contents([*train.contents, *val.contents])
@@ -209,8 +242,11 @@ def _described(kind: str, files: list[CorpusFile], *splits: TokenStream) -> str:
     source = f"{kind}: {plural(len(files), 'file')}, {megabytes:,.1f} MB"
     if not splits:
         return source
-    train, val = splits
-    return f"{source}, {len(train):,} training and {len(val):,} validation tokens"
+    return f"{source}, {_counted(*splits)}"
+
+
+def _counted(train: TokenStream, val: TokenStream) -> str:
+    return f"{len(train):,} training and {len(val):,} validation tokens"
 
 
 def _digest(streams: Sequence[TokenStream], *, complete: bool) -> str:

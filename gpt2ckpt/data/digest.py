@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import xxhash
 
+from gpt2ckpt.data.plugin_tokens import PluginTokens
 from gpt2ckpt.data.token_files import TokenFile, Tokens
 from gpt2ckpt.files import durable
 
@@ -28,7 +29,7 @@ _SETTLED = 2.0  # seconds after a change from which the next change gets a diffe
 _MOST_ENTRIES = 20_000
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
-Content: TypeAlias = Tokens | TokenFile
+Content: TypeAlias = Tokens | TokenFile | PluginTokens
 
 
 class Contents:
@@ -46,8 +47,12 @@ class Contents:
         self._digests: list[str] | None = None
         self._stamps = self._read_stamps()
         known = _read_cache()
-        unread = [file for file in self.files if isinstance(file, TokenFile)]
-        unread = [file for file in unread if _cached(file, known) is None]
+        unread = [
+            file
+            for file in self.files
+            if isinstance(file, PluginTokens)
+            or (isinstance(file, TokenFile) and _cached(file, known) is None)
+        ]
         if sum(file.nbytes for file in unread) <= AT_ONCE:
             self._digests = self._compute()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gpt2ckpt.data.plugin_tokens import PluginTokens
 from gpt2ckpt.data.token_files import TokenFile, Tokens, check_vocabulary
 
 
@@ -14,7 +15,7 @@ class Piece:
     """A part of a stream: the tokens of one file or document, and a name for messages."""
 
     name: str
-    tokens: Tokens | TokenFile
+    tokens: Tokens | TokenFile | PluginTokens
 
 
 class TokenStream:

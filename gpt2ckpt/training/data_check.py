@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from gpt2ckpt.checkpoint.state import CheckpointState, DataIdentity
 from gpt2ckpt.config.compose import as_typed
+from gpt2ckpt.config.options import Effect
 from gpt2ckpt.config.replay import Change
 from gpt2ckpt.data.corpus import Corpus
 from gpt2ckpt.errors import InputError
@@ -21,6 +22,7 @@ from gpt2ckpt.runs.start import Start
 log = logging.getLogger(__name__)
 
 OTHER_FILES = {"data.kind", "data.train", "data.val", "data.dtype"}  # keys that select the data
+OF_FILES = ("text", "tokens")  # kinds of data that can grow by files
 NEW_RUN = "start a new run from this state on the data as it is now, with +fork=true"
 POLL = 0.2  # seconds
 
@@ -52,15 +54,20 @@ def expected_files(start: Start, corpus: Corpus) -> list[str] | None:
     if start.state is None:
         return None
     saved, data = start.state.data, start.frozen["data"]
-    changed = {change.key for change in start.changes if change.key.startswith("data.")}
-    if changed & OTHER_FILES or (changed and data["kind"] == "embedded"):
+    changed = {
+        change.key
+        for change in start.changes
+        if change.key.startswith("data.") and change.effect != Effect.HARMLESS
+    }
+    if changed & OTHER_FILES or (changed and data["kind"] not in OF_FILES):
         return None
     files, known = saved.files, corpus.contents.known()
     # A changed data.val_fraction also changes the digest of the corpus.
     is_same = bool(changed) or saved.digest == corpus.digest
     if is_same and (files is None or known is None or files == known):
         return files
-    grown = files is not None and known is not None and not Counter(files) - Counter(known)
+    is_of_files = data["kind"] in OF_FILES and files is not None and known is not None
+    grown = is_of_files and not Counter(files) - Counter(known)
     is_named = any(word.startswith(("data.", "data=")) for word in start.given)
     if not (start.fork_requested or (grown and is_named)):
         raise InputError(_refusal(start, corpus, saved, grown=grown))
