@@ -44,6 +44,7 @@ TYPE_NAMES = {
     list[float]: "a list of two numbers, as in [0.9,0.95]",
     list[str]: "a list of strings, as in [a,b]",
 }
+EXAMPLES = {"gpt2": "gpt2_nano"}  # files of conf/ for kinds whose name is not that of a file
 NO_KEY = "not in '"  # OmegaConf: Key 'x' not in 'TrainerConfig'
 
 
@@ -53,34 +54,26 @@ def register_schemas(folder: Path | None = None) -> None:
     The schemas are in no group: --help would list the group. An option of a plugin is in its group,
     so that it needs no file; a file of its name in `folder`, the user's config folder, comes first.
     """
-    store, options = ConfigStore.instance(), _options()
-    own = {(o.group, o.name) for o in options if folder and _file_of(o, folder).is_file()}
-    known = (tuple(map(id, options)), frozenset(own))
-    if "schema_train.yaml" in store.repo and _stored == [known]:
-        return
+    store = ConfigStore.instance()
     for name, root in ROOTS.items():
         _store(f"schema_{name}", _schema_of(root))
-    for option in options:
-        group, name = option.group, option.name
-        _store(f"schema_{group}_{name}", option.schema())
-        store.repo.get(group, {}).pop(f"{name}.yaml", None)
-        if not option.is_built_in and (group, name) not in own:
-            package = f"{group}.{name}" if group == CALLBACK else None
-            store.store(name=name, node=option.schema(), group=group, package=package)
-    _stored[:] = [known]
+    for option in _options():
+        group, node = option.group, option.schema()
+        _store(f"schema_{group}_{option.name}", node)
+        own = folder / group / f"{option.name}.yaml" if folder else None
+        if own is not None and own.is_file():
+            store.repo.get(group, {}).pop(own.name, None)
+        elif not option.is_built_in:
+            package = f"{group}.{option.name}" if group == CALLBACK else None
+            _store(option.name, node, group, package)
 
 
-_stored: list[Any] = []  # the options and files that the schemas with Hydra belong to
-
-
-def _file_of(option: Option, folder: Path) -> Path:
-    return folder / option.group / f"{option.name}.yaml"
-
-
-def _store(name: str, node: Any) -> None:
+def _store(name: str, node: Any, group: str | None = None, package: str | None = None) -> None:
+    """Store a node with Hydra, of which version 1.4 warns if the name is stored already."""
     store = ConfigStore.instance()
-    store.repo.pop(f"{name}.yaml", None)  # Hydra 1.4 warns if the name is stored already
-    store.store(name=name, node=node)
+    there = store.repo.get(group, {}) if group else store.repo
+    there.pop(f"{name}.yaml", None)
+    store.store(name=name, node=node, group=group, package=package)
 
 
 def _schema_of(root: type) -> DictConfig:
@@ -260,7 +253,11 @@ def no_such_key(key: str, root: str = "train", value: str = "") -> str:
     """
     group, _, leaf = key.partition(".")
     options = OPTIONS.get(group, {}) if group != CALLBACK else {}
-    offering = [f"{group}={kind}" for kind, option in options.items() if _has(option.config, leaf)]
+    offering = [
+        f"{group}={EXAMPLES.get(kind, kind)}"
+        for kind, option in options.items()
+        if _has(option.config, leaf)
+    ]
     if offering and hasattr(ROOTS[root], group):
         return f"{key} goes with {' or '.join(offering)}, not with the chosen {group}: add one."
     meant = key_meant(key, root)

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2ckpt.config.schema import ModelConfig, ModelShape
-from gpt2ckpt.model.gpt2 import GPT2
+from gpt2ckpt.config import registry
+from gpt2ckpt.config.options import PluginError
+from gpt2ckpt.config.schema import ModelShape
 
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Takes tokens and targets, int64 of shape [B, T]; returns the mean cross entropy, a scalar."""
@@ -21,16 +22,31 @@ LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 def build_model(config: ModelShape) -> nn.Module:
     """Return a new model on the CPU, initialized with the global random generator.
 
+    Args:
+        config: The typed config of an option of the group model.
+
     Raises:
         ConfigError: The shape is invalid.
+        PluginError: A plugin raised an exception, or returned something else than a module.
     """
-    assert isinstance(config, ModelConfig)
-    return GPT2(config)
+    model = registry.build("model", config)
+    if not isinstance(model, nn.Module):
+        raise PluginError(
+            f"{registry.option_of('model', config)}: the builder returned a "
+            f"{type(model).__name__}; it must return a torch.nn.Module"
+        )
+    return model
 
 
 def build_on_meta(config: ModelShape) -> nn.Module:
-    """Return the model on PyTorch's meta device: its tensors have shapes but no memory."""
-    with torch.device("meta"):
+    """Return the model on PyTorch's meta device: its tensors have shapes but no memory.
+
+    A plugin's model that computes with values in its constructor is built on the CPU instead.
+    """
+    try:
+        with torch.device("meta"):
+            return build_model(config)
+    except PluginError:
         return build_model(config)
 
 
@@ -45,9 +61,25 @@ def loss_of(model: nn.Module) -> LossFunction:
         logits = model(tokens)
         if logits.ndim != 3 or logits.shape[:2] != tokens.shape:
             raise ValueError(
-                f"the model maps tokens of shape {list(tokens.shape)} to a tensor of shape "
+                f"it maps tokens of shape {list(tokens.shape)} to a tensor of shape "
                 f"{list(logits.shape)}; logits have the shape [batch, tokens, vocabulary]"
             )
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     return loss
+
+
+def with_named_errors(config: ModelShape, loss: LossFunction) -> LossFunction:
+    """Return a loss function that raises PluginError where a plugin's model fails."""
+    option = registry.option_of("model", config)
+    if option.is_built_in:
+        return loss
+
+    def named(tokens: Tensor, targets: Tensor) -> Tensor:
+        with option.named_errors():
+            value = loss(tokens, targets)
+            if value.ndim:
+                raise ValueError(f"its loss has the shape {list(value.shape)}; it must be a scalar")
+            return value
+
+    return named

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gpt2ckpt.config.schema import ModelConfig
+from gpt2ckpt.config.schema import ModelConfig, ModelShape
 from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.model.build import build_on_meta
 from gpt2ckpt.model.huggingface import is_huggingface, load_huggingface
@@ -37,16 +37,17 @@ def load_pretrained(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     return config, state
 
 
-def check_shapes(config: ModelConfig, state: dict[str, Tensor]) -> str | None:
+def check_shapes(config: ModelShape, state: dict[str, Tensor]) -> str | None:
     """Return the first difference between a state dict and the model of `config`; None if equal.
 
-    The layers are counted before the model is built, because an untrusted config may name
-    millions of layers.
+    The layers of a GPT-2 are counted before the model is built, because an untrusted config may
+    name millions of layers.
     """
-    layers = {name.split(".")[2] for name in state if name.startswith("transformer.h.")}
-    missing = next((i for i in range(config.n_layer) if str(i) not in layers), None)
-    if missing is not None:
-        return f"the weights lack transformer.h.{missing}.ln_1.weight"
+    if isinstance(config, ModelConfig):
+        layers = {name.split(".")[2] for name in state if name.startswith("transformer.h.")}
+        missing = next((i for i in range(config.n_layer) if str(i) not in layers), None)
+        if missing is not None:
+            return f"the weights lack transformer.h.{missing}.ln_1.weight"
     try:
         model = build_on_meta(config)
     except (RuntimeError, OverflowError, TypeError):  # TypeError: the size overflows 64 bits

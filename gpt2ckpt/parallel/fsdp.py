@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gpt2ckpt.layers import repeated_layers
-from gpt2ckpt.model.build import loss_of
+from gpt2ckpt.model.build import LossFunction
 from gpt2ckpt.parallel.ddp import ParallelLoss
 
 
@@ -33,14 +33,14 @@ def apply_fsdp(model: nn.Module, device: torch.device, ranks: int) -> None:
         register_fsdp_forward_method(model, "loss")
 
 
-def fsdp_loss(model: nn.Module) -> ParallelLoss:
+def fsdp_loss(model: nn.Module, loss: LossFunction) -> ParallelLoss:
     """Return the loss function of a sharded model."""
 
     def gradient_sync(last: bool) -> AbstractContextManager[None]:
         cast(FSDPModule, model).set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
-    return ParallelLoss(loss_of(model), gradient_sync)
+    return ParallelLoss(loss, gradient_sync)
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def gather_full_tensors(value: Any, *, keep: bool) -> Any:
 
     Args:
         value: The tree. A tied tensor, which occurs twice, is gathered once and stays tied.
-        keep: Whether this rank needs the tensors. If not, its result has None for each tensor.
+        keep: Whether this rank needs the tensors. Otherwise each tensor is None in its result.
     """
     gathered: dict[int, Tensor | None] = {}
 
@@ -80,7 +80,7 @@ def gather_full_tensors(value: Any, *, keep: bool) -> Any:
 
 
 def shard_like_model(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Shard full tensors like the parameters of `model`, and return the shards of this rank."""
+    """Return this rank's shards of full tensors, sharded like the parameters of `model`."""
     own = model.state_dict()
     return {
         name: distribute_tensor(

@@ -16,6 +16,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from gpt2ckpt.config.options import PluginError
 from gpt2ckpt.errors import UserError
 from gpt2ckpt.parallel.ranks import Ranks
 
@@ -109,7 +110,7 @@ class DistributedGroup:
         """Other ranks: wait for the plan and return it.
 
         Raises:
-            SystemExit: A rank has ended; the exit code is that of this rank.
+            SystemExit: A rank has ended. Its exit code is used.
         """
         plan: dict[str, Any] = json.loads(self._wait_for("plan"))
         return plan
@@ -164,15 +165,16 @@ class DistributedGroup:
         return int(report["code"])
 
     def explain_error(self, error: BaseException) -> BaseException:
-        """Return `error`, or RankLost with the reason if `error` is a failed communication."""
-        if not _is_of_communication(error):
+        """Return `error`; if it is a failed communication, RankLost with the reason."""
+        cause = error.__cause__ if isinstance(error, PluginError) and error.__cause__ else error
+        if not _is_of_communication(cause):
             return error
         report = None
         with contextlib.suppress(RuntimeError):
             report = self._exit_report()
         if report and report["rank"] != self.rank and report["reason"]:
             return RankLost(f"rank {report['rank']}: {report['reason']}")
-        detail = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).partition(". ")[0]
+        detail = re.sub(r"^\[\S+\] ", "", str(cause).splitlines()[0]).partition(". ")[0]
         return RankLost(
             f"another rank has ended or cannot be reached ({detail}): resume with +resume=latest"
         )
@@ -207,7 +209,7 @@ class DistributedGroup:
 
     @property
     def _attempt_store(self) -> Any:
-        """The part of the store for this attempt, which is empty when the attempt starts."""
+        """The store of this attempt: a part of the launch's store, which starts empty."""
         if self._attempt is None:
             self._attempt = _prefixed(f"attempt_{self._ranks.attempt}", self._store)
         return self._attempt

@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The blocks of a forward pass: `count` blocks of a step, the first with number `offset`."""
+    """The blocks of one forward pass: `count` blocks, from the block `offset` of the step on."""
 
     offset: int
     count: int

@@ -35,9 +35,7 @@ def file_system(found: FileSystem) -> list[tuple[str, str]]:
         ),
     ]
     if found.is_in_memory:
-        rows.append(
-            ("", "the file system is in memory: every checkpoint is lost when the machine restarts")
-        )
+        rows.append(("", "it is in memory: every checkpoint is lost when the machine restarts"))
     return rows
 
 
@@ -125,7 +123,7 @@ def _last(drill: DrillResult) -> tuple[str, str]:
     if drill.passed:
         return (
             "PASSED",
-            "the run was killed during a save, resumed, and ended bitwise as without the kill",
+            "the run that was killed during a save resumed, and ended bitwise as without the kill",
         )
     reasons = ["the resume was not exact"] * (not drill.recovery.is_exact)
     reasons += ["the file system is not fit for saves"] * bool(drill.file_system.problems)

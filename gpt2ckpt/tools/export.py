@@ -14,13 +14,12 @@ from gpt2ckpt.config.schema import VOCAB_SIZE, ModelConfig
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
 from gpt2ckpt.files import durable
 from gpt2ckpt.tools.command_line import Subcommand
-from gpt2ckpt.tools.targets import add_path, checkpoint_named
+from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
 from gpt2ckpt.units import human_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TIED = "lm_head.weight"  # the same tensor as transformer.wte.weight
 SAFETENSORS = ".safetensors"
 WEIGHTS_FILE = "model.safetensors"
 # OpenAI's names of the two vocabulary files, and Hugging Face's names.
@@ -29,7 +28,7 @@ TOKENIZER_FILES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `export`."""
-    add_path(parser)
+    parser.add_argument("path", metavar="PATH", help=PATH_HELP)
     parser.add_argument(
         "--to",
         choices=("hf", "weights"),
@@ -51,10 +50,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{out} exists already and is not overwritten: pass a new path")
     path = checkpoint_named(args.path)
     state = load_state(path)
-    config, weights = _model_of(path, state)
     if args.to == "hf":
+        config, weights = _gpt2_of(path, state)
         _publish(out, lambda folder: _write_huggingface(folder, weights, config))
     else:
+        weights = state.model if state.setting("model", "kind") else _gpt2_of(path, state)[1]
         metadata = {"step": str(state.step), "config": json.dumps(state.config["model"])}
         inner = WEIGHTS_FILE if out.suffix == SAFETENSORS else ""
         _publish(out, lambda folder: _write_weights(folder, weights, metadata), inner)
@@ -64,10 +64,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model_of(path: Path, state: CheckpointState) -> "tuple[ModelConfig, dict[str, Tensor]]":
-    """Return the model config and the weights. Raises CheckpointError if they do not match."""
+def _gpt2_of(path: Path, state: CheckpointState) -> "tuple[ModelConfig, dict[str, Tensor]]":
+    """Return the config and the weights of a GPT-2.
+
+    Raises:
+        InputError: The model is of another kind.
+        CheckpointError: The config and the weights do not match.
+    """
     from gpt2ckpt.model.convert import check_shapes
 
+    if kind := state.setting("model", "kind"):
+        raise InputError(
+            f"{path} holds a model of the kind {kind!r}, which transformers cannot load: export "
+            "its weights with --to weights"
+        )
     try:
         config, weights = build_model_config(state.config["model"]), state.model
         problem = check_shapes(config, weights)
@@ -101,10 +111,11 @@ def _write_huggingface(folder: Path, weights: "dict[str, Tensor]", config: Model
 
 
 def _write_weights(folder: Path, weights: "dict[str, Tensor]", metadata: dict[str, str]) -> None:
-    """Write the state dict with this project's names of the tensors, without the tied weight."""
+    """Write the state dict with this project's names; of tied tensors, only the first."""
     from safetensors.torch import save_file
 
-    tensors = {name: tensor for name, tensor in weights.items() if name != TIED}
+    first = {tensor.data_ptr() or name: name for name, tensor in reversed(weights.items())}
+    tensors = {name: weights[name] for name in first.values()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt", **metadata})
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2ckpt.data.loader import Batch
-from gpt2ckpt.model.build import loss_of
+from gpt2ckpt.model.build import LossFunction, loss_of
 from gpt2ckpt.model.generate import evaluating
 from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
 from gpt2ckpt.parallel.step_sharding import round_robin
@@ -35,6 +35,8 @@ def evaluate(
     hardware: Hardware,
     stop: Callable[[], bool],
     group: ProcessGroup | None = None,
+    *,
+    loss: LossFunction | None = None,
 ) -> Evaluation | None:
     """Evaluate a model; return None if `stop` returned true before the end.
 
@@ -47,16 +49,17 @@ def evaluate(
         hardware: The device and precision.
         stop: Called before each batch, on all ranks together.
         group: The ranks; None for a single process.
+        loss: The loss function of the model; None for `loss_of(model)`.
     """
-    group, loss_function = group or SingleProcess(), loss_of(model)
+    group, loss = group or SingleProcess(), loss or loss_of(model)
     sums: list[Tensor] = []
     sizes: list[tuple[int, int]] = []  # blocks and tokens
     with evaluating(model), torch.no_grad(), hardware.autocast():
         for (inputs, targets), counts in round_robin(batches, group.rank, group.size):
             if stop():
                 return None
-            loss = loss_function(inputs.to(hardware.device), targets.to(hardware.device))
-            sums.append(loss.double() * len(inputs))
+            mean = loss(inputs.to(hardware.device), targets.to(hardware.device))
+            sums.append(mean.double() * len(inputs))
             sizes.append((len(inputs), targets.numel()) if counts else (0, 0))
     # Sum in the order of the batches, so that the result does not depend on the number of ranks.
     losses = group.all_gather(torch.stack(sums).cpu()).T.flatten()

@@ -12,10 +12,9 @@ from gpt2ckpt.config.options import Effect
 from gpt2ckpt.config.registry import build_model_config
 from gpt2ckpt.config.replay import classify
 from gpt2ckpt.config.schema import ModelConfig
-from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.model.convert import load_pretrained
 from gpt2ckpt.runs.layout import CHECKPOINTS
-from gpt2ckpt.runs.plugins import require_plugins
 from gpt2ckpt.runs.resume import Scope, locate, read
 
 POSITIONS = "transformer.wpe.weight"
@@ -98,7 +97,6 @@ def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], Source]:
         assert place is not None  # only `auto` may name nothing
         found = read(place)
         path, state, damaged = found.path, found.state, found.skipped
-        require_plugins(path, state)
     elif is_checkpoint(path):
         state = load_state(path)
     else:
@@ -108,4 +106,9 @@ def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], Source]:
         f"skipped {file}: {reason.removeprefix(f'{file} ')}" for file, reason in damaged
     )
     source = Source(path, f"gpt2ckpt checkpoint, step {state.step:,}", skipped)
+    if kind := state.setting("model", "kind"):
+        raise InputError(
+            f"model.init_from={path} holds a model of the kind {kind!r}, not a GPT-2: to start a "
+            "new run from its state, resume it with +fork=true"
+        )
     return build_model_config(state.config["model"]), state.model, source

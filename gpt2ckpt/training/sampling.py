@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from gpt2ckpt.config.registry import option_of
 from gpt2ckpt.config.schema import END_OF_TEXT, VOCAB_SIZE, ModelShape
 from gpt2ckpt.data.tokenizer import gpt2_encoding
 from gpt2ckpt.model.generate import generate
@@ -54,9 +55,7 @@ def sample_text(
     The sample has its own random generator, so that training does not depend on it.
     """
     prompt = encode_prompt(sampling.prompt, shape.vocab_size)
-    new = _continue(
-        model, prompt, sampling, block_size=shape.block_size, hardware=hardware, stop=stop
-    )
+    new = _continue(model, prompt, sampling, shape=shape, hardware=hardware, stop=stop)
     return _text(sampling.prompt, prompt, new, shape.vocab_size)
 
 
@@ -155,7 +154,7 @@ class Sampler:
             self._model,
             prompt,
             self._sampling,
-            block_size=self._shape.block_size,
+            shape=self._shape,
             hardware=self._hardware,
             stop=stop,
         )
@@ -200,16 +199,16 @@ def _continue(
     prompt: list[int],
     sampling: Sampling,
     *,
-    block_size: int,
+    shape: ModelShape,
     hardware: Hardware,
     stop: Stop,
 ) -> list[int]:
-    with hardware.autocast():
+    with option_of("model", shape).named_errors(), hardware.autocast():
         [new] = generate(
             model,
             torch.tensor([prompt], device=hardware.device),
             sampling.max_tokens,
-            block_size=block_size,
+            block_size=shape.block_size,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             generator=torch.Generator().manual_seed(sampling.seed),

@@ -16,7 +16,7 @@ from gpt2ckpt.config.checks import FSDP
 from gpt2ckpt.data.loader import BlockLoader, validation, validation_digest
 from gpt2ckpt.errors import InputError
 from gpt2ckpt.loggers.fanout import Loggers
-from gpt2ckpt.model.build import build_model, loss_of
+from gpt2ckpt.model.build import build_model, loss_of, with_named_errors
 from gpt2ckpt.model.counts import size_of
 from gpt2ckpt.optim.optimizers import build_optimizer
 from gpt2ckpt.parallel.ddp import ParallelLoss, ddp_loss
@@ -26,7 +26,6 @@ from gpt2ckpt.runs.events import EventLog
 from gpt2ckpt.runs.history import identity_in
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, REPLAY
 from gpt2ckpt.runs.lock import RunLock
-from gpt2ckpt.runs.plugins import plugins_in_use
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.signals.deadline import Deadline
 from gpt2ckpt.signals.training import TrainingSignals
@@ -125,7 +124,6 @@ class Session:
             overrides=self.start.overrides,
             data=data_identity(self.validated.corpus, self.validated.blocks_per_epoch),
             environment=hardware.recorded(self.group.size),
-            plugins=plugins_in_use(self.validated.frozen),
         )
         loop = self._build_loop(state, provenance, events)
         if self.group.is_first:
@@ -293,13 +291,14 @@ class Session:
 
     def _parallelize(self, model: nn.Module) -> ParallelLoss:
         """Return the loss function, whose gradients are averaged over all ranks."""
-        if self._is_sharded:
-            from gpt2ckpt.parallel.fsdp import fsdp_loss
-
-            return fsdp_loss(model)
         loss = loss_of(model)
         if self.validated.config.trainer.compile:
             loss = torch.compile(loss)
+        loss = with_named_errors(self.validated.config.model, loss)
+        if self._is_sharded:
+            from gpt2ckpt.parallel.fsdp import fsdp_loss
+
+            return fsdp_loss(model, loss)
         if isinstance(self.group, SingleProcess):
             return ParallelLoss(loss)
         return ddp_loss(model, loss, self.hardware.device)
@@ -321,7 +320,8 @@ class Session:
         trainer, block_size = self.validated.config.trainer, self.validated.config.model.block_size
         val, blocks = self.validated.corpus.val, trainer.eval_blocks
         batches = validation(val, block_size, trainer.batch_size, limit=blocks)
-        evaluation = evaluate(model, batches, self.hardware, stop, self.group)
+        loss = with_named_errors(self.validated.config.model, loss_of(model))
+        evaluation = evaluate(model, batches, self.hardware, stop, self.group, loss=loss)
         return replace(evaluation, blocks=self._evaluated_blocks) if evaluation else None
 
     @cached_property

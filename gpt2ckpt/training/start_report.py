@@ -10,7 +10,8 @@ from gpt2ckpt.checkpoint.emergency_reserve import with_margin
 from gpt2ckpt.checkpoint.event_sink import EventSink
 from gpt2ckpt.checkpoint.retention import most_files
 from gpt2ckpt.checkpoint.store import Store
-from gpt2ckpt.config.schema import ModelConfig, TrainConfig
+from gpt2ckpt.config.registry import option_of
+from gpt2ckpt.config.schema import ModelConfig, ModelShape, TrainConfig
 from gpt2ckpt.data.corpus import Corpus
 from gpt2ckpt.data.tokens import TokenStream, count_blocks
 from gpt2ckpt.files.disk_usage import disk_bytes, free_space_text, measure_free
@@ -181,13 +182,19 @@ def plan(
 def machine_rows(hardware: Hardware, config: TrainConfig, ranks: int) -> list[Row]:
     """Return the rows on the device, the precision and the kernels."""
     trainer, off_on = config.trainer, ("off", "on")
-    dtype = DTYPES[hardware.precision]
-    keeps = keeps_weights(hardware.device.type, dtype, config.model.block_size)
-    compute = (
-        f"attention {'by matrix products' if keeps else 'scaled_dot_product_attention'}, "
-        f"compile {off_on[trainer.compile]}, deterministic {off_on[trainer.deterministic]}, "
-        f"{plural(hardware.threads, 'thread')}{f', {ranks} ranks' if ranks > 1 else ''}"
-    )
+    attention = ""
+    if isinstance(config.model, ModelConfig):
+        dtype = DTYPES[hardware.precision]
+        keeps = keeps_weights(hardware.device.type, dtype, config.model.block_size)
+        attention = f"attention {'by matrix products' if keeps else 'scaled_dot_product_attention'}"
+    parts = [
+        attention,
+        f"compile {off_on[trainer.compile]}",
+        f"deterministic {off_on[trainer.deterministic]}",
+        plural(hardware.threads, "thread"),
+        f"{ranks} ranks" if ranks > 1 else "",
+    ]
+    compute = ", ".join(filter(None, parts))
     return [
         ("device", f"{hardware.device}, {hardware.name} ({hardware.device_reason})"),
         ("precision", f"{hardware.precision} ({hardware.precision_reason})"),
@@ -195,13 +202,15 @@ def machine_rows(hardware: Hardware, config: TrainConfig, ranks: int) -> list[Ro
     ]
 
 
-def model_rows(model: ModelConfig) -> list[Row]:
+def model_rows(model: ModelShape) -> list[Row]:
     """Return the rows on the shape of the model, its parameters and its FLOPs per token."""
-    shape = (
-        f"GPT-2, {plural(model.n_layer, 'layer')} x {model.n_embd}, "
-        f"{plural(model.n_head, 'head')}, context {model.block_size:,}, "
-        f"vocabulary {model.vocab_size:,}"
-    )
+    if isinstance(model, ModelConfig):
+        layers, heads = plural(model.n_layer, "layer"), plural(model.n_head, "head")
+        kind = f"GPT-2, {layers} x {model.n_embd}, {heads}"
+    else:
+        option = option_of("model", model)
+        kind = f"{option.name} (plugin {option.module})"
+    shape = f"{kind}, context {model.block_size:,}, vocabulary {model.vocab_size:,}"
     size = size_of(model)
     parts = ", ".join(f"{part} {count:,}" for part, count in size.parts.items())
     work = f"{human_count(size.flops_per_token)}FLOP per token, forward and backward"

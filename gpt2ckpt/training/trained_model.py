@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from gpt2ckpt.checkpoint.reading import is_checkpoint
 from gpt2ckpt.config.checks import check_hardware
 from gpt2ckpt.config.registry import build_model_config
-from gpt2ckpt.config.schema import ModelConfig, ModelShape
+from gpt2ckpt.config.schema import ModelShape
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.model.build import build_model
 from gpt2ckpt.model.convert import check_shapes, load_pretrained
 from gpt2ckpt.model.huggingface import is_huggingface
 from gpt2ckpt.runs.layout import CHECKPOINTS, OUTPUTS
-from gpt2ckpt.runs.plugins import require_plugins
 from gpt2ckpt.runs.resume import SELECTORS, Scope, locate, no_run, read
 from gpt2ckpt.training.hardware import Hardware, choose_hardware, prepare_process
 
@@ -79,7 +78,6 @@ def load_trained(what: str, device: str, precision: str) -> Trained:
         raise no_run(OUTPUTS, "name one with ckpt=PATH")
     found = read(place)
     state = found.state
-    require_plugins(found.path, state)
     config = build_model_config(state.config["model"])
     if problem := check_shapes(config, state.model):
         raise CheckpointError(
@@ -100,7 +98,7 @@ def load_trained(what: str, device: str, precision: str) -> Trained:
     )
 
 
-def _build(config: ModelConfig, weights: dict[str, Tensor], hardware: Hardware) -> nn.Module:
+def _build(config: ModelShape, weights: dict[str, Tensor], hardware: Hardware) -> nn.Module:
     prepare_process(hardware, deterministic=True)
     model = build_model(config)
     model.load_state_dict(weights)

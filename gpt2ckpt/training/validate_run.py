@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gpt2ckpt.checkpoint.state import CheckpointState
 from gpt2ckpt.config.checks import check_config
-from gpt2ckpt.config.registry import build_typed
+from gpt2ckpt.config.registry import build_typed, option_of
 from gpt2ckpt.config.replay import Values
 from gpt2ckpt.config.schema import TrainConfig, TrainerConfig
 from gpt2ckpt.data.corpus import Corpus, open_corpus
@@ -114,14 +114,14 @@ def validate_run(start: Start) -> ValidatedRun:
         start.found.state.require_resumable(start.found.path)
     config: TrainConfig = build_typed("train", start.frozen)
     frozen, pretrained = start.frozen, None
-    if start.state is None and config.model.init_from is not None:
+    if start.state is None and getattr(config.model, "init_from", None) is not None:
         from gpt2ckpt.training.pretrained import read_pretrained
 
         pretrained = read_pretrained(config.model, start.overrides)
         config.model = pretrained.config
         frozen = {**frozen, "model": dataclasses.asdict(config.model)}
     check_settings(config)
-    _check_state(start, config)
+    _check_parts(start, config)
     corpus = open_corpus(config.data, config.model.vocab_size, config.model.block_size)
     expected = expected_files(start, corpus)
     blocks = count_blocks(len(corpus.train), config.model.block_size)
@@ -197,11 +197,23 @@ def _done(state: CheckpointState | None) -> CompletedWork:
     )
 
 
-def _check_state(start: Start, config: TrainConfig) -> None:
-    """Raise CheckpointError if the model and optimizer of `config` cannot restore the saved state.
+def _check_parts(start: Start, config: TrainConfig) -> None:
+    """Check that the model and the optimizer can be built and can restore the saved state, if any.
 
     The shapes are compared first, since a config from a file may describe a model of any size.
+
+    Raises:
+        CheckpointError: The saved state does not fit.
+        PluginError: A plugin raised an exception.
     """
+    is_of_plugin = not all(
+        option_of(group, getattr(config, group)).is_built_in for group in ("model", "optimizer")
+    )
+    if start.found is None and is_of_plugin:
+        from gpt2ckpt.model.build import build_on_meta
+        from gpt2ckpt.optim.optimizers import build_optimizer
+
+        build_optimizer(config.optimizer, build_on_meta(config.model))
     if start.found is None:
         return
     from gpt2ckpt.model.convert import check_shapes

@@ -89,9 +89,7 @@ def test_restored_optimizer_continues_bitwise(config, carry):
     straight, straight_optimizer = stepped(config, 9)
     model, optimizer = stepped(config, 4)
     weights, state = carry(model.state_dict()), carry(optimizer.state_dict())
-    train(
-        model, optimizer, range(4, 6)
-    )  # the loaded state must not share memory with the live tensors
+    train(model, optimizer, range(4, 6))  # what was taken must not follow the live tensors' fate
 
     resumed = Model()
     resumed.load_state_dict(weights)
@@ -134,7 +132,7 @@ def test_tied_parameters_are_optimized_once():
 
 @BOTH
 def test_weight_decay_applies_to_matrices_only(config):
-    """With a gradient of zero, only the decay changes a weight."""
+    """Without a gradient's pull (it is zero), decay alone moves a weight."""
     model = new_model()
     for parameter in model.parameters():
         nn.init.ones_(parameter)

@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).with_name("three_ranks.py")
 
 @pytest.fixture(scope="module")
 def findings() -> list[dict[str, Any]]:
-    """Return the results of each rank."""
+    """What each of the ranks found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -17,14 +17,14 @@ WARNING = "not bitwise equal to an uninterrupted run: "
 
 @pytest.fixture
 def stopped(token_data: Any, tmp_path: Path) -> Path:
-    """Train a run of two steps, on one thread, in float32."""
+    """A run of two steps, on one thread, in float32."""
     words = [*token_data.overrides, "schedule=constant", "schedule.warmup_steps=0"]
     train([*words, "trainer.max_steps=2"], tmp_path / "run")
     return tmp_path / "run"
 
 
 def resume(directory: Path, caplog: pytest.LogCaptureFixture, *more: str) -> list[str]:
-    """Resume the run; return the warnings that it is not bitwise exact."""
+    """What the resumed training says that it cannot promise."""
     caplog.clear()
     train(["resume=latest", "trainer.max_steps=3", *more], directory)
     messages = [record.getMessage() for record in caplog.records]
@@ -32,9 +32,7 @@ def resume(directory: Path, caplog: pytest.LogCaptureFixture, *more: str) -> lis
 
 
 def test_exact_resume_has_no_warning(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
-    torch.set_num_threads(
-        2
-    )  # the default of PyTorch has no effect: the run keeps its number of threads
+    torch.set_num_threads(2)  # PyTorch's own choice does not count: the run keeps to its threads
     assert resume(stopped, caplog) == []
 
 
@@ -43,14 +41,14 @@ def test_other_thread_count_is_named(stopped: Path, caplog: pytest.LogCaptureFix
 
 
 def test_other_precision_is_named(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
-    reported = resume(stopped, caplog, "trainer.precision=bfloat16")
-    assert reported == ["precision float32 → bfloat16"]
+    said = resume(stopped, caplog, "trainer.precision=bfloat16")
+    assert said == ["precision float32 → bfloat16"]
 
 
 def test_other_pytorch_version_is_named(
     stopped: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only one PyTorch is installed, so its version is patched."""
+    """A second PyTorch is not installed here: this one gives itself another name."""
     old = torch.__version__
     monkeypatch.setattr(torch, "__version__", "2.99.0")
     assert resume(stopped, caplog) == [f"torch {old} → 2.99.0"]
@@ -59,7 +57,7 @@ def test_other_pytorch_version_is_named(
 def test_kernel_variable_is_named(
     stopped: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernels of this process are already chosen: only the warning is tested."""
+    """Kernels of this process are chosen already: what is recorded and told is tested here."""
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     assert resume(stopped, caplog) == ["MKL_CBWR unset → COMPATIBLE"]
     monkeypatch.delenv("MKL_CBWR")
@@ -72,10 +70,10 @@ def test_edited_code_is_named(
     own = versions()
     edited = replace(own, code="9c1bffff00", commit="ab" * 20, dirty=True)
     monkeypatch.setattr(start_report, "versions", lambda: edited)
-    [reported] = resume(stopped, caplog)
-    assert reported.startswith(f"code {described(own)} → 9c1bffff (commit abababab, dirty)")
+    [said] = resume(stopped, caplog)
+    assert said.startswith(f"code {described(own)} → 9c1bffff (commit abababab, dirty)")
 
 
 def test_several_changes_are_one_line(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
-    reported = resume(stopped, caplog, "trainer.threads=2", "trainer.precision=bfloat16")
-    assert reported == ["precision float32 → bfloat16, threads 1 → 2"]
+    said = resume(stopped, caplog, "trainer.threads=2", "trainer.precision=bfloat16")
+    assert said == ["precision float32 → bfloat16, threads 1 → 2"]
