@@ -30,7 +30,7 @@ class BlockLoader:
     def __init__(self, stream: TokenStream, block_size: int, seed: int) -> None:
         self.n_blocks = count_blocks(len(stream), block_size)
         if self.n_blocks == 0:
-            raise ValueError(f"{len(stream)} tokens hold no block of {block_size} + 1")
+            raise ValueError(f"{len(stream)} tokens contain no block of {block_size} + 1 tokens")
         self._stream = stream
         self._block_size = block_size
         self._seed = seed

@@ -124,7 +124,9 @@ def _link(origin: tuple[str, int] | None) -> dict[str, Any]:
 
 def _notes(origin: tuple[str, int] | None) -> str | None:
     return (
-        f"Continues run {origin[0]} from step {origin[1]} with other settings." if origin else None
+        f"Continues run {origin[0]} from step {origin[1]} with different settings."
+        if origin
+        else None
     )
 
 

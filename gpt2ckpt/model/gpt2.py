@@ -20,7 +20,7 @@ INIT_STD = 0.02
 
 
 class GPT2(nn.Module):
-    """A GPT-2 that maps token ids to logits, or with target ids to the mean cross entropy.
+    """A GPT-2: `forward` maps token ids to logits, and `loss` computes the mean cross entropy.
 
     Raises:
         ConfigError: The shape is invalid.

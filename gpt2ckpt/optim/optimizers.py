@@ -1,9 +1,9 @@
-"""The optimizers of a training as one, and the built-in AdamW and Muon.
+"""The optimizers of a run as one object, and the built-in AdamW and Muon.
 
 Sources: AdamW, Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019). Muon, Keller
 Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): the momentum of
-each matrix is orthogonalized by Newton-Schulz iterations before it is applied. Both are the
-implementations of torch.optim.
+each matrix is orthogonalized by Newton-Schulz iterations before it is applied. Both are implemented
+by torch.optim.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,24 +33,22 @@ NamedParameters = list[tuple[str, nn.Parameter]]
 
 
 class OptimizerSet:
-    """Any torch optimizers, each for a part of a model's parameters, with one state.
+    """One or more torch optimizers, each for a part of a model's parameters, with one state.
 
-    The state is that of `optimizer.state`, by parameter name. An optimizer may also change settings
-    of its parameter groups in a step, or keep state under keys of its own: these belong to the
-    state where they exist.
+    The state holds the tensors of `optimizer.state` by parameter name. It also holds settings of
+    parameter groups that a step has changed, and state that an optimizer keeps under its own keys.
 
     A gradient scaler steps each optimizer separately. With float16, callers must therefore check
     the total gradient norm first, and skip all optimizers if it is not finite.
 
     Args:
-        torch_optimizers: The optimizers. The learning rate of the first is the one that is
-            reported.
-        model: The module whose parameters they train, without wrappers.
+        torch_optimizers: The optimizers. Reports show the learning rate of the first.
+        model: The module whose parameters the optimizers train, without wrappers.
 
     Raises:
         TypeError: An object is not a torch optimizer.
-        ValueError: A parameter group has no learning rate, or its parameters are not those of the
-            model, each once.
+        ValueError: A parameter group has no learning rate, a parameter is not in the model, or two
+            groups have the same parameter.
     """
 
     def __init__(self, torch_optimizers: Sequence[torch.optim.Optimizer], model: nn.Module) -> None:
@@ -118,9 +116,8 @@ class OptimizerSet:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Copy the tensors of a `state_dict()`; on an error, nothing changes.
 
-        Learning rates and other settings stay those that the optimizers were built with, except
-        for settings that steps have changed. A parameter that was never stepped has no state and
-        gets none.
+        Learning rates and other settings are not loaded, except for settings that steps have
+        changed. A parameter without a saved state, which was never updated, stays without one.
 
         Raises:
             CheckpointError: Parameter names, kinds of state or shapes do not match.
@@ -167,11 +164,12 @@ def build_optimizer(config: Any, model: nn.Module) -> OptimizerSet:
     """Return the optimizers that a config describes for the trainable parameters of `model`.
 
     Args:
-        config: The typed config of an option of the group optimizer.
-        model: The module without compiled or distributed wrappers, since the state has its names.
+        config: The typed config of an optimizer.
+        model: The module without compiled or distributed wrappers, which would change the names of
+            the parameters.
 
     Raises:
-        PluginError: A plugin raised an exception, or returned something else than optimizers.
+        PluginError: A plugin raised an exception, or did not return optimizers.
     """
     built = registry.build("optimizer", config, model)
     with registry.option_of("optimizer", config).named_errors():
@@ -218,17 +216,22 @@ def _check_optimizers(built: Sequence[Any], model: nn.Module) -> None:
             )
         for group in optimizer.param_groups:
             if "lr" not in group:
-                raise ValueError("a parameter group has no 'lr', which the schedule scales")
+                raise ValueError("a parameter group has no 'lr', which the schedule scales: set it")
             for parameter in group["params"]:
                 if id(parameter) not in names:
-                    raise ValueError("the optimizer has a parameter that is not the model's")
+                    raise ValueError(
+                        "the optimizer has a parameter that is not in the model: pass only "
+                        "parameters of the model"
+                    )
                 if id(parameter) in seen:
-                    raise ValueError(f"two optimizers have the parameter {names[id(parameter)]}")
+                    raise ValueError(
+                        f"the parameter {names[id(parameter)]} is in two groups: pass it once"
+                    )
                 seen.add(id(parameter))
 
 
 def _own_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the state that is of no parameter."""
+    """Return the state that does not belong to a parameter."""
     state: dict[Any, Any] = optimizer.state
     return {key: value for key, value in state.items() if isinstance(key, str)}
 
@@ -264,7 +267,7 @@ def _muon(named: NamedParameters, config: MuonConfig) -> torch.optim.Optimizer:
 
 
 def _state_keys(optimizer: torch.optim.Optimizer) -> frozenset[str] | None:
-    """Return the kinds of state of each parameter after a step; None if they are not known."""
+    """Return the names of each parameter's state tensors after a step; None if not known."""
     if type(optimizer) is torch.optim.Muon:
         return frozenset({"momentum_buffer"})
     if type(optimizer) is torch.optim.AdamW:

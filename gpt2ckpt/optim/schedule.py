@@ -19,10 +19,10 @@ Schedule: TypeAlias = Callable[[int], float]
 
 
 def build_schedule(config: Any, total_steps: int) -> Schedule:
-    """Return the schedule that a typed config of the group schedule describes.
+    """Return the schedule that a config describes.
 
     Args:
-        config: The schedule; with steps=null, it is as long as the run.
+        config: The typed config of a schedule; with steps=null, it is as long as the run.
         total_steps: Optimizer steps of the run.
 
     Raises:
@@ -34,13 +34,13 @@ def build_schedule(config: Any, total_steps: int) -> Schedule:
 
 
 def build_constant(config: ConstantConfig) -> Schedule:
-    """Return a linear warm-up, and then the full learning rate."""
+    """Return a schedule with a linear warm-up, then the full learning rate."""
     _not_negative("warmup_steps", config.warmup_steps)
     return lambda step: _warmup(step, config.warmup_steps)
 
 
 def build_cosine(config: CosineConfig, total_steps: int) -> Schedule:
-    """Return a linear warm-up, then half a cosine."""
+    """Return a schedule with a linear warm-up, then a decay along half a period of a cosine."""
     _not_negative("warmup_steps", config.warmup_steps)
     end = _length(config.steps, total_steps)
     _check_ratio(config.min_lr_ratio)
@@ -57,7 +57,7 @@ def build_cosine(config: CosineConfig, total_steps: int) -> Schedule:
 
 
 def build_wsd(config: WsdConfig, total_steps: int) -> Schedule:
-    """Return a linear warm-up, a plateau, and a linear decay at the end."""
+    """Return a schedule with a linear warm-up, a constant rate, and a linear decay at the end."""
     _not_negative("warmup_steps", config.warmup_steps)
     end = _length(config.steps, total_steps)
     _check_ratio(config.min_lr_ratio)

@@ -9,7 +9,7 @@ from torch import Tensor
 from gpt2ckpt.errors import CheckpointError
 
 Expected: TypeAlias = Mapping[str, tuple[Collection[str] | None, torch.Size]]
-"""Maps parameter names to the kinds of their state (None: not known) and their shapes."""
+"""Maps each parameter name to the names of its state tensors (None: not known) and its shape."""
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -21,7 +21,7 @@ def settings_of(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changed_settings(group: Mapping[str, Any], initial: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a parameter group that are not the `initial` ones."""
+    """Return the settings of a parameter group that differ from the `initial` settings."""
     return {
         key: value
         for key, value in settings_of(group).items()
@@ -38,16 +38,16 @@ def export_group(
 
 
 def check_number(saved: Mapping[str, Any], key: str, count: int) -> list[dict[str, Any]]:
-    """Return a list of `count` dicts in a saved state; empty ones if it has none.
+    """Return the list of `count` dicts under `key` in a saved state; empty dicts without `key`.
 
     Raises:
-        CheckpointError: The list has another length.
+        CheckpointError: The list has a different length.
     """
     found = saved.get(key, [{} for _ in range(count)])
     if not isinstance(found, list) or len(found) != count:
         raise CheckpointError(
-            f"the optimizer state does not fit: its {key} is not a list of {count}; resume with "
-            "the optimizer that the checkpoint was trained with"
+            f"the optimizer state does not fit: its {key} is not a list of {count} dicts; resume "
+            "with the optimizer that the checkpoint was trained with"
         )
     return found
 
@@ -96,7 +96,7 @@ def place_state(
 
 
 def place(value: Any, parameter: Tensor) -> Any:
-    """Return a copy of a value, the tensors in which are on the device of `parameter`."""
+    """Return a copy of a value, with its tensors on the device of `parameter`."""
     if isinstance(value, Mapping):
         return {key: place(item, parameter) for key, item in value.items()}
     if isinstance(value, list):

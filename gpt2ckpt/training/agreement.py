@@ -23,11 +23,13 @@ from gpt2ckpt.training.validate_run import ValidatedRun, validate_run
 
 
 def agree(start: Start, validated: ValidatedRun, hardware: Hardware, group: ProcessGroup) -> None:
-    """First rank: publish the plan and wait until all ranks follow it, before writing anything.
+    """On the first rank: publish the plan, and wait until all ranks follow it.
+
+    Call this before anything is written.
 
     Raises:
         ConfigError: The batch cannot be distributed, or FSDP does not support the config.
-        SystemExit: A rank cannot follow the plan; with its exit code.
+        SystemExit: A rank cannot follow the plan; the exit code is that of the rank.
     """
     trainer = validated.config.trainer
     shard_step(group.rank, group.size, trainer.batch_size, trainer.grad_accum)
@@ -50,7 +52,7 @@ def agree(start: Start, validated: ValidatedRun, hardware: Hardware, group: Proc
 
 
 def follow(group: DistributedGroup) -> int:
-    """Other ranks: follow the plan of the first rank, train, and return the exit code.
+    """On every other rank: follow the plan of the first rank, train, and return the exit code.
 
     Raises:
         InputError: This rank sees a different checkpoint or different data than the first rank.

@@ -1,8 +1,8 @@
 """The callbacks of a run: objects with hooks that the training loop calls on the first rank.
 
-A callback only watches: the random generators, the gradients and the training mode of the model are
-after each hook as they were before it. A callback that raises is switched off with one warning, and
-the training continues.
+A callback only observes: after each hook, the random generators, the gradients and the training
+mode of the model are restored. A callback that raises is switched off with one warning, and
+training continues.
 """
 
 import contextlib
@@ -36,12 +36,12 @@ class Callback:
     """One callback, and its last good state.
 
     Attributes:
-        name: Its name in the config.
-        label: Its name in messages, e.g. "callback 'ema' (plugin my_plugin)".
+        name: The name in the config.
+        label: The name in messages, e.g. "callback 'ema' (plugin my_plugin)".
         build: Returns the object that has the hooks.
-        target: That object.
-        saved: The state that checkpoints hold; None without one.
-        is_off: Whether the callback raised, and is not called any more.
+        target: The object that `build` returned.
+        saved: The state of the object in checkpoints; None without a state.
+        is_off: Whether the callback has raised, and is no longer called.
     """
 
     name: str
@@ -64,24 +64,24 @@ class Callback:
             self.load(saved)
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Let the object load a state, in tensors of its own."""
+        """Pass a copy of a saved state to the object."""
         if hasattr(self.target, "load_state_dict"):
             from gpt2ckpt.checkpoint.snapshot import storable_copy
 
             self.target.load_state_dict(storable_copy(saved))
 
     def capture(self) -> None:
-        """Make a copy of the object's present state the saved one, if it has `state_dict`."""
+        """Copy the current state of the object to `saved`, if the object has `state_dict`."""
         if hasattr(self.target, "state_dict"):
             from gpt2ckpt.checkpoint.snapshot import storable_copy
 
             self.saved = storable_copy(self.target.state_dict())
 
     def switch_off(self, hook: str, error: BaseException) -> None:
-        """Stop to call this callback, because `hook` raised `error`."""
+        """Call this callback no more, because `hook` raised `error`."""
         self.is_off = True
         log.warning(
-            "%s raised %s in %s: it is switched off, and the training continues",
+            "%s raised %s in %s: the callback is switched off, and training continues",
             self,
             described(error),
             hook,
@@ -89,13 +89,13 @@ class Callback:
 
 
 class CallbackRun:
-    """The run as the hooks of one callback see it.
+    """The run as passed to the hooks of one callback.
 
     Args:
         state: The live training state.
         directory: The run directory.
         config: The frozen config.
-        stop: Called with the reason if the callback asks for the end of the training.
+        stop: Called with the reason if the callback requests the end of the run.
 
     Attributes:
         directory: The run directory.
@@ -115,31 +115,31 @@ class CallbackRun:
 
     @property
     def step(self) -> int:
-        """The optimizer steps done."""
+        """Return the number of optimizer steps done."""
         return self._state.counters.step
 
     @property
     def model(self) -> "nn.Module":
-        """The model that is trained. With FSDP its parameters are shards."""
+        """Return the model in training. With FSDP, its parameters are shards."""
         return self._state.model
 
     def stop(self, reason: str) -> None:
-        """End the training after this step, as if it was the last step of the run."""
+        """End the run after this step, as if it were the last step."""
         self._stop(console.printable(" ".join(str(reason).split())))
 
 
 class Callbacks:
-    """The callbacks of a run, in the order of the config; none on all ranks but the first.
+    """The callbacks of a run, in the order of the config. Only the first rank has any.
 
     Life cycle: `open` builds the objects and loads their saved states, before anything is written;
-    `attach` connects them to a training; the loop calls `call` at each hook, `capture` at each save
-    and `roll_back` at each rollback.
+    `attach` connects them to the training state; the loop calls `call` at each hook, `capture` at
+    each save and `roll_back` at each rollback.
 
     Attributes:
-        stopped_by: The callback that asked for the end of the training, which checkpoints record:
-            a run that is killed before its last save ends at the same step.
-        saved_files: The checkpoints that are durable, and that no hook was called for yet. The
-            thread that saves appends to it.
+        stopped_by: The callback that requested the end of the run. Checkpoints record it, so that a
+            run that is killed before its last save ends at the same step.
+        saved_files: The durable checkpoints for which `on_checkpoint_saved` was not called yet. The
+            thread that saves appends them.
     """
 
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
@@ -151,7 +151,7 @@ class Callbacks:
         self._request_end: Callable[[bool], None] = lambda requested: None
 
     def open(self, start: Start) -> None:
-        """Build the callbacks, each with its state in the checkpoint that the run starts from.
+        """Build the callbacks, and load their states from the checkpoint that the run starts from.
 
         Raises:
             ConfigError: A builder raised, or a callback refused its state.
@@ -177,16 +177,16 @@ class Callbacks:
         config: Mapping[str, Any],
         request_end: Callable[[bool], None],
     ) -> None:
-        """Connect the callbacks to a training.
+        """Connect the callbacks to the training state.
 
         Args:
             state: The live training state.
             directory: The run directory.
             config: The frozen config.
-            request_end: Asks for the end of the training, or withdraws that.
+            request_end: Called with true to request the end of the run, with false to withdraw it.
         """
         self._state, self._request_end = state, request_end
-        if self.stopped_by is not None:  # in an earlier process
+        if self.stopped_by is not None:  # by a request in an earlier process
             request_end(True)
 
         def run_of(name: str) -> CallbackRun:
@@ -203,7 +203,7 @@ class Callbacks:
     def report_saves(self) -> None:
         """Call `on_checkpoint_saved` for each checkpoint that became durable since the last call.
 
-        A checkpoint that was deleted or archived meanwhile is left out.
+        Checkpoints that were deleted or archived meanwhile are omitted.
         """
         while self.saved_files:
             path = self.saved_files.popleft()
@@ -211,7 +211,7 @@ class Callbacks:
                 self.call("on_checkpoint_saved", path)
 
     def capture(self) -> dict[str, Any] | None:
-        """Return the states to be saved by callback; None if no callback keeps one.
+        """Return the states to save by the name of the callback; None if no callback has a state.
 
         A callback that is switched off, or that fails here, keeps its last good state.
         """
@@ -221,9 +221,9 @@ class Callbacks:
         return {c.name: c.saved for c in self._callbacks if c.saved is not None} or None
 
     def roll_back(self, states: States) -> None:
-        """Restore the states of the checkpoint that the training returned to.
+        """Restore the states in the checkpoint to which the run rolled back.
 
-        A callback that was added to the run after that checkpoint is built anew.
+        A callback that was added to the run after that checkpoint is built again.
         """
         self.stopped_by = None
         self._request_end(False)
@@ -246,7 +246,7 @@ class Callbacks:
 
     @contextlib.contextmanager
     def _unchanged(self) -> Iterator[None]:
-        """Leave random generators, gradients and the training mode of the model as they are."""
+        """Restore random generators, gradients and the model's training mode at the end."""
         import torch
 
         from gpt2ckpt.training.rng import capture_generators, restore_generators
@@ -267,7 +267,7 @@ class Callbacks:
 
 
 def stopped_by(start: Start) -> StoppedBy | None:
-    """Return the callback that has ended the resumed run; None once its config is changed."""
+    """Return the callback that ended the resumed run; None if a callback's config has changed."""
     if start.state is None or start.directory is None:
         return None
     is_changed = any(change.key.startswith("callback.") for change in start.changes)
@@ -276,7 +276,7 @@ def stopped_by(start: Start) -> StoppedBy | None:
 
 @contextlib.contextmanager
 def _guarded(callback: Callback, hook: str) -> Iterator[None]:
-    """Switch a callback off that raises; SystemExit is an error, too."""
+    """Switch off a callback that raises an exception, including SystemExit."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -286,7 +286,7 @@ def _guarded(callback: Callback, hook: str) -> Iterator[None]:
 def described(error: BaseException) -> str:
     """Return an error with its type and the line that raised it, as one line."""
     text = ""
-    with contextlib.suppress(Exception):  # of a __str__ that raises
+    with contextlib.suppress(Exception):  # the __str__ of an error may raise
         text = " ".join(str(error).split())
     where = traceback.extract_tb(error.__traceback__)[-1:]
     at = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in where)

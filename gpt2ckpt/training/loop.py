@@ -230,17 +230,15 @@ class Loop:
         self.saver.save(due.reason, regular=due.regular, best=due.best, epoch_ended=due.epoch_ended)
 
     def _end_early(self) -> None:
-        """Evaluate and save as after the last step, because a callback asked for the end."""
+        """Evaluate and save as after the last step, since a callback requested the end."""
         self.signals.exits_immediately = False
         if by := self.callbacks.stopped_by:  # on the first rank
             step = self.state.counters.step
-            log.info(
-                "callback '%s' ended the training after step %d: %s", by.callback, step, by.reason
-            )
+            log.info("callback '%s' ended the run after step %d: %s", by.callback, step, by.reason)
         with self.reporter.meter.paused():
             is_best = self._evaluation_is_due() and self._evaluate()
             if self._evaluation_is_due():
-                return  # interrupted: the resumed run repeats it, and ends
+                return  # interrupted: a resume repeats the evaluation, and ends
             self._save(is_best=is_best)
 
     def _metrics(self, result: StepResult, seconds: float) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Seeding, capturing and restoring the random generators of Python, NumPy and PyTorch."""
+"""Seeds, captures and restores the random generators of Python, NumPy and PyTorch."""
 
 import random
 

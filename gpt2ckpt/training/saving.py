@@ -152,8 +152,8 @@ class Saver:
     def best(self, evaluated_on: str) -> Best | None:
         """Return the best earlier evaluation on the same token blocks; None without one.
 
-        With save_best, it is that of best_model.pt, otherwise that of the training state. All ranks
-        must call this together.
+        With save_best, best_model.pt records this evaluation; otherwise, the training state does.
+        All ranks must call this together.
 
         Args:
             evaluated_on: The digest of the token blocks of the present evaluation.

@@ -72,7 +72,7 @@ class Session:
 
     Attributes:
         directory: The claimed run directory.
-        start: The config, and the saved state to resume. Its tensors are released once restored.
+        start: The config, and the saved state to resume, whose tensors are released once restored.
         validated: The checked config and the open data.
         hardware: The device and precision of this rank.
         group: The ranks that train together.

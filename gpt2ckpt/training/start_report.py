@@ -243,7 +243,7 @@ def length_rows(validated: ValidatedRun, tokens_per_s: float | None) -> list[Row
     if seconds is not None:
         time = (
             f"about {human_duration(seconds)} for {plural(validated.steps_left, 'step')} at "
-            f"{tokens_per_s:,.0f} tok/s, as logged last, plus evaluations and saves"
+            f"{tokens_per_s:,.0f} tok/s (last logged), plus evaluations and saves"
         )
     return [("step", step), ("training", length), ("time", time)]
 

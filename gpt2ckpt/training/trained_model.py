@@ -60,7 +60,7 @@ def load_trained(what: str, device: str, precision: str) -> Trained:
         what: A checkpoint, a run directory, a selector such as `best`, a Hugging Face GPT-2 folder,
             or nanoGPT's ckpt.pt.
         device: As in the config.
-        precision: As in the config; `auto` is the precision of the checkpoint's training.
+        precision: As in the config; `auto` is the precision that the checkpoint was trained with.
 
     Raises:
         CheckpointError: There is no valid checkpoint.

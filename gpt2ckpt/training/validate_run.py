@@ -98,7 +98,7 @@ class ValidatedRun:
 
     @property
     def epochs(self) -> float:
-        """Return how many times the run reads the training data, as a fraction."""
+        """Return the number of passes over the training data, which may be fractional."""
         return (self.done.blocks + self.blocks_left) / self.blocks_per_epoch
 
 
@@ -154,7 +154,7 @@ def finished_notice(start: Start, validated: ValidatedRun) -> str | None:
     is_evaluated = not trainer.eval_every or start.state.data.evaluated_step == step
     if by is not None and is_evaluated:
         message = (
-            f"{start.directory} is finished: callback '{by.callback}' ended the training after "
+            f"{start.directory} is finished: callback '{by.callback}' ended the run after "
             f"step {step} ({by.reason}). To train longer, change a key of it "
             f"(callback.{by.callback}.…) or resume without it (callback=null)."
         )

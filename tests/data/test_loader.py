@@ -59,7 +59,7 @@ def test_seeds_give_different_orders() -> None:
 
 def test_stream_shorter_than_a_block_is_refused() -> None:
     assert BlockLoader(_stream(9), 8, 0).n_blocks == 1
-    with pytest.raises(ValueError, match="8 tokens hold no block"):
+    with pytest.raises(ValueError, match="8 tokens contain no block"):
         BlockLoader(_stream(8), 8, 0)
 
 

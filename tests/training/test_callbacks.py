@@ -186,7 +186,7 @@ def test_a_callback_that_raises_is_switched_off_with_one_warning(
         train(words, tmp_path / "run", [callback(diary), callback(other, "other")])
     [warning] = caplog.messages
     assert warning.startswith("callback 'diary' (plugin mine) raised ")
-    assert f" in {names[hook]}: it is switched off, and the training continues" in warning
+    assert f" in {names[hook]}: the callback is switched off, and training continues" in warning
     assert ("ValueError: it does not work (test_callbacks.py:" in warning) is (raises is fails)
     assert diary.calls[-1].startswith(f"{hook} {at}") and other.calls[-1] == "end 7"
     state = load(tmp_path / "run" / "checkpoints" / "latest.pt")
@@ -232,7 +232,7 @@ def test_a_state_that_cannot_be_saved_keeps_the_last_good_one(
         words = [*token_data.overrides, *WORDS, "trainer.max_steps=10", "logger=none"]
         train(words, tmp_path / "run", [callback(Breaks())])
     [warning] = caplog.messages
-    assert " in state_dict: it is switched off" in warning
+    assert " in state_dict: the callback is switched off" in warning
     files = [tmp_path / "run" / "checkpoints" / f"rolling_step_{n:06}.pt" for n in (5, 10)]
     before, after = (load(path)["callbacks"]["diary"] for path in files)
     assert differing(before, after) == []
@@ -253,7 +253,7 @@ def test_stop_ends_the_training_as_its_last_step_does(
     with caplog.at_level(logging.INFO):
         outcome = train([*token_data.overrides, *SEVEN], run, [callback(diary)])
     assert outcome.stopped is None
-    line = f"callback 'diary' ended the training after step {step}: no better loss"
+    line = f"callback 'diary' ended the run after step {step}: no better loss"
     assert caplog.messages.count(line) == 1
     state = load(run / "checkpoints" / "latest.pt")
     assert (state["step"], state["reason"]) == (step, "final")
@@ -264,7 +264,7 @@ def test_stop_ends_the_training_as_its_last_step_does(
     start = start_of(["+resume=latest"], run)
     notice = finished_notice(start, validate_run(start))
     assert notice == (
-        f"{run} is finished: callback 'diary' ended the training after step {step} (no better "
+        f"{run} is finished: callback 'diary' ended the run after step {step} (no better "
         "loss). To train longer, change a key of it (callback.diary.…) or resume without it "
         "(callback=null)."
     )

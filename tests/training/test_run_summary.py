@@ -137,7 +137,7 @@ def test_report_of_resumed_run_on_several_ranks() -> None:
     length = dict(length_rows(resumed, 1024.0))
     assert length["training"].startswith("480 steps (250 done), 491,520 tokens, 3.93 e")
     assert length["time"] == (
-        "about 3m 50s for 230 steps at 1,024 tok/s, as logged last, plus evaluations and saves"
+        "about 3m 50s for 230 steps at 1,024 tok/s (last logged), plus evaluations and saves"
     )
 
 
