@@ -1,4 +1,4 @@
-"""Parses the command line of the commands that take a config, as Hydra does."""
+"""Parses the command lines of commands that take a config, as Hydra does."""
 
 import argparse
 import contextlib
@@ -39,8 +39,9 @@ class CommandLine:
         overrides: the overrides, with strings quoted for Hydra.
         config_name: the primary config.
         config_dir: the user's config folder.
+        plugins: the plugins that are switched on, and imported.
         multirun: whether the command line is a sweep.
-        asks_hydra: whether nothing is run: --help, --cfg, --info, shell completion.
+        asks_hydra: whether no command is run (--help, --cfg, --info, shell completion).
         asks_help: whether --help was given.
     """
 
@@ -49,6 +50,7 @@ class CommandLine:
     overrides: list[str]
     config_name: str
     config_dir: Path | None
+    plugins: list[str]
     multirun: bool
     asks_hydra: bool
     asks_help: bool
@@ -71,7 +73,7 @@ def parse_command_line(root: str) -> CommandLine:
     args.config_dir, args.config_path = config_dir and str(config_dir), None
     asks = args.help or args.hydra_help or args.cfg or args.info or args.shell_completion
     overrides = list(args.overrides)
-    plugins.load(plugins.plugins_in(overrides) or [])
+    switched_on = _switch_on_plugins(args, config_dir, name)
     if not args.shell_completion:
         overrides = quote_strings(overrides, root, multirun=bool(args.multirun))
     return CommandLine(
@@ -80,14 +82,36 @@ def parse_command_line(root: str) -> CommandLine:
         overrides=overrides,
         config_name=name,
         config_dir=config_dir,
+        plugins=switched_on,
         multirun=bool(args.multirun),
         asks_hydra=bool(asks or args.experimental_rerun),
         asks_help=bool(args.help),
     )
 
 
+def switch_on_plugins(root: str) -> None:
+    """Import the plugins that sys.argv names, and check nothing else in it."""
+    parse_command_line(root)
+
+
+def _switch_on_plugins(args: argparse.Namespace, folder: Path | None, name: str) -> list[str]:
+    """Import the plugins that the user switched on; return their names.
+
+    While a shell completes half a command line, a plugin that cannot be imported is left out.
+    """
+    if not args.shell_completion:
+        names = plugins.switched_on(args.overrides, folder, name)
+        plugins.load(names)
+        return names
+    names = plugins.switched_on(os.environ.get("COMP_LINE", "").split(), folder, name)
+    for plugin in names:
+        with contextlib.suppress(ConfigError):
+            plugins.load([plugin])
+    return names
+
+
 def _first_unknown_flag(parser: argparse.ArgumentParser) -> str:
-    """Return the first argument that looks like a flag but is none; empty if there is none."""
+    """Return the first argument that looks like a flag but is unknown; empty if there is none."""
     known = {flag for action in parser._actions for flag in action.option_strings}
     for argument in sys.argv[1:]:
         if re.match(r"--?[A-Za-z]", argument) and argument.partition("=")[0] not in known:
@@ -115,8 +139,8 @@ def _explain_flag(message: str, parser: argparse.ArgumentParser, root: str) -> s
 def _config_file(args: argparse.Namespace, root: str) -> tuple[str, Path | None]:
     """Return the name of the primary config and the user's config folder.
 
-    --config-name may be a path. --config-path means --config-dir: the command's own config, which
-    the user's builds on, always comes from conf/.
+    --config-name may be a path. --config-path has the same effect as --config-dir, since the
+    command's own config, which the user's config extends, is always that in conf/.
     """
     given = args.config_dir or args.config_path
     flag = "--config-dir" if args.config_dir else "--config-path"
@@ -124,7 +148,7 @@ def _config_file(args: argparse.Namespace, root: str) -> tuple[str, Path | None]
     name = str(args.config_name or root).removesuffix(".yaml")
     path = Path(name).expanduser()
     if folder is not None and not folder.is_dir():
-        is_file = " is a file: name its folder, and the file with --config-name" * folder.is_file()
+        is_file = " is a file: pass its folder, and the file as --config-name" * folder.is_file()
         raise ConfigError(f"{flag}={folder}{is_file or ': there is no such directory'}")
     if path.is_absolute() or (folder is None and path.parent != Path()):
         if not path.with_name(f"{path.name}.yaml").is_file():
@@ -139,7 +163,7 @@ def _config_file(args: argparse.Namespace, root: str) -> tuple[str, Path | None]
     if not is_ours and not (own and own.is_file()):
         there = sorted(file.stem for file in folder.glob("*.yaml")) if folder else []
         hint = did_you_mean(name, there) or (
-            "" if folder else " Give the folder of your config with --config-dir=DIR."
+            "" if folder else " Pass the folder of your config as --config-dir=DIR."
         )
         where = f" in {folder}" if folder else ""
         raise ConfigError(f"there is no config {name}{where}.{hint}")
@@ -165,7 +189,7 @@ def run_simple(
     Args:
         name: the command.
         task: runs the command with its typed config.
-        check: may raise ConfigError for the composed values, before missing ones are refused.
+        check: may raise ConfigError for the composed values, before missing values are refused.
     """
     with reported_errors():
         line = parse_command_line(name)
@@ -186,7 +210,7 @@ def ask_hydra(line: CommandLine) -> None:
         print(page(line.root, composed, line.config_dir))
         return
     if "--shell-completion" in line.flags and line.overrides != ["install=bash"]:
-        with contextlib.suppress(ConfigError), explained(line.root):  # half an argument is typed
+        with contextlib.suppress(ConfigError), explained(line.root):  # the argument is incomplete
             run_hydra(line, lambda config: None)
         return
     refuse_non_options(line.overrides)

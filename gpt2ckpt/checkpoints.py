@@ -6,13 +6,11 @@ if __name__ == "__main__":
     handle_signals_early()  # before the imports: they take seconds
 
 import sys
-from collections.abc import Iterator, Mapping
-from importlib import import_module
 
 from gpt2ckpt.exits import reported_errors
-from gpt2ckpt.tools.command_line import Subcommand, call
+from gpt2ckpt.tools.command_line import call
 
-MODULES = {
+SUBCOMMANDS = {  # with the module of each in gpt2ckpt.tools
     "list": "listing",
     "verify": "verify",
     "show": "show",
@@ -23,23 +21,6 @@ MODULES = {
     "log": "log",
     "export": "export",
 }
-
-
-class Subcommands(Mapping[str, Subcommand]):
-    """The subcommands by name; looking one up imports its module."""
-
-    def __getitem__(self, name: str) -> Subcommand:
-        subcommand: Subcommand = import_module(f"gpt2ckpt.tools.{MODULES[name]}").SUBCOMMAND
-        return subcommand
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(MODULES)
-
-    def __len__(self) -> int:
-        return len(MODULES)
-
-
-SUBCOMMANDS = Subcommands()
 
 
 def main() -> None:

@@ -126,9 +126,7 @@ def install() -> None:
         )
         setattr(sys, name, new)
     atexit.register(drain)
-    os.register_at_fork(
-        after_in_child=lambda: _restore(replaced)
-    )  # a child process does not have the thread
+    os.register_at_fork(after_in_child=lambda: _restore(replaced))  # a fork lacks the thread
 
 
 def open_closed_streams() -> None:
@@ -140,9 +138,7 @@ def open_closed_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:
             continue
-        nowhere = os.open(
-            os.devnull, os.O_RDWR
-        )  # gets the lowest free descriptor: that of the stream
+        nowhere = os.open(os.devnull, os.O_RDWR)  # gets the descriptor of the closed stream
         os.set_inheritable(nowhere, True)
         mode = "w" if number else "r"
         setattr(sys, name, os.fdopen(nowhere, mode, encoding="utf-8", closefd=False))

@@ -30,7 +30,7 @@ from gpt2ckpt.recovery_drill.results import Settings
 from gpt2ckpt.recovery_drill.summary import file_system, lines, verdict
 from gpt2ckpt.runs.command import command
 from gpt2ckpt.runs.start import Start
-from gpt2ckpt.training.validate_run import ValidatedRun, validate_run
+from gpt2ckpt.training.validate_run import validate_run
 
 TRAIN = "train"
 
@@ -72,12 +72,17 @@ def _drill(line: CommandLine, own: list[str], overrides: list[str]) -> int:
         checked = _examine(scratch)
         if checked.problems:
             print(*lines(file_system(checked)), sep="\n")
-            print(f"FAILED: train in a different file system than that of {parent}, or repair it")
+            print(f"FAILED: repair the file system of {parent}, or train on a different one")
             return 1
         drill = DrillRun(
             overrides=[*line.flags, *overrides],
             values=values,
-            settings=_settings(validated, config.ranks),
+            settings=Settings(
+                total_steps=validated.total_steps,
+                steps_per_epoch=validated.blocks_per_epoch / validated.blocks_per_step,
+                checkpoint=validated.config.checkpoint,
+                ranks=config.ranks,
+            ),
             scratch=scratch,
             steps=config.steps,
             tokens_per_step=validated.blocks_per_step * validated.config.model.block_size,
@@ -102,7 +107,7 @@ class _DrillFailed(UserError):
 
 
 def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """Return the overrides of the drill itself, misspelt ones included, and the other ones."""
+    """Return the overrides of the drill's own keys, even if misspelt, and those of the run."""
     own_keys = [field.name for field in fields(DrillConfig)]
     training_keys = all_keys(TRAIN)
     own = []
@@ -116,18 +121,9 @@ def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
 
 def _refuse_multirun_and_torchrun(line: CommandLine) -> None:
     if line.multirun:
-        raise ConfigError("drill has no multirun: leave -m out and drill the settings of one job")
+        raise ConfigError("drill has no multirun: leave -m out and test the settings of one job")
     if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("the drill starts torchrun itself: use python -m gpt2ckpt.drill ranks=N")
-
-
-def _settings(validated: ValidatedRun, ranks: int) -> Settings:
-    return Settings(
-        total_steps=validated.total_steps,
-        steps_per_epoch=validated.blocks_per_epoch / validated.blocks_per_step,
-        checkpoint=validated.config.checkpoint,
-        ranks=ranks,
-    )
 
 
 def _examine(scratch: Path) -> FileSystem:

@@ -19,16 +19,16 @@ from gpt2ckpt.openmp import set_wait_policy
 from gpt2ckpt.signals.early import Interrupted, handle_signals_early
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-# The last one is the exit code of this process; empty in a process of another program.
+# The last one is the exit code of this process. Empty if gpt2ckpt runs inside a different program.
 _exit_codes: list[int] = []
 
 
 @contextlib.contextmanager
 def reported_errors(*, tidies: bool = True) -> Iterator[None]:
-    """End the process with one message and an exit code at any error in the block.
+    """End the process with one message and an exit code at any error in this context.
 
-    A stopping signal raises an exception in the block, so that temporary files are removed. Unless
-    `tidies`, it ends the process at once.
+    If `tidies`, a stopping signal raises an exception, so that the command removes its temporary
+    files. Otherwise, the signal ends the process at once.
     """
     own_process()
     wants_trace = os.environ.get(FULL_ERROR) == "1"
@@ -78,12 +78,12 @@ def _refusal(error: OSError) -> str:
 
 
 def own_process() -> None:
-    """Declare that this process runs one of our commands, or a job of one, and nothing else."""
+    """Record that this process runs only a command of gpt2ckpt, or a job of a sweep."""
     _exit_codes.append(0)
 
 
 def skip_exit_hooks() -> None:
-    """Let a process of ours end without the exit hooks of libraries, of which one would hang.
+    """Let this process end without the exit hooks of libraries, because one of them would hang.
 
     Logs are closed, and the exit code is kept.
     """

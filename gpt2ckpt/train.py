@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from gpt2ckpt import console
-from gpt2ckpt.application import CommandLine, ask_hydra, parse_command_line, run_hydra
+from gpt2ckpt.application import (
+    CommandLine,
+    ask_hydra,
+    parse_command_line,
+    run_hydra,
+    switch_on_plugins,
+)
 from gpt2ckpt.config.compose import Composed, compose_config, parse_overrides, quoted, sets, spelled
 from gpt2ckpt.config.replay import composable, task_overrides
 from gpt2ckpt.config.schema import TrainConfig
@@ -46,7 +52,7 @@ def main() -> None:
             from gpt2ckpt.training.agreement import follow
 
             console.install()
-            sys.exit(follow(group))
+            sys.exit(follow(group, lambda: switch_on_plugins("train")))
         line = parse_command_line("train")
         if line.asks_hydra:
             ask_hydra(line)

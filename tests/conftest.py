@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Models of this size are ten times slower where several threads wait for one another."""
+    """Use one thread: small models are ten times slower with several threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -42,14 +42,14 @@ BLOCK = 32
 
 @dataclass(frozen=True)
 class TokenData:
-    """Token files of 64 words: 62 training blocks of 32, and 21 for validation."""
+    """Token files with 62 blocks of 32 tokens for training, and 21 for validation."""
 
     train: Path
     val: Path
 
     @property
     def overrides(self) -> list[str]:
-        """A training of a very small model on it, on one thread, repeatable and quiet."""
+        """Return overrides for training a very small model on one thread, without loggers."""
         return [
             *("data=tokens", f"data.train={self.train}", f"data.val={self.val}"),
             *("model.n_layer=2", "model.n_embd=32", "model.n_head=2"),
@@ -62,9 +62,9 @@ class TokenData:
 
 @pytest.fixture(scope="session")
 def token_data(tmp_path_factory: pytest.TempPathFactory) -> TokenData:
-    """Tokens that follow from their predecessor most of the time, so that there is a loss to win.
+    """Return tokens that mostly depend on the previous token, so that a model can learn.
 
-    Made by plain arithmetic: the same on every machine and with every version of NumPy.
+    Integer arithmetic makes them equal on every machine and with every version of NumPy.
     """
     folder = tmp_path_factory.mktemp("tokens")
     tokens, state = [0], 12345

@@ -17,7 +17,7 @@ MEGABYTES = {"ext4": 40, "xfs": 320, "btrfs": 120, "exfat": 64}  # XFS wants 300
 
 
 def mounted(arguments: list[str], folder: Path) -> Iterator[Path]:
-    """Mount on `folder`, which is made. Skips where that is not permitted."""
+    """Create `folder` and mount a file system on it; skip the test if that is not permitted."""
     if not shutil.which("mount"):
         pytest.skip("there is no mount(8) here")
     folder.mkdir(parents=True)

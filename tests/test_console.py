@@ -163,7 +163,7 @@ def test_worker_wait_gives_up_on_a_stuck_action_and_recovers() -> None:
 
 
 def test_idle_time_of_a_worker_is_not_silence() -> None:
-    """Otherwise every action after a pause would look stuck until the thread starts it."""
+    """Otherwise an action after a pause would seem to hang until the thread starts it."""
     worker, silences = Worker("test", limit=2), []
     for _ in range(5):
         assert worker.wait(60)

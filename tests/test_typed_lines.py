@@ -60,9 +60,9 @@ def test_valid_flags_are_passed_to_hydra(monkeypatch: pytest.MonkeyPatch) -> Non
     ("line", "expected"),
     [
         ("train --config-dir=gone", "--config-dir=gone: there is no such directory"),
-        ("train --config-path=own.yaml", "--config-path=own.yaml is a file: name its folder"),
+        ("train --config-path=own.yaml", "--config-path=own.yaml is a file: pass its folder"),
         ("train --config-name=gone/own", "--config-name=gone/own: there is no file gone/own.yaml"),
-        ("train --config-name=own", "there is no config own. Give the folder of your config"),
+        ("train --config-name=own", "there is no config own. Pass the folder of your config"),
         (
             "train --config-dir=. --config-name=owm",
             "there is no config owm in .. Did you mean own?",

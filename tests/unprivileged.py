@@ -1,4 +1,4 @@
-"""Commands for which file permissions count: root ignores them."""
+"""Runs commands without root's privilege to ignore file permissions."""
 
 import os
 import shutil
@@ -11,6 +11,6 @@ def unprivileged(command: list[str]) -> list[str]:
     if os.geteuid() != 0:
         return command
     if shutil.which("setpriv") is None:
-        pytest.skip("root ignores permissions, and there is no setpriv(1) to give that right up")
+        pytest.skip("root ignores permissions, and setpriv(1) is not available")
     rights = "-dac_override,-dac_read_search"
     return ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", *command]

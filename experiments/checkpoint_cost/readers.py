@@ -92,7 +92,7 @@ def _load_torch(path: Path) -> None:
 
 
 def _load_torch_mapped(path: Path) -> None:
-    """Load by mmap and copy, since a training must not change the file."""
+    """Load by mmap and copy, since a training run must not change the file."""
     state = torch.load(path, weights_only=True, mmap=True)
     _copy(state)
 

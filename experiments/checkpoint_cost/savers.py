@@ -25,7 +25,7 @@ class Saver(Protocol):
 
 
 class Own:
-    """gpt2ckpt: a regular save with all roles, as in a training."""
+    """gpt2ckpt: a regular save with all roles, as in a training run."""
 
     def __init__(self, folder: Path, *, in_background: bool) -> None:
         logging.basicConfig(level=logging.WARNING)

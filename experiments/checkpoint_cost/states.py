@@ -16,7 +16,7 @@ MODELS = {
 
 
 def build_state(name: str) -> dict[str, Any]:
-    """Return a state as a training captures it, with random values and live tensors."""
+    """Return a state as a training run captures it, with random values and live tensors."""
     torch.manual_seed(0)
     model = GPT2(MODELS[name])
     optimizer = build_optimizer(AdamWConfig(), model)

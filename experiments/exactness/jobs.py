@@ -17,8 +17,8 @@ LIMIT = 600  # seconds for one training
 
 @dataclass(frozen=True)
 class Job:
-    """A training: its overrides, its number of ranks, where copies are stored (None for no copies),
-    and the file to resume from."""
+    """A training run: its overrides, its number of ranks, the folder of its copies (None for no
+    copies), and the file to resume from."""
 
     directory: Path
     overrides: list[str]

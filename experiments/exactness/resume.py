@@ -1,7 +1,7 @@
 """Resumes in this process: everything that the command does after Hydra.
 
-Hydra takes longer than these trainings and composes a config that a resume without overrides does
-not use.
+Hydra takes longer than these training runs, and composes a config that a resume without overrides
+does not use.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A training with an emergency save at each moment, after which its run directory is copied.
+"""A training run with an emergency save at each moment, after which its run directory is copied.
 
 The copy is what a kill right after that moment would have left.
 

@@ -1,6 +1,6 @@
 """Measures only the matrix products of a training step, a lower bound of its time.
 
-Each product is timed alone in the layout of a training, with operands in resident memory. The
+Each product is timed alone in the layout of a training run, with operands in resident memory. The
 fastest of several runs counts.
 """
 

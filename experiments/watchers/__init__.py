@@ -1,1 +1,1 @@
-"""Measures how much longer a training takes while a watcher fails."""
+"""Measures how much longer a training run takes while a watcher fails."""

@@ -1,6 +1,6 @@
-"""`python -m experiments.watchers.run`: measures trainings with one failing watcher each.
+"""`python -m experiments.watchers.run`: measures training runs with one failing watcher each.
 
-Each is compared with the undisturbed trainings before and after it, in time and bitwise.
+Each is compared with the undisturbed training runs before and after it, in time and bitwise.
 """
 
 import argparse

@@ -170,6 +170,23 @@ class Versions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PluginIdentity:
+    """A plugin that a run uses.
+
+    Attributes:
+        module: its name.
+        options: the options in use, as `optimizer.lion`.
+        version: the version of its installed distribution; None without one.
+        source: a digest of its sources; None where it has no files.
+    """
+
+    module: str
+    options: list[str]
+    version: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RngState:
     """The states of the random generators of Python, NumPy and PyTorch."""
 
@@ -215,6 +232,7 @@ class CheckpointMeta:
     environment: Environment
     versions: Versions
     scaler: dict[str, Any]
+    plugins: list[PluginIdentity] | None = field(default=None, metadata=IF_KNOWN)
     stopped_by: StoppedBy | None = field(default=None, metadata=IF_KNOWN)
     unusable: list[str] = field(default_factory=list, compare=False, metadata={STORED: False})
 
@@ -286,6 +304,8 @@ class CheckpointState(CheckpointMeta):
 
 
 def _stored(value: Any) -> Any:
+    if isinstance(value, list) and any(map(is_dataclass, value)):
+        return [_stored(item) for item in value]
     if not is_dataclass(value):
         return value
     stored = {}
@@ -307,6 +327,11 @@ def _read(cls: type, values: Mapping[str, Any], prefix: str) -> tuple[Any, list[
         name, is_required = f"{prefix}{key}", part.default is part.default_factory is MISSING
         nested: Any = next(filter(is_dataclass, _alternatives(hint)), None)
         value = values.get(key)
+        if (item := _item_class(hint)) is not None and isinstance(value, list):
+            read = [_read(item, v if isinstance(v, dict) else {}, f"{name}.") for v in value]
+            arguments[part.name] = [entry for entry, below in read if not below]
+            unusable += dict.fromkeys(bad for _, below in read for bad in below)
+            continue
         if nested is not None and isinstance(value, dict):
             arguments[part.name], below = _read(nested, value, f"{name}.")
             unusable += below
@@ -328,6 +353,12 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
     """Return the members of a union, or the type itself."""
     is_generic = typing.get_origin(hint) in (list, dict)
     return (hint,) if is_generic else typing.get_args(hint) or (hint,)
+
+
+def _item_class(hint: Any) -> Any:
+    """Return the dataclass of the items of a list; None for another field."""
+    items = [typing.get_args(kind) for kind in _alternatives(hint)]
+    return next((inner[0] for inner in items if inner and is_dataclass(inner[0])), None)
 
 
 def _fits(value: Any, hint: Any, pattern: str | None = None) -> bool:

@@ -27,7 +27,7 @@ SYNONYMS = {  # names of values in other programs
 
 
 def check_config(config: TrainConfig) -> None:
-    """Raise ConfigError for the first value that is out of range or contradicts a different one."""
+    """Raise ConfigError for the first value that is out of range or contradicts other values."""
     if not re.fullmatch(r"[\w.-]+", config.name):
         raise ConfigError(
             f"name={config.name!r} becomes part of a directory name: use letters, digits, . _ -"
@@ -75,7 +75,7 @@ def check_hardware(device: str, precision: str, prefix: str = "") -> None:
 
 
 def check_model(model: ModelConfig) -> None:
-    """Raise ConfigError for a shape that cannot be built."""
+    """Raise ConfigError for a model shape that cannot be built."""
     for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
         at_least(f"model.{key}", getattr(model, key), 1)
     if model.n_embd % model.n_head:
@@ -84,21 +84,19 @@ def check_model(model: ModelConfig) -> None:
             "set model.n_embd to a multiple of model.n_head"
         )
     one_of("model.gelu", model.gelu, ("tanh", "exact"))
-    _in_unit_interval("model.dropout", model.dropout)
+    if not 0 <= model.dropout < 1:
+        raise ConfigError(f"model.dropout is {model.dropout}; it must be at least 0 and below 1")
 
 
 def _check_trainer(trainer: TrainerConfig) -> None:
-    for key in ("max_steps", "max_epochs", "batch_size", "grad_accum", "log_every"):
+    for key in ("max_steps", "max_epochs", "batch_size", "grad_accum", "log_every", "threads"):
         at_least(f"trainer.{key}", getattr(trainer, key), 1)
-    for key in ("eval_blocks", "eval_steps"):
+    for key in ("eval_blocks", "eval_steps", "spike_zscore"):
         at_least(f"trainer.{key}", getattr(trainer, key), 1)
-    for key in ("grad_clip", "eval_every", "sample_every", "sample_tokens"):
+    for key in ("grad_clip", "eval_every", "sample_every", "sample_tokens", "max_rollbacks"):
         at_least(f"trainer.{key}", getattr(trainer, key), 0)
-    at_least("trainer.max_rollbacks", trainer.max_rollbacks, 0)
     at_least("trainer.spike_window", trainer.spike_window, 2)
-    at_least("trainer.spike_zscore", trainer.spike_zscore, 1)
     one_of("trainer.on_bad_loss", trainer.on_bad_loss, ("stop", "rollback"))
-    at_least("trainer.threads", trainer.threads, 1)
     one_of("trainer.parallel", trainer.parallel, (DDP, FSDP))
     check_hardware(trainer.device, trainer.precision, "trainer.")
 
@@ -110,8 +108,3 @@ def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
     at_least("checkpoint.scrub_mb_per_s", checkpoint.scrub_mb_per_s, 0.1)
     at_least("checkpoint.grace_seconds", checkpoint.grace_seconds, 0)
     at_least("checkpoint.hang_seconds", checkpoint.hang_seconds, 1)
-
-
-def _in_unit_interval(key: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ConfigError(f"{key} is {value}; it must be at least 0 and below 1")

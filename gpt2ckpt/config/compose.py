@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import gpt2ckpt
 from gpt2ckpt.config import user_files
 from gpt2ckpt.config.explain import explained
-from gpt2ckpt.config.options import CALLBACK
+from gpt2ckpt.config.options import CALLBACK, PLUGINS
 from gpt2ckpt.config.registry import (
     ROOTS,
     all_keys,
@@ -118,6 +118,12 @@ def compose_config(
             f"the config {name} does not have {missing[0]}: build it on the command's config, with "
             f"the line `defaults: [{root}, _self_]`"
         )
+    for plugin in values.get("plugins", []):
+        if plugin not in PLUGINS:
+            raise ConfigError(
+                f"the plugin {plugin} is named where plugins are not looked for: name it on the "
+                f"command line, plugins=[{plugin}], or in your primary config"
+            )
     for key, directory in (("run", hydra.run.dir), ("sweep", hydra.sweep.dir)):
         if not directory:
             raise ConfigError(f"hydra.{key}.dir is empty: give a directory, or leave it out")

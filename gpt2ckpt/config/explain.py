@@ -89,8 +89,8 @@ def _explain_syntax(text: str) -> str:
     if ambiguous := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'", text):
         key, value = ambiguous.groups()
         return (
-            f"{key}={value} has commas: for a sweep over its parts add -m; a string with commas is "
-            f"""quoted twice, as in "{key}='{value}'\", and a list is written [{value}]"""
+            f"{key}={value} has commas: add -m for a sweep over its parts, quote a string with "
+            f"""commas twice, as in "{key}='{value}'\", and write a list as [{value}]"""
         )
     if continuous := re.search(r"BasicSweeper does not support sweep type : (\w+)", text):
         return (
@@ -116,12 +116,15 @@ def _explain_missing(error: MissingConfigException) -> str:
         return f"there is no config {missing}"
     message = no_such_option(group, name, options)
     if message.endswith(".") and not group.startswith("hydra/"):
-        message += " To add options of your own, pass their folder as --config-dir=DIR."
+        message += (
+            " To add options of your own, switch on their module with plugins=[MODULE], or pass "
+            "their folder as --config-dir=DIR."
+        )
     return message
 
 
 def no_such_option(group: str, name: str, options: list[str], where: str = "") -> str:
-    """Return the message for an unknown option, with the nearest; `where` says what names it."""
+    """Return the message for an unknown option; `where` describes the file that names it."""
     typed = OPTIONS.get(f"{group}/{name}", name)
     hint = did_you_mean(typed, options, start=f"{group}=")
     return f"there is no {group}={name}{where}; the options are {', '.join(options)}.{hint}"

@@ -62,7 +62,7 @@ class Option:
         return self.module == BUILT_IN
 
     def __str__(self) -> str:
-        return f"{self.group} {self.name!r} (plugin {self.module})"
+        return f"{self.group} {self.name!r} (plugin {plugin_of(self)})"
 
     def schema(self) -> DictConfig:
         """Return the schema of the group: `kind`, then the fields of the config class."""
@@ -87,7 +87,26 @@ class Option:
             raise PluginError(f"{self} raised {type(error).__name__}: {error}") from error
 
 
+@dataclass(frozen=True)
+class Plugin:
+    """A module that the user switched on.
+
+    Attributes:
+        module: Its name.
+        version: The version of its installed distribution, if it has one.
+        source: A digest of its source files, as they were when it was imported; None if it has no
+            files.
+        is_installed: Whether an entry point switches it on, so that no command has to name it.
+    """
+
+    module: str
+    version: str | None = None
+    source: str | None = None
+    is_installed: bool = False
+
+
 OPTIONS: dict[str, dict[str, Option]] = {group: {} for group in GROUPS}
+PLUGINS: dict[str, Plugin] = {}  # those that are switched on, by name
 
 
 def register(option: Option) -> None:
@@ -109,6 +128,32 @@ def register(option: Option) -> None:
         )
     _check_class(option)
     OPTIONS[option.group][option.name] = option
+
+
+def forget(module: str) -> None:
+    """Remove the options of a module that could not be imported."""
+    for options in OPTIONS.values():
+        for option in [option for option in options.values() if option.module == module]:
+            del options[option.name]
+
+
+def plugin_of(option: Option) -> str:
+    """Return the plugin that an option belongs to: the module, or the package around it."""
+    module = f"{option.module}."
+    owners = [name for name in PLUGINS if module.startswith(f"{name}.")]
+    return max(owners, key=len, default=option.module)
+
+
+def options_in(config: dict[str, Any]) -> list[Option]:
+    """Return the options that a config of plain values uses and that are registered."""
+    kinds = [(group, config.get(group)) for group in GROUPS if group != CALLBACK]
+    kinds += [(CALLBACK, content) for content in (config.get(CALLBACK) or {}).values()]
+    found = []
+    for group, content in kinds:
+        kind = content.get("kind", DEFAULT_KINDS.get(group)) if isinstance(content, dict) else None
+        if isinstance(kind, str) and kind in OPTIONS[group]:
+            found.append(OPTIONS[group][kind])
+    return found
 
 
 def setting(

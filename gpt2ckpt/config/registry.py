@@ -54,26 +54,34 @@ def register_schemas(folder: Path | None = None) -> None:
     The schemas are in no group: --help would list the group. An option of a plugin is in its group,
     so that it needs no file; a file of its name in `folder`, the user's config folder, comes first.
     """
-    store = ConfigStore.instance()
+    store, options = ConfigStore.instance(), _options()
+    own = {(o.group, o.name) for o in options if folder and _file_of(o, folder).is_file()}
+    known = (tuple(map(id, options)), frozenset(own))
+    if "schema_train.yaml" in store.repo and _stored == [known]:
+        return
     for name, root in ROOTS.items():
         _store(f"schema_{name}", _schema_of(root))
-    for option in _options():
-        group, node = option.group, option.schema()
-        _store(f"schema_{group}_{option.name}", node)
-        own = folder / group / f"{option.name}.yaml" if folder else None
-        if own is not None and own.is_file():
-            store.repo.get(group, {}).pop(own.name, None)
-        elif not option.is_built_in:
-            package = f"{group}.{option.name}" if group == CALLBACK else None
-            _store(option.name, node, group, package)
+    for option in options:
+        group, name = option.group, option.name
+        _store(f"schema_{group}_{name}", option.schema())
+        store.repo.get(group, {}).pop(f"{name}.yaml", None)
+        if not option.is_built_in and (group, name) not in own:
+            package = f"{group}.{name}" if group == CALLBACK else None
+            store.store(name=name, node=option.schema(), group=group, package=package)
+    _stored[:] = [known]
 
 
-def _store(name: str, node: Any, group: str | None = None, package: str | None = None) -> None:
-    """Store a node with Hydra, of which version 1.4 warns if the name is stored already."""
+_stored: list[Any] = []  # the options and files that the schemas with Hydra belong to
+
+
+def _file_of(option: Option, folder: Path) -> Path:
+    return folder / option.group / f"{option.name}.yaml"
+
+
+def _store(name: str, node: Any) -> None:
     store = ConfigStore.instance()
-    there = store.repo.get(group, {}) if group else store.repo
-    there.pop(f"{name}.yaml", None)
-    store.store(name=name, node=node, group=group, package=package)
+    store.repo.pop(f"{name}.yaml", None)  # Hydra 1.4 warns if the name is stored already
+    store.store(name=name, node=node)
 
 
 def _schema_of(root: type) -> DictConfig:

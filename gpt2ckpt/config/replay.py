@@ -27,6 +27,7 @@ WATCHING = (  # keys, or their prefixes, that no weight depends on
     "trainer.log_every",
     "trainer.sample_",
 )
+CALLBACKS = f"{CALLBACK}."  # their keys come and go with the choice of the group
 LENGTH = ("trainer.max_steps", "trainer.max_epochs")
 EVALUATION_LENGTH = ("trainer.eval_blocks", "trainer.eval_steps")  # two units of one setting
 
@@ -106,6 +107,7 @@ def replay(
         if kind in asked and current.get(kind) != after.get(kind):
             result = {k: v for k, v in result.items() if not k.startswith(f"{group}.")}
             asked |= {key for key in after if key.startswith(f"{group}.")}
+    result = {k: v for k, v in result.items() if not (k in asked and k.startswith(CALLBACKS))}
     result |= {key: after[key] for key in asked if key in after}
     changes = difference(current, result)
     _refuse_other_states(changes)

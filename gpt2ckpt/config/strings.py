@@ -93,7 +93,7 @@ def _roots(root: str) -> tuple[str, ...]:
 
 
 def _quote(override: str, match: re.Match[str], *, multirun: bool) -> str:
-    """Return `override` with its value quoted, unless Hydra reads the same string anyway."""
+    """Return `override` with its value quoted if Hydra would not read it as it was typed."""
     sign, key, value = match.groups()
     in_quotes = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     literal = f"{sign}{key}={quoted(value, interpolates=key not in PROMPTS)}"

@@ -93,7 +93,7 @@ def _entry_problems(values: dict[str, Any], group: str, options: Options) -> Ite
     """Yield the errors in the defaults list."""
     entries = values.get("defaults", [])
     if not isinstance(entries, list):
-        yield ": defaults is a list: write each entry on a line of its own, as in `  - _self_`"
+        yield ": defaults must be a list: write each entry on its own line, as in `  - _self_`"
         return
     builds_on = group in GLOBAL_GROUPS or any(
         isinstance(entry, str) and entry != "_self_" for entry in entries
@@ -136,11 +136,11 @@ def _group_problems(
 
 
 def _choice_problems(values: dict[str, Any], group: str, options: Options) -> Iterator[str]:
-    """Yield an error for each group that is set like a key and not in the defaults list."""
+    """Yield an error for each group that is set like a key: groups belong in the defaults list."""
     for key, value in values.items():
         if key == group and isinstance(value, dict):
             yield (
-                f" holds the keys of {group}: leave the line `{group}:` out and indent less, or "
+                f" holds the keys of {group}: remove the line `{group}:` and the indentation, or "
                 f"begin the file with {PACKAGE}"
             )
         if isinstance(value, str) and key in options:

@@ -62,7 +62,7 @@ def gather_full_tensors(value: Any, *, keep: bool) -> Any:
 
     Args:
         value: The tree. A tied tensor, which occurs twice, is gathered once and stays tied.
-        keep: Whether this rank needs the tensors. Otherwise each tensor is None in its result.
+        keep: Whether this rank needs the tensors. If not, its result has None for each tensor.
     """
     gathered: dict[int, Tensor | None] = {}
 
@@ -80,7 +80,7 @@ def gather_full_tensors(value: Any, *, keep: bool) -> Any:
 
 
 def shard_like_model(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return this rank's shards of full tensors, sharded like the parameters of `model`."""
+    """Shard full tensors like the parameters of `model`, and return the shards of this rank."""
     own = model.state_dict()
     return {
         name: distribute_tensor(

@@ -110,7 +110,7 @@ class DistributedGroup:
         """Other ranks: wait for the plan and return it.
 
         Raises:
-            SystemExit: A rank has ended. Its exit code is used.
+            SystemExit: A rank has ended; the exit code is that of this rank.
         """
         plan: dict[str, Any] = json.loads(self._wait_for("plan"))
         return plan
@@ -165,7 +165,7 @@ class DistributedGroup:
         return int(report["code"])
 
     def explain_error(self, error: BaseException) -> BaseException:
-        """Return `error`; if it is a failed communication, RankLost with the reason."""
+        """Return `error`, or RankLost with the reason if `error` is a failed communication."""
         cause = error.__cause__ if isinstance(error, PluginError) and error.__cause__ else error
         if not _is_of_communication(cause):
             return error
@@ -209,7 +209,7 @@ class DistributedGroup:
 
     @property
     def _attempt_store(self) -> Any:
-        """The store of this attempt: a part of the launch's store, which starts empty."""
+        """The part of the store for this attempt, which is empty when the attempt starts."""
         if self._attempt is None:
             self._attempt = _prefixed(f"attempt_{self._ranks.attempt}", self._store)
         return self._attempt

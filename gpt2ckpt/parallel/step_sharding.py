@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The blocks of one forward pass: `count` blocks, from the block `offset` of the step on."""
+    """The blocks of a forward pass: `count` blocks of a step, the first with number `offset`."""
 
     offset: int
     count: int

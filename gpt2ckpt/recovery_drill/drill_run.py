@@ -35,7 +35,7 @@ class DrillRun:
     Args:
         overrides: the overrides of the real run.
         values: the composed config of the real run.
-        settings: the settings of the real run from which its costs are computed.
+        settings: the settings of the real run that determine its costs.
         scratch: the folder of the drill.
         steps: the least number of steps that the drill trains.
         tokens_per_step: tokens of one optimizer step.
@@ -97,7 +97,7 @@ class DrillRun:
         )
 
     def _length(self, killed: TrainingRun, before: int, every: int) -> int:
-        """Return a number of steps beyond the kill, and enough for three saves without overlap."""
+        """Return a length beyond the kill, and enough for three saves that do not overlap."""
         saves = killed.events("checkpoint_saved")
         slowest = max((save["seconds"] for save in saves), default=0.0)
         gap = int(MARGIN * slowest / _step_seconds(killed, self.tokens_per_step)) + 1
@@ -122,7 +122,7 @@ class DrillRun:
 
 
 def _common_overrides(values: Values, total_steps: int) -> list[str]:
-    """Return the overrides of every training run of the drill: log each step, without W&B."""
+    """Return the overrides that all training runs of the drill have."""
     overrides = ["trainer.max_epochs=null", "trainer.log_every=1", "trainer.sample_every=0"]
     overrides += ["logger.wandb=false", "checkpoint.keep_rolling=1"]
     schedule = values["schedule"]

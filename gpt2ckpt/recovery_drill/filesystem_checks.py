@@ -129,7 +129,7 @@ def _link(folder: Path, found: FileSystem) -> None:
     durable.publish(source, [b"bytes"], lambda path: None)
     durable.publish(name, [b"older"], lambda path: None)
     durable.link(source, name)
-    _require(name.read_bytes() == b"bytes", "the second name has other bytes")
+    _require(name.read_bytes() == b"bytes", "the second name has different bytes")
     found.has_links = source.samefile(name)
     durable.delete([source])
     _require(name.read_bytes() == b"bytes", "deleting one name changed the bytes of the other")
@@ -156,8 +156,8 @@ def _lock(folder: Path) -> None:
     directory.mkdir()
     try:
         with RunLock(directory):
-            _require(is_locked(directory), "a locked run does not look locked")
-        _require(not is_locked(directory), "a released lock still holds")
+            _require(is_locked(directory), "a locked run is reported as not locked")
+        _require(not is_locked(directory), "a released run is reported as locked")
     finally:
         for path in directory.iterdir():
             path.unlink()

@@ -16,7 +16,7 @@ STATE = (
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of the real run from which its costs are computed."""
+    """The settings of the real run that determine its costs."""
 
     total_steps: int
     steps_per_epoch: float
@@ -26,7 +26,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Kill:
-    """The file that was being written, the steps trained before, and the step resumed from."""
+    """The kill: the file being written, the steps trained before, and the step resumed from."""
 
     writing: str
     steps: int
@@ -78,7 +78,7 @@ class Cost:
         return 1 - save_every * self.step / self.interval(save_every)
 
     def lost_by_crash(self, save_every: int) -> float:
-        """Return the seconds of work that a crash loses at most: just before a save is durable."""
+        """Return the seconds of work that a crash loses just before a save is durable."""
         return self.interval(save_every) + self.durable_after
 
     def written_per_hour(self, save_every: int) -> float:
@@ -144,7 +144,7 @@ def differing_state(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 def differing_losses(
     ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], steps: int
 ) -> list[str]:
-    """Return a line for the first loss that differs, or for each run without every step once."""
+    """Return a line for the first differing loss, or for each run that lacks or repeats steps."""
     lines = []
     for name, events in (("killed", ours), ("reference", theirs)):
         if [event["step"] for event in events] != list(range(1, steps + 1)):

@@ -35,7 +35,9 @@ def file_system(found: FileSystem) -> list[tuple[str, str]]:
         ),
     ]
     if found.is_in_memory:
-        rows.append(("", "it is in memory: every checkpoint is lost when the machine restarts"))
+        rows.append(
+            ("", "the file system is in memory: every checkpoint is lost when the machine restarts")
+        )
     return rows
 
 
@@ -123,7 +125,7 @@ def _last(drill: DrillResult) -> tuple[str, str]:
     if drill.passed:
         return (
             "PASSED",
-            "the run that was killed during a save resumed, and ended bitwise as without the kill",
+            "the run was killed during a save, resumed, and ended bitwise as without the kill",
         )
     reasons = ["the resume was not exact"] * (not drill.recovery.is_exact)
     reasons += ["the file system is not fit for saves"] * bool(drill.file_system.problems)

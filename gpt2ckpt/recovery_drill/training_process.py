@@ -71,7 +71,8 @@ class TrainingRun:
                     raise self._error(code)
                 if code == 0 or self.events("checkpoint_failed"):
                     raise InputError(
-                        f"the drill could not kill its run during a save: see {self.output}"
+                        "the drill could not kill its run during a save: repeat the drill, or see "
+                        f"{self.output}"
                     )
                 time.sleep(POLL if self.checkpoints.is_dir() else POLL_BEFORE_SAVES)
         return name

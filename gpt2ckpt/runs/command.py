@@ -6,6 +6,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from gpt2ckpt.config.compose import in_shell
+from gpt2ckpt.runs.plugins import named_plugins, plugins_override
+
 
 def command(module: str, *arguments: str, anywhere: bool = False) -> str:
     """Return `python -m gpt2ckpt.MODULE ARGUMENTS`, to be copied into a shell.
@@ -19,6 +22,12 @@ def command(module: str, *arguments: str, anywhere: bool = False) -> str:
         anywhere: whether the interpreter needs an absolute path: the user may change the directory.
     """
     return " ".join([_interpreter(anywhere=anywhere), "-m", f"gpt2ckpt.{module}", *arguments])
+
+
+def with_plugins(*arguments: str) -> list[str]:
+    """Return arguments, quoted for the shell, with the plugins of this process first."""
+    plugins = [in_shell(plugins_override([]))] if named_plugins() else []
+    return [*plugins, *arguments]
 
 
 def _interpreter(*, anywhere: bool) -> str:

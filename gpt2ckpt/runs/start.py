@@ -14,6 +14,7 @@ from gpt2ckpt.config.replay import Change, Values, freeze, replay, still_meant, 
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError, LockedError
 from gpt2ckpt.runs import history, resume
 from gpt2ckpt.runs.lock import RunLock, refuse_if_locked, unwritable
+from gpt2ckpt.runs.plugins import changed_plugins, require_plugins
 from gpt2ckpt.runs.resume import Place, Scope
 
 Compose = Callable[[list[str]], Values]  # composes a config from overrides
@@ -174,12 +175,14 @@ def _decide(
         _refuse_foreign(found, place.directory)
     if not (found.state.has("config") and found.state.has("overrides")):
         raise CheckpointError(f"{found.path} does not hold a config of a training")
+    require_plugins(found.path, found.state)
     try:
         saved = completed(found.state.config)
         recorded = still_meant(saved, found.state.overrides, new, compose)
         frozen, changes = replay(saved, recorded, new, compose)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{found.path} does not hold a config of a training") from error
+    changes += changed_plugins(frozen, found.state)
     kept = [override for override in recorded if override not in new]  # the last one counts
     return Start(
         frozen=frozen,

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-MARGIN = 1.2  # how much longer than the last saves a save may take
+MARGIN = 1.2  # allows for a save that is slower than the last ones
 
 
 class StepAbandoned(Exception):
-    """Raised when a step would not end in time; the state is that before the step."""
+    """Raised when a step would not end in time; the state from before the step is kept."""
 
 
 @dataclass

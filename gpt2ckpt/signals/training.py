@@ -137,7 +137,7 @@ class TrainingSignals:
             call_previous(before, number, frame)
 
     def leave(self, received: signal.Signals, why: str) -> None:
-        """End the process at once; the first rank prints why, and the newest checkpoint."""
+        """End the process at once; the first rank prints the reason and the newest checkpoint."""
         message = ""
         if self.newest_checkpoint_message is not None:
             with contextlib.suppress(Exception):  # the process must end in any case

@@ -1,1 +1,1 @@
-"""Sweeps: many runs from one command, which finds them again when it is repeated."""
+"""Sweeps: one command starts many runs, and resumes them when it is repeated."""

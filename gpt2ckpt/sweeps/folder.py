@@ -28,7 +28,7 @@ NEW_DIRECTORY = ".new"  # only one process uses it at a time, because the folder
 
 
 def read_jobs(sweep: Path) -> list[RecordedJob]:
-    """Return the jobs whose directories below `sweep` record a config, by name."""
+    """Return the jobs below `sweep` whose directories record a config, sorted by name."""
     found = (read_job(directory) for directory in _directories(sweep))
     return [job for job in found if job is not None]
 

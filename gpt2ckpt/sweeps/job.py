@@ -80,7 +80,7 @@ class SweepJob:
     wants_trace: bool
 
     def __call__(self, config: DictConfig) -> "float | NoMetric":
-        """Train, resume or skip the job; return its best validation loss. Errors are not raised."""
+        """Train, resume or skip the job; return its best validation loss."""
         console.install()  # no job waits for a reader of the console
         own_process()
         signals, hydra = self._signals(), HydraConfig.get()

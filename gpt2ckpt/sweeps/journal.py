@@ -37,7 +37,7 @@ def now() -> str:
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """The status of a job; `number` is Hydra's number in the launch, `job` the directory."""
+    """The status of a job; `number` is its number in this launch, and `job` its directory."""
 
     launch: str
     number: int

@@ -15,7 +15,7 @@ from gpt2ckpt.config.compose import as_typed, in_shell, quoted, sets
 from gpt2ckpt.config.replay import Values
 from gpt2ckpt.exits import FULL_ERROR
 from gpt2ckpt.runs.claim import claim_sweep, protection_notice
-from gpt2ckpt.runs.command import command
+from gpt2ckpt.runs.command import command, with_plugins
 from gpt2ckpt.runs.layout import RECORD, hydra_record
 from gpt2ckpt.signals.early import exit_code, install
 from gpt2ckpt.signals.sweeps import RELAYED, LauncherSignals
@@ -81,7 +81,6 @@ class _Launch:
         hydra = OmegaConf.to_container(self.plan.hydra, resolve=False)
         assert isinstance(hydra, dict)
         kept = {"subdir": hydra["sweep"]["subdir"], "job_logging": hydra["job_logging"]}
-        wants_trace = os.environ.get(FULL_ERROR) == "1"
         job = SweepJob(
             line=self.plan.line,
             sweep=self.sweep,
@@ -89,7 +88,7 @@ class _Launch:
             swept=self.plan.swept,
             hydra=kept,
             main_pid=os.getpid(),
-            wants_trace=wants_trace,
+            wants_trace=os.environ.get(FULL_ERROR) == "1",
         )
         overrides = [f"hydra.sweep.dir={quoted(str(self._record()))}", "hydra.sweep.subdir=."]
         overrides += ["hydra.output_subdir=null", "hydra.job_logging.root=null", *more]
@@ -148,9 +147,8 @@ class _Launch:
         if recorded is not None and recorded.step is not None:
             given = as_typed("hydra.run.dir", str(directory))
             more = _twice_as_long(recorded.config, recorded.step)
-            lines.append(
-                f"to resume it for longer: {command('train', '+resume=latest', given, more)}"
-            )
+            longer = command("train", *with_plugins("+resume=latest", given, more))
+            lines.append(f"to resume it for longer: {longer}")
         return lines
 
     def _write_table(self, lines: list[str]) -> None:
@@ -162,9 +160,9 @@ class _Launch:
 
     def _command(self) -> str:
         overrides = [
-            in_shell(word)
-            for word in self.plan.typed
-            if not sets(word, "hydra.sweep.dir", "resume")
+            in_shell(override)
+            for override in self.plan.typed
+            if not sets(override, "hydra.sweep.dir", "resume")
         ]
         flags = [in_shell(flag) for flag in self.plan.line.flags]
         typed = as_typed("hydra.sweep.dir", str(self.sweep))

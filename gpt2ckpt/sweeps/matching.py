@@ -49,9 +49,11 @@ class Job:
 def find_own(job: Job, recorded: Sequence[RecordedJob]) -> RecordedJob | None:
     """Return the recorded job that `job` resumes; None if there is none.
 
-    It is the recorded job with the same config; else that with the same overrides, since conf/ may
-    have changed; else the only one whose config differs at most in the length of training, logging
-    and saving, for example because trainer.max_steps was raised.
+    The first rule that finds a job applies:
+    1. It has the same config.
+    2. It has the same overrides. The configs differ if conf/ has changed.
+    3. It is the only job whose config differs just in the length of training, logging and saving,
+       for example because trainer.max_steps was raised.
     """
     for other in recorded:
         if other.config == job.config:
@@ -72,10 +74,10 @@ def swept_keys(overrides: list[str]) -> list[str]:
 
 
 def _identity(config: Values, job: Job) -> Values:
-    """Return the keys that identify a training: not its length, its logging and its saving."""
+    """Return the keys that identify a job, without unswept keys of length, logging and saving."""
     free = [Effect.HARMLESS]
     if config.get("model.init_from"):
-        free.append(Effect.SHAPE)  # pretrained weights determine the shape
+        free.append(Effect.SHAPE)  # the shape is that of the pretrained weights
     return {
         key: value
         for key, value in config.items()

@@ -29,7 +29,7 @@ def check_study(eval_every: int) -> None:
 def study_settings(sweeper: DictConfig, sweep: Path, name: str, given: str) -> list[str]:
     """Return the overrides that store the study in the folder of the sweep and allow failed trials.
 
-    A setting that the command line `given` contains is not overridden.
+    `given` is the command line, whose settings are not overridden.
     """
     defaults = {
         "storage": f"sqlite:///{sweep}/study.db",

@@ -98,7 +98,7 @@ def plan_sweep(line: CommandLine) -> SweepPlan:
 
 def given_dir(line: CommandLine) -> bool:
     """Return whether the command line sets the folder of the sweep (hydra.sweep.dir)."""
-    return any(sets(word, "hydra.sweep.dir") for word in line.overrides)
+    return any(sets(override, "hydra.sweep.dir") for override in line.overrides)
 
 
 def target(config: DictConfig) -> str:

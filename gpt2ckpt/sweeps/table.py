@@ -27,7 +27,7 @@ class Row:
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """Return the finished jobs by loss, those without a loss, then the unfinished jobs."""
+    """Sort jobs: first finished jobs by loss, then those without a loss, then unfinished jobs."""
     return sorted(rows, key=lambda row: (row.status not in COMPLETE, _rank(row)))
 
 
@@ -38,7 +38,7 @@ def best(rows: Sequence[Row]) -> Row | None:
 
 
 def table(rows: Sequence[Row], marked: Row | None = None) -> list[str]:
-    """Return the lines of the table, then those of reasons and warnings, of 80 columns at most."""
+    """Return the lines of the table, the reasons and the warnings, at most 80 columns wide."""
     cells = [(row.job, row.label, row.status, _loss(row.best_val_loss)) for row in rows]
     widths = [max(len(row[n]) for row in [HEADINGS, *cells]) for n in range(len(HEADINGS))]
     widths[0] = min(widths[0], JOB)

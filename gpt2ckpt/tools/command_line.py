@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import NoReturn
 
 from gpt2ckpt.errors import ConfigError, did_you_mean
@@ -13,7 +14,7 @@ CUTOFF = 0.5  # the least similarity (difflib's ratio) of a suggestion
 
 @dataclass(frozen=True)
 class Subcommand:
-    """A subcommand.
+    """A subcommand of `gpt2ckpt.checkpoints`.
 
     Attributes:
         summary: the line for --help.
@@ -35,21 +36,25 @@ class Parser(argparse.ArgumentParser):
         """Raise ConfigError, with the nearest flag if one was misspelt."""
         hint = ""
         if message.startswith("unrecognized arguments: -"):
-            word = message.split()[2].partition("=")[0]
+            typed = message.split()[2].partition("=")[0]
             flags = [flag for action in self._actions for flag in action.option_strings]
-            hint = did_you_mean(word, flags, cutoff=CUTOFF)
+            hint = did_you_mean(typed, flags, cutoff=CUTOFF)
         raise ConfigError(f"{message}.{hint or ' --help lists all subcommands and flags.'}")
 
 
-def call(subcommands: Mapping[str, Subcommand], arguments: Sequence[str]) -> int:
+def call(modules: Mapping[str, str], arguments: Sequence[str]) -> int:
     """Run the subcommand that a command line names; return the exit code.
+
+    Args:
+        modules: the module of each subcommand in gpt2ckpt.tools. Only those needed are imported.
+        arguments: the command line after the name of the command.
 
     Raises:
         ConfigError: for an argument that cannot be used.
         SystemExit: with code 0, after help was printed.
     """
-    if arguments and arguments[0] in subcommands:
-        subcommand = subcommands[arguments[0]]
+    if arguments and arguments[0] in modules:
+        subcommand = _load(modules[arguments[0]])
         parser = Parser(
             prog=f"{PROGRAM} {arguments[0]}",
             description=f"{subcommand.summary[:1].upper()}{subcommand.summary[1:]}.",
@@ -60,21 +65,21 @@ def call(subcommands: Mapping[str, Subcommand], arguments: Sequence[str]) -> int
         subcommand.add_arguments(parser)
         return subcommand.run(parser.parse_intermixed_args(arguments[1:]))
     if arguments and not arguments[0].startswith("-"):
-        hint = did_you_mean(arguments[0], subcommands, cutoff=CUTOFF)
+        hint = did_you_mean(arguments[0], modules, cutoff=CUTOFF)
         raise ConfigError(
             f"there is no subcommand {arguments[0]}; the subcommands are "
-            f"{', '.join(subcommands)}.{hint}"
+            f"{', '.join(modules)}.{hint}"
         )
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} SUBCOMMAND [arguments]",
         description="List, verify, repair, prune and export checkpoints.",
-        epilog=_listed(subcommands),
+        epilog=_listed(modules),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.parse_args(arguments)
-    raise ConfigError(f"the subcommand is missing: write {PROGRAM} {'|'.join(subcommands)}")
+    raise ConfigError(f"the subcommand is missing: write {PROGRAM} {'|'.join(modules)}")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -93,8 +98,13 @@ def count(least: int) -> Callable[[str], int]:
     return parse
 
 
-def _listed(subcommands: Mapping[str, Subcommand]) -> str:
-    lines = [f"  {name:15} {subcommand.summary}" for name, subcommand in subcommands.items()]
+def _load(module: str) -> Subcommand:
+    subcommand: Subcommand = import_module(f"gpt2ckpt.tools.{module}").SUBCOMMAND
+    return subcommand
+
+
+def _listed(modules: Mapping[str, str]) -> str:
+    lines = [f"  {name:15} {_load(module).summary}" for name, module in modules.items()]
     hint = f"{PROGRAM} SUBCOMMAND --help shows the arguments of a subcommand, with examples."
     return "\n".join(["subcommands:", *lines, "", hint])
 

@@ -1,10 +1,11 @@
-"""`diff`: print the differences between two checkpoints and their effects on the training."""
+"""`diff`: print the differences between two checkpoints and their effects on training."""
 
 import argparse
 from typing import Any
 
 from gpt2ckpt.checkpoint import format
 from gpt2ckpt.checkpoint.reading import check, compare_tensors
+from gpt2ckpt.checkpoint.state import CheckpointMeta
 from gpt2ckpt.config.options import Effect
 from gpt2ckpt.config.replay import Change, classify, difference, flatten
 from gpt2ckpt.tools.command_line import Subcommand
@@ -30,7 +31,9 @@ METADATA = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `diff`."""
     parser.add_argument("a", metavar="A", help=PATH_HELP)
-    parser.add_argument("b", metavar="B", help="the same for the second checkpoint")
+    parser.add_argument(
+        "b", metavar="B", help="the second checkpoint: a file, a run directory or a name as for A"
+    )
     parser.add_argument(
         "--tensors",
         action="store_true",
@@ -60,8 +63,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _metadata(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    old, new = (flatten({key: meta.get(key) for key in METADATA}) for meta in (a, b))
+    old, new = (flatten(_metadata_of(meta)) for meta in (a, b))
     return [str(change) for change in difference(old, new)] or ["step, losses and run are the same"]
+
+
+def _metadata_of(meta: dict[str, Any]) -> dict[str, Any]:
+    plugins = CheckpointMeta.from_dict(meta).plugins or []
+    used = {plugin.module: vars(plugin) for plugin in plugins}
+    return {**{key: meta.get(key) for key in METADATA}, "plugins": used}
 
 
 def _config(a: dict[str, Any], b: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from gpt2ckpt.config.schema import VOCAB_SIZE, ModelConfig
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError
 from gpt2ckpt.files import durable
 from gpt2ckpt.tools.command_line import Subcommand
-from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
+from gpt2ckpt.tools.targets import add_path, checkpoint_named
 from gpt2ckpt.units import human_bytes
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ TOKENIZER_FILES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `export`."""
-    parser.add_argument("path", metavar="PATH", help=PATH_HELP)
+    add_path(parser)
     parser.add_argument(
         "--to",
         choices=("hf", "weights"),

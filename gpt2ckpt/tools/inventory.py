@@ -83,11 +83,6 @@ class ListedCheckpoint:
         return self.meta.epoch if self.meta.has("epoch") else None
 
     @property
-    def val_loss(self) -> float | None:
-        """Return the validation loss, which may be NaN or infinite."""
-        return self.meta.val_loss
-
-    @property
     def saved_at(self) -> datetime | None:
         """Return the time of the save, with a time zone."""
         return parse_moment(self.meta.saved_at)

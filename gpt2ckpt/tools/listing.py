@@ -3,14 +3,13 @@
 import argparse
 from datetime import datetime, timedelta
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from gpt2ckpt.files.disk_usage import disk_bytes
 from gpt2ckpt.loggers.metrics_file import to_json
 from gpt2ckpt.tools.command_line import Subcommand, add_json
 from gpt2ckpt.tools.inventory import MOVED_AWAY, ListedCheckpoint, all_roles, list_checkpoints
-from gpt2ckpt.tools.targets import DIR_HELP, find_runs, no_runs
+from gpt2ckpt.tools.targets import add_dir, find_runs, no_runs
 from gpt2ckpt.units import human_bytes, plural
 
 HEADINGS = ("step", "epoch", "val", "saved", "size")
@@ -20,7 +19,7 @@ HALF_A_YEAR = timedelta(days=182)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `list`."""
-    parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
+    add_dir(parser)
     add_json(parser)
 
 
@@ -29,13 +28,7 @@ def run(args: argparse.Namespace) -> int:
     runs = [list_checkpoints(run) for run in find_runs(args.dir)]
     if args.json:
         print(
-            to_json(
-                [
-                    _as_json(checkpoint, checkpoints)
-                    for checkpoints in runs
-                    for checkpoint in checkpoints
-                ]
-            )
+            to_json([_as_json(item, checkpoints) for checkpoints in runs for item in checkpoints])
         )
         return 0
     listed = [checkpoints for checkpoints in runs if checkpoints]
@@ -55,7 +48,7 @@ def _as_json(checkpoint: ListedCheckpoint, checkpoints: list[ListedCheckpoint]) 
         "group": str(checkpoint.group),
         "step": checkpoint.step,
         "epoch": checkpoint.epoch,
-        "val_loss": checkpoint.val_loss,
+        "val_loss": checkpoint.meta.val_loss,
         "size_bytes": checkpoint.inode.size,
         "saved_at": checkpoint.meta.saved_at or None,
         "reason": checkpoint.meta.reason or None,
@@ -81,10 +74,8 @@ def _lines(checkpoints: list[ListedCheckpoint], now: datetime) -> list[str]:
     for checkpoint, row in zip(checkpoints, rows, strict=True):
         if (wanted := _heading(checkpoint)) != heading:
             lines.append(heading := wanted)
-        row_or_damage = (
-            line(checkpoint.path.name, row) if row else _damaged(checkpoint, indent, longest)
-        )
-        lines.append(row_or_damage)
+        name = checkpoint.path.name
+        lines.append(line(name, row) if row else _damaged(checkpoint, indent, longest))
     return [*lines, _totals(checkpoints)]
 
 
@@ -101,7 +92,7 @@ def _row(checkpoint: ListedCheckpoint, now: datetime) -> tuple[str, ...]:
     return (
         "-" if checkpoint.step is None else str(checkpoint.step),
         "-" if checkpoint.epoch is None else str(checkpoint.epoch),
-        _loss(checkpoint.val_loss),
+        _loss(checkpoint.meta.val_loss),
         _short_time(checkpoint.saved_at, now),
         _short_bytes(checkpoint.inode.size),
     )
@@ -128,10 +119,7 @@ def _short_bytes(count: float) -> str:
 
 
 def _short_time(moment: datetime | None, now: datetime) -> str:
-    """Return a local time as `ls -l` prints it: the day with the minute, or with the year.
-
-    The year is printed for times more than half a year before or after `now`.
-    """
+    """Return a local time as month, day and minute, or, if half a year from `now`, as a date."""
     if moment is None:
         return "-"
     is_recent = abs(now - moment) < HALF_A_YEAR

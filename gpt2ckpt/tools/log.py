@@ -14,7 +14,7 @@ from gpt2ckpt.runs.layout import LOG
 from gpt2ckpt.runs.newest import parse_moment
 from gpt2ckpt.tools.command_line import Subcommand
 from gpt2ckpt.tools.inventory import ListedCheckpoint, ListGroup, list_checkpoints
-from gpt2ckpt.tools.targets import DIR_HELP, RunPaths, find_runs, no_runs
+from gpt2ckpt.tools.targets import RunPaths, add_dir, find_runs, no_runs
 
 TIME = "%Y-%m-%d %H:%M:%S"  # local time
 # The line of a resume in train.log, for runs of versions without events.jsonl.
@@ -31,11 +31,6 @@ class RunNode:
     title: str
     history: list[str]
     forks: list["RunNode"] = field(default_factory=list)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `log`."""
-    parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,11 +131,10 @@ def _archived(checkpoints: list[ListedCheckpoint]) -> list[tuple[str, str]]:
 
 def _resumes_in_log(path: Path, before: str) -> list[tuple[str, str]]:
     """Return the resumes in train.log before the first event of events.jsonl."""
-    lines = []
     with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
         found = [(match[1], match[2]) for match in map(RESUMED.fullmatch, file) if match]
-        lines = [(when, f"resumed from step {step}") for when, step in found if when < before]
-    return lines
+        return [(when, f"resumed from step {step}") for when, step in found if when < before]
+    return []
 
 
 def _time_of(event: dict[str, Any]) -> str:
@@ -156,6 +150,6 @@ def _printable(value: object) -> str:
 SUBCOMMAND = Subcommand(
     "show the family tree: runs, resumes, rollbacks and forks",
     ("", "outputs/gpt2_run_20251106_143022"),
-    add_arguments,
+    add_dir,
     run,
 )

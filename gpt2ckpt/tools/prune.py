@@ -30,7 +30,7 @@ from gpt2ckpt.runs.newest import last_trained
 from gpt2ckpt.tools.command_line import Subcommand, count
 from gpt2ckpt.tools.inventory import ListedCheckpoint, list_checkpoints
 from gpt2ckpt.tools.prune_plan import PruneLimits, freed_bytes, plan_prune
-from gpt2ckpt.tools.targets import DIR_HELP, RunPaths, find_runs, no_runs, without_linked
+from gpt2ckpt.tools.targets import RunPaths, add_dir, find_runs, no_runs, without_linked
 from gpt2ckpt.units import human_bytes, plural
 
 # The paths that a run creates in its directory, besides its checkpoints.
@@ -48,7 +48,7 @@ ROLES = {"keep_rolling": "rolling", "keep_emergency": "emergency", "keep_epochs"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `prune`."""
-    parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
+    add_dir(parser)
     for name, role in ROLES.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         corrupt=args.corrupt,
     )
     if limits == PruneLimits() and args.keep_runs is None:
-        print("nothing to delete: choose what to delete; --help lists the options")
+        print("nothing is deleted: pass an option that chooses files; --help lists the options")
         return 0
     old = _old_runs(runs, args.keep_runs)
     files = freed = 0
@@ -105,9 +105,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _old_runs(runs: list[RunPaths], keep: int | None) -> dict[RunPaths, datetime]:
-    """Return the runs to delete, all but the `keep` that saved last, with the time of that save.
+    """Return the runs to delete, with the times of their last saves.
 
-    Live runs and runs of unknown age are not deleted.
+    The `keep` runs that saved last are not deleted. Neither are live runs and runs of unknown age.
     """
     if keep is None:
         return {}
@@ -168,14 +168,12 @@ def _delete(checkpoints: list[ListedCheckpoint]) -> None:
         return
     durable.delete([checkpoint.path for checkpoint in checkpoints])
     top = checkpoints[0].run.folder
-    within = [
-        path.relative_to(top).parents for checkpoint in checkpoints for path in [checkpoint.path]
-    ]
-    for folder in sorted({top / parent for parents in within for parent in parents}, reverse=True):
-        left = list(folder.iterdir()) if folder != top else []
-        if left and {path.name for path in left} <= {HISTORY, REPLAY, LINEAGE}:
+    within = [checkpoint.path.relative_to(top).parents for checkpoint in checkpoints]
+    folders = {top / parent for parents in within for parent in parents} - {top}
+    for folder in sorted(folders, reverse=True):
+        left = list(folder.iterdir())
+        if {path.name for path in left} <= {HISTORY, REPLAY, LINEAGE}:
             durable.delete(left)  # the logged lines that belong to the deleted checkpoints
-        if folder != top and not any(folder.iterdir()):
             folder.rmdir()
 
 
@@ -194,7 +192,7 @@ def _own_files(run: RunPaths) -> list[Path]:
 
 
 def _delete_run(run: RunPaths) -> list[Path]:
-    """Delete the files that a run created, and then empty directories; return the other files."""
+    """Delete the files that a run created, and directories left empty; return the other files."""
     durable.delete(_own_files(run))
     left = list(_files_below(run.directory))
     folders = [path for path in run.directory.rglob("*") if path.is_dir() and not path.is_symlink()]

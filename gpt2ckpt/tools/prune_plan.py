@@ -1,4 +1,4 @@
-"""Decides which files `prune` deletes; reads and deletes none."""
+"""Decides which files `prune` deletes; the caller verifies and deletes them."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -43,8 +43,8 @@ def plan_prune(
     Args:
         checkpoints: all files of the run.
         limits: what the user wants to keep.
-        is_valid: verifies a file. It is called for the files to keep until one is valid; if none
-            is, for the files to delete.
+        is_valid: verifies a file. The files to keep are verified until one is valid. If none of
+            them is, the files to delete are verified.
         is_live: whether the run is training. Then the newest file of each role is kept, because a
             save may be about to link other names to that file.
     """

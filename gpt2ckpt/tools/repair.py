@@ -3,7 +3,6 @@
 import argparse
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
-from pathlib import Path
 
 from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.checkpoint.repair import RepairResult, diagnose
@@ -12,12 +11,7 @@ from gpt2ckpt.errors import UserError
 from gpt2ckpt.runs.events import EventLog
 from gpt2ckpt.runs.lock import RunLock
 from gpt2ckpt.tools.command_line import Subcommand
-from gpt2ckpt.tools.targets import DIR_HELP, RunPaths, find_runs, no_runs, without_linked
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `repair`."""
-    parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
+from gpt2ckpt.tools.targets import RunPaths, add_dir, find_runs, no_runs, without_linked
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +53,7 @@ def _events_of(run: RunPaths) -> AbstractContextManager[EventSink]:
 def _lines(item: RepairResult) -> list[str]:
     """Return a line for each name of a corrupt file."""
     if item.source is None:
-        reason = "NOT REPAIRED: there is no valid copy of it; the file is not changed"
+        reason = "NOT REPAIRED: there is no valid copy of it. Restore it from a backup"
         return [f"{name} {reason}" for name in item.corrupt.names]
     lines = [f"{name} repaired from {item.source.name}" for name in item.corrupt.names]
     return [*lines, f"  the corrupt file is kept in {item.folder}; prune --corrupt deletes it"]
@@ -68,6 +62,6 @@ def _lines(item: RepairResult) -> list[str]:
 SUBCOMMAND = Subcommand(
     "replace corrupt files by verified copies",
     ("", "outputs/gpt2_run_20251106_143022"),
-    add_arguments,
+    add_dir,
     run,
 )

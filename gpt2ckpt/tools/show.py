@@ -8,13 +8,13 @@ import yaml
 from gpt2ckpt.checkpoint.reading import read_head
 from gpt2ckpt.loggers.metrics_file import to_json
 from gpt2ckpt.tools.command_line import Subcommand, add_json
-from gpt2ckpt.tools.targets import PATH_HELP, checkpoint_named
+from gpt2ckpt.tools.targets import add_path, checkpoint_named
 from gpt2ckpt.units import human_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `show`."""
-    parser.add_argument("path", metavar="PATH", help=PATH_HELP)
+    add_path(parser)
     add_json(parser)
 
 

@@ -1,5 +1,6 @@
 """Finds the runs and checkpoints that the arguments DIR and PATH name."""
 
+import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,19 @@ from gpt2ckpt.runs.resume import SELECTORS, Scope, locate, locate_run, no_run
 
 DIR_HELP = "a run, its checkpoints folder, or a folder with runs in it (default: outputs)"
 PATH_HELP = (
-    f"a file, a run directory (its latest), or {', '.join(SELECTORS)} of the newest run in outputs"
+    "a checkpoint file, a run directory (its latest checkpoint), or a role in the newest run of "
+    f"outputs: {', '.join(SELECTORS)}"
 )
+
+
+def add_dir(parser: argparse.ArgumentParser) -> None:
+    """Add the optional argument DIR, for `find_runs`."""
+    parser.add_argument("dir", metavar="DIR", nargs="?", type=Path, help=DIR_HELP)
+
+
+def add_path(parser: argparse.ArgumentParser) -> None:
+    """Add the argument PATH, for `checkpoint_named`."""
+    parser.add_argument("path", metavar="PATH", help=PATH_HELP)
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class RunPaths:
 
 
 def find_runs(where: Path | None) -> list[RunPaths]:
-    """Return the run in `where`, or the runs below it, by name; without `where`, those in outputs.
+    """Return the run in `where`, or all runs below it by name; `where` is outputs by default.
 
     Raises:
         InputError: if there is no such directory.

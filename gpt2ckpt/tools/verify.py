@@ -43,8 +43,8 @@ class Checked:
             note = f"; note: {self.note}" if self.note else ""
             return f"valid    {self.path} (step {self.step}){note}"
         error = self.error or ""
-        sentence = error if error.startswith(str(self.path)) else f"{self.path}: {error}"
-        return f"{'foreign' if self.valid is None else 'CORRUPT':8} {sentence}"
+        message = error if error.startswith(str(self.path)) else f"{self.path}: {error}"
+        return f"{'foreign' if self.valid is None else 'CORRUPT':8} {message}"
 
 
 class Checker:
@@ -89,7 +89,7 @@ class Checker:
 
 
 def _inconsistencies(folder: Path) -> dict[str, str]:
-    """Return the files of a folder that contradict other files of it, with the reasons."""
+    """Return the names of files that contradict other files of the folder, with the reasons."""
     steps: dict[str, int] = {}
     inodes: dict[tuple[int, int], list[str]] = {}
     for path in Store(folder).files():

@@ -6,6 +6,7 @@ see a different file.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.parallel.process_group import DistributedGroup, ProcessGroup
 from gpt2ckpt.parallel.shared_checkpoint import identify, load_identified
 from gpt2ckpt.parallel.step_sharding import shard_step
+from gpt2ckpt.runs.plugins import plugins_in_use
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.signals.early import exit_code
 from gpt2ckpt.training.hardware import Hardware, hardware_of
@@ -47,18 +49,26 @@ def agree(start: Start, validated: ValidatedRun, hardware: Hardware, group: Proc
             "file": file,
             "identity": identity,
             "data": validated.corpus.digest,
+            "plugins": _sources(start.frozen),
         }
     )
 
 
-def follow(group: DistributedGroup) -> int:
+def follow(group: DistributedGroup, switch_on_plugins: Callable[[], None]) -> int:
     """On every other rank: follow the plan of the first rank, train, and return the exit code.
+
+    Args:
+        group: The ranks.
+        switch_on_plugins: Imports the plugins that this rank's command line names. It is called
+            after the first rank has imported the same, so that an error is reported once.
 
     Raises:
         InputError: This rank sees a different checkpoint or different data than the first rank.
         ConfigError: This rank does not have the device or the precision.
     """
     plan = group.receive_plan()
+    switch_on_plugins()
+    _check_plugins(plan)
     start = _start_of(plan)
     validated = validate_run(start)
     if validated.corpus.digest != plan["data"]:
@@ -73,6 +83,22 @@ def follow(group: DistributedGroup) -> int:
 
     outcome = Session(directory, start, validated, hardware, group).run()
     return group.wait_for_first_rank(exit_code(outcome.stopped) if outcome.stopped else 0)
+
+
+def _check_plugins(plan: dict[str, Any]) -> None:
+    """Raise InputError if a plugin of this rank is not the first rank's."""
+    own = _sources(plan["frozen"])
+    for module, source in plan["plugins"].items():
+        if own.get(module) != source:
+            raise InputError(
+                f"this rank has a different plugin {module} than the first rank: start all ranks "
+                "with the same command and the same files"
+            )
+
+
+def _sources(frozen: dict[str, Any]) -> dict[str, str | None]:
+    """Return the digest of each plugin that a config uses."""
+    return {plugin.module: plugin.source for plugin in plugins_in_use(frozen) or []}
 
 
 def _check_sharded(config: TrainConfig, hardware: Hardware) -> None:

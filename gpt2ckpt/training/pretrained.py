@@ -15,6 +15,7 @@ from gpt2ckpt.config.schema import ModelConfig
 from gpt2ckpt.errors import ConfigError, InputError
 from gpt2ckpt.model.convert import load_pretrained
 from gpt2ckpt.runs.layout import CHECKPOINTS
+from gpt2ckpt.runs.plugins import require_plugins
 from gpt2ckpt.runs.resume import Scope, locate, read
 
 POSITIONS = "transformer.wpe.weight"
@@ -97,6 +98,7 @@ def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor], Source]:
         assert place is not None  # only `auto` may name nothing
         found = read(place)
         path, state, damaged = found.path, found.state, found.skipped
+        require_plugins(path, state)
     elif is_checkpoint(path):
         state = load_state(path)
     else:

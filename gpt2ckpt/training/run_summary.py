@@ -11,7 +11,7 @@ from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import as_typed
 from gpt2ckpt.files.disk_usage import UNKNOWN_FREE, disk_bytes, free_space_text, measure_free
 from gpt2ckpt.files.timeouts import call_with_timeout
-from gpt2ckpt.runs.command import command
+from gpt2ckpt.runs.command import command, with_plugins
 from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.training.console_format import Row, layout, perplexity_text, rows_of
 from gpt2ckpt.training.reporting import Reporter
@@ -53,7 +53,7 @@ def summary(
     if saved is None or saved[0]:
         if has_stopped:
             rows.append(("resume", resume_command(directory, state.group.size)))
-        rows.append(("sample", command("sample", as_typed("ckpt", str(directory)))))
+        rows.append(("sample", command("sample", *with_plugins(as_typed("ckpt", str(directory))))))
     return layout(rows)
 
 
@@ -108,7 +108,6 @@ def resume_command(directory: Path, ranks: int = 1) -> str:
     """Return the command that resumes the run in `directory` on `ranks` ranks."""
     given = as_typed("hydra.run.dir", str(directory))
     if ranks == 1:
-        return command("train", "+resume=latest", given)
-    return (
-        f"torchrun --standalone --nproc_per_node={ranks} -m gpt2ckpt.train +resume=latest {given}"
-    )
+        return command("train", *with_plugins("+resume=latest", given))
+    arguments = " ".join(with_plugins("+resume=latest", given))
+    return f"torchrun --standalone --nproc_per_node={ranks} -m gpt2ckpt.train {arguments}"

@@ -26,6 +26,7 @@ from gpt2ckpt.runs.events import EventLog
 from gpt2ckpt.runs.history import identity_in
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY, REPLAY
 from gpt2ckpt.runs.lock import RunLock
+from gpt2ckpt.runs.plugins import plugins_in_use
 from gpt2ckpt.runs.start import Start
 from gpt2ckpt.signals.deadline import Deadline
 from gpt2ckpt.signals.training import TrainingSignals
@@ -124,6 +125,7 @@ class Session:
             overrides=self.start.overrides,
             data=data_identity(self.validated.corpus, self.validated.blocks_per_epoch),
             environment=hardware.recorded(self.group.size),
+            plugins=plugins_in_use(self.validated.frozen),
         )
         loop = self._build_loop(state, provenance, events)
         if self.group.is_first:

@@ -11,10 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 import gpt2ckpt
 from gpt2ckpt.checkpoint.state import Versions
+from gpt2ckpt.files.source_digest import source_digest as files_digest
 
 TRAINS = ("data", "model", "optim", "parallel", "training")  # packages that affect the weights
 PATIENCE = 3.0  # seconds that `git diff` may take
@@ -40,16 +39,8 @@ def code_identity() -> dict[str, Any]:
 
 def source_digest(package: Path) -> str:
     """Return the digest of the paths and contents of the sources that train."""
-    hasher = xxhash.xxh3_128()
     paths = [path for folder in TRAINS for path in (package / folder).rglob("*.py")]
-    for path in sorted(paths, key=lambda path: path.relative_to(package).as_posix()):
-        try:
-            content = path.read_bytes()
-        except OSError:
-            continue  # a dangling link of an editor, or a file that was just deleted
-        name = path.relative_to(package).as_posix().encode()
-        hasher.update(b"%d %d " % (len(name), len(content)) + name + content)
-    return hasher.hexdigest()
+    return files_digest(package, paths)
 
 
 def commit_of(folder: Path) -> str | None:

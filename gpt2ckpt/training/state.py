@@ -20,6 +20,7 @@ from gpt2ckpt.checkpoint.state import (
     DataState,
     Environment,
     LossSum,
+    PluginIdentity,
     RunIdentity,
     ScheduleState,
     Versions,
@@ -81,6 +82,7 @@ class Provenance:
     overrides: list[str]
     data: DataIdentity
     environment: Environment
+    plugins: list[PluginIdentity] | None = None
 
 
 @dataclass
@@ -133,6 +135,7 @@ class TrainingState:
             environment=provenance.environment,
             versions=versions(),
             scaler=self.scaler.state_dict(),
+            plugins=provenance.plugins,
             stopped_by=callbacks.stopped_by,
             model=self._gather(self.model.state_dict(keep_vars=self.is_sharded)),
             optimizer=self._gather(self.optimizer.state_dict()),

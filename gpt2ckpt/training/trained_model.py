@@ -15,6 +15,7 @@ from gpt2ckpt.model.build import build_model
 from gpt2ckpt.model.convert import check_shapes, load_pretrained
 from gpt2ckpt.model.huggingface import is_huggingface
 from gpt2ckpt.runs.layout import CHECKPOINTS, OUTPUTS
+from gpt2ckpt.runs.plugins import require_plugins
 from gpt2ckpt.runs.resume import SELECTORS, Scope, locate, no_run, read
 from gpt2ckpt.training.hardware import Hardware, choose_hardware, prepare_process
 
@@ -78,6 +79,7 @@ def load_trained(what: str, device: str, precision: str) -> Trained:
         raise no_run(OUTPUTS, "name one with ckpt=PATH")
     found = read(place)
     state = found.state
+    require_plugins(found.path, state)
     config = build_model_config(state.config["model"])
     if problem := check_shapes(config, state.model):
         raise CheckpointError(

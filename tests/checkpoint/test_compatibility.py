@@ -36,7 +36,7 @@ def test_fixture_of_present_version_has_same_bytes() -> None:
 
 
 def captured(optimizer: AdamWConfig | MuonConfig) -> dict[str, Any]:
-    """What a training saves, after one step."""
+    """What a training run saves, after one step."""
     model = GPT2(ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=16))
     parts = TrainingState(
         model,

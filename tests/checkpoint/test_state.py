@@ -142,7 +142,9 @@ def described(cls: Any, prefix: str = "") -> dict[str, str]:
         if part.metadata.get("omitted"):
             text = text.replace(" or null", ", or absent")
         found[name] = text
-        for kind in (hints[part.name], *typing.get_args(hints[part.name])):
+        members = [hints[part.name], *typing.get_args(hints[part.name])]
+        items = [item for member in members for item in typing.get_args(member)]
+        for kind in dict.fromkeys([*members, *items]):
             found |= described(kind, f"{name}.") if is_dataclass(kind) else {}
     return found
 

@@ -13,13 +13,13 @@ from gpt2ckpt.errors import ConfigError
 TOKENS = ["data=tokens", "data.train=a.bin", "data.val=b.bin"]
 
 
-def compose(words: list[str]) -> dict[str, Any]:
-    return compose_config("train", words).values
+def compose(arguments: list[str]) -> dict[str, Any]:
+    return compose_config("train", arguments).values
 
 
-def earlier(words: list[str], eval_steps: int) -> dict[str, Any]:
+def earlier(arguments: list[str], eval_steps: int) -> dict[str, Any]:
     """Return a frozen config of a version that counted an evaluation in batches."""
-    frozen = freeze(compose(words))
+    frozen = freeze(compose(arguments))
     frozen["trainer"] = {**frozen["trainer"], "eval_steps": eval_steps}
     del frozen["trainer"]["eval_blocks"]
     frozen["data"].pop("dtype", None)
@@ -46,10 +46,10 @@ def test_eval_blocks_and_eval_steps_together_are_refused() -> None:
     assert compose(["trainer.eval_blocks=8", "trainer.eval_steps=null"])
 
 
-@pytest.mark.parametrize("word", ["trainer.eval_blocks=0", "trainer.eval_steps=0"])
-def test_evaluation_length_of_zero_is_kept_for_the_check(word: str) -> None:
-    key, _, _ = word.partition("=")
-    assert freeze(compose([word]))["trainer"][key.removeprefix("trainer.")] == 0
+@pytest.mark.parametrize("argument", ["trainer.eval_blocks=0", "trainer.eval_steps=0"])
+def test_evaluation_length_of_zero_is_kept_for_the_check(argument: str) -> None:
+    key, _, _ = argument.partition("=")
+    assert freeze(compose([argument]))["trainer"][key.removeprefix("trainer.")] == 0
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_evaluation_length_of_zero_is_kept_for_the_check(word: str) -> None:
     ],
 )
 def test_earlier_run_keeps_its_evaluation_length(new: list[str], blocks: int) -> None:
-    words = ["trainer.batch_size=4"]
-    frozen = completed(earlier(words, 3))
-    trainer = resumed(frozen, [*words, "trainer.eval_steps=3"], new)["trainer"]
+    arguments = ["trainer.batch_size=4"]
+    frozen = completed(earlier(arguments, 3))
+    trainer = resumed(frozen, [*arguments, "trainer.eval_steps=3"], new)["trainer"]
     assert (trainer["eval_blocks"], trainer["eval_steps"]) == (blocks, None)
 
 

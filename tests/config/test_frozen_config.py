@@ -119,8 +119,8 @@ def test_values_are_checked_against_the_class_of_the_kind() -> None:
     assert type(muon) is schema.MuonConfig
 
 
-@pytest.mark.parametrize("word", ["hydra.searchpath=[pkg://this]", "hydra/launcher=this"])
-def test_recorded_overrides_of_hydra_are_left_out(word: str) -> None:
+@pytest.mark.parametrize("argument", ["hydra.searchpath=[pkg://this]", "hydra/launcher=this"])
+def test_recorded_overrides_of_hydra_are_left_out(argument: str) -> None:
     """A search path of the form pkg://MODULE would import the module."""
     composed = []
 
@@ -128,8 +128,8 @@ def test_recorded_overrides_of_hydra_are_left_out(word: str) -> None:
         composed.append(overrides)
         return compose_config("train", overrides).values
 
-    recorded = still_meant(FROZEN, [word, "seed=1337"], ["seed=3"], compose)
+    recorded = still_meant(FROZEN, [argument, "seed=1337"], ["seed=3"], compose)
     values, _ = replay(FROZEN, recorded, ["seed=3"], compose)
     assert values == {**FROZEN, "seed": 3}
-    assert not [words for words in composed if word in words]
+    assert not [arguments for arguments in composed if argument in arguments]
     assert "this" not in sys.modules

@@ -17,9 +17,9 @@ def test_every_key_has_a_comment_in_conf(root: str) -> None:
             assert meanings(group, "" if group else root).get(leaf), key
 
 
-@pytest.mark.parametrize(("root", "words"), [(root, []) for root in ROOTS])
-def test_help_shows_every_key_with_its_value(root: str, words: list[str]) -> None:
-    text = page(root, compose_config(root, words), None)
+@pytest.mark.parametrize(("root", "arguments"), [(root, []) for root in ROOTS])
+def test_help_shows_every_key_with_its_value(root: str, arguments: list[str]) -> None:
+    text = page(root, compose_config(root, arguments), None)
     assert all(len(line) <= 100 or "-sc install" in line for line in text.splitlines()), text
     shown = {line.split("=")[0].strip() for line in text.splitlines() if "=" in line}
     offered = {key for key in all_keys(root) if "." not in key}
@@ -29,8 +29,8 @@ def test_help_shows_every_key_with_its_value(root: str, words: list[str]) -> Non
 def test_help_shows_the_chosen_options_and_values(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").write_text("n_layer: 7\n")
-    words = ["optimizer=muon", "model=mine", "trainer.batch_size=3"]
-    text = page("train", compose_config("train", words, tmp_path), tmp_path)
+    arguments = ["optimizer=muon", "model=mine", "trainer.batch_size=3"]
+    text = page("train", compose_config("train", arguments, tmp_path), tmp_path)
     assert "gpt2_xl, mine (now mine)" in " ".join(text.split())
     assert "optimizer: adamw, muon (now muon)" in text
     for key in ("model.n_layer=7 ", "trainer.batch_size=3 ", "optimizer.ns_steps=5 "):

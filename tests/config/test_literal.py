@@ -1,4 +1,4 @@
-"""Tests that strings are kept as typed, or that the error gives the exact form for the shell."""
+"""Tests that strings are kept as typed, or that the error has the exact form for the shell."""
 
 import re
 import shlex
@@ -22,9 +22,9 @@ PROSE = st.text(CHARACTERS, max_size=12).filter(
 )
 
 
-def meaning(root: str, word: str, *, multirun: bool = False) -> object:
+def meaning(root: str, argument: str, *, multirun: bool = False) -> object:
     """Return the value that a composed config has."""
-    [meant] = quote_strings([word], root, multirun=multirun)
+    [meant] = quote_strings([argument], root, multirun=multirun)
     return OmegaConf.create({"key": parse_overrides([meant])[0].value()}).key
 
 
@@ -72,7 +72,7 @@ def test_path_is_kept_as_typed(root: str, key: str, text: str) -> None:
 
 
 def test_overrides_that_hydra_reads_correctly_are_not_changed() -> None:
-    words = [
+    arguments = [
         *("ckpt='a, b'", 'prompt="x"', "hydra.run.dir=runs/${name}", "data.val=null"),
         *(
             "model=gpt2_small",
@@ -82,21 +82,21 @@ def test_overrides_that_hydra_reads_correctly_are_not_changed() -> None:
             "trainer.threads=2",
         ),
     ]
-    assert quote_strings(words, "train", multirun=False) == words
+    assert quote_strings(arguments, "train", multirun=False) == arguments
 
 
 def test_interpolation_in_a_quoted_path_is_resolved() -> None:
-    words = quote_strings(["hydra.run.dir=runs/lr=${optimizer.lr}"], "train", multirun=False)
-    assert compose_config("train", [*words, "optimizer.lr=0.5"]).hydra.run.dir == "runs/lr=0.5"
+    arguments = quote_strings(["hydra.run.dir=runs/lr=${optimizer.lr}"], "train", multirun=False)
+    assert compose_config("train", [*arguments, "optimizer.lr=0.5"]).hydra.run.dir == "runs/lr=0.5"
 
 
 def test_commas_separate_the_values_of_a_sweep() -> None:
-    for word in ("data.train=a.bin,b.bin", "name=choice(a,b)", "seed=1,2"):
-        assert quote_strings([word], "train", multirun=True) == [word]
+    for argument in ("data.train=a.bin,b.bin", "name=choice(a,b)", "seed=1,2"):
+        assert quote_strings([argument], "train", multirun=True) == [argument]
 
 
 @pytest.mark.parametrize(
-    ("word", "multirun", "texts"),
+    ("argument", "multirun", "texts"),
     [
         ("prompt='It's'", False, ["It's", "'It's'"]),
         ('ckpt="a"b"', False, ['a"b', '"a"b"']),
@@ -104,11 +104,11 @@ def test_commas_separate_the_values_of_a_sweep() -> None:
     ],
 )
 def test_ambiguous_string_is_refused_with_both_ways_to_write_it(
-    word: str, multirun: bool, texts: list[str | None]
+    argument: str, multirun: bool, texts: list[str | None]
 ) -> None:
-    """Both printed forms are typed in bash, and have the printed meaning."""
+    """In bash, each of the two printed forms has the meaning that the error states."""
     with pytest.raises(ConfigError) as raised:
-        quote_strings([word], "sample", multirun=multirun)
+        quote_strings([argument], "sample", multirun=multirun)
     forms = re.findall(
         r"write (.+?), (?:or|for one string with commas) (.+?)(?: if|$)", str(raised.value), re.I
     )
@@ -128,12 +128,12 @@ def typed_in_bash(line: str) -> list[str]:
 @given(st.text(CHARACTERS.filter(str.isprintable), max_size=12))
 @example("a='It\\'s'")
 @example("\\\\'")
-def test_quoted_argument_survives_shlex(word: str) -> None:
-    assert shlex.split(in_shell(word)) == [word]
+def test_quoted_argument_survives_shlex(argument: str) -> None:
+    assert shlex.split(in_shell(argument)) == [argument]
 
 
 def test_quoted_argument_survives_bash() -> None:
-    words = [
+    arguments = [
         "prompt='It\\'s'",
         "x='a' $b",
         "y=\\'`",
@@ -143,7 +143,7 @@ def test_quoted_argument_survives_bash() -> None:
         "a\"b'c",
         "prompt='Größe'",
     ]
-    assert typed_in_bash(" ".join(map(in_shell, words))) == words
+    assert typed_in_bash(" ".join(map(in_shell, arguments))) == arguments
 
 
 def test_argument_split_off_by_the_shell_is_explained() -> None:
@@ -156,16 +156,18 @@ def test_argument_split_off_by_the_shell_is_explained() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "expected"),
+    ("argument", "expected"),
     [
         ("promt=It's", "there is no config key or group promt. Did you mean prompt?"),
         ("temperature=a=b", "temperature=a=b cannot be read: temperature must be a number"),
         ("hydra.job.x=a=b", "quote it twice: \"hydra.job.x='a=b'\""),
     ],
 )
-def test_unreadable_values_are_explained(word: str, expected: str) -> None:
+def test_unreadable_values_are_explained(argument: str, expected: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        compose_config("sample", quote_strings([word], "sample", multirun=False), None, "sample")
+        compose_config(
+            "sample", quote_strings([argument], "sample", multirun=False), None, "sample"
+        )
     assert expected in str(raised.value)
 
 

@@ -43,8 +43,8 @@ def test_quoted_string_survives_hydras_grammar(text: str) -> None:
 @example("007")
 @example("true")
 def test_printed_override_survives_the_shell(text: str) -> None:
-    [word] = shlex.split(as_typed("key", text))
-    assert meaning(word) == text
+    [argument] = shlex.split(as_typed("key", text))
+    assert meaning(argument) == text
 
 
 def test_plain_path_is_printed_without_quotes() -> None:

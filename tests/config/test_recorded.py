@@ -34,9 +34,9 @@ def test_safe_recorded_overrides_are_kept() -> None:
     assert safe_overrides(["name=gpt2"], FROZEN) == ["name=gpt2"]
 
 
-@pytest.mark.parametrize("word", HOSTILE)
-def test_unsafe_recorded_overrides_are_left_out(word: str) -> None:
-    assert safe_overrides([*HONEST, word], FROZEN) == HONEST
+@pytest.mark.parametrize("argument", HOSTILE)
+def test_unsafe_recorded_overrides_are_left_out(argument: str) -> None:
+    assert safe_overrides([*HONEST, argument], FROZEN) == HONEST
 
 
 def test_resume_composes_no_unsafe_override(
@@ -47,9 +47,9 @@ def test_resume_composes_no_unsafe_override(
     monkeypatch.setenv("WANDB_API_KEY", "a-very-secret-key")
     composed: list[str] = []
 
-    def compose(words: list[str]) -> dict[str, Any]:
-        composed.extend(words)
-        return compose_config("train", words).values
+    def compose(arguments: list[str]) -> dict[str, Any]:
+        composed.extend(arguments)
+        return compose_config("train", arguments).values
 
     up = "../" * 12
     recorded = [*HOSTILE, f"experiment={up}{str(evil).removesuffix('.yaml')}"]

@@ -68,8 +68,8 @@ def test_command_of_the_first_start_changes_nothing(command: list[str]) -> None:
 def test_part_of_the_command_of_the_first_start_changes_nothing() -> None:
     command = ["optimizer=muon", "optimizer.momentum=0.9", "checkpoint=light", "seed=7"]
     frozen = freeze(compose(command))
-    for word in command:
-        assert resume(command, [word]) == (frozen, [])
+    for argument in command:
+        assert resume(command, [argument]) == (frozen, [])
 
 
 def test_changed_key_is_printed_and_no_other_key_changes() -> None:
@@ -104,15 +104,15 @@ def test_experiment_given_on_resume_is_applied() -> None:
 
 
 @pytest.mark.parametrize(
-    "word",
+    "argument",
     [
         *("model.n_layer=5", "model.n_head=2", "model.n_embd=64", "model.block_size=64"),
         *("model.vocab_size=60000", "model.bias=false", "model=gpt2_small"),
     ],
 )
-def test_change_of_the_shape_is_refused(word: str) -> None:
+def test_change_of_the_shape_is_refused(argument: str) -> None:
     with pytest.raises(ConfigError, match=r"a resume cannot change the shape of the model \(model"):
-        resume([], [word])
+        resume([], [argument])
 
 
 def test_change_of_the_optimizer_is_refused() -> None:
@@ -145,11 +145,11 @@ def test_keys_of_a_replaced_schedule_do_not_return() -> None:
 
 def test_each_change_between_schedules_is_applied() -> None:
     frozen, recorded = freeze(compose([])), []
-    for word in ["schedule=wsd", "schedule=cosine", "schedule=wsd", "schedule=constant"]:
-        recorded = still_meant(frozen, recorded, [word], compose)
-        frozen, changes = replay(frozen, recorded, [word], compose)
-        recorded = [old for old in recorded if old != word] + [word]
-        assert frozen["schedule"]["kind"] == word.partition("=")[2]
+    for argument in ["schedule=wsd", "schedule=cosine", "schedule=wsd", "schedule=constant"]:
+        recorded = still_meant(frozen, recorded, [argument], compose)
+        frozen, changes = replay(frozen, recorded, [argument], compose)
+        recorded = [old for old in recorded if old != argument] + [argument]
+        assert frozen["schedule"]["kind"] == argument.partition("=")[2]
         assert changes
 
 
@@ -241,7 +241,7 @@ def my_conf(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("word", ["trainer.max_steps=30", "~experiment", "checkpoint=light"])
+@pytest.mark.parametrize("argument", ["trainer.max_steps=30", "~experiment", "checkpoint=light"])
 @pytest.mark.parametrize(
     "recorded",
     [
@@ -251,14 +251,14 @@ def my_conf(tmp_path: Path) -> Path:
     ],
 )
 def test_resume_without_the_config_file_of_the_first_start(
-    my_conf: Path, recorded: list[str], word: str
+    my_conf: Path, recorded: list[str], argument: str
 ) -> None:
-    """Any override used to fail: there is no experiment=mine."""
+    """The files of the recorded options no longer exist, so these options do not compose."""
     frozen = freeze(compose_config("train", recorded, my_conf).values)
-    values, changes = resume(recorded, [word], frozen)
+    values, changes = resume(recorded, [argument], frozen)
     expected = []
-    if word != "~experiment":
-        after = freeze(compose_config("train", [*recorded, word], my_conf).values)
+    if argument != "~experiment":
+        after = freeze(compose_config("train", [*recorded, argument], my_conf).values)
         expected = list(map(str, difference(flatten(frozen), flatten(after))))
     assert changes == expected
     assert all(values[group] == frozen[group] for group in ("model", "optimizer", "schedule"))
@@ -270,17 +270,23 @@ def test_key_of_a_kind_can_be_changed_without_the_config_file_that_chose_it(my_c
     frozen = freeze(compose_config("train", recorded, my_conf).values)
     _, changes = resume(recorded, ["optimizer.momentum=0.8", "schedule.decay_steps=7"], frozen)
     assert changes == ["optimizer.momentum: 0.95 → 0.8", "schedule.decay_steps: 100 → 7"]
-    for word, hint in (
+    for argument, hint in (
         ("optimizer.momentun=0.8", "Did you mean optimizer.momentum?"),
         ("experiment=mime", "there is no experiment=mime"),
         ("schedule=wsdd", "Did you mean schedule=wsd?"),
     ):
         with pytest.raises(ConfigError) as raised:
-            resume(recorded, [word], frozen)
+            resume(recorded, [argument], frozen)
         assert hint in str(raised.value)
 
 
 def test_only_overrides_that_no_longer_compose_are_left_out() -> None:
-    words = ["seed=3", "experiment=gone", "optimizer=muon", "optimizer.momentum=0.8", "no.key=1"]
-    assert composable(words, compose) == ["seed=3", "optimizer=muon", "optimizer.momentum=0.8"]
+    arguments = [
+        "seed=3",
+        "experiment=gone",
+        "optimizer=muon",
+        "optimizer.momentum=0.8",
+        "no.key=1",
+    ]
+    assert composable(arguments, compose) == ["seed=3", "optimizer=muon", "optimizer.momentum=0.8"]
     assert composable(["experiment=gone"], compose) == []

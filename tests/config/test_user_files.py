@@ -49,7 +49,7 @@ WRONG = {
     "yaml": (HEAD + b"trainer: {max_steps: 4\n", ", line 3: not YAML (expected ',' or '}'"),
     "list": (
         HEAD + b"defaults: 3\n",
-        ": defaults is a list: write each entry on a line of its own",
+        ": defaults must be a list: write each entry on its own line",
     ),
 }
 RIGHT = {
@@ -93,7 +93,7 @@ def test_keys_nested_under_their_own_group_are_explained(tmp_path: Path) -> None
     file.write_text("defaults: [adamw]\noptimizer:\n  lr: 1\n")
     with pytest.raises(ConfigError) as raised:
         compose_config("train", ["optimizer=fast"], tmp_path)
-    assert str(raised.value).startswith(f"{file} holds the keys of optimizer: leave the line")
+    assert str(raised.value).startswith(f"{file} holds the keys of optimizer: remove the line")
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ WRONG = {
     "optimizer.lr==3": "optimizer.lr==3 cannot be read: optimizer.lr must be a number",
     "optimizer.betas=[1": "optimizer.betas=[1 cannot be read: optimizer.betas must be a list",
     "+optimizer.lr=3": "optimizer.lr already has a value: write optimizer.lr=VALUE without",
-    "trainer.max_steps=1,2": "for a sweep over its parts add -m",
+    "trainer.max_steps=1,2": "add -m for a sweep over its parts",
     "name=${nothing}": "name is not possible: Interpolation key 'nothing' not found",
     # foreign code
     "optimizer.kind=os.system": "optimizer.kind is 'os.system'; it must be one of adamw, muon",
@@ -110,18 +110,18 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("words", sorted(WRONG))
-def test_wrong_override_is_refused_in_one_line(words: str) -> None:
+@pytest.mark.parametrize("arguments", sorted(WRONG))
+def test_wrong_override_is_refused_in_one_line(arguments: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        check_settings(build_typed("train", compose_config("train", words.split()).values))
-    sentence = str(raised.value)
-    assert WRONG[words] in sentence
-    assert "\n" not in sentence
+        check_settings(build_typed("train", compose_config("train", arguments.split()).values))
+    message = str(raised.value)
+    assert WRONG[arguments] in message
+    assert "\n" not in message
     assert raised.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
-    ("root", "word", "expected"),
+    ("root", "argument", "expected"),
     [
         ("sample", "temprature=1", "Did you mean temperature?"),
         ("sample", "model.n_layer=3", "there is no config key or group model.n_layer."),
@@ -131,9 +131,9 @@ def test_wrong_override_is_refused_in_one_line(words: str) -> None:
         ("prepare", "optimizer.lr=3", "there is no config key or group optimizer.lr."),
     ],
 )
-def test_other_commands_suggest_their_own_keys(root: str, word: str, expected: str) -> None:
+def test_other_commands_suggest_their_own_keys(root: str, argument: str, expected: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        compose_config(root, [word])
+        compose_config(root, [argument])
     assert str(raised.value).endswith(expected)
 
 

@@ -51,7 +51,12 @@ def test_digest_covers_every_token_in_memory_and_in_files(file: Path, cache: Pat
     assert len(expected) == 32
     assert Contents([opened(file)]).known() == [expected]
     seen = {expected}
-    for index in (0, 1, 700_001, 1_499_999):  # far from the samples of the quick digest, too
+    for index in (
+        0,
+        1,
+        700_001,
+        1_499_999,
+    ):  # also far from the samples that the digest of the corpus covers
         changed = VALUES.copy()
         changed[index] ^= 1
         changed.tofile(file)
@@ -98,7 +103,7 @@ def test_digest_is_cached_until_the_file_changes(
     with file.open("r+b") as content:
         content.seek(1000)
         content.write(b"\x01\x02")
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # the time of the inode remains
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # the ctime of the inode changes
     is_read, changed = read_again(file, monkeypatch)
     assert is_read and changed != known
 

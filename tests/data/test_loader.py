@@ -20,7 +20,7 @@ def _stream(tokens: int, cut: int = 0) -> TokenStream:
 def test_batch_contains_the_blocks_of_its_positions() -> None:
     loader = BlockLoader(_stream(100, cut=37), block_size=8, seed=1)
     assert loader.n_blocks == 12
-    inputs, targets = loader.batch(20, 8)  # straddles the first and second epoch's end
+    inputs, targets = loader.batch(20, 8)  # spans the ends of the first and the second epoch
     assert inputs.shape == targets.shape == (8, 8)
     assert inputs.dtype == targets.dtype == torch.int64
     assert inputs.is_contiguous() and targets.is_contiguous()

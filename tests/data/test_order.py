@@ -57,7 +57,7 @@ def test_epochs_and_seeds_have_different_orders() -> None:
 
 
 def test_order_equals_recorded_values() -> None:
-    # A change here breaks the resume of every run that exists.
+    # If these values change, no existing run can be resumed exactly.
     assert block_of(np.arange(10), 10, 1337).tolist() == GOLDEN_10
     assert block_of(np.arange(10, 20), 10, 1337).tolist() == GOLDEN_10_EPOCH_1
     assert block_of(np.arange(6), 1000, 0).tolist() == GOLDEN_1000
@@ -83,7 +83,7 @@ def test_order_of_a_larger_corpus_is_uncorrelated() -> None:
     unmoved = (orders == np.arange(n_blocks)).sum() / epochs
     in_sequence = (np.diff(orders, axis=1) == 1).sum() / epochs
     as_before = (orders[1:] == orders[:-1]).sum() / (epochs - 1)
-    # Each is 1 on average for random permutations, with a deviation of 1 / sqrt(400).
+    # For random permutations, the mean of each is 1, with a standard deviation of 1 / sqrt(400).
     for figure in (unmoved, in_sequence, as_before):
         assert abs(figure - 1) < 0.3
     counts = np.bincount(orders[:, 0] // 50, minlength=10)

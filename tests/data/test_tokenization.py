@@ -12,7 +12,7 @@ from gpt2ckpt.data.tokenization import encode_pieces, encode_text, read_pieces, 
 from gpt2ckpt.data.tokenizer import gpt2_encoding
 from gpt2ckpt.errors import InputError
 
-# Characters at which the encoding's expression might tie two sides together: letters, digits,
+# Characters that the encoding's expression might match across a cut: letters, digits,
 # contractions, punctuation, every kind of whitespace, and what only Python calls whitespace.
 TRICKY = st.text(alphabet="aé你7'st.=\x1c\x1f \t\n\r\x85\xa0\u2003\u2028\u3000🙂\0", max_size=80)
 

@@ -123,7 +123,7 @@ def mixed_text() -> str:
 
 
 def test_tokens_of_mixed_text_equal_recorded_digest(mixed_text: str) -> None:
-    """Other tokens than in earlier releases would change every later training."""
+    """Different tokens than in earlier releases would change every later run."""
     assert len(mixed_text.encode()) > 10_000_000
     tokens = gpt2_encoding().encode_ordinary(mixed_text)
     assert len(set(tokens)) > 49_000  # nearly the complete vocabulary

@@ -29,7 +29,7 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 class Stop:
     """The result of a signal `seconds` after `step`; `problem` is empty if all is correct.
 
-    `phase` is what the signal interrupted: a start, a training, or a finished run.
+    `phase` is what the signal interrupted: a start, a training run, or a finished run.
     """
 
     number: signal.Signals

@@ -10,7 +10,7 @@ from commands import finish, opened, run, start, steps_done, succeed, wait_until
 
 
 def own_data(token_data: Any, folder: Path) -> list[str]:
-    """Return the arguments of a training on copies of the data."""
+    """Return the arguments of a training run on copies of the data."""
     for path in (token_data.train, token_data.val):
         shutil.copy(path, folder / path.name)
     return [*token_data.overrides, "data.train=train.bin", "data.val=val.bin"]

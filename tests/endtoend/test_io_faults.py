@@ -53,7 +53,7 @@ def test_training_succeeds_if_disk_space_cannot_be_measured(
 
 
 def start_spoiled(overrides: list[str], cwd: Path, faults: preload.Faults) -> forkserver.Forked:
-    """Start a training with a weight that becomes infinite after step 9, which rolls it back."""
+    """Start a run in which a weight becomes infinite after step 9, so that it rolls back."""
     program = str(Path(__file__).with_name("spoiled.py"))
     everything = {**faults.environment, **environment()}
     return forkserver.start(program, [*overrides, "trainer.on_bad_loss=rollback"], cwd, everything)

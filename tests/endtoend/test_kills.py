@@ -57,7 +57,7 @@ def environment() -> dict[str, str]:
 
 
 def start(folder: Path, *more: str) -> Forked:
-    """Start a training in its own process group, to be killed with its children."""
+    """Start a training run in its own process group, to be killed with its children."""
     arguments = [*SETTINGS, *more]
     return forkserver.start("gpt2ckpt.train", arguments, folder, environment(), new_session=True)
 

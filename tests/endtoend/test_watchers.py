@@ -41,7 +41,7 @@ def overrides(token_data: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ended(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
-    """All trainings, two at a time."""
+    """All training runs, two at a time."""
     folder = tmp_path_factory.mktemp("watchers")
     library = preload.build(folder).library
 

@@ -28,7 +28,7 @@ from tests import forkserver, preload
 
 Process = forkserver.Forked | subprocess.Popen[bytes]
 HOUR = 3600  # seconds
-PATIENCE = 300  # seconds that a training may take on a busy machine
+PATIENCE = 300  # seconds that a training run may take on a busy machine
 EXACT = ("model", "optimizer", "rng", "data", "step", "epoch", "tokens_seen", "train_loss")
 MODEL = [
     *("data=tokens", "model.vocab_size=50304", "model.n_layer=2", "model.n_embd=16"),
@@ -135,7 +135,7 @@ ALL = [
 
 @dataclass(frozen=True)
 class Ended:
-    """The result of a training."""
+    """The result of a training run."""
 
     code: int
     seconds: float
@@ -215,7 +215,7 @@ def _environment(disturbance: Disturbance, faults: preload.Faults, folder: Path)
 
 @contextlib.contextmanager
 def _console(kind: str, log: Path) -> Iterator[int]:
-    """Yield a descriptor for the output of a training with the reader of this fault."""
+    """Yield a descriptor for the output of a training run with the reader of this fault."""
     if kind == "file":
         yield os.open(log, os.O_WRONLY | os.O_CREAT)
         return

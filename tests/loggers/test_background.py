@@ -17,15 +17,15 @@ from gpt2ckpt.loggers.base import MetricRecord
 
 
 class Stuck:
-    """A logger that hangs in its first event until `goes_on` is set."""
+    """A logger that hangs in its first event until `released` is set."""
 
     def __init__(self) -> None:
-        self.hangs, self.goes_on = threading.Event(), threading.Event()
+        self.hangs, self.released = threading.Event(), threading.Event()
         self.steps: list[int] = []
 
     def log(self, event: MetricRecord) -> None:
         self.hangs.set()
-        self.goes_on.wait(600)
+        self.released.wait(600)
         self.steps.append(int(event["step"]))
 
     def text(self, step: int, text: str) -> None:
@@ -44,7 +44,7 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stuck]:
         monkeypatch.setattr(background, name, value)
     logger = Stuck()
     yield logger
-    logger.goes_on.set()
+    logger.released.set()
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -73,7 +73,7 @@ def test_hanging_logger_is_abandoned_with_two_warnings(
         last
         == "W&B does not respond and was abandoned, 9 events dropped; metrics.jsonl has all events"
     )
-    stuck.goes_on.set()
+    stuck.released.set()
     time.sleep(0.1)
     assert stuck.steps == [1], "what comes to life after the end does nothing more"
 
@@ -82,7 +82,7 @@ def test_slow_logger_gets_the_queued_events_in_order(
     stuck: Stuck, caplog: pytest.LogCaptureFixture
 ) -> None:
     logger = given(stuck, events=9)
-    stuck.goes_on.set()
+    stuck.released.set()
     logger.close(600)
     assert stuck.steps == [1, 2, 3, 4]
     assert warnings(caplog)[1:] == [
@@ -95,7 +95,7 @@ def test_sync_waits_until_earlier_events_are_processed(
 ) -> None:
     monkeypatch.setattr(background, "SAVE_WAITS", 600)
     logger = given(stuck, events=3)
-    threading.Timer(0.1, stuck.goes_on.set).start()
+    threading.Timer(0.1, stuck.released.set).start()
     logger.sync()
     assert stuck.steps == [1, 2, 3]
     logger.close(600)
@@ -105,7 +105,7 @@ def test_close_waits_while_a_helper_process_makes_progress(stuck: Stuck) -> None
     beats = iter(range(1_000_000))
     logger = BackgroundLogger("W&B", lambda: stuck, lambda: next(beats))
     logger.log({"step": 1})
-    threading.Timer(1.0, stuck.goes_on.set).start()  # three times as long as silence is borne
+    threading.Timer(1.0, stuck.released.set).start()  # three times the limit
     logger.close(600)
     assert stuck.steps == [1]
 

@@ -73,7 +73,7 @@ def test_harmless_edits_are_not_damage(name):
     found = parse(READABLE[name])
     assert not found.damaged and found.is_sorted
     assert [line.event for line in found.events] == GOOD
-    # A line can be moved into another file as it is.
+    # The content of a line can be copied to a different file unchanged.
     assert all(line.content.endswith(b"\n") for line in found.events)
     assert not any(line.content.startswith(b"\xef") for line in found.events)
 

@@ -79,11 +79,11 @@ def test_purge_step_hides_that_step_and_later_ones_only(tmp_path):
 
 
 def test_events_missing_in_earlier_files_are_written_again(tmp_path):
-    """The first process dropped 30 and 50; the second one resumes from 60."""
+    """The first process dropped steps 30 and 50; the second process resumes from step 60."""
     log_steps(tmp_path, [10, 20, 40, 60, 70])
     history = [event(step, train_loss=float(step)) for step in range(10, 70, 10)]
     history.insert(2, event(20, val_loss=4.5))
-    for _ in range(2):  # once more: nothing is missing any more
+    for _ in range(2):  # repeated: now nothing is missing
         logger = TensorBoardLogger(tmp_path, purge_step=61, history=history)
         logger.close()
     assert steps(tmp_path) == [10, 20, 30, 40, 50, 60]

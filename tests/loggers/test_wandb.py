@@ -111,7 +111,7 @@ def test_tokens_seen_is_the_x_axis(tmp_path, environ):
 
 
 def test_resumed_wandb_run_has_every_step_once(tmp_path, environ):
-    """The first process logs to 40, the second resumes from 20 and is killed without its end."""
+    """The first process logs up to step 40; the second resumes from step 20 and is killed."""
     offline = {**environ, "WANDB_MODE": "offline"}
     first = """
         logger = open_logger(resume=False)
@@ -143,7 +143,7 @@ def test_without_an_account_wandb_is_offline_with_one_warning(tmp_path, environ,
         logger.log(event(10))
         logger.close()
     """
-    if terminal:  # where W&B would ask
+    if terminal:  # where W&B would ask for an account
         main, side = pty.openpty()
         with os.fdopen(side, "wb") as tty:
             done = run_script(

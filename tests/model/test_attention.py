@@ -11,7 +11,7 @@ SHAPE = (2, 3, 24, 16)  # blocks, heads, tokens, width
 
 
 def parts(dtype: torch.dtype) -> list[Tensor]:
-    """Query, key and value as training has them: views of one tensor, not contiguous."""
+    """Return query, key and value as in training: views of one tensor, not contiguous."""
     torch.manual_seed(0)
     batch, heads, length, width = SHAPE
     joint = torch.randn(batch, length, 3, heads, width).to(dtype).requires_grad_()
@@ -65,5 +65,5 @@ def test_attention_dropout_scales_remaining_weights() -> None:
     value = torch.ones(64, 1, 8, 4)
     mixed = attention._by_products(query, query, value, 0.25)
     assert mixed.mean() == pytest.approx(1, abs=0.05)
-    # 0 with probability 1/4, else 4/3: the first token has but itself to look at.
+    # 0 with probability 1/4, else 4/3, because the first token attends only to itself.
     assert sorted(set(mixed[:, 0, 0, 0].tolist())) == pytest.approx([0, 4 / 3])

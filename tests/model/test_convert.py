@@ -88,7 +88,10 @@ def test_weight_shards_bare_transformer_and_pickle_files_load(tmp_path: Path) ->
     old = tmp_path / "old"
     other.config.save_pretrained(old)
     masks = {"transformer.h.0.attn.bias": torch.ones(1), "h.1.attn.masked_bias": torch.ones(1)}
-    for zipped in (True, False):  # the published GPT-2 is in the format of before PyTorch 1.6
+    for zipped in (
+        True,
+        False,
+    ):  # the published GPT-2 files have the format from before PyTorch 1.6
         torch.save(
             other.state_dict() | masks,
             old / "pytorch_model.bin",
@@ -114,7 +117,7 @@ def test_exported_model_gives_equal_logits_in_transformers(bias: bool, tmp_path:
 
 
 def nanogpt_logits(state: dict[str, Tensor], tokens: Tensor, layers: int, heads: int) -> Tensor:
-    """nanoGPT's arithmetic written out: separate heads, explicit mask, exact GELU."""
+    """Return the logits by nanoGPT's formulas: separate heads, explicit mask, exact GELU."""
 
     def linear(x: Tensor, name: str) -> Tensor:
         return F.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
@@ -139,7 +142,7 @@ def nanogpt_logits(state: dict[str, Tensor], tokens: Tensor, layers: int, heads:
 
 
 def nanogpt_file(path: Path, bias: bool = False, prefix: str = "", **arguments: Any) -> Path:
-    """A ckpt.pt as nanoGPT's train.py writes it."""
+    """Write a ckpt.pt as nanoGPT's train.py does."""
     torch.manual_seed(4)
     shape = {"n_layer": 2, "n_head": 3, "n_embd": 30, "block_size": 10, "vocab_size": 128}
     model = GPT2(ModelConfig(**shape, bias=bias))
@@ -173,7 +176,9 @@ def test_nanogpt_checkpoint_gives_equal_logits(bias: bool, prefix: str, tmp_path
         torch.testing.assert_close(found, nanogpt_logits(state, tokens, 2, 3), rtol=0, atol=1e-5)
         tanh = GPT2(replace(model.config, gelu="tanh")).eval()
         tanh.load_state_dict(model.state_dict())
-        assert (tanh(tokens) - found).abs().max() > 1e-4  # the test can tell the two apart
+        assert (
+            tanh(tokens) - found
+        ).abs().max() > 1e-4  # so that the test distinguishes the two forms
 
 
 class Hostile:

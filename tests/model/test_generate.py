@@ -20,7 +20,7 @@ def model() -> GPT2:
     model = GPT2(CONFIG)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(8)  # sharp enough that greedy text is not one word over and over
+            parameter.mul_(8)  # so that greedy text does not repeat a single token
     return model
 
 
@@ -33,7 +33,7 @@ def continued(model: nn.Module, tokens: Tensor, count: int, **options: Any) -> l
 
 
 def greedy_without_cache(model: GPT2, tokens: Tensor, count: int) -> list[list[int]]:
-    """The same windows as documented, every token computed anew."""
+    """Return the greedy text of the documented windows, computing all positions for each token."""
     text, start, block = tokens, max(tokens.shape[1] - CONFIG.block_size, 0), CONFIG.block_size
     for _ in range(count):
         if text.shape[1] - start > block:
@@ -58,7 +58,7 @@ def test_cache_accepts_several_tokens_at_a_time(model: GPT2) -> None:
 
 
 class Uncached(nn.Module):
-    """A model of another kind, which only maps tokens to logits."""
+    """A model that only maps tokens to logits, without a cache."""
 
     def __init__(self, inner: GPT2) -> None:
         super().__init__()

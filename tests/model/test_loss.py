@@ -49,7 +49,7 @@ def test_chunked_loss_under_autocast_is_within_rounding(
         loss = linear_cross_entropy(hidden, weight, targets, 20)
     gradients = torch.autograd.grad(loss, (hidden, weight))
     assert loss.dtype == gradients[0].dtype == gradients[1].dtype == torch.float32
-    # 2^-9 is half a unit of bfloat16 in the last place
+    # 2^-9 is half a unit in the last place of bfloat16
     assert relative(loss, expected[0]) < 2**-9
     assert relative(gradients[0], expected[1]) < 2**-7
     assert relative(gradients[1], expected[2]) < 2**-7
@@ -67,7 +67,7 @@ def test_16_bit_weights_get_16_bit_gradients() -> None:
 
 
 def test_loss_scale_reaches_gradients_without_underflow() -> None:
-    # In float16 softmax / ROWS would be flushed to zero for most words without the scale.
+    # In float16, softmax / ROWS would become zero for most tokens without the scale.
     hidden, weight, targets = problem()
     expected = plain(hidden, weight, targets)
     with torch.autocast("cpu", torch.float16):

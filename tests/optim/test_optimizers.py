@@ -89,7 +89,9 @@ def test_restored_optimizer_continues_bitwise(config, carry):
     straight, straight_optimizer = stepped(config, 9)
     model, optimizer = stepped(config, 4)
     weights, state = carry(model.state_dict()), carry(optimizer.state_dict())
-    train(model, optimizer, range(4, 6))  # what was taken must not follow the live tensors' fate
+    train(
+        model, optimizer, range(4, 6)
+    )  # the loaded state must not share memory with the live tensors
 
     resumed = Model()
     resumed.load_state_dict(weights)
@@ -132,7 +134,7 @@ def test_tied_parameters_are_optimized_once():
 
 @BOTH
 def test_weight_decay_applies_to_matrices_only(config):
-    """Without a gradient's pull (it is zero), decay alone moves a weight."""
+    """With a gradient of zero, only the decay changes a weight."""
     model = new_model()
     for parameter in model.parameters():
         nn.init.ones_(parameter)

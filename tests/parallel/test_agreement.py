@@ -1,4 +1,4 @@
-"""Ranks that see different files stop all ranks before anything is written."""
+"""A rank that reads different files stops all ranks before anything is written."""
 
 import shutil
 import socket
@@ -28,7 +28,7 @@ FIXTURES = Path(__file__).parents[1] / "checkpoint" / "fixtures"
 
 @pytest.fixture
 def pair() -> Iterator[tuple[DistributedGroup, DistributedGroup]]:
-    """Two ranks that talk through a real store, in this process."""
+    """Two ranks in this process that communicate through a real store."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -39,19 +39,19 @@ def pair() -> Iterator[tuple[DistributedGroup, DistributedGroup]]:
 
 
 def plan_of(token_data: Any, first: DistributedGroup, change: dict[str, Any]) -> None:
-    """What the first rank does before it claims a directory, with one thing changed on its way."""
+    """Do what the first rank does before it claims a directory, with a change to its plan."""
     values = compose_config("train", [*token_data.overrides, "trainer.max_steps=2"]).values
     start = Start(freeze(values), [])
     validated = validate_run(start)
-    told = first.publish_plan
-    first.publish_plan = lambda plan: told({**plan, **change})  # type: ignore[method-assign]
+    publish = first.publish_plan
+    first.publish_plan = lambda plan: publish({**plan, **change})  # type: ignore[method-assign]
     agree(start, validated, hardware_of(start, validated, first), first)
 
 
 def outcome_of(
     token_data: Any, pair: tuple[DistributedGroup, DistributedGroup], change: dict[str, Any]
 ) -> InputError:
-    """How the other rank refuses; the first must then end with its exit code."""
+    """Return why the second rank refuses; the first must then end with its exit code."""
     first, other = pair
     refusals: list[InputError] = []
 
@@ -98,7 +98,7 @@ def test_first_exit_report_is_kept(pair: Any) -> None:
 
 
 def test_replaced_checkpoint_is_not_published(tmp_path: Path) -> None:
-    """The other ranks would fork from another state than the first."""
+    """The other ranks would fork from a different state than the first."""
     path = tmp_path / "latest.pt"
     shutil.copy(next(FIXTURES.glob("*.pt")), path)
     found = Found(path, load_state(path))

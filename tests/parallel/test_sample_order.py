@@ -23,7 +23,7 @@ CPU = Hardware(torch.device("cpu"), "", "float32", "", 1)
 
 
 class RankOf(SingleProcess):
-    """One of several ranks that never have to speak to one another."""
+    """One of several ranks that need no communication."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size  # type: ignore[misc]
@@ -31,7 +31,7 @@ class RankOf(SingleProcess):
 
 @dataclass
 class Recorder:
-    """A loader that notes the samples that are asked for."""
+    """A loader that records the requested samples."""
 
     seen: list[int]
 
@@ -43,7 +43,7 @@ class Recorder:
 
 
 def samples_of_step(position: int, ranks: int) -> list[int]:
-    """The samples that `ranks` ranks together train in the step that begins at `position`."""
+    """Return the samples on which `ranks` ranks train in the step that begins at `position`."""
     recorder: Any = Recorder([])
     for rank in range(ranks):
         model = GPT2(ModelConfig(1, 1, 4, 4, 8))

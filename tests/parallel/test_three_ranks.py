@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).with_name("three_ranks.py")
 
 @pytest.fixture(scope="module")
 def findings() -> list[dict[str, Any]]:
-    """What each of the ranks found."""
+    """Return the results of each rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

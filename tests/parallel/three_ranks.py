@@ -45,14 +45,14 @@ def new_state(saved: TrainingState | None = None) -> TrainingState:
 
 
 class Uneven(GPT2):
-    """A model whose losses are so far apart that the order in which they are added shows."""
+    """A model whose losses differ so much that the order of adding them changes the sum."""
 
     def loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return 5.0 ** -(tokens[0, 0] % 29).float()
 
 
 def train(group: DistributedGroup, state: TrainingState, steps: range) -> TrainingState:
-    """What a process of a run does: wrap the model, rehearse, train some steps."""
+    """Do what a rank of a run does: wrap the model, warm up DDP, and train some steps."""
     replica = ddp_loss(state.model, state.model.loss, CPU.device)
     loader = BlockLoader(STREAM, 16, seed=1)
     stepper = Stepper(replica, loader, CPU, TrainerConfig(batch_size=2, grad_accum=3), group)

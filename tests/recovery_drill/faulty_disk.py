@@ -10,7 +10,7 @@ SOURCE = Path(__file__).with_suffix(".c")
 
 
 def build(folder: Path) -> Path:
-    """The library for LD_PRELOAD; skips where there is no C compiler."""
+    """Return the library for LD_PRELOAD; skip the test without a C compiler."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler: with gcc or cc installed, a failing disk is tried")

@@ -45,7 +45,7 @@ def training(
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         ({}, None),
         ({"model": {"weight": torch.tensor([1, 1, 1, 1 + 1e-7])}}, "its values differ"),
@@ -59,13 +59,13 @@ def training(
     ids=["nothing", "weights", "generators", "position", "step", "losses", "replay", "libraries"],
 )
 def test_each_difference_is_reported(
-    tmp_path: Path, change: dict[str, Any], sentence: str | None
+    tmp_path: Path, change: dict[str, Any], message: str | None
 ) -> None:
     same = {"step": STEPS, "loss": 0.5, "replay": REPLAY, "not_exact": []}
     reference = training(tmp_path, "reference", **same)
     killed = training(tmp_path, "killed", **{**same, **change})
     found = _compare(killed, reference, KILL, STEPS)
     assert found.identical_steps == 1
-    assert found.is_exact is (sentence is None)
-    assert len(found.differing) == (sentence is not None)
-    assert sentence is None or sentence in found.differing[0]
+    assert found.is_exact is (message is None)
+    assert len(found.differing) == (message is not None)
+    assert message is None or message in found.differing[0]

@@ -29,9 +29,9 @@ sys.meta_path.insert(0, Finder())
 
 
 def drill(
-    words: list[str], cwd: Path, path: str = "", **more: str
+    arguments: list[str], cwd: Path, path: str = "", **more: str
 ) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "gpt2ckpt.drill", *words]
+    command = [sys.executable, "-m", "gpt2ckpt.drill", *arguments]
     kept = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
     environment = {**kept, "PYTHONPATH": f"{path}:{ROOT}", **more}
     return subprocess.run(
@@ -39,17 +39,17 @@ def drill(
     )
 
 
-def one_sentence(done: "subprocess.CompletedProcess[str]") -> str:
+def error_message(done: "subprocess.CompletedProcess[str]") -> str:
     [line] = done.stderr.splitlines()
     assert line.startswith("error: ")
     return line
 
 
 def test_killed_training_resumes_exactly_and_drill_passes(token_data: Any, tmp_path: Path) -> None:
-    """The run ends in its warm-up; Hydra's grammar cannot parse the folder's name unquoted."""
-    words = [*token_data.overrides, "model.dropout=0.1", "trainer.grad_accum=2", "ranks=2"]
-    words += ["trainer.max_steps=3", "trainer.eval_every=5", "hydra.run.dir=my runs/it's a=b"]
-    done = drill(words, tmp_path)
+    """The run ends during warm-up, and the folder's name needs quotes in Hydra's grammar."""
+    arguments = [*token_data.overrides, "model.dropout=0.1", "trainer.grad_accum=2", "ranks=2"]
+    arguments += ["trainer.max_steps=3", "trainer.eval_every=5", "hydra.run.dir=my runs/it's a=b"]
+    done = drill(arguments, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "exact        yes, bitwise" in done.stdout and "PASSED" in done.stdout
     assert "killed at step" in done.stdout
@@ -62,7 +62,7 @@ def test_killed_training_resumes_exactly_and_drill_passes(token_data: Any, tmp_p
 
 
 def test_inexact_resume_fails_and_keeps_the_folder(token_data: Any, tmp_path: Path) -> None:
-    """Random generators are not restored, so dropout draws other masks after the kill."""
+    """Random generators are not restored, so dropout uses different masks after the kill."""
     sabotage = tmp_path / "sabotage"
     sabotage.mkdir()
     (sabotage / "sitecustomize.py").write_text(FORGETS_GENERATORS)
@@ -104,7 +104,7 @@ def test_failing_fsync_is_reported_before_any_training(
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "message"),
     [
         (["optimizer.lrr=1"], "Did you mean optimizer.lr?"),
         (["step=9"], "Did you mean steps?"),
@@ -115,20 +115,20 @@ def test_failing_fsync_is_reported_before_any_training(
     ],
 )
 def test_wrong_settings_exit_2_and_write_nothing(
-    tmp_path: Path, words: list[str], sentence: str
+    tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    done = drill(words, tmp_path)
-    assert (done.returncode, done.stdout) == (2, "") and sentence in one_sentence(done)
+    done = drill(arguments, tmp_path)
+    assert (done.returncode, done.stdout) == (2, "") and message in error_message(done)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_drill_under_torchrun_is_refused(tmp_path: Path) -> None:
     done = drill([], tmp_path, WORLD_SIZE="2", RANK="0")
-    assert done.returncode == 2 and "ranks=N" in one_sentence(done)
+    assert done.returncode == 2 and "ranks=N" in error_message(done)
 
 
 def test_unwritable_folder_exits_1_with_one_error_line(token_data: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = drill([*token_data.overrides, "hydra.run.dir=file/run"], tmp_path)
-    assert done.returncode == 1 and "cannot be written" in one_sentence(done)
+    assert done.returncode == 1 and "cannot be written" in error_message(done)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,4 +1,4 @@
-"""The checks of a file system, on a good one and with calls that fail through LD_PRELOAD."""
+"""The file system checks, with correct calls and with calls that LD_PRELOAD makes fail."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def test_good_file_system_has_no_problems(tmp_path: Path) -> None:
         ("fsync fails", "write, fsync, read back", "Input/output error"),
         ("link fails", "second name of a file", "Input/output error"),
         ("rename does nothing", "rename over a file", "No such file or directory"),
-        ("flock does nothing", "lock of a live run", "a locked run does not look locked"),
+        ("flock does nothing", "lock of a live run", "a locked run is reported as not locked"),
         (
             "write drops",
             "write, fsync, read back",

@@ -37,7 +37,7 @@ def state_of(step: int, overrides: list[str] | None = None) -> dict[str, Any]:
 
 
 def save(run: Path, step: int, overrides: list[str] | None = None, **reasons: Any) -> Path:
-    """Save a state of `step` as a training does; return its file."""
+    """Save a state of `step` as a training run does; return its file."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     state = state_of(step, overrides)

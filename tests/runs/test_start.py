@@ -31,7 +31,7 @@ def start(overrides: list[str], given: Path | None = None, outputs: Path = Path(
 
 
 def take(overrides: list[str], given: Path, wanted: Path | None = None) -> Claim:
-    """Start a training, up to its first step."""
+    """Start a training run, up to its first step."""
     decided = find_start(
         compose(overrides), overrides, Scope(Path("no"), given), compose, locks=True
     )

@@ -22,8 +22,8 @@ print("still here")
 """
 
 
-def run(script: str, *words: str, **more: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", script, *words]
+def run(script: str, *arguments: str, **more: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", script, *arguments]
     more.setdefault("preexec_fn", lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # nohup
     return subprocess.run(command, capture_output=True, text=True, timeout=60, **more)  # type: ignore[call-overload,no-any-return]
 
@@ -74,8 +74,8 @@ with TrainingSignals() as signals:
 """
 
 
-def test_save_requested_before_the_training_is_made_in_it() -> None:
-    """SIGUSR1 without a handler would end the process."""
+def test_save_requested_before_training_is_made_during_training() -> None:
+    """Without a handler, SIGUSR1 would end the process."""
     assert run(SAVE).stdout == "True False None\n"
 
 
@@ -150,12 +150,12 @@ def test_commands_handle_signals_before_slow_imports() -> None:
             line for line in text[:first].splitlines() if line.startswith(("from", "import"))
         ]
         assert len(imports) == 1 and "gpt2ckpt.signals.early" in imports[0], name
-    told = (
+    script = (
         "import signal, gpt2ckpt.scripts as scripts\n"
         "scripts.import_module = lambda _: exit(type(signal.getsignal(signal.SIGTERM)).__name__)\n"
         "scripts.train()"
     )
-    assert run(told).stderr == "EarlySignals\n"
+    assert run(script).stderr == "EarlySignals\n"
     slow = (
         "import sys, gpt2ckpt.scripts; print([m for m in ('torch', 'hydra') if m in sys.modules])"
     )
@@ -170,7 +170,7 @@ with reported_errors():
     with tempfile.TemporaryFile() as file:
         print("to nobody", flush=True)
         print("to nobody", file=sys.stderr, flush=True)
-        os.write(2, b"a library's own words")
+        os.write(2, b"a library's own text")
         file.seek(0)
         assert not file.read(), "it was written into a file"
     if len(sys.argv) > 1:
@@ -184,9 +184,9 @@ def test_closed_streams_change_neither_files_nor_the_exit_code(closed: list[int]
         for number in closed:
             os.close(number)
 
-    for words, code in ([], 0), (["wrong"], 2):
+    for arguments, code in ([], 0), (["wrong"], 2):
         done = subprocess.run(
-            [sys.executable, "-c", CLOSED, *words],
+            [sys.executable, "-c", CLOSED, *arguments],
             **{"stderr": subprocess.PIPE, "text": True, "timeout": 60, "preexec_fn": close},
         )
         assert done.returncode == code

@@ -65,8 +65,8 @@ with signals, Watchdog(signals, None, lambda number: "finishing this step"):
 """
 
 
-def start(*words: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", LONG_LINE, *words]
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", LONG_LINE, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, **pipes, text=True)
     assert process.stdout and process.stdout.readline() == "begun\n"
@@ -80,8 +80,8 @@ def test_signal_is_acknowledged_at_once_during_a_long_step() -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    sentence = "SIGINT received again: stopped without saving. The newest checkpoint is latest.pt\n"
-    assert errors == sentence
+    message = "SIGINT received again: stopped without saving. The newest checkpoint is latest.pt\n"
+    assert errors == message
 
 
 def test_copy_of_a_signal_by_the_launcher_does_not_count() -> None:
@@ -108,26 +108,26 @@ for largest in (None, lambda numbers: numbers):
 
 
 def test_different_signal_or_copy_does_not_end_the_process() -> None:
-    """A terminal's Ctrl+C reaches a rank by itself and once more through torchrun."""
+    """On Ctrl+C, the terminal signals the rank, and torchrun signals it again."""
     command = [sys.executable, "-c", OTHERS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "SIGINT\nSIGTERM\n")
 
 
 def test_request_to_one_rank_holds_for_all_ranks() -> None:
-    """`told` are the numbers of another rank; no signal has reached this one."""
-    told = [0, 0, 0]
+    """`others` are the numbers of a different rank; this rank has received no signal."""
+    others = [0, 0, 0]
     with TrainingSignals(
-        lambda own: [max(pair) for pair in zip(own, told, strict=True)]
+        lambda own: [max(pair) for pair in zip(own, others, strict=True)]
     ) as signals:
         assert signals.agree() is None
         assert not signals.take_save_request()
-        told[:] = [0, 1, 0]
+        others[:] = [0, 1, 0]
         assert signals.agree() is None
         assert signals.take_save_request()
-        told[:] = [signal.SIGTERM, 0, 0]
+        others[:] = [signal.SIGTERM, 0, 0]
         assert signals.agree() is signal.SIGTERM
-        told[:] = [0, 0, 1]
+        others[:] = [0, 0, 1]
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.stop is signal.SIGTERM, "alone it must not stop: the others train on"
@@ -138,7 +138,7 @@ def test_request_to_one_rank_holds_for_all_ranks() -> None:
 
 
 def test_replaced_handlers_are_called_and_restored() -> None:
-    """A launcher's own handler puts the job back into its queue."""
+    """The handler of a launcher puts the job back into its queue."""
     received: list[int] = []
 
     def launchers(number: int, frame: object) -> None:

@@ -79,5 +79,5 @@ def test_table_fits_80_columns() -> None:
         [Row("12", label, "failed", None, "no such file " * 20), Row("3", "a=1", "new", 2)]
     )
     assert max(map(len, lines)) <= WIDTH
-    assert all(word in "\n".join(lines) for word in label.split())
+    assert all(argument in "\n".join(lines) for argument in label.split())
     assert lines[-1].startswith("  ")

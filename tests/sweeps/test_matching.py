@@ -73,9 +73,9 @@ def test_job_with_pretrained_weights_matches() -> None:
 
 
 def test_label_contains_the_swept_overrides() -> None:
-    words = ["optimizer.lr=0.1", "seed=1"]
-    assert job(*words).label == "optimizer.lr=0.1"
-    assert job(*words, swept=()).label == "optimizer.lr=0.1 seed=1"
+    arguments = ["optimizer.lr=0.1", "seed=1"]
+    assert job(*arguments).label == "optimizer.lr=0.1"
+    assert job(*arguments, swept=()).label == "optimizer.lr=0.1 seed=1"
     assert swept_keys(["optimizer.lr=1,2", "seed=3", "model=choice(a,b)"]) == [
         "optimizer.lr",
         "model",

@@ -1,4 +1,4 @@
-"""The subcommands called in this process, and a run of a real training."""
+"""Calls of the subcommands in this process, and a run that was really trained."""
 
 import shutil
 from collections.abc import Callable
@@ -18,10 +18,10 @@ Checkpoints = Callable[..., Done]
 def checkpoints(capsys: pytest.CaptureFixture[str]) -> Checkpoints:
     """Call a subcommand as the command does, without a new process."""
 
-    def run(*words: str | Path) -> Done:
+    def run(*arguments: str | Path) -> Done:
         capsys.readouterr()
         try:
-            code, error = call(SUBCOMMANDS, [str(word) for word in words]), ""
+            code, error = call(SUBCOMMANDS, [str(argument) for argument in arguments]), ""
         except UserError as reason:
             code, error = reason.exit_code, f"error: {reason}\n"
         output = capsys.readouterr()
@@ -38,9 +38,9 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with a trained run of 8 steps, whose settings are hard to quote."""
+    """The folder of a trained run of 8 steps with settings that are hard to quote."""
     folder = tmp_path_factory.mktemp("real")
-    words = (
+    arguments = (
         *("model.n_layer=1", "model.n_embd=16", "model.n_head=1", "model.block_size=16"),
         *("trainer.threads=1", "trainer.device=cpu", "trainer.precision=float32", "logger=none"),
         *("trainer.batch_size=2", "trainer.max_steps=8", "trainer.eval_every=4"),
@@ -49,7 +49,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("optimizer.betas=[0.8,0.9]", "optimizer.eps=1e-7", "logger.wandb_tags=['a b',c]"),
         """trainer.sample_prompt='it\\'s "a=b", {c}: $HOME'""",
     )
-    done = command("train", *words, "hydra.run.dir='outputs/a run, lr=3e-4'", cwd=folder)
+    done = command("train", *arguments, "hydra.run.dir='outputs/a run, lr=3e-4'", cwd=folder)
     assert done.code == 0, done.err
     return folder
 

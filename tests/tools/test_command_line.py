@@ -17,14 +17,14 @@ import sys
 from gpt2ckpt.checkpoints import SUBCOMMANDS
 from gpt2ckpt.tools.command_line import call
 run = sys.argv[1]
-for words in (
+for arguments in (
     ["list", run], ["list", run, "--json"], ["show", run], ["log", run], ["resume-command", run],
     ["verify", run], ["diff", run, run + "/checkpoints/best_model_previous.pt", "--tensors"],
     ["repair", run], ["prune", run, "--keep-rolling", "1", "--yes"],
 ):
-    call(SUBCOMMANDS, words)
-    assert "torch" not in sys.modules, words
-    assert "numpy" not in sys.modules, words
+    call(SUBCOMMANDS, arguments)
+    assert "torch" not in sys.modules, arguments
+    assert "numpy" not in sys.modules, arguments
 """
 
 
@@ -56,7 +56,7 @@ def test_help_lists_every_subcommand(checkpoints, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "message"),
     [
         (
             "lst",
@@ -74,20 +74,24 @@ def test_help_lists_every_subcommand(checkpoints, capsys) -> None:
         ("export a --to pickle b", "invalid choice: 'pickle'"),
     ],
 )
-def test_wrong_argument_exits_2_and_names_the_nearest(words, sentence, checkpoints):
-    done = checkpoints(*words.split())
+def test_wrong_argument_exits_2_and_names_the_nearest(arguments, message, checkpoints):
+    done = checkpoints(*arguments.split())
     assert done.code == 2
-    for part in sentence.split(" .* "):
+    for part in message.split(" .* "):
         assert part in done.err
     assert done.out == ""
 
 
-@pytest.mark.parametrize("words", ["verify a --json b", "verify --json a b", "verify a b --json"])
-def test_flags_are_accepted_in_any_position(words, checkpoints, run, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "arguments", ["verify a --json b", "verify --json a b", "verify a b --json"]
+)
+def test_flags_are_accepted_in_any_position(
+    arguments, checkpoints, run, tmp_path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     run.rename(tmp_path / "a")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    done = checkpoints(*words.split())
+    done = checkpoints(*arguments.split())
     assert done.code == 0, done.err
     assert done.out.count("latest.pt") == 2
 

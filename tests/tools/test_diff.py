@@ -10,8 +10,8 @@ from gpt2ckpt.config.replay import classify, flatten
 
 def test_diff_groups_config_keys_by_effect(checkpoints, tmp_path) -> None:
     first = save(tmp_path / "a", 10)
-    words = ("optimizer.lr=0.5", "model.n_layer=7", "logger=none", "checkpoint.save_every=3")
-    second = save(tmp_path / "b", 12, {"config": frozen(words)})
+    arguments = ("optimizer.lr=0.5", "model.n_layer=7", "logger=none", "checkpoint.save_every=3")
+    second = save(tmp_path / "b", 12, {"config": frozen(arguments)})
     done = checkpoints("diff", first, second)
     assert done.code == 0
     assert "step: 10 → 12\n" in done.out
@@ -82,8 +82,8 @@ def test_diff_reports_every_differing_tensor(checkpoints, tmp_path) -> None:
 def test_diff_verifies_both_files(checkpoints, run) -> None:
     folder = run / "checkpoints"
     damage(folder / "latest.pt")
-    for words in (("latest.pt", "epoch_00000.pt"), ("epoch_00000.pt", "latest.pt")):
-        done = checkpoints("diff", *(folder / word for word in words))
+    for arguments in (("latest.pt", "epoch_00000.pt"), ("epoch_00000.pt", "latest.pt")):
+        done = checkpoints("diff", *(folder / argument for argument in arguments))
         assert (done.code, done.out) == (1, "")
         assert "latest.pt cannot be used: the tensor model.wte is damaged" in done.err
 
@@ -114,7 +114,7 @@ def test_effect_of_each_key(key: str, effect: Effect) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "effect"),
+    ("arguments", "effect"),
     [
         ((), Effect.TRAJECTORY),
         (("schedule=wsd",), Effect.TRAJECTORY),
@@ -123,8 +123,8 @@ def test_effect_of_each_key(key: str, effect: Effect) -> None:
     ],
 )
 @pytest.mark.parametrize("key", ["trainer.max_steps", "trainer.max_epochs"])
-def test_longer_run_matters_only_to_a_schedule_that_spans_it(key, words, effect) -> None:
-    assert classify(key, flatten(frozen(words))) is effect
+def test_longer_run_matters_only_to_a_schedule_that_spans_it(key, arguments, effect) -> None:
+    assert classify(key, flatten(frozen(arguments))) is effect
 
 
 def test_length_is_harmless_only_in_both_configs(checkpoints, tmp_path) -> None:

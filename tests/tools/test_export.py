@@ -56,8 +56,8 @@ def test_transformers_loads_the_export_with_equal_outputs(
 @pytest.fixture
 def model_file(tmp_path: Path) -> Path:
     """A checkpoint with a model of 64 tokens."""
-    words = ("model.n_layer=1", "model.n_embd=8", "model.n_head=1", "model.vocab_size=64")
-    config = frozen((*words, "model.block_size=8"))
+    arguments = ("model.n_layer=1", "model.n_embd=8", "model.n_head=1", "model.vocab_size=64")
+    config = frozen((*arguments, "model.block_size=8"))
     model = GPT2(build_model_config(config["model"])).state_dict()
     return save(tmp_path / "run", 3, {"config": config, "model": model})
 

@@ -1,4 +1,4 @@
-"""prune and repair follow no link out of a run."""
+"""`prune` and `repair` do not follow links out of a run."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from tools_helpers import damage, save
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """Checkpoints outside of the run."""
+    """Checkpoints outside the run."""
     for step in (10, 20):
         save(tmp_path / "elsewhere", step)
     return tmp_path / "elsewhere" / "checkpoints"
@@ -40,12 +40,12 @@ def test_linked_checkpoints_folder_is_skipped(elsewhere: Path, checkpoints, tmp_
     run.mkdir(parents=True)
     (run / "checkpoints").symlink_to(elsewhere)
     newer = save(tmp_path / "outputs" / "gpt2_run_20251107_120000", 30)
-    for words in (
+    for arguments in (
         ("prune", run, "--keep-rolling", "0", "--yes"),
         ("prune", tmp_path / "outputs", "--keep-runs", "1", "--yes"),
         ("repair", run),
     ):
-        done = checkpoints(*words)
+        done = checkpoints(*arguments)
         assert f"it is a symbolic link. Pass {elsewhere} instead" in done.out
         assert content(elsewhere) == before
     assert newer.exists()

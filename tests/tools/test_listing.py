@@ -10,8 +10,8 @@ from tools_helpers import NOON, damage, make_run, save
 from gpt2ckpt.checkpoint.store import Store
 
 
-def listed(checkpoints, *words) -> list[dict]:
-    done = checkpoints("list", *words, "--json")
+def listed(checkpoints, *arguments) -> list[dict]:
+    done = checkpoints("list", *arguments, "--json")
     assert done.code == 0
     return json.loads(done.out)
 

@@ -99,8 +99,8 @@ def test_log_of_a_trained_fork(checkpoints, real, trained_once) -> None:
     path = real / "checkpoints" / "rolling_step_000006.pt"
     path.rename(real.parent / "plain.pt")  # a file outside of a run always starts a new one
     where = real.parent / "child"
-    words = (f"+resume={real.parent}/plain.pt", f"hydra.run.dir={where}", "trainer.max_steps=7")
-    done = command("train", *words, cwd=trained_once)
+    arguments = (f"+resume={real.parent}/plain.pt", f"hydra.run.dir={where}", "trainer.max_steps=7")
+    done = command("train", *arguments, cwd=trained_once)
     assert done.code == 0, done.err
     lines = checkpoints("log", real.parent).out.splitlines()
     child = next(number for number, line in enumerate(lines) if f"{where} (" in line)

@@ -1,4 +1,4 @@
-"""`prune`: frees the reported space, and never deletes the last valid state."""
+"""`prune`: frees the reported space, and never deletes the last valid checkpoint."""
 
 import os
 import shutil
@@ -49,7 +49,7 @@ def test_prune_without_options_deletes_nothing(checkpoints, run) -> None:
     before = tree(run)
     done = checkpoints("prune", run, "--yes")
     assert (done.code, tree(run)) == (0, before)
-    assert "nothing to delete: choose what to delete" in done.out
+    assert "nothing is deleted: pass an option that chooses files" in done.out
 
 
 def test_prune_limits_each_pool_and_keeps_roles(checkpoints, run) -> None:
@@ -65,15 +65,15 @@ def test_prune_limits_each_pool_and_keeps_roles(checkpoints, run) -> None:
 
 
 def test_prune_frees_the_reported_space(checkpoints, run, tmp_path) -> None:
-    """A name frees nothing if its file has another name, in any directory."""
+    """Deleting a name frees nothing if the file has a further name in any directory."""
     os.link(run / "checkpoints" / "epoch_00001.pt", tmp_path / "my own link.pt")
-    words = ("prune", run, "--keep-rolling=1", "--keep-epochs=1")
+    arguments = ("prune", run, "--keep-rolling=1", "--keep-epochs=1")
     before = blocks(run / "checkpoints")
-    said = checkpoints(*words).out.splitlines()[-1]
-    done = checkpoints(*words, "--yes").out.splitlines()[-1]
+    preview = checkpoints(*arguments).out.splitlines()[-1]
+    done = checkpoints(*arguments, "--yes").out.splitlines()[-1]
     freed = before - blocks(run / "checkpoints")
     assert 0 < freed < 40_000  # step 10 alone: step 20 is best_model_previous.pt
-    assert f"would delete 4 files and free {freed / 1000:.1f} KB" in said
+    assert f"would delete 4 files and free {freed / 1000:.1f} KB" in preview
     assert done == f"deleted 4 files and freed {freed / 1000:.1f} KB"
 
 
@@ -133,10 +133,10 @@ def test_prune_deletes_empty_archive_and_quarantine_folders(checkpoints, run) ->
 
 
 def test_prune_keeps_the_newest_of_each_pool_of_a_live_run(checkpoints, run) -> None:
-    """A save may be linking it to its other names at this moment."""
+    """A save may be about to link other names to the newest file."""
     with RunLock(run):
-        words = ("--keep-rolling=0", "--keep-epochs=0", "--keep-emergency=0")
-        assert checkpoints("prune", run, *words, "--yes").code == 0
+        arguments = ("--keep-rolling=0", "--keep-epochs=0", "--keep-emergency=0")
+        assert checkpoints("prune", run, *arguments, "--yes").code == 0
     pools = names(run) - KEPT_ALWAYS
     emergency = next(name for name in pools if name.startswith("emergency"))
     assert pools == {"rolling_step_000030.pt", "epoch_00002.pt", emergency}
@@ -161,8 +161,8 @@ def make_root(root: Path) -> list[Path]:
 def test_keep_runs_deletes_the_runs_that_saved_first(checkpoints, tmp_path) -> None:
     first, second, third = make_root(tmp_path)
     save(third, 50, {"saved_at": "2025-11-30T00:00:00.000+00:00"})
-    said = checkpoints("prune", tmp_path, "--keep-runs", "2").out
-    assert f"{second}: the complete run, " in said
+    preview = checkpoints("prune", tmp_path, "--keep-runs", "2").out
+    assert f"{second}: the complete run, " in preview
     assert second.exists()
     used = blocks(tmp_path)
     done = checkpoints("prune", tmp_path, "--keep-runs", "2", "--yes")
@@ -198,7 +198,7 @@ def test_keep_runs_keeps_a_run_resumed_before_its_lock(checkpoints, tmp_path, mo
 
 
 def test_prune_plans_again_once_the_run_is_locked(checkpoints, run, monkeypatch) -> None:
-    """A rolled-back run may have saved a planned file again."""
+    """After a rollback, a run may have saved again a file that the plan would delete."""
 
     def lock_after_going_back(directory: Path) -> RunLock:
         for path in (run / "checkpoints").glob("rolling_step_0000[23]*"):

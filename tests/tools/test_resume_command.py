@@ -18,7 +18,7 @@ from gpt2ckpt.tools.resume_command import overrides, resume_command
 
 
 def test_printed_command_resumes_without_changes(checkpoints, real, trained_once) -> None:
-    """From an older state, so that steps are left to train, in a folder with another name."""
+    """The checkpoint is older, so that steps remain; its folder has a different name."""
     path = real / "checkpoints" / "rolling_step_000004.pt"
     line = checkpoints("resume-command", path).out
     assert line.count("\n") == 1
@@ -32,23 +32,23 @@ def test_printed_command_resumes_without_changes(checkpoints, real, trained_once
     compared = checkpoints("diff", original, real / "checkpoints" / "latest.pt", "--tensors")
     assert compared.code == 0, compared.out
 
-    told = checkpoints("log", real).out
-    assert re.search(r"├─ \S+ \S+ (resumed from step 4|rolled back from step 8 to 4: resume)", told)
-    assert "resumed from step 4" in told
+    log = checkpoints("log", real).out
+    assert re.search(r"├─ \S+ \S+ (resumed from step 4|rolled back from step 8 to 4: resume)", log)
+    assert "resumed from step 4" in log
 
 
 def test_printed_command_contains_all_hyperparameters(checkpoints, run) -> None:
-    words = shlex.split(checkpoints("resume-command", run).out)
-    assert words[1:3] == ["-m", "gpt2ckpt.train"]
-    assert words[3] == f"+resume={run}/checkpoints/latest.pt"
-    assert words[4:7] == ["data=embedded", "optimizer=adamw", "schedule=cosine"]
-    keys = [word.partition("=")[0] for word in words[7:]]
+    arguments = shlex.split(checkpoints("resume-command", run).out)
+    assert arguments[1:3] == ["-m", "gpt2ckpt.train"]
+    assert arguments[3] == f"+resume={run}/checkpoints/latest.pt"
+    assert arguments[4:7] == ["data=embedded", "optimizer=adamw", "schedule=cosine"]
+    keys = [argument.partition("=")[0] for argument in arguments[7:]]
     groups = list(dict.fromkeys(key.partition(".")[0] for key in keys))
     assert groups == [
         *("model", "data", "optimizer", "schedule", "trainer", "checkpoint", "seed"),
     ]
     assert {"optimizer.lr=0.003", "trainer.max_steps=null", "optimizer.betas=[0.9,0.95]"} <= {
-        *words
+        *arguments
     }
 
 
@@ -70,9 +70,9 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=
 @given(VALUES, st.lists(VALUES, max_size=3))
 def test_any_value_survives_the_override_grammar(value: Any, values: list[Any]) -> None:
     config = {"trainer": {"one": value, "many": values}, "schedule": {"kind": "wsd"}, "seed": 1}
-    choice, *words = overrides(config)
+    choice, *arguments = overrides(config)
     assert choice == "schedule=wsd"
-    parsed = {word.key_or_group: word.value() for word in parse_overrides(words)}
+    parsed = {argument.key_or_group: argument.value() for argument in parse_overrides(arguments)}
     read = OmegaConf.to_container(OmegaConf.create(parsed), resolve=True)
     assert read == {"trainer.one": value, "trainer.many": values, "seed": 1}
 
@@ -85,8 +85,8 @@ def test_awkward_values_are_replayed() -> None:
     config["data"] = {"kind": "text", "train": text, "val": "null", "val_fraction": 0.1}
     config["model"]["init_from"] = "1e3"
 
-    def compose(words: list[str]) -> dict[str, Any]:
-        return compose_config("train", words).values
+    def compose(arguments: list[str]) -> dict[str, Any]:
+        return compose_config("train", arguments).values
 
     assert replay(config, [], overrides(config), compose) == (config, [])
 
@@ -96,16 +96,16 @@ def test_value_that_hydra_cannot_parse_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "word",
+    "argument",
     [
         *("a=b", "x='a b'", "x='$HOME `id` !!'", "it's", "a\nb'c\\d\te", '"', "", "Läufe/試験"),
         *("x='\\'a\\\\'", "~group", "+a=[1,'b,c']"),
     ],
 )
-def test_argument_survives_the_shell(word: str, tmp_path: Path) -> None:
-    typed = in_shell(word)
+def test_argument_survives_the_shell(argument: str, tmp_path: Path) -> None:
+    typed = in_shell(argument)
     assert "\n" not in typed
-    assert shell(f"printf %s {typed}", cwd=tmp_path).out == word
+    assert shell(f"printf %s {typed}", cwd=tmp_path).out == argument
 
 
 def test_path_with_special_characters_is_one_line() -> None:

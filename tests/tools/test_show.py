@@ -27,8 +27,8 @@ def test_show_json(checkpoints, run) -> None:
 
 def test_show_selector_means_the_newest_run(checkpoints, run, monkeypatch) -> None:
     monkeypatch.chdir(run.parents[1])
-    for word, step in {"latest": 30, "emergency": 25, "best_previous": 20, "auto": 30}.items():
-        assert json.loads(checkpoints("show", word, "--json").out)["step"] == step
+    for argument, step in {"latest": 30, "emergency": 25, "best_previous": 20, "auto": 30}.items():
+        assert json.loads(checkpoints("show", argument, "--json").out)["step"] == step
 
 
 def test_show_skips_an_unreadable_latest(checkpoints, run) -> None:

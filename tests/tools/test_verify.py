@@ -11,8 +11,8 @@ import torch
 from tools_helpers import REPOSITORY, damage, save
 
 
-def verified(checkpoints, *words) -> tuple[int, dict[str, dict]]:
-    done = checkpoints("verify", *words, "--json")
+def verified(checkpoints, *arguments) -> tuple[int, dict[str, dict]]:
+    done = checkpoints("verify", *arguments, "--json")
     return done.code, {Path(item["path"]).name: item for item in json.loads(done.out)}
 
 
@@ -119,8 +119,8 @@ def test_verify_uses_constant_memory(tmp_path: Path) -> None:
     def peak(megabytes: int) -> int:
         tensor = torch.zeros(megabytes << 20, dtype=torch.uint8)
         path = save(tmp_path / str(megabytes), 1, {"model": {"wte": tensor}})
-        words = [sys.executable, "-c", PEAK, str(path)]
-        done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        arguments = [sys.executable, "-c", PEAK, str(path)]
+        done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, check=True)
         return int(done.stdout) * 1024
 
     assert peak(48) - peak(16) < 8 << 20

@@ -29,7 +29,7 @@ def frozen(overrides: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def state(step: int, **changes: Any) -> dict[str, Any]:
-    """The state that a training saves, for a much smaller model."""
+    """Return a state like that of a training run, for a much smaller model."""
     weight = torch.full((64, 64), float(step))
     moment = datetime(2025, 11, 6, 12, tzinfo=UTC) + timedelta(minutes=step)
     return {
@@ -51,7 +51,7 @@ def state(step: int, **changes: Any) -> dict[str, Any]:
 
 
 def save(run: Path, step: int, changes: dict[str, Any] | None = None, **reasons: Any) -> Path:
-    """Save a state of `step` as a training does; returns its own file."""
+    """Save a state of `step` like a training run; return its file."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     request = SaveRequest(step, NOON + timedelta(minutes=step), **(reasons or {"regular": True}))
@@ -69,7 +69,7 @@ def make_run(run: Path) -> Path:
 
 
 def damage(path: Path, at: float = 0.5) -> None:
-    """Flip one bit, in place: every hard link of the file is damaged."""
+    """Flip one bit in place, so that every hard link of the file is damaged."""
     with path.open("r+b") as file:
         position = int(path.stat().st_size * at)
         file.seek(position)
@@ -98,16 +98,16 @@ class Done:
     err: str
 
 
-def command(module: str, *words: str | Path, cwd: Path) -> Done:
-    """The real command in a process of its own."""
+def command(module: str, *arguments: str | Path, cwd: Path) -> Done:
+    """Run the command in its own process."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    process = forkserver.start(f"gpt2ckpt.{module}", [*map(str, words)], cwd, environment)
+    process = forkserver.start(f"gpt2ckpt.{module}", [*map(str, arguments)], cwd, environment)
     out, err = process.communicate()
     return Done(process.wait(), out, err)
 
 
 def shell(line: str, cwd: Path) -> Done:
-    """A command line as a user pastes it into a shell."""
+    """Run a command line in a shell, as a user does."""
     folder = Path(sys.executable).parent
     environment = {
         **os.environ,

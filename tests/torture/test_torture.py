@@ -11,7 +11,7 @@ COUNTS = {"--kills": 3, "--damages": 60, "--fuzz": 600, "--disk-full": 2, "--cra
 
 
 def test_torture_loses_no_state_and_runs_no_code() -> None:
-    """It needs its own process: only one without computed tensors can fork trainings."""
+    """It needs its own process: only one without computed tensors can fork training runs."""
     overrides = [word for part, count in COUNTS.items() for word in (part, str(count))]
     done = subprocess.run(
         [sys.executable, "-m", "tests.torture.run", *overrides],

@@ -1,4 +1,4 @@
-"""The best model after resumes and forks: each run has its own, among comparable losses."""
+"""The best model after resumes and forks: each run has its own; only comparable losses count."""
 
 import logging
 from pathlib import Path
@@ -17,7 +17,7 @@ EVERY = ["trainer.eval_every=4", "trainer.eval_steps=2", "checkpoint.save_every=
 
 @pytest.fixture
 def run(token_data: Any, tmp_path: Path) -> Path:
-    """A run whose loss falls, so that its last evaluation is the best."""
+    """Train a run whose loss falls, so that the last evaluation is the best."""
     words = [*token_data.overrides, *EVERY, "schedule=constant", "optimizer.lr=1e-2"]
     train([*words, f"trainer.max_steps={LENGTH}"], tmp_path / "run")
     assert best(tmp_path / "run") == (LENGTH, lowest(tmp_path / "run"))
@@ -26,7 +26,7 @@ def run(token_data: Any, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def harder(tmp_path: Path) -> Path:
-    """Validation tokens that follow from nothing: their loss is higher than any before."""
+    """Write random validation tokens, whose loss is higher than all earlier losses."""
     path = tmp_path / "harder.bin"
     np.random.default_rng(0).integers(0, 64, 700).astype("<u2").tofile(path)
     return path
@@ -59,17 +59,17 @@ def test_resume_on_other_validation_blocks_resets_best(
     old = best(run)
     more = {"data": f"data.val={harder}", "blocks": "trainer.eval_steps=1"}[what]
     caplog.set_level(logging.WARNING)
-    lr = "optimizer.lr=3"  # so that no later loss is lower on any blocks
+    lr = "optimizer.lr=3"  # so that no later loss is lower, on whatever blocks
     train(["+resume=latest", more, lr, f"trainer.max_steps={LENGTH + 12}"], run)
-    [said] = [
+    [reported] = [
         message
         for message in caplog.messages
         if "evaluated on different validation blocks" in message
     ]
-    assert said.startswith(f"{BEST} (step {LENGTH}, val loss {old[1]:.4f})")
+    assert reported.startswith(f"{BEST} (step {LENGTH}, val loss {old[1]:.4f})")
     step, loss = best(run)
     assert step > LENGTH and loss == lowest(run, after=LENGTH) > old[1]
-    # Resumed once more, on the same blocks, that one is the one to beat.
+    # After another resume on the same blocks, this best loss counts.
     caplog.clear()
     train(["+resume=latest", "optimizer.lr=9", f"trainer.max_steps={LENGTH + 16}"], run)
     assert best(run) == (step, loss)
@@ -92,7 +92,7 @@ def test_deleted_best_model_no_longer_counts(run: Path) -> None:
             path.unlink()
     train(["+resume=latest", "optimizer.lr=3", f"trainer.max_steps={LENGTH + 8}"], run)
     assert kept == LENGTH
-    # latest.pt holds that state, and is the best one's last name.
+    # latest.pt is now the only name of the file with the best state.
     assert best(run)[0] == LENGTH
     for path in (run / "checkpoints").glob("best*.pt"):
         path.unlink()

@@ -1,4 +1,4 @@
-"""A resume meets data that has changed since the checkpoint was saved."""
+"""Resumes with data that has changed since the checkpoint was saved."""
 
 import logging
 import os
@@ -23,12 +23,12 @@ from gpt2ckpt.training.step import Stepper
 from gpt2ckpt.training.validate_run import validate_run
 
 BOOK = "The quick brown fox jumps over the lazy dog. "
-SIZE = 1_000_000  # tokens: more than what the quick digest takes whole
+SIZE = 1_000_000  # tokens: more than the digest of the corpus covers completely
 
 
 @pytest.fixture
 def books(token_data: Any, tmp_path: Path) -> list[str]:
-    """The words of a training on three texts, of which two steps are trained in `run`."""
+    """Train two steps on three texts in `run`; return the overrides."""
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text(f"Book {number}. " + BOOK * 30)
     kept = [word for word in token_data.overrides if not word.startswith(("data", "model.vocab"))]
@@ -39,14 +39,14 @@ def books(token_data: Any, tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def big(token_data: Any, tmp_path: Path) -> list[str]:
-    """The words of a training on a file of two megabytes, in `tmp_path`, not yet trained."""
+    """Return the overrides to train on a file of two megabytes in `tmp_path`, without training."""
     random = np.random.default_rng(0)
     random.integers(0, 64, SIZE).astype("<u2").tofile(tmp_path / "big.bin")
     return [*token_data.overrides, f"data.train={tmp_path / 'big.bin'}", "trainer.max_steps=2"]
 
 
 def spoil(path: Path) -> None:
-    """Change a token between the samples of the quick digest."""
+    """Change a token between the samples that the digest of the corpus covers."""
     with path.open("r+b") as file:
         file.seek(60_000)
         file.write(b"\1\0\2\0")
@@ -59,12 +59,12 @@ def refusal(words: list[str], run: Path) -> str:
 
 
 def words_in(sentence: str, key: str) -> list[str]:
-    """The override of `key` that a sentence tells to type, as the shell gives it to the command."""
+    """Return the override of `key` that a message suggests, split as a shell would."""
     return [word for word in shlex.split(sentence.replace(", ", " ")) if word.startswith(key)]
 
 
 def resumed(words: list[str], run: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Train to step 4 with `words`; the lines that tell what changes."""
+    """Return the notices about data of a resume with the overrides `words`."""
     start = start_of(["+resume=latest", "trainer.max_steps=4", *words], run)
     validate_run(start)
     return [line for line in start.notices() if line.startswith("data")]
@@ -90,7 +90,7 @@ def test_changed_data_is_refused_except_for_a_fork(
     books: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "1.txt").write_text("Another book. " + BOOK * 30)
-    for words in ([], books):  # a job script always names its data
+    for words in ([], books):  # a job script always passes its data
         sentence = refusal(words, tmp_path / "run")
         assert "the data has changed" in sentence and "1.txt has changed" in sentence
         assert "+fork=true" in sentence
@@ -103,7 +103,7 @@ def test_changed_data_is_refused_except_for_a_fork(
     assert "text: 3 files" in line and "→ text: 2 files" in line
     copied = tmp_path / "copied.pt"
     copied.write_bytes((tmp_path / "run" / "checkpoints" / "latest.pt").read_bytes())
-    with pytest.raises(InputError, match="the data has changed"):  # nobody asked for a fork
+    with pytest.raises(InputError, match="the data has changed"):  # without fork=true
         validate_run(start_of([f"+resume={copied}"], tmp_path / "elsewhere"))
 
 
@@ -115,7 +115,9 @@ def test_override_of_data_accepts_other_data(
     assert any("data.train: " in line for line in resumed([other], tmp_path / "run", caplog))
     (tmp_path / "0.txt").write_text("Another book. " + BOOK * 30)
     sentence = refusal(["data.val_fraction=0.2"], tmp_path / "run")
-    assert "the data has changed" in sentence, "another split of the data is no other data"
+    assert "the data has changed" in sentence, (
+        "a different split does not make changed data acceptable"
+    )
 
 
 def test_embedded_text_of_other_python_names_both_versions(
@@ -143,7 +145,7 @@ def test_change_between_sampled_tokens_is_detected(big: list[str], tmp_path: Pat
 def test_checkpoint_without_file_digests_resumes_and_gets_them(
     big: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of earlier versions: their digest covers samples of large files."""
+    """Earlier versions saved only the digest of the corpus, which covers samples of large files."""
     old = lambda corpus, n: DataIdentity(digest=corpus.digest, blocks_per_epoch=n)  # noqa: E731
     with monkeypatch.context() as patch:
         patch.setattr(session, "data_identity", old)
@@ -160,7 +162,7 @@ def test_checkpoint_without_file_digests_resumes_and_gets_them(
 
 @pytest.fixture
 def slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Digests of files are only known some time after this event."""
+    """Delay the digests of files until some time after this event is set."""
     done = threading.Event()
     real = digest._digest
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -221,7 +223,7 @@ def test_stop_during_data_check_saves_emergency_that_is_checked_again(
 def test_file_rewritten_during_training_is_detected_before_next_save(
     big: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the same size, and never shorter: no read fails."""
+    """The new file has the same size and is never shorter, so no read fails."""
     run, real = tmp_path / "run", Stepper.step
 
     def step(self: Stepper, state: Any, position: int) -> Any:
@@ -253,7 +255,7 @@ def test_touched_file_is_not_changed_data(
 
 def test_best_model_is_reset_on_other_validation_blocks(token_data: Any, tmp_path: Path) -> None:
     words = [*token_data.overrides, "trainer.eval_every=2", "trainer.max_steps=2"]
-    more = ["+resume=latest", "trainer.max_steps=4", "optimizer.lr=3"]  # to a worse loss
+    more = ["+resume=latest", "trainer.max_steps=4", "optimizer.lr=3"]  # changed to a worse loss
     for name, other, best in (("same", [], 2), ("other", ["trainer.eval_blocks=3"], 4)):
         train([*words, "schedule.warmup_steps=0"], tmp_path / name)
         train([*more, *other], tmp_path / name)

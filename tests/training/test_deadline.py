@@ -106,7 +106,7 @@ def test_stuck_training_is_ended_and_newest_checkpoint_named(
 
 
 def stop_in_the_fifth_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGTERM in the first of the two micro-batches of step 5."""
+    """Send SIGTERM in the first of the two micro-batches of step 5."""
     real, calls = GPT2.loss, []
 
     def loss(self: GPT2, *arguments: Any) -> Any:
@@ -126,14 +126,14 @@ def test_step_that_would_miss_deadline_is_abandoned(
     seconds: float,
     files: int,
 ) -> None:
-    """The state before it is saved, if that fits: a save is said to take `seconds`."""
+    """The state before the step is saved if a save of `seconds` fits before the deadline."""
     from gpt2ckpt.checkpoint.manager import CheckpointManager
     from gpt2ckpt.signals import deadline
 
     words = [*token_data.overrides, "trainer.max_steps=12", "trainer.grad_accum=2"]
     words += ["checkpoint.grace_seconds=3000", "checkpoint.save_every=3"]
     monkeypatch.setattr(CheckpointManager, "seconds_to_save", lambda self: seconds)
-    left = chain([1e-9], repeat(3000.0))  # in the step, and from when it is given up
+    left = chain([1e-9], repeat(3000.0))  # within the step, and after the step is abandoned
     monkeypatch.setattr(
         deadline.Deadline, "left", lambda self: next(left) if self.stop_requested_at() else None
     )

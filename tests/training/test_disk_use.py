@@ -13,11 +13,15 @@ from gpt2ckpt.files import durable
 from gpt2ckpt.files.disk_usage import disk_bytes
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
-SHORT = ["trainer.batch_size=31", "trainer.eval_every=9", "trainer.eval_steps=1"]  # 2 steps: epoch
+SHORT = [
+    "trainer.batch_size=31",
+    "trainer.eval_every=9",
+    "trainer.eval_steps=1",
+]  # 2 steps: an epoch
 
 
 def announced(messages: list[str]) -> tuple[float, int]:
-    """The bytes and the files that a run takes at most, as it says."""
+    """Return the largest number of bytes and of files that the run announces."""
     [found] = [match for m in messages if (match := re.search(r"at most (\S+) (.B) for (\d+)", m))]
     return float(found[1]) * UNITS[found[2]], int(found[3])
 
@@ -50,9 +54,11 @@ def test_run_of_many_epochs_stays_within_announced_size(
     most_bytes, most_files = announced(caplog.messages)
     assert most_files == 2 + 1 + 3 + 8
     assert max(files for files, _ in seen) <= most_files
-    # As printed, with one decimal: half a unit of it is rounding.
+    # The printed number has one decimal, so half a unit of it is rounding.
     assert max(size for _, size in seen) <= most_bytes * 1.02
-    assert max(size for _, size in seen) > most_bytes / 3  # no number to be on the safe side
+    assert (
+        max(size for _, size in seen) > most_bytes / 3
+    )  # the announced number is exact, not an upper bound
     names = sorted(path.name for path in folder.iterdir() if role_of(path.name) is Role.EPOCH)
     assert names == ["epoch_00027.pt", "epoch_00028.pt", "epoch_00029.pt"]
 

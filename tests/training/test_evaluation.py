@@ -24,7 +24,7 @@ TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "c_fc.weight", "mlp.c_
 
 
 def trained_model() -> GPT2:
-    """A model that is sure of some things and wrong in others: not a uniform distribution."""
+    """Return a trained model, whose distribution is not uniform."""
     torch.manual_seed(4)
     model = GPT2(SHAPE)
     with torch.no_grad():
@@ -34,7 +34,7 @@ def trained_model() -> GPT2:
 
 
 def losses_of_transformers(model: GPT2) -> list[float]:
-    """The loss that transformers computes itself for every block, one by one."""
+    """Return the loss that transformers itself computes for each token block."""
     names = {"n_positions": 24, "n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 64}
     theirs = GPT2LMHeadModel(GPT2Config(**names, bos_token_id=0, eos_token_id=0)).eval()
     weights = {
@@ -62,7 +62,9 @@ def evaluated(model: GPT2, batch_size: int, limit: int | None = None) -> Evaluat
 def test_loss_equals_transformers_on_same_blocks() -> None:
     model = trained_model()
     theirs = losses_of_transformers(model)
-    assert max(theirs) - min(theirs) > 0.3  # the weighting of the blocks can be seen
+    assert (
+        max(theirs) - min(theirs) > 0.3
+    )  # the losses of the blocks differ, so their weights matter
     result = evaluated(model, 8)
     assert result.loss == pytest.approx(sum(theirs) / 23, abs=1e-5)
     assert result.tokens == 23 * 24
@@ -71,7 +73,7 @@ def test_loss_equals_transformers_on_same_blocks() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 22, 100])
 def test_loss_does_not_depend_on_batch_size(batch_size: int) -> None:
-    """23 blocks: the last batch is a small one, which must not weigh as much as the others."""
+    """With 23 blocks, the last batch is smaller and must have less weight than the others."""
     model = trained_model()
     expected = evaluated(model, 23)
     result = evaluated(model, batch_size)
@@ -96,7 +98,9 @@ def test_evaluation_can_be_stopped() -> None:
     answers = iter([False, False, True])
     assert evaluate(model, validation(STREAM, 24, 4), HARDWARE, lambda: next(answers)) is None
     assert model.training
-    with pytest.raises(StopIteration):  # it asked at the third batch and not again
+    with pytest.raises(
+        StopIteration
+    ):  # `stop` was called before each of three batches, and then no more
         next(answers)
 
 

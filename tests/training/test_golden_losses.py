@@ -1,4 +1,4 @@
-"""The losses of fifty steps equal recorded losses, so that no change of the numbers is an accident.
+"""The losses of fifty steps equal recorded losses, so that the numbers never change by accident.
 
 The run is AdamW with decay, clipping, warm-up, cosine and accumulation, in float32 on one CPU
 thread, without dropout (whose random numbers depend on the library that draws them). The losses
@@ -39,6 +39,6 @@ def test_losses_equal_recorded_losses(
         GOLDEN.write_text(json.dumps(curve, indent=1) + "\n")
     golden = json.loads(GOLDEN.read_text())
     assert len(golden["train_loss"]) == 50
-    assert golden["train_loss"][-1] < golden["train_loss"][0] - 1  # it learns something
+    assert golden["train_loss"][-1] < golden["train_loss"][0] - 1  # the model learns
     for key, values in golden.items():
         assert curve[key] == pytest.approx(values, rel=TOLERANCES[key]), key

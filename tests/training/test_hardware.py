@@ -74,7 +74,7 @@ def test_resume_keeps_recorded_hardware() -> None:
     hardware = choose_hardware("cpu", "auto", None, recorded)
     assert (hardware.precision, hardware.precision_reason) == ("float32", "as before the resume")
     assert hardware.threads == 3
-    changed = choose_hardware("cpu", "bfloat16", 1, recorded)  # unless something else is asked for
+    changed = choose_hardware("cpu", "bfloat16", 1, recorded)  # unless the config sets it
     assert (changed.precision, changed.threads) == ("bfloat16", 1)
     moved = choose_hardware("cpu", "auto", None, replace(recorded, device="cuda"))
     assert moved.precision_reason != "as before the resume"
@@ -88,7 +88,7 @@ def test_differences_of_hardware_are_listed() -> None:
     assert differences(replace(recorded, nccl="2.1"), recorded) == []
     old = Environment(
         device="cpu", device_name=recorded.device_name, precision="float32", threads=2
-    )  # of the first version
+    )  # recorded by the first version
     assert differences(recorded, old) == []
     assert differences(recorded, replace(recorded, variables=None)) == []
 

@@ -22,7 +22,7 @@ def means(run: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def exact(token_data: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """The loss of each single step."""
+    """Return the loss of each step."""
     run = tmp_path_factory.mktemp("exact") / "run"
     train([*token_data.overrides, *SAVING], run)
     assert [event["train_loss_mean"] for event in events(run)] == [

@@ -17,14 +17,14 @@ WARNING = "not bitwise equal to an uninterrupted run: "
 
 @pytest.fixture
 def stopped(token_data: Any, tmp_path: Path) -> Path:
-    """A run of two steps, on one thread, in float32."""
+    """Train a run of two steps, on one thread, in float32."""
     words = [*token_data.overrides, "schedule=constant", "schedule.warmup_steps=0"]
     train([*words, "trainer.max_steps=2"], tmp_path / "run")
     return tmp_path / "run"
 
 
 def resume(directory: Path, caplog: pytest.LogCaptureFixture, *more: str) -> list[str]:
-    """What the resumed training says that it cannot promise."""
+    """Resume the run; return the warnings that it is not bitwise exact."""
     caplog.clear()
     train(["resume=latest", "trainer.max_steps=3", *more], directory)
     messages = [record.getMessage() for record in caplog.records]
@@ -32,7 +32,9 @@ def resume(directory: Path, caplog: pytest.LogCaptureFixture, *more: str) -> lis
 
 
 def test_exact_resume_has_no_warning(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
-    torch.set_num_threads(2)  # PyTorch's own choice does not count: the run keeps to its threads
+    torch.set_num_threads(
+        2
+    )  # the default of PyTorch has no effect: the run keeps its number of threads
     assert resume(stopped, caplog) == []
 
 
@@ -41,14 +43,14 @@ def test_other_thread_count_is_named(stopped: Path, caplog: pytest.LogCaptureFix
 
 
 def test_other_precision_is_named(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
-    said = resume(stopped, caplog, "trainer.precision=bfloat16")
-    assert said == ["precision float32 → bfloat16"]
+    reported = resume(stopped, caplog, "trainer.precision=bfloat16")
+    assert reported == ["precision float32 → bfloat16"]
 
 
 def test_other_pytorch_version_is_named(
     stopped: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second PyTorch is not installed here: this one gives itself another name."""
+    """Only one PyTorch is installed, so its version is patched."""
     old = torch.__version__
     monkeypatch.setattr(torch, "__version__", "2.99.0")
     assert resume(stopped, caplog) == [f"torch {old} → 2.99.0"]
@@ -57,7 +59,7 @@ def test_other_pytorch_version_is_named(
 def test_kernel_variable_is_named(
     stopped: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kernels of this process are chosen already: what is recorded and told is tested here."""
+    """The kernels of this process are already chosen: only the warning is tested."""
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     assert resume(stopped, caplog) == ["MKL_CBWR unset → COMPATIBLE"]
     monkeypatch.delenv("MKL_CBWR")
@@ -70,10 +72,10 @@ def test_edited_code_is_named(
     own = versions()
     edited = replace(own, code="9c1bffff00", commit="ab" * 20, dirty=True)
     monkeypatch.setattr(start_report, "versions", lambda: edited)
-    [said] = resume(stopped, caplog)
-    assert said.startswith(f"code {described(own)} → 9c1bffff (commit abababab, dirty)")
+    [reported] = resume(stopped, caplog)
+    assert reported.startswith(f"code {described(own)} → 9c1bffff (commit abababab, dirty)")
 
 
 def test_several_changes_are_one_line(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
-    said = resume(stopped, caplog, "trainer.threads=2", "trainer.precision=bfloat16")
-    assert said == ["precision float32 → bfloat16, threads 1 → 2"]
+    reported = resume(stopped, caplog, "trainer.threads=2", "trainer.precision=bfloat16")
+    assert reported == ["precision float32 → bfloat16, threads 1 → 2"]

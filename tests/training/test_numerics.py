@@ -1,4 +1,4 @@
-"""Every setting that selects other kernels is recorded with checkpoints."""
+"""Checkpoints record every setting that selects different kernels."""
 
 import json
 import os
@@ -69,8 +69,8 @@ ARM = "processor : 0\nFeatures : fp asimd sve bf16 i8mm crc32\nCPU part : 0xd40\
         (INTEL, " fma", "", True),
         (INTEL, "16384", "32768", True),
         (INTEL, "model : 106", "model : 85", True),
-        (INTEL, " ibpb", " ibpb ibrs_enhanced", False),  # a new kernel shows more
-        (INTEL, "fpu sse\n", "fpu sse sse2\n", False),  # of another core
+        (INTEL, " ibpb", " ibpb ibrs_enhanced", False),  # a newer Linux kernel lists more flags
+        (INTEL, "fpu sse\n", "fpu sse sse2\n", False),  # the flags of a different core
         (ARM, " sve", "", True),
         (ARM, " bf16", "", True),
     ],

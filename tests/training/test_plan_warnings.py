@@ -1,4 +1,4 @@
-"""Unusual plans are reported before the training starts."""
+"""Warnings about unusual plans appear before the first step."""
 
 import logging
 from dataclasses import replace
@@ -125,8 +125,8 @@ def test_long_training_warns_once_after_second_step(
     monkeypatch.setattr(reporting, "time_warnings", slow)
     train([*token_data.overrides, "trainer.max_steps=8"], tmp_path / "run")
     assert [(seconds > 0, steps) for seconds, steps in asked] == [(True, 6)]
-    said = " ".join(r.getMessage().strip() for r in caplog.records if r.levelno == logging.WARNING)
-    assert "warning      at this speed the 6 steps left take 40d 00h" in said
+    text = " ".join(r.getMessage().strip() for r in caplog.records if r.levelno == logging.WARNING)
+    assert "warning      at this speed the 6 steps left take 40d 00h" in text
 
 
 def test_hardware_reports_memory() -> None:

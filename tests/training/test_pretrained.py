@@ -67,8 +67,8 @@ def test_start_from_run_reports_skipped_damaged_checkpoint(
     with caplog.at_level(logging.INFO):
         words = [word for word in token_data.overrides if not word.startswith("model.")]
         train([*words, f"model.init_from={run}", "trainer.max_steps=2"], tmp_path / "tuned")
-        said = caplog.text
+        text = caplog.text
         caplog.clear()
         train(["+resume=latest", "trainer.max_steps=3"], tmp_path / "tuned")
-    assert "weights      skipped" in said and "(gpt2ckpt checkpoint, step 4): 28 tensors" in said
+    assert "weights      skipped" in text and "(gpt2ckpt checkpoint, step 4): 28 tensors" in text
     assert "weights  " not in caplog.text, "a resume does not load them again"

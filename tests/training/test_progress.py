@@ -1,4 +1,4 @@
-"""The progress bar: drawn on a terminal only, and never in the way of a log line."""
+"""The progress bar is drawn only on a terminal, and does not break log lines."""
 
 import os
 import pty
@@ -53,7 +53,7 @@ def test_bar_shows_compilation_and_micro_batches_of_long_step():
 
 @pytest.mark.parametrize("way", ["raises", "hangs"])
 def test_training_continues_when_bar_cannot_be_drawn(way):
-    """The line may wait for the drawing that hangs; it is written when that is noticed."""
+    """A log line waits for the drawing thread, but is written once that thread hangs."""
     _, drawn = on_a_terminal(capture_stdout=False, script=LONG_STEP, arguments=[way])
     assert "micro-batch 3/64" in drawn and "Error" not in drawn
     assert drawn.count("a line") == 1
@@ -80,13 +80,13 @@ def on_a_terminal(capture_stdout, script=TRAINING, arguments=()):
 def test_bar_on_stderr_leaves_piped_stdout_plain():
     piped, drawn = on_a_terminal(capture_stdout=True)
     assert piped.splitlines() == LINES
-    assert "4/10" in drawn  # the bar starts where the resumed run does
+    assert "4/10" in drawn  # the bar starts at the step of the resumed run
 
 
 def test_log_lines_appear_unbroken_above_the_bar():
     _, drawn = on_a_terminal(capture_stdout=False)
     assert "4/10" in drawn
-    # What a terminal shows of a line is what was written since the last carriage return.
+    # A terminal shows the part of a line after the last carriage return.
     shown = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in drawn.split("\n")]
     assert shown[:-1] == LINES
-    assert shown[-1].strip() == ""  # and nothing of the bar remains
+    assert shown[-1].strip() == ""  # and no part of the bar

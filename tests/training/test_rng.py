@@ -13,7 +13,7 @@ from gpt2ckpt.training.rng import capture_generators, restore_generators, seed_e
 
 
 def draw() -> list[object]:
-    """Numbers of every kind that a training could draw."""
+    """Draw random numbers of each kind that training could use."""
     return [
         *(random.random(), random.gauss(0, 1), random.getrandbits(70)),
         *(
@@ -28,7 +28,7 @@ def draw() -> list[object]:
 
 def test_restored_generators_repeat_their_draws() -> None:
     seed_everything(5)
-    random.gauss(0, 1)  # leaves half a pair of normal numbers behind
+    random.gauss(0, 1)  # leaves one number of a pair of normal numbers in the state
     np.random.standard_normal()
     torch.randn(1)
     saved = capture_generators()
@@ -37,7 +37,7 @@ def test_restored_generators_repeat_their_draws() -> None:
     restore_generators(saved)
     assert draw() == first
     restore_generators(saved)
-    assert draw() == first  # and what was saved has not moved along
+    assert draw() == first  # and the captured state did not change with the live one
 
 
 def test_checkpoint_holds_generators_bitwise() -> None:

@@ -37,7 +37,7 @@ def five_times(model: GPT2, loss: torch.Tensor) -> torch.Tensor:
 
 
 def spoils_a_weight(model: GPT2, loss: torch.Tensor) -> torch.Tensor:
-    """A bit flips in memory after the update: nothing shows in this step."""
+    """Make a weight infinite after the update, so that the loss of the step is still finite."""
 
     def spoil(*_: Any) -> None:
         handle.remove()
@@ -49,7 +49,7 @@ def spoils_a_weight(model: GPT2, loss: torch.Tensor) -> torch.Tensor:
 
 
 def spoils_a_moment(model: GPT2, loss: torch.Tensor) -> torch.Tensor:
-    """The same in the optimizer. No loss ever shows it: steps of that weight become 0."""
+    """Make an optimizer moment infinite. No loss shows it: updates of its weight become 0."""
 
     def spoil(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         handle.remove()
@@ -61,7 +61,7 @@ def spoils_a_moment(model: GPT2, loss: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def bad_block(validated: ValidatedRun, position: int, change: Change) -> Iterator[None]:
-    """Whoever trains on the block at `position` of the order gets a changed loss."""
+    """Change the loss of each step that trains on the token block at `position`."""
     config = validated.config
     loader = BlockLoader(validated.corpus.train, config.model.block_size, config.seed)
     bad, real = loader.batch(position, 1)[0][0], GPT2.loss
@@ -81,8 +81,8 @@ def final(run: Path) -> dict[str, Any]:
     return {key: state[key] for key in kept}
 
 
-def trained_by_hand(validated: ValidatedRun, positions: list[int]) -> GPT2:
-    """The model after steps on the batches at `positions`, made without any loop."""
+def trained_without_loop(validated: ValidatedRun, positions: list[int]) -> GPT2:
+    """Return the model after steps on the batches at `positions`, trained without the loop."""
     config, hardware = validated.config, choose_hardware("cpu", "float32", 1)
     with process_switches_restored():
         prepare_process(hardware, deterministic=True)
@@ -99,8 +99,8 @@ def trained_by_hand(validated: ValidatedRun, positions: list[int]) -> GPT2:
     return model
 
 
-def goes_on_exactly(run: Path, tmp_path: Path) -> None:
-    """From each regular checkpoint of `run` to the same end."""
+def resumes_exactly(run: Path, tmp_path: Path) -> None:
+    """Assert that a resume from each regular checkpoint of `run` ends in the same state."""
     losses = {event["step"]: event["train_loss"] for event in events(run)}
     for source in sorted((run / "checkpoints").glob("rolling_step_*.pt"))[:-1:3]:
         fork = tmp_path / f"from_{source.stem}"
@@ -116,16 +116,16 @@ def test_rollback_skips_only_the_batch_with_non_finite_loss(
     validated = validate_run(start_of(words, tmp_path))
     with bad_block(validated, 17, not_a_number):  # in the ninth step: positions 16 and 17
         train(words, run)
-        goes_on_exactly(run, tmp_path)
+        resumes_exactly(run, tmp_path)
     end = final(run)
     assert (end["step"], end["data"]["position"]) == (31, 64)
     counts = {"rollbacks": 1, "skipped_blocks": 2, "in_a_row": 0, "recent": []}
     assert end["data"]["bad_numbers"] == counts
     assert (run / "checkpoints" / "epoch_00000.pt").exists()
     assert [event["step"] for event in events(run)] == list(range(1, 32))
-    told = [event["step"] for event in events(run, "skipped_blocks")]
-    assert told == list(range(9, 32))
-    by_hand = trained_by_hand(validated, [p for p in range(0, 64, 2) if p != 16])
+    skipped = [event["step"] for event in events(run, "skipped_blocks")]
+    assert skipped == list(range(9, 32))
+    by_hand = trained_without_loop(validated, [p for p in range(0, 64, 2) if p != 16])
     assert differing(by_hand.state_dict(), end["model"]) == []
 
 
@@ -140,7 +140,7 @@ def test_stop_saves_last_finite_state_and_message_says_how_to_resume(
         [emergency] = (run / "checkpoints").glob("emergency_*.pt")
         assert load(emergency)["step"] == 8
         with pytest.raises(NonFiniteLoss):
-            train(["+resume=latest"], run)  # as it said
+            train(["+resume=latest"], run)  # as the message advises
         train(["+resume=latest", "trainer.on_bad_loss=rollback"], run)
         skipping = tmp_path / "skipping"
         train([*words, "trainer.on_bad_loss=rollback"], skipping)
@@ -155,26 +155,26 @@ def test_stop_saves_last_finite_state_and_message_says_how_to_resume(
 def test_non_finite_weights_return_to_last_regular_checkpoint(
     token_data: Any, tmp_path: Path, position: int, steps: str
 ) -> None:
-    """Step 7 or step 10 spoils a weight; saves are made every 5 steps."""
+    """Step 7 or step 10 makes a weight infinite; a save is due every 5 steps."""
     words, run = [*token_data.overrides, *EPOCH, "logger=tensorboard"], tmp_path / "run"
     validated = validate_run(start_of(words, tmp_path))
     with bad_block(validated, position, spoils_a_weight):
         train(words, run)
-        goes_on_exactly(run, tmp_path)
+        resumes_exactly(run, tmp_path)
     end = final(run)
     assert all(bool(weight.isfinite().all()) for weight in end["model"].values())
     assert end["step"] == 31
-    skipped = 20 - 10  # from step 5 on to the batch of step 10, the last that was tried
+    skipped = 20 - 10  # from step 5 to the batch of step 10, the last that was trained
     assert end["data"]["bad_numbers"]["skipped_blocks"] == skipped
     assert end["data"]["bad_numbers"]["rollbacks"] == {13: 3, 18: 1}[position]
     assert [event["step"] for event in events(run)] == list(range(1, 32))
     assert tensorboard_steps(run) == list(range(1, 32))
-    by_hand = trained_by_hand(validated, [*range(0, 10, 2), *range(20, 72, 2)])
+    by_hand = trained_without_loop(validated, [*range(0, 10, 2), *range(20, 72, 2)])
     assert differing(by_hand.state_dict(), end["model"]) == []
 
 
 def test_rollback_archives_later_checkpoints(token_data: Any, tmp_path: Path) -> None:
-    """The best of step 6 is from a branch that is left; it is neither best nor latest any more."""
+    """After the rollback, the best model of step 6 is neither best nor latest any more."""
     words, run = [*token_data.overrides, *EPOCH, "trainer.eval_every=6"], tmp_path / "run"
     validated = validate_run(start_of(words, tmp_path))
     with bad_block(validated, 13, spoils_a_weight):
@@ -197,26 +197,26 @@ def tensorboard_steps(run: Path) -> list[int]:
 
 
 def test_loss_spike_is_skipped_before_and_after_resume(token_data: Any, tmp_path: Path) -> None:
-    """What counts as a spike depends on the losses before it, which the checkpoint carries."""
+    """Whether a loss is a spike depends on the earlier losses, which the checkpoint holds."""
     more = ["trainer.spike_zscore=8", "trainer.spike_window=6"]
     words, run = [*token_data.overrides, *EPOCH, *more], tmp_path / "run"
     validated = validate_run(start_of(words, tmp_path))
     with bad_block(validated, 24, five_times):
         train(words, run)
-        goes_on_exactly(run, tmp_path)
+        resumes_exactly(run, tmp_path)
         with pytest.raises(LossSpike, match="standard deviations above the last 6"):
             train([*words, "trainer.on_bad_loss=stop"], tmp_path / "stopped")
     end = final(run)
     assert end["data"]["bad_numbers"]["skipped_blocks"] == 2
     assert len(end["data"]["bad_numbers"]["recent"]) == 6
-    by_hand = trained_by_hand(validated, [p for p in range(0, 64, 2) if p != 24])
+    by_hand = trained_without_loop(validated, [p for p in range(0, 64, 2) if p != 24])
     assert differing(by_hand.state_dict(), end["model"]) == []
 
 
 def test_diverging_training_stops_after_max_rollbacks(
     token_data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For real: a learning rate that no training survives."""
+    """With a learning rate at which training really diverges."""
     words = [*token_data.overrides, *WORDS, "schedule=constant", "schedule.warmup_steps=0"]
     run = tmp_path / "run"
     train([*words, "trainer.max_steps=5"], run)

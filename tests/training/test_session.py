@@ -42,7 +42,7 @@ SAVING = ["checkpoint.save_every=5", "checkpoint.keep_rolling=99"]
 
 
 def final(run: Path) -> dict[str, Any]:
-    """What must be the same at the end, however a run got there."""
+    """Return the final values that must be equal, however often a run was interrupted."""
     state = load(run / "checkpoints" / "latest.pt")
     kept = ("step", "epoch", "tokens_seen", "train_loss", "val_loss", "best_val_loss", "best_step")
     return {key: state[key] for key in (*kept, "data", "model", "optimizer", "rng")}
@@ -57,7 +57,7 @@ def test_resume_from_every_checkpoint_is_bitwise_exact(
     train(words, whole)
     losses = {event["step"]: event["train_loss"] for event in events(whole)}
     expected = final(whole)
-    assert expected["data"]["position"] > 62  # past the first epoch: in the middle of another
+    assert expected["data"]["position"] > 62  # in the middle of a later epoch
     sources = sorted((whole / "checkpoints").glob("*.pt"))
     assert {path.name for path in sources} >= {"epoch_00000.pt", "best_model.pt"}
     for source in [path for path in sources if load(path)["step"] < expected["step"]][1::4]:
@@ -68,17 +68,17 @@ def test_resume_from_every_checkpoint_is_bitwise_exact(
 
 
 def test_run_resumed_many_times_equals_uninterrupted_run(token_data: Any, tmp_path: Path) -> None:
-    """Extended again and again, each time in another place of an epoch."""
+    """The run is extended several times, each time at a different place in an epoch."""
     words = [*token_data.overrides, *RANDOM, "schedule=constant", "trainer.grad_accum=2"]
     train([*words, "trainer.max_steps=24"], tmp_path / "whole")
-    for steps in (3, 4, 11, 17, 24):  # an evaluation at the end of a piece would be one more
+    for steps in (3, 4, 11, 17, 24):  # without an additional evaluation at the end of each part
         more = ["+resume=auto", f"trainer.max_steps={steps}"]
         first = [] if (tmp_path / "pieces").exists() else [*words, "trainer.eval_every=0"]
         train([*first, *more], tmp_path / "pieces")
     train([*words, "trainer.eval_every=0", "trainer.max_steps=24"], tmp_path / "without")
     assert differing(final(tmp_path / "without"), final(tmp_path / "pieces")) == []
     weights = [final(tmp_path / name)["model"] for name in ("whole", "pieces")]
-    assert differing(*weights) == []  # an evaluation moves no weight
+    assert differing(*weights) == []  # an evaluation does not change the weights
     steps = [event["step"] for event in events(tmp_path / "pieces")]
     assert steps == list(range(1, 25))
 
@@ -86,7 +86,7 @@ def test_run_resumed_many_times_equals_uninterrupted_run(token_data: Any, tmp_pa
 def signal_evaluations(
     monkeypatch: pytest.MonkeyPatch, number: int, when: str = "begun"
 ) -> list[str]:
-    """Let each evaluation meet a signal, when it has `begun` or `ended`; returns what came."""
+    """Send a signal when each evaluation has `begun` or `ended`; return a list of these times."""
     real, calls = session.evaluate, []
 
     def interrupted(*arguments: Any) -> Any:
@@ -134,10 +134,10 @@ def test_nan_validation_loss_is_not_the_best(
     words = [*token_data.overrides, *RANDOM, "trainer.max_steps=20"]
     real, losses = session.evaluate, iter([float("nan"), 3.0, float("nan")])
 
-    def told(*arguments: Any) -> Any:
+    def counted(*arguments: Any) -> Any:
         return replace(real(*arguments), loss=next(losses))
 
-    monkeypatch.setattr(session, "evaluate", told)
+    monkeypatch.setattr(session, "evaluate", counted)
     assert train(words, tmp_path / "run").best_val_loss == 3.0
     best = load(tmp_path / "run" / "checkpoints" / "best_model.pt")
     assert (best["step"], best["val_loss"]) == (16, 3.0)
@@ -161,7 +161,7 @@ def test_signal_after_last_step_finds_finished_training(
 
 
 def fail_in_step(monkeypatch: pytest.MonkeyPatch, at: int, then: Any) -> None:
-    """Let the model's loss be `then(loss)` from the forward pass number `at` on."""
+    """Replace the model's loss by `then(loss)` from the forward pass number `at` on."""
     real, calls = GPT2.loss, []
 
     def loss(self: GPT2, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -197,7 +197,7 @@ def test_failed_step_leaves_emergency_checkpoint_that_resumes_exactly(
     assert state["step"] == 6
     assert state["reason"].startswith(error.__name__)
     assert all(weight.isfinite().all() for weight in state["model"].values())
-    assert not list(emergency.parent.glob(".*")), "the space kept for it was not given back"
+    assert not list(emergency.parent.glob(".*")), "the emergency reserve was not released"
     train([*words, "+resume=latest"], tmp_path / "failed")
     assert differing(final(tmp_path / "whole"), final(tmp_path / "failed")) == []
 
@@ -208,7 +208,7 @@ def test_failed_emergency_save_does_not_hide_original_error(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Where there is no memory for a step, there may be none to collect the state."""
+    """When there is no memory for a step, there may be none to capture the state."""
 
     def no_memory_either(*_: Any) -> None:
         raise MemoryError("nor for a save")
@@ -230,8 +230,8 @@ def test_full_disk_under_tensorboard_only_ends_tensorboard(
         assert train(words, run).stopped is None
         [log] = disk.glob("events.*")
         assert log.stat().st_size > 0, "it was not there from the start"
-    [said] = [record.message for record in caplog.records if "TensorBoard" in record.message]
-    assert "TensorBoard failed and is disabled from now on" in said and "No space left" in said
+    [text] = [record.message for record in caplog.records if "TensorBoard" in record.message]
+    assert "TensorBoard failed and is disabled from now on" in text and "No space left" in text
     assert [event["step"] for event in events(run)] == list(range(1, 81))
     assert load(run / "checkpoints" / "latest.pt")["step"] == 80
 
@@ -239,7 +239,7 @@ def test_full_disk_under_tensorboard_only_ends_tensorboard(
 def test_history_is_synced_before_its_checkpoint(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a power loss could leave a state whose steps nobody knows any more."""
+    """Otherwise a power loss could leave a checkpoint whose steps are missing in the history."""
     real, safe, saved = os.fsync, [0], []
 
     def fsync(descriptor: int) -> None:
@@ -279,7 +279,7 @@ def test_half_applied_step_is_never_saved(
 def test_non_finite_weights_are_never_saved(
     token_data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The loss of the step that spoils the weights is still a number."""
+    """The step that makes the weights non-finite still has a finite loss."""
     words = [*token_data.overrides, "schedule=constant", "schedule.warmup_steps=0"]
     train([*words, "trainer.max_steps=3"], tmp_path / "run")
     before = (tmp_path / "run" / "checkpoints" / "latest.pt").read_bytes()
@@ -325,13 +325,13 @@ def test_max_steps_below_saved_step_is_reported_as_past(token_data: Any, tmp_pat
     train([*token_data.overrides, "trainer.max_steps=3"], tmp_path / "run")
     lower = start_of(["+resume=latest", "trainer.max_steps=1"], tmp_path / "run")
     assert lower.state is not None
-    lower.state.data.evaluated_step = 2  # as after a stop before the evaluation
+    lower.state.data.evaluated_step = 2  # as if the run had stopped before the evaluation
     notice = finished_notice(lower, validate_run(lower))
     assert notice is not None and "step 3 is past its end" in notice
 
 
 def cut_off_at_step_3(run: Path) -> None:
-    """Let the names of the last save stand for what they stood for before it."""
+    """Link the names of the last save, except its own file, to the checkpoint of step 3."""
     folder = run / "checkpoints"
     for name in ("latest.pt", "best_model.pt", "best_model_backup.pt", "rolling_last_backup.pt"):
         (folder / name).unlink()
@@ -357,7 +357,9 @@ def test_finished_run_changes_only_to_complete_interrupted_save(
 ) -> None:
     words = [*token_data.overrides, "trainer.max_steps=6", "trainer.eval_every=3"]
     run = tmp_path / "run"
-    signal_evaluations(monkeypatch, signal.SIGUSR1, "ended")  # a save beside the regular one
+    signal_evaluations(
+        monkeypatch, signal.SIGUSR1, "ended"
+    )  # an emergency save in addition to the regular one
     train([*words, "checkpoint.save_every=3"], run)
     folder = run / "checkpoints"
     assert list(folder.glob("emergency_step_000006*"))
@@ -379,7 +381,7 @@ def test_finished_run_changes_only_to_complete_interrupted_save(
 def test_epoch_end_with_other_batch_size_keeps_its_number(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The evaluation after step 2 waits for the resume, which has sixteen times the batch."""
+    """The evaluation after step 2 is done by the resume, which has sixteen times the batch size."""
     words = [*token_data.overrides, "trainer.eval_every=2", "checkpoint.save_epochs=true"]
     run = tmp_path / "run"
     signal_evaluations(monkeypatch, signal.SIGTERM)
@@ -392,7 +394,7 @@ def test_epoch_end_with_other_batch_size_keeps_its_number(
 def test_resume_saves_epoch_end_after_interrupted_evaluation(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """62 blocks are two steps of 31, and the evaluation after the second meets a signal."""
+    """An epoch of 62 blocks has two steps; a signal interrupts the evaluation after the second."""
     words = [*token_data.overrides, "trainer.batch_size=31", "trainer.eval_every=2"]
     run = tmp_path / "run"
     signal_evaluations(monkeypatch, signal.SIGTERM)
@@ -448,7 +450,7 @@ def test_too_small_vocabulary_names_the_file(token_data: Any, tmp_path: Path) ->
 def test_each_rank_draws_its_own_numbers_seeded_by_the_step(
     token_data: Any, tmp_path: Path
 ) -> None:
-    """Only the first rank's generators are saved; equal ones would drop out the same units."""
+    """Checkpoints hold the first rank's generators only; equal seeds would drop the same units."""
     start = start_of([*token_data.overrides, "trainer.max_steps=2"], tmp_path / "run")
     validated, hardware = validate_run(start), choose_hardware("cpu", "float32", 1)
 

@@ -1,4 +1,4 @@
-"""The digest detects every edit of code that trains; git is optional."""
+"""The digest detects every edit of the training code; git is optional."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ GIT = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A copy of the sources, in a folder of its own."""
+    """Return a separate copy of the sources."""
     copy = tmp_path / "checkout" / "gpt2ckpt"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
@@ -46,7 +46,7 @@ def git(folder: Path, *words: str) -> str:
 @pytest.mark.parametrize("folder", TRAINS)
 def test_editing_training_code_changes_the_digest(package: Path, folder: str) -> None:
     before = source_digest(package)
-    assert before == source_digest(PACKAGE)  # wherever it is installed
+    assert before == source_digest(PACKAGE)  # independent of the folder of the package
     file = min((package / folder).glob("[a-z]*.py"))
     file.write_text(file.read_text() + "\n")
     edited = source_digest(package)
@@ -116,18 +116,18 @@ NOW = Versions(**LIBRARIES, **KNOWN)
 
 
 @pytest.mark.parametrize(
-    ("before", "said"),
+    ("before", "reported"),
     [
-        ({}, None),  # older than the record
+        ({}, None),  # saved before checkpoints recorded the code
         ({"code": None}, None),
         ({**KNOWN, "commit": "cd" * 20, "dirty": True}, None),  # the same sources
         ({**KNOWN, "code": "9c1b0000"}, "code 9c1b0000 (commit abababab, clean) → 3f2a0000 (com"),
         ({"code": "9c1b0000"}, "code 9c1b0000 (no commit) → 3f2a0000 (commit abababab, clean)"),
     ],
 )
-def test_only_changed_code_is_reported(before: dict[str, Any], said: str | None) -> None:
+def test_only_changed_code_is_reported(before: dict[str, Any], reported: str | None) -> None:
     found = changed_code(NOW, Versions(**LIBRARIES, **before))
-    assert found is None if said is None else str(found).startswith(said)
+    assert found is None if reported is None else str(found).startswith(reported)
 
 
 def test_commit_without_dirty_flag_is_described() -> None:

@@ -48,7 +48,7 @@ def stepper_of(
 
 
 def everything(state: TrainingState) -> dict[str, Any]:
-    """A copy of all that a step may change."""
+    """Return a copy of everything that a step may change."""
     live = {
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -60,7 +60,7 @@ def everything(state: TrainingState) -> dict[str, Any]:
 
 
 class Failing:
-    """The model's loss, which fails in the micro-batch number `at` after it has computed it."""
+    """The model's loss; fails in the micro-batch number `at`, after computing the loss."""
 
     def __init__(self, state: TrainingState, at: int, fail: Callable[[torch.Tensor], Any]) -> None:
         self._loss, self._at, self._fail = state.model.loss, at, fail
@@ -69,7 +69,7 @@ class Failing:
         loss: torch.Tensor = self._loss(inputs, targets)
         self._at -= 1
         if self._at == 0:
-            np.random.rand()  # all generators have moved by now
+            np.random.rand()  # all generators have changed since
             loss = self._fail(loss)
         return loss
 
@@ -108,7 +108,7 @@ def test_failed_step_leaves_state_unchanged(
     after = everything(state)
     assert differing(before, after) == []
     assert all(gradient is None for gradient in after["gradients"].values())
-    # And so the step can be made again as if nothing had been.
+    # So the step can be repeated with the same result.
     twin = state_of(optimizer)
     stepper_of(twin).step(twin, 0)
     expected = stepper_of(twin).step(twin, 6)
@@ -161,7 +161,7 @@ def test_non_finite_loss_message_says_how_to_resume() -> None:
 
 
 def test_interrupted_update_raises_half_applied() -> None:
-    """Muon has stepped when AdamW fails: the state is neither the old nor the new one."""
+    """Muon has made its update when AdamW fails: the state is neither the old nor the new one."""
     state = state_of(MuonConfig())
 
     def fail(*_: Any) -> None:
@@ -232,7 +232,7 @@ def test_float16_overflow_skips_update_and_lowers_scale() -> None:
 
 def test_hook_is_called_before_each_micro_batch() -> None:
     state = state_of(AdamWConfig())
-    told: list[tuple[int, int]] = []
-    hooks = StepHooks(on_micro_batch=lambda *part: told.append(part))
+    calls: list[tuple[int, int]] = []
+    hooks = StepHooks(on_micro_batch=lambda *part: calls.append(part))
     dataclasses.replace(stepper_of(state), hooks=hooks).step(state, 0)
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert calls == [(1, 3), (2, 3), (3, 3)]

@@ -1,4 +1,4 @@
-"""Signals to a run in this process: saves, notifications and the end."""
+"""Signals to a run in this process: what is saved and logged, and how the run ends."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from gpt2ckpt.training import sampling
 
 
 def send_in_step(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
-    """Let this process get a signal while it computes the loss of `step`."""
+    """Send this process a signal while it computes the loss of `step`."""
     real, calls = GPT2.loss, []
 
     def loss(self: GPT2, *arguments: Any) -> Any:
@@ -37,10 +37,10 @@ def emergencies(run: Path) -> list[Path]:
 def test_sigusr1_saves_and_training_continues(
     token_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, told = tmp_path / "run", []
+    run, calls = tmp_path / "run", []
 
     def launchers(number: int, frame: object) -> None:
-        told.append((number, len(emergencies(run)), len(events(run))))
+        calls.append((number, len(emergencies(run)), len(events(run))))
 
     before = signal.signal(signal.SIGUSR1, launchers)
     try:
@@ -52,7 +52,7 @@ def test_sigusr1_saves_and_training_continues(
     [asked] = emergencies(run)
     assert (load(asked)["step"], load(asked)["reason"]) == (3, "SIGUSR1")
     assert load(run / "checkpoints" / "latest.pt")["step"] == 6
-    assert told == [(signal.SIGUSR1, 1, 3)], "a launcher is told once, and when the save is there"
+    assert calls == [(signal.SIGUSR1, 1, 3)], "a launcher is notified once, after the save"
 
 
 def test_signal_during_sample_drops_the_sample(
@@ -88,7 +88,7 @@ def test_emergency_save_that_would_miss_deadline_is_skipped_and_newest_named(
     caplog: pytest.LogCaptureFixture,
     grace: str,
 ) -> None:
-    """A save is said to take eleven days."""
+    """The estimated time of a save is set to eleven days."""
     run = tmp_path / "run"
     words = [*token_data.overrides, "trainer.max_steps=12", "checkpoint.save_every=3"]
     words += ["checkpoint.async_save=false"]
@@ -123,7 +123,9 @@ def test_signal_during_compilation_ends_process_immediately(
     token_data: Any, tmp_path: Path
 ) -> None:
     words = [*token_data.overrides, "trainer.compile=true", "trainer.max_steps=9"]
-    words += ["checkpoint.save_every=3"]  # else a warning says that it is never reached
+    words += [
+        "checkpoint.save_every=3"
+    ]  # otherwise a warning reports an interval that is never reached
     done = subprocess.run(
         [sys.executable, "-c", COMPILING, str(tmp_path / "run"), *words],
         **{"env": {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, "timeout": 120},

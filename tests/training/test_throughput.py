@@ -11,7 +11,7 @@ from gpt2ckpt.training.throughput import Meter, peak_flops
 
 
 class Clock:
-    """A clock that the test moves."""
+    """A clock that the test advances."""
 
     now = 1000.0
 
@@ -41,7 +41,7 @@ def test_time_left_ignores_first_step_that_compiles(clock: Clock) -> None:
     speed = measured.measure(10, 1000)
     assert (speed.seconds_left, speed.tokens_per_s) == (0.5 * 990, 200)
     with measured.paused():
-        clock.now += 5  # an evaluation, as often as so far
+        clock.now += 5  # an evaluation, as often as before
     make_steps(measured, clock, range(11, 21), seconds=0.5)
     speed = measured.measure(20, 1000)
     assert (speed.seconds_left, speed.tokens_per_s) == ((19 * 0.5 + 5) / 19 * 980, 200)

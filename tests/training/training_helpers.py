@@ -20,7 +20,7 @@ from gpt2ckpt.training.validate_run import ValidatedRun, validate_run
 
 
 def start_of(overrides: list[str], directory: Path, *, locks: bool = False) -> Start:
-    """How the command line would start; with `locks`, for a training."""
+    """Return the start of a command line; `locks` locks the directory, as training does."""
     launch = [word for word in overrides if word.lstrip("+").startswith(("resume=", "fork="))]
     return find_start(
         *(compose_config("train", launch or overrides).values, overrides),
@@ -31,7 +31,7 @@ def start_of(overrides: list[str], directory: Path, *, locks: bool = False) -> S
 
 
 def train(overrides: list[str], directory: Path, callbacks: Sequence[Callback] = ()) -> Outcome:
-    """What the command does between its command line and its exit code."""
+    """Train as the command does between reading its command line and its exit code."""
     with (start := start_of(overrides, directory, locks=True)).held():
         validated: ValidatedRun = validate_run(start)
         if callbacks:
@@ -48,7 +48,7 @@ def train(overrides: list[str], directory: Path, callbacks: Sequence[Callback] =
 
 @contextlib.contextmanager
 def process_switches_restored() -> Iterator[None]:
-    """Give the other tests their threads and their algorithms back."""
+    """Restore the process-wide settings of PyTorch for the other tests."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     precision = torch.get_float32_matmul_precision()
@@ -61,13 +61,13 @@ def process_switches_restored() -> Iterator[None]:
 
 
 def events(directory: Path, key: str = "train_loss") -> list[dict[str, Any]]:
-    """The events of metrics.jsonl that have `key`."""
+    """Return the events of metrics.jsonl that have `key`."""
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     return [event for event in map(json.loads, lines) if key in event]
 
 
 def differing(first: Any, second: Any, path: str = "") -> list[str]:
-    """Where two states differ in any bit, as dotted names."""
+    """Return the dotted names of all values in which two states differ in any bit."""
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         same = first.dtype == second.dtype and first.shape == second.shape
         same = same and first.numpy().tobytes() == second.numpy().tobytes()
