@@ -41,15 +41,12 @@ class Outlet(io.BufferedIOBase):
         self._lock = _thread.RLock()
 
     def writable(self) -> bool:
-        """Return True."""
         return True
 
     def fileno(self) -> int:
-        """Return the file descriptor."""
         return self._number
 
     def isatty(self) -> bool:
-        """Return whether the stream is a terminal."""
         return os.isatty(self._number)
 
     def write(self, data: Any) -> int:

@@ -55,15 +55,12 @@ class SingleProcess:
         """Do nothing."""
 
     def all_reduce_max(self, numbers: list[int]) -> list[int]:
-        """Return `numbers`."""
         return numbers
 
     def all_reduce_mean(self, number: float) -> float:
-        """Return `number`."""
         return number
 
     def broadcast(self, text: str) -> str:
-        """Return `text`."""
         return text
 
     def all_gather(self, rows: "torch.Tensor") -> "torch.Tensor":
@@ -71,7 +68,6 @@ class SingleProcess:
         return rows.unsqueeze(0)
 
     def explain_error(self, error: BaseException) -> BaseException:
-        """Return `error`."""
         return error
 
 

@@ -102,7 +102,7 @@ class TrainingSignals:
         return self._stop_requests.asked[1] if self._stop_requests.asked else None
 
     def request_end(self, requested: bool) -> None:
-        """Ask for an early end of the training, or withdraw that; it takes effect in `agree`."""
+        """Request an early end of training, or withdraw the request; `agree` applies it."""
         self._end = requested
 
     def agree(self) -> signal.Signals | None:

@@ -119,7 +119,7 @@ def _short_bytes(count: float) -> str:
 
 
 def _short_time(moment: datetime | None, now: datetime) -> str:
-    """Return a local time as month, day and minute, or, if half a year from `now`, as a date."""
+    """Return a local time as month, day and minute; if it is half a year old, as a date."""
     if moment is None:
         return "-"
     is_recent = abs(now - moment) < HALF_A_YEAR
