@@ -1,17 +1,24 @@
 """The page that --help prints: groups with their options, keys with their values and meanings.
 
-The meaning of a key is the comment behind it in conf/.
+The meaning of a key is the comment behind it in conf/, or in the config class of a plugin.
 """
 
+import ast
+import contextlib
+import dataclasses
+import inspect
+import io
 import re
 import shutil
 import textwrap
+import tokenize
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
 from gpt2ckpt.config.compose import Composed, conf_directory, group_options, spelled
+from gpt2ckpt.config.options import CALLBACK, HELP, OPTIONS, Option
 
 LINE = re.compile(r"(?P<key>\w+):(?:\s.*?)?\s# (?P<meaning>.+)")
 COLUMN, WIDEST = 32, 100
@@ -43,7 +50,9 @@ def page(root: str, composed: Composed, config_dir: Path | None) -> str:
     lines += _block("", {k: v for k, v in own.items() if k not in choices}, root, "", width)
     for group, value in keys.items():
         if isinstance(value, dict):
-            lines += _block(group, value, root, choices.get(group, ""), width)
+            parts = {f"{group}.{name}": part for name, part in value.items()}
+            for name, part in parts.items() if group == CALLBACK else [(group, value)]:
+                lines += _block(name, part, root, choices.get(group, ""), width)
     return "\n".join([*lines, "", *_ending(root, choices)])
 
 
@@ -62,8 +71,36 @@ def meanings(folder: str, first: str = "") -> dict[str, str]:
     return found
 
 
+def meanings_of(option: Option) -> dict[str, str]:
+    """Return the meaning of each key of an option, from its config class.
+
+    It is the help of a setting, or the comment behind a field, also of a class that it inherits.
+    """
+    found: dict[str, str] = {}
+    for cls in reversed([c for c in option.config.__mro__ if dataclasses.is_dataclass(c)]):
+        with contextlib.suppress(OSError, TypeError, SyntaxError):  # no source, as in a notebook
+            found |= _comments(textwrap.dedent(inspect.getsource(cls)))
+    parts = dataclasses.fields(option.config)
+    return found | {part.name: text for part in parts if (text := part.metadata.get(HELP))}
+
+
+def _comments(source: str) -> dict[str, str]:
+    """Return the comments behind the fields of a class."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    [cls] = ast.parse(source).body
+    return {
+        node.target.id: comments[line]
+        for node in getattr(cls, "body", [])
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if (line := node.end_lineno) in comments
+    }
+
+
 def _block(group: str, values: dict[str, Any], root: str, chosen: str, width: int) -> list[str]:
     known = meanings(group, chosen) if group else meanings("", root)
+    if option := OPTIONS.get(group.partition(".")[0], {}).get(str(values.get("kind"))):
+        known |= meanings_of(option) if not option.is_built_in else {}
     prefix = f"{group}." if group else ""
     lines = [""] if values else []
     for key, value in values.items():

@@ -7,6 +7,7 @@ by torch.optim.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -14,12 +15,14 @@ import torch
 from torch import nn
 
 from gpt2ckpt.config import registry
+from gpt2ckpt.config.options import Option
 from gpt2ckpt.config.schema import AdamWConfig, MuonConfig
-from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.errors import CheckpointError, ConfigError
 from gpt2ckpt.layers import hidden_matrices
 from gpt2ckpt.optim.state import (
     changed_settings,
     check_number,
+    check_shapes,
     check_states,
     export_group,
     place,
@@ -44,6 +47,7 @@ class OptimizerSet:
     Args:
         torch_optimizers: The optimizers. Reports show the learning rate of the first.
         model: The module whose parameters the optimizers train, without wrappers.
+        option: The option that built them, which errors name.
 
     Raises:
         TypeError: An object is not a torch optimizer.
@@ -51,7 +55,13 @@ class OptimizerSet:
             groups have the same parameter.
     """
 
-    def __init__(self, torch_optimizers: Sequence[torch.optim.Optimizer], model: nn.Module) -> None:
+    def __init__(
+        self,
+        torch_optimizers: Sequence[torch.optim.Optimizer],
+        model: nn.Module,
+        option: Option | None = None,
+    ) -> None:
+        self.option = option
         _check_optimizers(torch_optimizers, model)
         self.torch_optimizers = list(torch_optimizers)
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -63,10 +73,18 @@ class OptimizerSet:
         """Return the current learning rate of the first optimizer."""
         return float(self.torch_optimizers[0].param_groups[0]["lr"])
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient."""
-        for optimizer in self.torch_optimizers:
-            optimizer.step()
+    def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
+        """Update every parameter that has a gradient, by a gradient scaler where it is given.
+
+        Raises:
+            PluginError: An optimizer of a plugin raised an exception.
+        """
+        with self.option.named_errors() if self.option else nullcontext():
+            for optimizer in self.torch_optimizers:
+                if scaler is None:
+                    optimizer.step()
+                else:
+                    scaler.step(optimizer)
 
     def zero_grad(self) -> None:
         """Set all gradients to None."""
@@ -143,6 +161,28 @@ class OptimizerSet:
                 del by_key[key]
             by_key.update(place(own, optimizer.param_groups[0]["params"][0]))
 
+    def check_step(self, saved: Mapping[str, Any], fresh: "OptimizerSet") -> None:
+        """Raise CheckpointError if a step fails with a state that was just loaded.
+
+        A step without a state must succeed first: otherwise nothing is known. Both sets are on the
+        meta device, where a step computes shapes alone.
+
+        Args:
+            saved: The state that this set has loaded.
+            fresh: The same optimizers without a state.
+        """
+        for parameter in [*self.parameters(), *fresh.parameters()]:
+            parameter.grad = torch.zeros_like(parameter)
+        try:
+            fresh.step()
+        except Exception:
+            return  # it needs values
+        check_shapes(saved["state"], fresh.state_dict()["state"])
+        try:
+            self.step()
+        except Exception as error:
+            raise CheckpointError(f"the saved state does not fit: {error}") from error
+
     def _groups_by_optimizer(self) -> Iterator[tuple[torch.optim.Optimizer, dict[str, Any]]]:
         for optimizer in self.torch_optimizers:
             for group in optimizer.param_groups:
@@ -172,8 +212,9 @@ def build_optimizer(config: Any, model: nn.Module) -> OptimizerSet:
         PluginError: A plugin raised an exception, or did not return optimizers.
     """
     built = registry.build("optimizer", config, model)
-    with registry.option_of("optimizer", config).named_errors():
-        return OptimizerSet(built if isinstance(built, list) else [built], model)
+    option = registry.option_of("optimizer", config)
+    with option.named_errors():
+        return OptimizerSet(built if isinstance(built, list) else [built], model, option)
 
 
 def build_adamw(config: AdamWConfig, model: nn.Module) -> torch.optim.Optimizer:

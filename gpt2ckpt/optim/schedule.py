@@ -30,7 +30,18 @@ def build_schedule(config: Any, total_steps: int) -> Schedule:
         PluginError: A plugin raised an exception.
     """
     schedule: Schedule = registry.build("schedule", config, total_steps)
-    return schedule
+    option = registry.option_of("schedule", config)
+    if option.is_built_in:
+        return schedule
+
+    def checked(step: int) -> float:
+        with option.named_errors():
+            factor = float(schedule(step))
+            if not math.isfinite(factor):
+                raise ValueError(f"it returned {factor} for step {step}")
+        return factor
+
+    return checked
 
 
 def build_constant(config: ConstantConfig) -> Schedule:

@@ -75,6 +75,17 @@ def check_states(saved: Mapping[str, Any], expected: Expected) -> None:
         _check_state(name, state, *expected[name])
 
 
+def check_shapes(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if a saved tensor has a different shape than the expected one."""
+    for name, state in saved.items():
+        for key, tensor in state.items():
+            wanted = expected.get(name, {}).get(key)
+            if not (isinstance(tensor, Tensor) and isinstance(wanted, Tensor)):
+                continue
+            if tensor.shape != wanted.shape:
+                raise _wrong_shape(name, key, tensor, wanted.shape)
+
+
 def place_state(
     saved: Mapping[str, Any], parameter: Tensor, step_on_device: bool
 ) -> dict[str, Any]:
@@ -126,21 +137,25 @@ def _saved_names(saved: Mapping[str, Any]) -> set[str] | None:
 def _check_state(name: str, state: Any, keys: Collection[str] | None, shape: torch.Size) -> None:
     if keys is None and isinstance(state, Mapping):
         return
-    keys = keys or ()
-    if not isinstance(state, Mapping) or set(state) != set(keys):
+    if not isinstance(state, Mapping) or set(state) != set(keys or ()):
         held = ", ".join(sorted(state)) if isinstance(state, Mapping) else type(state).__name__
+        wanted = f" instead of {', '.join(sorted(keys))}" if keys else ""
         raise CheckpointError(
-            f"the optimizer state of '{name}' holds {held} instead of {', '.join(sorted(keys))}; "
-            "resume with the optimizer that the checkpoint was trained with"
+            f"the optimizer state of '{name}' holds {held}{wanted}; resume with the optimizer that "
+            "the checkpoint was trained with"
         )
     for key, tensor in state.items():
-        wanted = torch.Size() if key == "step" else shape
-        if not isinstance(tensor, Tensor) or tensor.shape != wanted:
-            found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise CheckpointError(
-                f"the optimizer state {key} of '{name}' has the shape {found} instead of "
-                f"{list(wanted)}; resume with the model that the checkpoint was trained with"
-            )
+        expected = torch.Size() if key == "step" else shape
+        if not isinstance(tensor, Tensor) or tensor.shape != expected:
+            raise _wrong_shape(name, key, tensor, expected)
+
+
+def _wrong_shape(name: str, key: str, value: Any, expected: torch.Size) -> CheckpointError:
+    found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    return CheckpointError(
+        f"the optimizer state {key} of '{name}' has the shape {found} instead of "
+        f"{list(expected)}; resume with the model that the checkpoint was trained with"
+    )
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -25,9 +25,10 @@ from gpt2ckpt.checkpoint.state import (
     ScheduleState,
     Versions,
 )
+from gpt2ckpt.config.options import PluginError
 from gpt2ckpt.config.schema import TrainConfig
 from gpt2ckpt.errors import CheckpointError
-from gpt2ckpt.model.build import build_on_meta
+from gpt2ckpt.model.build import build_model, build_on_meta
 from gpt2ckpt.optim.optimizers import OptimizerSet, build_optimizer
 from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
 from gpt2ckpt.training.callbacks import Callbacks
@@ -213,15 +214,22 @@ class TrainingState:
 def check_restorable(saved: CheckpointState, config: TrainConfig) -> None:
     """Raise CheckpointError if `restore` would refuse the saved state; call it before any write.
 
-    The test restores the state on PyTorch's meta device, where tensors have shapes but no memory.
-    The shapes of the weights must be checked already. The random generators change; a session
-    seeds or restores them later.
+    The test restores the state on PyTorch's meta device, where tensors have shapes but no memory,
+    and tries a step of a plugin's optimizer there. The shapes of the weights must be checked
+    already. The random generators change; a session seeds or restores them later.
     """
     model = build_on_meta(config.model)
-    optimizer = build_optimizer(config.optimizer, model)
+    try:
+        optimizer = build_optimizer(config.optimizer, model)
+    except PluginError:  # it may need values, or fail in the session, too
+        model = build_model(config.model)
+        optimizer = build_optimizer(config.optimizer, model)
     scaler = torch.amp.GradScaler("cpu", enabled=bool(saved.scaler))
     with warnings.catch_warnings(action="ignore"):  # nothing is copied to the meta device
         TrainingState(model, optimizer, scaler, Counters()).restore(saved)
+    is_meta = all(parameter.is_meta for parameter in model.parameters())
+    if is_meta and optimizer.option is not None and not optimizer.option.is_built_in:
+        optimizer.check_step(saved.optimizer, build_optimizer(config.optimizer, model))
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
@@ -229,6 +237,8 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
     The sum needs one pass and no memory. It can overflow; only then each element is checked.
     """
+    if not tensor.is_floating_point():
+        return True
     tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()
     return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
 

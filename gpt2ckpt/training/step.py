@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from gpt2ckpt.config.options import PluginError
 from gpt2ckpt.config.schema import TrainerConfig
 from gpt2ckpt.data.loader import BlockLoader
 from gpt2ckpt.errors import UserError
@@ -113,13 +114,14 @@ class Stepper:
             raise
         try:
             if math.isfinite(norm):
-                for optimizer in state.optimizer.torch_optimizers:
-                    state.scaler.step(optimizer)
+                state.optimizer.step(state.scaler)
             state.scaler.update()
         except BaseException as error:
+            is_named = isinstance(error, PluginError)
+            reason = str(error) if is_named else f"{type(error).__name__}: {error}"
             raise HalfApplied(
-                f"the update of the weights failed halfway ({type(error).__name__}: {error}), so "
-                "this step is not saved. Resume from the last checkpoint with +resume=latest"
+                f"the update of the weights failed halfway ({reason}), so this step is not saved. "
+                "Resume from the last checkpoint with +resume=latest"
             ) from error
         finally:
             state.optimizer.zero_grad()
