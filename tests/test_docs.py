@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt2ckpt.config.compose import compose_config
-from gpt2ckpt.config.plugins import load, plugins_in
+from gpt2ckpt.config.plugins import load, switched_on
 from gpt2ckpt.config.registry import ROOTS
 from gpt2ckpt.config.strings import quote_strings
 from gpt2ckpt.drill import split_overrides
@@ -38,7 +38,7 @@ def hydra_commands() -> list[tuple[str, list[str]]]:
 def test_documented_commands_compose(module: str, overrides: list[str]) -> None:
     single = [word if set("['") & set(word) else word.split(",")[0] for word in overrides]
     given = [override for override in single if "WHAT" not in override]
-    load(plugins_in(given) or [])
+    load(switched_on(given, None, module))
     overrides = quote_strings(given, module, multirun=False)
     if module == "drill":
         own, overrides = split_overrides(overrides)
