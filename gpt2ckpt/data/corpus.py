@@ -75,14 +75,14 @@ def open_corpus(config: Any, vocab_size: int, block_size: int) -> Corpus:
     """Open the corpus of a config and check that a model can be trained on it.
 
     Args:
-        config: the typed config of an option of the group data.
+        config: the typed config of a data source.
         vocab_size: vocabulary size of the model; tokens must be smaller.
         block_size: inputs per token block; each split needs at least one block and its last target.
 
     Raises:
         ConfigError: val_fraction is out of range, no file is given, or the vocabulary is too small.
         InputError: a file is missing, empty or unusable, or there are too few tokens.
-        PluginError: a plugin raised an exception, or returned something else than TokenData.
+        PluginError: a plugin raised an exception, or did not return TokenData.
     """
     from gpt2ckpt.config import registry  # imports Hydra
 
@@ -94,8 +94,8 @@ def open_corpus(config: Any, vocab_size: int, block_size: int) -> Corpus:
     else:
         option = registry.option_of("data", config)
         corpus = _open_plugin(source, option, vocab_size)
-        _require_block("training", corpus.train, block_size, f"more tokens in {option}")
-        _require_block("validation", corpus.val, block_size, f"more tokens in {option}")
+        for split, stream in (("training", corpus.train), ("validation", corpus.val)):
+            _require_block(split, stream, block_size, f"return more tokens from {option}")
         return corpus
     own_val = getattr(config, "val", None) is not None
     more = "pass more data in data.val" if own_val else "set a larger data.val_fraction"

@@ -16,7 +16,7 @@ class PluginTokens:
     """The tokens of an array, or of an object with a length and slices, as uint32 arrays.
 
     The object may compute the tokens of a slice on demand. Only one thread reads it at a time: the
-    training, or the thread that computes the digest.
+    training thread, or the thread that computes the digest.
 
     Args:
         tokens: The array or object.
@@ -25,7 +25,7 @@ class PluginTokens:
         vocab_size: The vocabulary size of the model; tokens must be smaller.
 
     Raises:
-        InputError: There are no tokens, or two reads return different ones.
+        InputError: There are no tokens, or two reads return different tokens.
         PluginError: The object has no length.
     """
 
@@ -36,12 +36,12 @@ class PluginTokens:
         with option.named_errors():
             self._count = len(tokens)
         if self._count == 0:
-            raise InputError(f"{self._name} has no tokens")
+            raise InputError(f"{self._name} has no tokens: return at least one block of them")
         first = slice(0, min(self._count, _COMPARED))
         if not np.array_equal(self[first], self[first]):
             raise InputError(
-                f"{self._name} has other tokens each time that it is read, so that no resume would "
-                "be exact: compute them from the index and a seed of the config"
+                f"{self._name} returns different tokens each time it is read, so no resume would "
+                "be exact: compute the tokens from the index and a seed in the config"
             )
 
     def __len__(self) -> int:
@@ -49,14 +49,15 @@ class PluginTokens:
 
     @property
     def nbytes(self) -> int:
-        """Size of all tokens in bytes."""
+        """Return the size of all tokens in bytes."""
         return 4 * self._count
 
     def __getitem__(self, part: slice) -> npt.NDArray[np.uint32]:
         """Return the tokens of the contiguous `part`, shape [stop - start].
 
         Raises:
-            InputError: The object returned something else, or tokens outside the vocabulary.
+            InputError: The object did not return the requested integers, or a token is outside the
+                vocabulary.
             PluginError: The object raised an exception.
         """
         start, stop, _ = part.indices(self._count)

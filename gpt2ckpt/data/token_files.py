@@ -166,7 +166,10 @@ def check_vocabulary(name: str, tokens: Tokens, offset: int, vocab_size: int) ->
     """Raise InputError for a token outside the vocabulary; `offset` is the index of the first."""
     if len(tokens) and int(tokens.max()) >= vocab_size:
         index = int(np.argmax(tokens >= vocab_size))
-        why = "replace the file (different tokenizer, or damaged), or raise the vocab_size"
+        why = (
+            "the file is damaged or was made with a different tokenizer. Replace the file, or "
+            "raise model.vocab_size"
+        )
         if np.mean(tokens >= vocab_size) > 0.1 and int(tokens.byteswap().max()) < vocab_size:
             why = "the file is big-endian: save it little-endian"
         raise InputError(

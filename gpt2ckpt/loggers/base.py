@@ -30,8 +30,8 @@ class Logger(Protocol):
 def scalars(event: MetricRecord) -> dict[str, float]:
     """Return the values of an event by scalar name, as TensorBoard and W&B show them.
 
-    `step` and `time` are omitted, because they are axes. An evaluation has val/perplexity in
-    addition, and no `tokens_seen`, which the training steps log already.
+    `step` and `time` are axes, so they are omitted. For an evaluation, val/perplexity is added, and
+    `tokens_seen` is omitted, because training steps log it.
     """
     is_evaluation = "val_loss" in event
     axes = {"step", "time", *(["tokens_seen"] if is_evaluation else [])}

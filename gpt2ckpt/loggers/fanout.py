@@ -106,8 +106,8 @@ class Loggers:
     def _warn(self, error: Exception) -> None:
         if not self._metrics_failing:
             message = (
-                "metrics.jsonl cannot be written for now: %s. Training continues, and its lines "
-                "are kept in memory. Free disk space or repair the file system"
+                "metrics.jsonl cannot be written for now: %s. Training continues. Free disk space "
+                "or repair the file system of the run"
             )
             _log.warning(message, reason(error))
         self._metrics_failing = True

@@ -23,11 +23,11 @@ def build_model(config: ModelShape) -> nn.Module:
     """Return a new model on the CPU, initialized with the global random generator.
 
     Args:
-        config: The typed config of an option of the group model.
+        config: The typed config of a model.
 
     Raises:
         ConfigError: The shape is invalid.
-        PluginError: A plugin raised an exception, or returned something else than a module.
+        PluginError: A plugin raised an exception, or did not return a module.
     """
     model = registry.build("model", config)
     if not isinstance(model, nn.Module):

@@ -14,12 +14,12 @@ PARAMETERS_PER_LAYER = 12  # of a GPT-2 as tensors: four matrices and two norms,
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Numbers for reports and estimates.
+    """The size of a model, for reports and estimates.
 
     Attributes:
         parts: Parameters by part; a tied parameter counts once.
         matrices: Parameters in the matrices of repeated layers.
-        tensors: Tensors of the parameters, at most.
+        tensors: The number of parameter tensors, or an upper limit of it.
         buffers: Values in buffers that a checkpoint holds.
         flops_per_token: FLOPs per token of a forward and backward pass.
     """

@@ -40,8 +40,9 @@ class GPT2(nn.Module):
         """Initialize the weights with the global random generator.
 
         Matrices and embeddings are drawn from N(0, 0.02), biases are 0 and norms 1. Projections
-        into the residual stream are drawn from N(0, 0.02 / sqrt(2 * n_layer)): the paper scales
-        them by the number of residual layers (section 2.3), as Hugging Face and nanoGPT do.
+        into the residual stream are drawn from N(0, 0.02 / sqrt(2 * n_layer)), because the paper
+        scales their weights by the number of residual layers (section 2.3), as do Hugging Face and
+        nanoGPT.
         OpenAI's code draws the position embedding from N(0, 0.01), and does not show the scaling.
         """
         residual_std = INIT_STD / math.sqrt(2 * self.config.n_layer)

@@ -1,6 +1,6 @@
-"""When a save is due: after which steps, and under which roles.
+"""Decides when a save is due: after which steps, and in which roles.
 
-Signals and errors are no part of it: the training loop then saves an emergency checkpoint at once.
+Emergency saves are not decided here: the training loop makes them after a signal or an error.
 """
 
 from dataclasses import dataclass

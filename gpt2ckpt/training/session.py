@@ -352,7 +352,7 @@ class Session:
         """Warn that a resume will return to an older step.
 
         Raises:
-            InputError: The last step was trained. Without its checkpoint the run is not finished.
+            InputError: The failed save was that of the last step, so the run is not finished.
         """
         command = run_summary.resume_command(self.directory, self.group.size)
         message = (

@@ -175,7 +175,8 @@ class TrainingState:
         except (RuntimeError, TypeError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise CheckpointError(
-                f"the model in the checkpoint has a different shape: {reason}"
+                f"the model in the checkpoint has a different shape: {reason}. Resume with the "
+                "model that the checkpoint was trained with"
             ) from error
         self.optimizer.load_state_dict(saved.optimizer)
         if self.scaler.is_enabled() and saved.scaler:

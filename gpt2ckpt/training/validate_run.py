@@ -198,7 +198,7 @@ def _done(state: CheckpointState | None) -> CompletedWork:
 
 
 def _check_parts(start: Start, config: TrainConfig) -> None:
-    """Check that the model and the optimizer can be built and can restore the saved state, if any.
+    """Check that the model and the optimizer can be built, and can restore a saved state.
 
     The shapes are compared first, since a config from a file may describe a model of any size.
 
