@@ -104,6 +104,19 @@ class Worker:
             self._is_running = False
 
 
+def call_with_timeout(seconds: float, action: Callable[[], T]) -> T | None:
+    """Return the result of `action`; None if it raises OSError or takes longer than `seconds`.
+
+    `action` runs in a daemon thread, which is abandoned if the file system hangs.
+    """
+    answer: Future[T] = Future()
+    threading.Thread(target=resolve, args=(answer, action), daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except OSError:  # also TimeoutError, which is an OSError
+        return None
+
+
 def resolve(answer: "Future[T]", action: Callable[[], T]) -> None:
     """Run `action`, and set `answer` to its result or error."""
     try:

@@ -1,4 +1,4 @@
-"""The best model of a run, as best_model.pt holds it. No other record of it is kept."""
+"""The best model of a run, which only the file best_model.pt records."""
 
 import contextlib
 import logging
@@ -24,10 +24,11 @@ class Best:
     """The best model of a run.
 
     Attributes:
-        loss: its validation loss in nats per token.
-        step: its step.
-        evaluated_on: digest of the blocks that the loss was measured on; None in older files.
-        data: digest of all data of the run.
+        loss: Its validation loss in nats per token.
+        step: Its step.
+        evaluated_on: The digest of the blocks that the loss was measured on; None in files of
+            earlier versions.
+        data: The digest of all data of the run.
     """
 
     loss: float
@@ -36,7 +37,7 @@ class Best:
     data: str | None = None
 
     def is_on(self, evaluated_on: str, data: str) -> bool:
-        """Return whether a loss measured on these blocks can be compared with this loss."""
+        """Return whether a loss that was measured on these blocks can be compared with `loss`."""
         return evaluated_on == self.evaluated_on if self.evaluated_on else data == self.data
 
 
@@ -51,7 +52,7 @@ def best_of(meta: CheckpointMeta) -> Best | None:
 class BestModel:
     """The best model in a checkpoints/ folder, for the thread that saves.
 
-    `current` is what best_model.pt holds, or None before `look` and without a usable file.
+    `current` is the model in best_model.pt. It is None before `look`, and without a usable file.
     """
 
     def __init__(self, folder: Path, guard: Guard, *, is_saved: bool) -> None:
@@ -59,10 +60,10 @@ class BestModel:
         self._folder, self._guard, self._is_saved = folder, guard, is_saved
 
     def look(self, known: CheckpointMeta | None, check_owner: Callable[[], None]) -> None:
-        """Read `current` from best_model.pt, after a repair of that file. Never raises.
+        """Repair best_model.pt, and read `current` from it. Never raises an exception.
 
-        If the file is missing, it is restored from another file of the best step that the state
-        `known` records. Nothing is changed if `check_owner` raises OSError.
+        If best_model.pt is missing, it is restored from a different file of the best step, which
+        the state `known` records. Nothing is changed if `check_owner` raises OSError.
         """
         path = self._folder / names.BEST
         with contextlib.suppress(OSError):
@@ -78,7 +79,7 @@ class BestModel:
         with contextlib.suppress(CheckpointError):
             if path.exists():
                 found = self._guard.ask(lambda watch: best_of(read_meta(path)))
-        self.current = found  # at once: the training reads it meanwhile
+        self.current = found  # one assignment, because the training thread reads it
 
     def _restore(self, known: CheckpointMeta) -> None:
         store = Store(self._folder)
@@ -94,7 +95,7 @@ class BestModel:
 
 
 def _find_best(store: Store, known: CheckpointMeta) -> Path | None:
-    """Return a valid file of the best step of a run, by a state of that run; None without one."""
+    """Return a valid file of the best step that the state `known` of the run records, or None."""
     for path in store.files():
         with contextlib.suppress(CheckpointError):
             meta = read_meta(path)
@@ -106,7 +107,7 @@ def _find_best(store: Store, known: CheckpointMeta) -> Path | None:
 
 
 def _operations(source: str) -> list[Publish | Link]:
-    """Return what gives best_model.pt and its copy the state in the file with the name `source`."""
+    """Return the operations that make best_model.pt and its copy hold the state in `source`."""
     is_copy = names.role_of(source) in INDEPENDENT
     operations: list[Publish | Link] = [
         Publish(names.BEST) if is_copy else Link(source, names.BEST)

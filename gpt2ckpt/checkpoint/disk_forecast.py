@@ -1,4 +1,4 @@
-"""Reports of how long the free space of a disk lasts."""
+"""Report how long the free space of a disk lasts, and warn if few saves fit."""
 
 import logging
 import shlex
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 class DiskForecast:
     """Logs how long the disk of a checkpoints/ folder lasts, from a thread of its own.
 
-    A run directory may hold a large tree or be on a disk that hangs: neither a save nor the
-    training waits for a report. No report starts before the last one has ended. A warning that few
-    saves fit is logged once, until more saves fit again.
+    A run directory can hold many files, or be on a disk that hangs. So neither a save nor the
+    training waits for a report, and no report starts before the last one has ended. The warning
+    that few saves fit is logged once, and again only after more saves have fit in the meantime.
     """
 
     def __init__(self, folder: Path, events: EventSink = NO_EVENTS) -> None:
@@ -44,10 +44,10 @@ class DiskForecast:
         """Start a report after the save of `step`.
 
         Args:
-            step: the step of the save.
-            bytes_per_save: bytes that each save takes.
-            seconds_per_save: time from one save to the next.
-            most_bytes: bytes that all checkpoints together can take; None without a bound.
+            step: The step of the save.
+            bytes_per_save: The bytes that each save takes.
+            seconds_per_save: The time from one save to the next.
+            most_bytes: The most bytes that all checkpoints can take; None without a bound.
         """
         if self._thread is None or not self._thread.is_alive():
             arguments = (step, bytes_per_save, seconds_per_save, most_bytes)
@@ -55,7 +55,7 @@ class DiskForecast:
             self._thread.start()
 
     def wait(self, seconds: float = COUNT_SECONDS) -> None:
-        """Wait for a running report, at most so many seconds."""
+        """Wait at most `seconds` for a running report."""
         if self._thread is not None:
             self._thread.join(seconds)
 
@@ -86,14 +86,14 @@ def prune_command(folder: Path) -> str:
 def forecast(
     space: DiskUsage, bytes_per_save: int, seconds_per_save: float, coming: int | None = None
 ) -> tuple[str, bool]:
-    """Return how long the disk lasts as text, and whether that is a reason to warn.
+    """Return as text how long the disk lasts, and whether to warn about it.
 
     Args:
-        space: bytes used and free.
-        bytes_per_save: bytes that each save takes.
-        seconds_per_save: time from one save to the next.
-        coming: bytes that are still taken until each new file replaces an older one; None if that
-            never happens.
+        space: The bytes used and free.
+        bytes_per_save: The bytes that each save takes.
+        seconds_per_save: The time from one save to the next.
+        coming: The bytes that future saves take until each new file replaces an older one; None if
+            that never happens.
     """
     used = f"{'' if space.is_counted else 'at least '}{human_bytes(space.used)}"
     sentence = f"the run takes {used}, {free_space_text(space.free)}"

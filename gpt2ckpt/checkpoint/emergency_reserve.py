@@ -1,7 +1,7 @@
-"""Space on disk that is reserved for one emergency save: an empty file of the size of a checkpoint.
+"""Disk space that is reserved for one emergency save: a file of the size of a checkpoint.
 
-An emergency save is written into the blocks of this file, so that it succeeds on a full disk.
-Regular saves never use them.
+An emergency save overwrites this file, so that it succeeds on a full disk. Regular saves never use
+its disk blocks.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from gpt2ckpt.units import human_bytes
 
 log = logging.getLogger(__name__)
 RESERVATION = ".emergency_reserve"
-# Bytes beyond the checkpoint and a fiftieth of it: checkpoints grow a little during a run, and XFS
-# needs some hundred kilobytes of free space before it lets a directory grow.
+# Bytes beyond the size of a checkpoint and a fiftieth of it: checkpoints grow a little, and XFS
+# needs some hundred kilobytes of free space before a directory can grow.
 MARGIN = 1 << 20
 
 
@@ -26,25 +26,25 @@ MARGIN = 1 << 20
 class Reservation:
     """The reserved space in a checkpoints/ folder.
 
-    `keep` starts it, `surrender` hands it to an emergency save, `renew` takes it again after that,
-    and `release` gives the space back.
+    `keep` reserves space, `surrender` passes the file to an emergency save, `renew` reserves space
+    again after that save, and `release` frees it.
 
     Attributes:
         folder: checkpoints/.
-        held: bytes of a save for which space is reserved now.
+        held: The bytes of a save for which space is reserved now.
     """
 
     folder: Path
     held: int = 0
     _is_wanted: bool = False
-    _logged: str | None = None  # the last reason why no space is reserved
+    _logged: str | None = None  # the last reason for a failure
 
     @property
     def path(self) -> Path:
         return self.folder / RESERVATION
 
     def keep(self, size: int) -> None:
-        """Reserve space for a save of `size` bytes, and log a reason for a failure once."""
+        """Reserve space for a save of `size` bytes, and log the reason for a failure once."""
         self._is_wanted = True
         reason = self.hold(size)
         if reason and reason != self._logged:
@@ -83,12 +83,12 @@ class Reservation:
         return None
 
     def surrender(self) -> Path | None:
-        """Return the file whose blocks a save may use, and hold it no longer; None without one."""
+        """Return the file that a save may overwrite, and end the reservation; None without one."""
         held, self.held = self.held, 0
         return self.path if held else None
 
     def release(self) -> None:
-        """Delete the file, also that of a dead process. Never raises."""
+        """Delete the file, which may be that of a dead process. Never raises an exception."""
         self.held = 0
         with contextlib.suppress(OSError):
             self.path.unlink()
@@ -109,7 +109,7 @@ def with_margin(size: int) -> int:
 
 
 def _allocate(path: Path, size: int) -> int:
-    """Allocate `size` bytes of disk to the file, and return the bytes that it really takes."""
+    """Allocate `size` bytes of disk to a file, and return the bytes that the file really takes."""
     with _opened(path) as descriptor:
         os.posix_fallocate(descriptor, 0, size)
         return os.fstat(descriptor).st_blocks * BLOCK

@@ -1,4 +1,4 @@
-"""Where a checkpoints/ folder reports what happens in it: the interface that a run implements."""
+"""The interface that records the events of a checkpoints/ folder; runs/events.py implements it."""
 
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -23,17 +23,17 @@ EventName: TypeAlias = Literal[
 
 
 class EventSink(Protocol):
-    """Records events. Any thread may call; no method raises."""
+    """Records events. Any thread may call the methods, and none raises an exception."""
 
     def write(self, event: EventName, step: int | None, **fields: Any) -> None:
-        """Record an event at `step` (optimizer steps; None if unknown); it survives a kill."""
+        """Record an event at `step` (optimizer steps; None if unknown), which survives a kill."""
 
     def sync(self) -> None:
-        """Wait until the recorded events are on the device: they survive a power loss."""
+        """Wait until the recorded events are on the device, so that they survive a power loss."""
 
 
 class NoEvents:
-    """Records nothing: the events of a rank that writes no files."""
+    """Records nothing, on a rank that writes no files."""
 
     def write(self, event: EventName, step: int | None, **fields: Any) -> None:
         """Do nothing."""

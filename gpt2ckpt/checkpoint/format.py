@@ -6,9 +6,9 @@ format for readers in other languages.
 A file is a zip archive with these records in order: `meta.json` (the entries of the state without
 tensors), `tensors.json` (the entries with tensors, and the record, dtype, shape and digest of each
 tensor), `data.pkl`, `byteorder` and `version` (for torch.load), then `data/0`, `data/1`, … (raw
-bytes). The comment of the archive is the seal: the digest of every byte outside the tensors. So
-exactly one digest covers each byte of the file, except the digits of the seal, and all digests are
-computed from memory before anything is written.
+bytes). The comment of the archive is called the seal: it is the digest of every byte outside the
+tensors. So exactly one digest covers each byte of the file, except the digits of the seal. All
+digests are computed from memory before anything is written.
 """
 
 import json
@@ -58,7 +58,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Index:
-    """The metadata of a sealed file, its tree of tensors, and their storages."""
+    """The metadata of a file, its tree of tensors, and their storages."""
 
     meta: dict[str, Any]
     tree: dict[str, Any]
@@ -72,13 +72,12 @@ def encode(state: dict[str, Any]) -> Encoded:
     """Return the file of a state.
 
     Args:
-        state: a dict with str keys of None, bool, int, float, str, list, dict and contiguous CPU
+        state: A dict with str keys of None, bool, int, float, str, list, dict and contiguous CPU
             tensors. The tensors must not change until the buffers are written.
 
     Raises:
-        TypeError: a value of another type.
-        ValueError: a tensor that is not contiguous or not on the CPU, or metadata that is too
-            large.
+        TypeError: A value has a different type.
+        ValueError: A tensor is not contiguous or not on the CPU, or the metadata is too large.
     """
     from gpt2ckpt.checkpoint.torch_pickle import pickle_state
 
@@ -116,7 +115,7 @@ def digest(buffer: Buffer) -> str:
 
 
 class _Storages:
-    """The distinct tensors of a state in the order of their first use: tied tensors once."""
+    """The distinct tensors of a state in the order of their first use; tied tensors are one."""
 
     def __init__(self) -> None:
         self.views: list[memoryview] = []
@@ -129,7 +128,7 @@ class _Storages:
         if not tensor.is_contiguous() or tensor.device.type != "cpu":
             raise ValueError("a tensor of a checkpoint must be contiguous and on the CPU")
         size = tensor.numel() * tensor.element_size()
-        # In torch.load a record has one dtype: the same bytes as another dtype are another record.
+        # torch.load reads a record as one dtype: the same bytes as a different dtype need a record.
         key = (tensor.data_ptr() if size else id(tensor), size, _dtype_of(tensor))
         if key not in self._numbers:
             self._numbers[key] = len(self.views)
@@ -194,7 +193,7 @@ def _record(name: str, content: Buffer) -> zip_container.Record:
 
 
 def _seal(contents: list[tuple[str, Buffer]]) -> Encoded:
-    """Lay out the records one after another, and end the file with the seal."""
+    """Place the records one after another, and end the file with the seal."""
     placed: list[zip_container.Placed] = []
     buffers: list[Buffer] = []
     skeleton = xxhash.xxh3_128()
@@ -224,12 +223,12 @@ def is_ours(file: BinaryIO) -> bool:
 def read_meta(file: BinaryIO) -> dict[str, Any]:
     """Return the entries without tensors from the head of the file; no digest is checked.
 
-    Raises CheckpointError for a file of another kind or version.
+    Raises CheckpointError for a file of a different kind or version.
     """
     meta, _ = _read_json(file, 0, "meta.json", _size_of(file))
     if meta.get("format") != FORMAT:
         raise CheckpointError(
-            f"its format is {meta.get('format')!r}, and this version reads {FORMAT}"
+            f"its format is {meta.get('format')!r}, and this version reads only {FORMAT}"
         )
     return meta
 
@@ -266,7 +265,9 @@ def read_index(file: BinaryIO) -> Index:
         storages.append(Storage(placed.data_offset, length, expected))
         offset = placed.end
     if _skeleton_digest(file, storages, size) != seal:
-        raise CheckpointError("its metadata or structure is damaged (seal does not match)")
+        raise CheckpointError(
+            "its metadata or structure is damaged (the digest at its end does not match)"
+        )
     tensor_tree.check(tree, [storage.size for storage in storages])
     return Index(meta, tree, storages)
 
@@ -292,7 +293,7 @@ def verify(file: BinaryIO) -> Index:
 def load(file: BinaryIO) -> dict[str, Any]:
     """Return the state in the file.
 
-    Each tensor is verified in the memory that is returned. No pickle is read. Raises
+    Each tensor is verified in the memory that is returned, and no pickle is read. Raises
     CheckpointError if any byte has changed.
     """
     import torch
@@ -372,7 +373,9 @@ def _read_seal(file: BinaryIO, size: int) -> str:
     file.seek(max(0, size - SEAL_SIZE))
     comment = file.read(SEAL_SIZE)
     if not comment.startswith(SEAL_PREFIX):
-        raise CheckpointError("it is incomplete or not a gpt2ckpt checkpoint (no seal at its end)")
+        raise CheckpointError(
+            "it is incomplete or not a gpt2ckpt checkpoint (its end has no digest)"
+        )
     return comment.removeprefix(SEAL_PREFIX).decode("latin-1")
 
 
@@ -381,7 +384,7 @@ def _skeleton_digest(file: BinaryIO, storages: list[Storage], size: int) -> str:
     position = 0
     for start, end in [*((s.offset, s.offset + s.size) for s in storages), (size - 32, size)]:
         if start - position > LARGEST_GAP:
-            raise CheckpointError("it is not a gpt2ckpt checkpoint, or damaged: a gap in it")
+            raise CheckpointError("it is not a gpt2ckpt checkpoint, or damaged: it has a gap")
         file.seek(position)
         state.update(file.read(start - position))
         position = end
@@ -399,7 +402,10 @@ def _parts(file: BinaryIO, size: int, buffer: memoryview) -> Iterator[memoryview
 
 
 def _read_into(file: BinaryIO, view: memoryview) -> int:
-    """Fill `view` and return the bytes read; one call of readinto reads at most 2 GiB on Linux."""
+    """Fill `view`, and return the number of bytes read.
+
+    One call of readinto reads at most 2 GiB on Linux.
+    """
     done = 0
     while done < len(view):
         count = file.readinto(view[done:])  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
 """Verification of files before a save moves their names.
 
-A save links latest.pt to latest_backup.pt, so a damaged latest.pt would replace a valid backup. The
-guard verifies such files first, in a thread of its own: a save does not hang because an old file
-cannot be read.
+A save links latest_backup.pt to the file of latest.pt: if that file is damaged, it would replace a
+valid backup. The guard verifies such files first. It reads in a thread of its own, so that a save
+does not hang if an old file cannot be read.
 """
 
 import logging
@@ -21,7 +21,7 @@ from gpt2ckpt.files import durable
 from gpt2ckpt.worker import Worker, resolve
 
 log = logging.getLogger(__name__)
-PATIENCE = 10.0  # seconds without a byte
+PATIENCE = 10.0  # seconds without a byte, after which the guard stops waiting for a read
 LONGEST_READ = 3600.0  # seconds for one file, even if bytes arrive steadily
 Answer = TypeVar("Answer")
 
@@ -35,10 +35,10 @@ class Guard:
 
     Args:
         folder: checkpoints/.
-        run: the id of the run, if it is known.
-        valid: a file that was verified already.
-        watch: called with the number of bytes of each read.
-        events: gets `checkpoint_corrupt` and `checkpoint_repaired`.
+        run: The id of the run, if known.
+        valid: A file that was already verified.
+        watch: Called with the number of bytes of each read.
+        events: Records `checkpoint_corrupt` and `checkpoint_repaired`.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Guard:
         self._reader: Worker | None = None
 
     def trust(self, path: Path) -> None:
-        """Record that a file is valid: it was just written and verified."""
+        """Record that a file is valid, because it was just written and verified."""
         self._known_valid.add(key_of(path))
 
     def ensure_valid(self, path: Path) -> None:
@@ -105,7 +105,8 @@ class Guard:
     def ask(self, question: Callable[[durable.Watch], Answer]) -> Answer:
         """Call `question` in the reading thread, and return its answer.
 
-        Raises UnresponsiveDisk if no byte is read for PATIENCE seconds, and what `question` raises.
+        Raises UnresponsiveDisk if no byte is read for PATIENCE seconds, and exceptions of
+        `question`.
         """
         reader = self._reader = self._reader or Worker("checkpoint-reader", limit=1)
         answer: Future[Answer] = Future()

@@ -1,7 +1,7 @@
-"""Completion of a save that a kill interrupted between two of its names.
+"""Complete a save that a kill interrupted after its file was durable and before it had all names.
 
-The names are given to the file that the save left: no state is captured again, and the names follow
-the config that the state was trained with.
+The file that the save left gets the missing names. No state is captured again, and the config in
+the file decides which names are missing.
 """
 
 from pathlib import Path
@@ -18,8 +18,8 @@ from gpt2ckpt.errors import CheckpointError
 def missing_operations(folder: Path, found: Found) -> list[Publish | Link]:
     """Return the operations that the save of `found` has not carried out, in their order.
 
-    A name is given to the state if it is missing or has an earlier step of the run. A file that
-    cannot be read is not replaced: that is left to a repair.
+    A name is missing if no file has it, or if its file holds an earlier step of the run. An
+    unreadable file is not replaced here, but by a repair.
     """
     if found.path.parent.resolve() != folder.resolve():
         return []  # abandoned
@@ -51,13 +51,13 @@ def missing_operations(folder: Path, found: Found) -> list[Publish | Link]:
 def complete_save(folder: Path, found: Found) -> list[str]:
     """Carry out the missing operations of the save of `found`.
 
-    Call it only while no other process saves into the folder.
+    Call this only while no other process saves into the folder.
 
     Returns:
-        The names that the state has got.
+        The names that were added.
 
     Raises:
-        OSError, CheckpointError: each name then has its old state, or the state of `found`.
+        OSError, CheckpointError: Each name then has its old state, or the state of `found`.
     """
     undone = missing_operations(folder, found)
     Store(folder).copy(found.path, undone)
@@ -66,7 +66,7 @@ def complete_save(folder: Path, found: Found) -> list[str]:
 
 
 def _moved(folder: Path, name: str, kept: str) -> list[Publish | Link]:
-    """Return the operation that keeps the older state of a name under the name `kept`."""
+    """Return the operation that keeps the older state of `name` under the name `kept`."""
     return [Link(name, kept)] if (folder / name).exists() else []
 
 

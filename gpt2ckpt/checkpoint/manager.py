@@ -1,4 +1,4 @@
-"""The interface to the trainer: saves that never end a training, and the record of their cost."""
+"""The interface to the trainer: saves that never end a run, and the record of what they cost."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ from gpt2ckpt.files.disk_usage import measure_free
 from gpt2ckpt.units import human_bytes
 
 log = logging.getLogger(__name__)
-PATIENCE = 5.0  # seconds that the end of a run waits for a save before it logs that it waits
+PATIENCE = 5.0  # seconds after which the end of a run logs that it waits for a save
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,12 @@ class SavingOptions:
     """How states are saved.
 
     Attributes:
-        in_background: copy a state into memory and write it in a thread, instead of waiting.
-        hang_seconds: seconds without progress after which a save is not waited for any longer.
-        scrub_every: saves between two verifications of all files; 0 for never.
-        scrub_mb_per_s: the highest read speed of a verification.
-        saves_best: whether the run saves best models.
+        in_background: Whether to copy the state into memory and write it in a thread, so that the
+            training loop need not wait for the disk.
+        hang_seconds: Seconds without progress after which nothing waits for a save any longer.
+        scrub_every: Saves between two verifications of all files; 0 for never.
+        scrub_mb_per_s: The highest read speed of a verification.
+        saves_best: Whether the run saves best models.
     """
 
     in_background: bool = False
@@ -58,11 +59,11 @@ class ManagedRun:
     """The run whose states are saved.
 
     Attributes:
-        id: its id, if it is known.
-        state: the state that it was resumed from, or its metadata; None for a new run or a fork.
-        check_owner: raises OSError if the folder belongs to another run by now.
-        events: gets an event of each save, damaged file and report of a full disk.
-        on_saved: called in the writer's thread with each file that has become durable.
+        id: Its id, if known.
+        state: The state that it was resumed from, or its metadata; None for a new run or a fork.
+        check_owner: Raises OSError if the folder now belongs to a different run.
+        events: Records an event for each save, each damaged file and a nearly full disk.
+        on_saved: Called in the writer thread with each file that has become durable.
     """
 
     id: str | None = None
@@ -75,32 +76,32 @@ class ManagedRun:
 class CheckpointManager:
     """Saves the states of one run into one folder.
 
-    Life cycle: the constructor deletes what dead processes left and starts to verify the files in
-    the folder; `reserve` takes the space of an emergency save; `save` is called at step boundaries
-    and `roll_back_to` after an anomaly; `close` waits for the last save. The training's thread
-    calls all methods; the writer's thread writes, reads and deletes the files.
+    Life cycle: the constructor deletes temporary files of dead processes and starts to verify the
+    files in the folder. `reserve` reserves space for an emergency save. `save` is called at step
+    boundaries, and `roll_back_to` after an anomaly. `close` waits for the last save. The training
+    thread calls all methods; the writer thread writes, reads and deletes the files.
 
     Guarantees:
 
-    - A save that fails is logged as SAVE FAILED and never raises. All older checkpoints stay.
-    - Saves are written one at a time and in order, and none is dropped: a save that is requested
-      while another one is written waits for it. Only a disk without progress for `hang_seconds` is
-      not waited for; a save that is requested meanwhile fails.
+    - A save that fails is logged as SAVE FAILED and raises no exception. All older files stay.
+    - Saves are written one at a time and in order, and none is dropped: a second save waits until
+      the first is written. If a disk makes no progress for `hang_seconds`, nothing waits for it any
+      longer, and saves that are requested until it responds fail.
     - An emergency save is durable when `save` returns. Other saves are durable when they are logged
-      as saved; with `in_background`, the training waits only until the state is copied.
-    - No damaged file replaces a valid one: files that a save moves are verified before it.
+      as saved; with `in_background`, the training loop waits only until the state is copied.
+    - No damaged file replaces a valid file: the files that a save renames are verified first.
     - The file that the process was resumed from is never deleted.
 
     Args:
         folder: checkpoints/; created if it does not exist.
-        retention: the sizes of the pools.
-        resumed_from: the verified file that the run was resumed or forked from.
-        options: how states are saved.
-        run: the run whose states are saved.
+        retention: How many files are kept.
+        resumed_from: The verified file that the run was resumed or forked from.
+        options: How states are saved.
+        run: The run whose states are saved.
 
     Attributes:
-        newest: the newest durable file, initially `resumed_from`.
-        failed_step: the step of the newest save, if that failed.
+        newest: The newest durable file, initially `resumed_from`.
+        failed_step: The step of the newest save, if that save failed.
     """
 
     def __init__(
@@ -142,12 +143,12 @@ class CheckpointManager:
         durable.make_directory(folder)
         for place in all_folders(folder):
             for path in durable.clean_temporaries(place, of_all_hosts=True):
-                log.info("removed %s of a process that has ended", path.name)
-        self._reservation.release()  # of a dead process: only this one holds the run
+                log.info("removed the temporary file %s of a process that has ended", path.name)
+        self._reservation.release()  # left by a dead process: only this process holds the run
         if not durable.sync_directory(folder):
             log.warning(
                 "%s is on a file system that cannot sync a folder: a save survives killed "
-                "processes, and perhaps not a power loss",
+                "processes, but perhaps not a power loss",
                 folder,
             )
 
@@ -163,13 +164,13 @@ class CheckpointManager:
         """Save a state under the roles of `request`.
 
         Args:
-            state: the stored form (CheckpointState.to_dict), with the tensors that are trained.
-            request: the step and the roles.
-            first: called in the writer's thread before the state is written, for what must be
-                durable before it.
+            state: The stored form (CheckpointState.to_dict), with the live tensors of the training.
+            request: The step and the roles.
+            first: Called in the writer thread before the state is written, for data that must be
+                durable earlier.
 
         Returns:
-            The save, if it is durable already: always for an emergency save that succeeds.
+            The save if it is already durable, which an emergency save that succeeds always is.
         """
         start = time.perf_counter()
         if not self._writer.wait():
@@ -182,7 +183,7 @@ class CheckpointManager:
             waited = time.perf_counter() - start
             self._writer.start(lambda: self._write(snapshot, request, first, start, waited))
             return None
-        # In the writer's thread too: the training's thread still handles signals meanwhile.
+        # In the writer thread too, so that the training thread still handles signals.
         results: list[Saved | None] = []
         state = on_host(state)
         self._writer.start(lambda: results.append(self._write(state, request, first, start)))
@@ -192,13 +193,13 @@ class CheckpointManager:
         return results[0]
 
     def _copy(self, state: dict[str, Any]) -> dict[str, Any] | None:
-        """Return a copy of the state; None if it is not to be copied, or if memory is short."""
+        """Return a copy of the state; None without a background save, or if memory is short."""
         if self._staging is None:
             return None
         try:
             return self._staging.take(state)
         except (MemoryError, RuntimeError) as error:  # PyTorch raises RuntimeError
-            log.warning("no memory for a copy of the state, the training waits: %s", error)
+            log.warning("no memory for a copy of the state, training waits for saves: %s", error)
             self._staging = None
             return None
 
@@ -210,7 +211,7 @@ class CheckpointManager:
         start: float,
         waited: float | None = None,
     ) -> Saved | None:
-        """Write a state in the writer's thread. `waited` is None if the training still waits."""
+        """Write a state, in the writer thread. `waited` is None if the caller still waits."""
         self._writing = request
         try:
             self._run.check_owner()
@@ -232,7 +233,7 @@ class CheckpointManager:
             self._fail(request.step, error)
             return None
         finally:
-            if request.best:  # a save can fail before or after it has got that name
+            if request.best:  # a save can fail before or after best_model.pt is replaced
                 self._best.read()
                 self._coming_best = None
         seconds = time.perf_counter() - start
@@ -272,7 +273,7 @@ class CheckpointManager:
     def seconds_to_save(self) -> float | None:
         """Return how long an emergency save may take, by the last save; None before any.
 
-        Includes the wait for a save that is being written, as if that had just begun.
+        This includes the wait for a save that is being written, as if that had just started.
         """
         if self._seconds_per_copy is None:
             return None
@@ -280,9 +281,10 @@ class CheckpointManager:
         return (1 + waiting) * self._seconds_per_copy
 
     def best(self, *, settled: bool = False) -> Best | None:
-        """Return the best model of the run by its file; None without one.
+        """Return the best model of the run by its file; None without such a file.
 
-        A best model that is being written counts as saved; with `settled`, it is waited for.
+        A best model that is being written counts as saved. With `settled`, this call waits until
+        it is written.
         """
         if not self._has_looked or (settled and self._coming_best is not None):
             self._writer.wait()
@@ -308,8 +310,8 @@ class CheckpointManager:
     def roll_back_to(self, found: Found) -> None:
         """Archive all states after `found`, which becomes the latest state.
 
-        A failure is logged, and the next save tries again first. Raises OSError if the folder
-        belongs to another run by now.
+        A failure is logged, and the next save first tries again. Raises OSError if the folder now
+        belongs to a different run.
         """
         self._run.check_owner()
         self._rollback = found.path, found.state.step
@@ -337,7 +339,7 @@ class CheckpointManager:
                 self._best.current = None  # abandoned, though its file is still in the folder
 
     def _archive_later(self) -> None:
-        """Archive the states after a rollback, if that is still to be done."""
+        """Archive the later states after a rollback, unless that is done."""
         if self._rollback is None:
             return
         archive = self._store.roll_back_to(*self._rollback, datetime.now())
@@ -355,7 +357,7 @@ class CheckpointManager:
     def close(self) -> None:
         """Wait for the last save, release the reserved space, and end the threads.
 
-        A disk that hangs is not waited for; `failed_step` is then the step of that save.
+        A disk that hangs is not waited for: in that case `failed_step` is the step of that save.
         """
         try:
             has_ended = self._wait_patiently()
@@ -371,7 +373,7 @@ class CheckpointManager:
     def _wait_patiently(self) -> bool:
         if self._writer.wait(PATIENCE):
             return True
-        log.info("waiting until the last save is on disk; the same signal again stops at once")
+        log.info("waiting until the last save is on disk; a second signal stops at once")
         if self._writer.wait():
             return True
         step = self._writing.step if self._writing is not None else None
@@ -384,7 +386,9 @@ class CheckpointManager:
         log.warning(
             "%s hangs: the disk under %s has taken nothing for %.0f s. Training continues; "
             "see dmesg for the state of the disk.",
-            f"the save of step {self._writing.step}" if self._writing else "the check of the best",
+            f"the save of step {self._writing.step}"
+            if self._writing
+            else "the check of best_model.pt",
             self._store.folder,
             seconds,
         )

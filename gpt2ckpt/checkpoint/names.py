@@ -72,25 +72,28 @@ def number_in(name: str) -> int | None:
 def content_mismatch(name: str, meta: CheckpointMeta) -> str | None:
     """Return why a file with this metadata was not saved as `name`; None if it may have been.
 
-    This finds a valid file in the place of another: the digests do not cover the name of a file.
+    The digests do not cover the name of a file. So this check finds valid files that were swapped.
     """
     step, number = meta.step, number_in(name)
     match role_of(name):
         case Role.ROLLING | Role.EMERGENCY if step != number:
-            return f"it holds step {step}: another file in its place"
+            return f"it holds step {step}: a different file is in its place"
         case Role.EPOCH if number is not None and not ends_epoch(meta, number):
-            return f"it holds step {step}, not the end of epoch {number}: another file in its place"
+            return (
+                f"it holds step {step}, not the end of epoch {number}: a different file is in its "
+                "place"
+            )
         case Role.BEST | Role.BEST_BACKUP | Role.BEST_PREVIOUS:
             if meta.has("best_step") and meta.best_step != step:
-                return f"it holds step {step}, not a best one: another file in its place"
+                return f"it holds step {step}, not a best one: a different file is in its place"
     return None
 
 
 def ends_epoch(meta: CheckpointMeta, number: int) -> bool:
     """Return whether a state was reached by the step that ended epoch `number`.
 
-    Its position then lies less than the blocks of one step beyond that end. True where the state
-    does not record its position.
+    The position of such a state is beyond that end by less than the blocks of one step. Returns
+    True if the state does not record its position.
     """
     if meta.has("epoch") and meta.epoch != number + 1:
         return False
@@ -101,20 +104,22 @@ def ends_epoch(meta: CheckpointMeta, number: int) -> bool:
 
 
 def inconsistencies(steps: Mapping[str, int]) -> dict[str, str]:
-    """Return what does not fit together in a folder, by file name.
+    """Return a message for each file whose step does not fit the other files, by file name.
 
-    An interrupted save or resume leaves such folders too; nothing is lost by it.
+    An interrupted save or resume leaves such files too, and they lose nothing.
 
     Args:
-        steps: the step that each file of the folder holds.
+        steps: The step that each file of the folder holds.
     """
-    pools = [name for name in steps if role_of(name) in _NUMBERED]
-    newest = max((steps[name] for name in [*pools, LATEST_BACKUP] if name in steps), default=0)
-    rolling_steps = [steps[name] for name in pools if role_of(name) is Role.ROLLING]
+    numbered = [name for name in steps if role_of(name) in _NUMBERED]
+    newest = max((steps[name] for name in [*numbered, LATEST_BACKUP] if name in steps), default=0)
+    rolling_steps = [steps[name] for name in numbered if role_of(name) is Role.ROLLING]
     found = {}
     if steps.get(LATEST, newest) < newest:
         found[LATEST] = f"a later state exists, step {newest}"
-    before = max((steps[name] for name in pools if steps[name] < steps.get(LATEST, 0)), default=-1)
+    before = max(
+        (steps[name] for name in numbered if steps[name] < steps.get(LATEST, 0)), default=-1
+    )
     if steps.get(LATEST_BACKUP, before) < before:
         found[LATEST_BACKUP] = f"a later state before the latest exists, step {before}"
     if rolling_steps and steps.get(ROLLING_BACKUP, -1) not in (-1, max(rolling_steps)):

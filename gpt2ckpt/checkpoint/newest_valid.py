@@ -1,4 +1,4 @@
-"""Which checkpoint is taken: the newest valid file of a role, or else the next best one."""
+"""Choose the checkpoint to use: the newest valid file of a role, or else the next best file."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,16 +12,16 @@ from gpt2ckpt.checkpoint.state import CheckpointMeta, CheckpointState
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.errors import CheckpointError
 
-NEXT_BEST = {  # the roles to try when no file of a role is valid, before the newest of all files
+NEXT_BEST = {  # roles to try if no file of a role is valid, before the newest of all files
     Role.BEST: (Role.BEST_BACKUP, Role.BEST_PREVIOUS),
     Role.BEST_PREVIOUS: (Role.BEST, Role.BEST_BACKUP),
 }
-Skipped = list[tuple[Path, str]]  # files that were not taken, each with the reason
+Skipped = list[tuple[Path, str]]  # files that were skipped, with the reason for each
 
 
 @dataclass(frozen=True)
 class Found:
-    """A valid state, the file that it was read from, and the files that were skipped."""
+    """A valid state, the file that it was read from, and the files that were skipped before it."""
 
     path: Path
     state: CheckpointState
@@ -29,10 +29,17 @@ class Found:
 
 
 def find_valid(folder: Path, role: Role, run: str | None = None) -> Found:
-    """Return the state of `role`, or the next best valid state.
+    """Return the newest valid state of a role, or else the next best valid state.
 
-    That is another best state for `best`, otherwise the newest. States of another run than
-    `run`, if that is given, are tried last. Raises CheckpointError without any valid state.
+    The next best state of a best role is that of a different best role, and otherwise the newest.
+
+    Args:
+        folder: The checkpoints/ folder.
+        role: The role.
+        run: The id of the run, if known: files of different runs are tried last.
+
+    Raises:
+        CheckpointError: The folder holds no file of the role, or no valid file.
     """
     skipped: Skipped = []
     files = Store(folder).files()
@@ -58,7 +65,7 @@ def newest_regular(folder: Path, otherwise: Path | None) -> Found | None:
 
 
 def candidates(folder: Path, role: Role) -> Iterator[Path]:
-    """Yield every file of the folder in the order in which `find` tries them for `role`."""
+    """Yield every file of the folder in the order in which `find_valid` tries them."""
 
     def age(path: Path) -> tuple[int, str]:
         return names.number_in(path.name) or 0, path.name
@@ -70,22 +77,22 @@ def candidates(folder: Path, role: Role) -> Iterator[Path]:
         files = [path for path in files if path not in newer]
     preferred = (role, *NEXT_BEST.get(role, ()))
     for wanted in preferred:
-        pool = [path for path in files if names.role_of(path.name) is wanted]
-        yield from sorted(pool, key=age, reverse=True)
+        of_role = [path for path in files if names.role_of(path.name) is wanted]
+        yield from sorted(of_role, key=age, reverse=True)
     rest = [path for path in files if names.role_of(path.name) not in preferred]
     steps = {path: -1 if (step := step_of(path)) is None else step for path in rest}
     yield from sorted(rest, key=lambda path: steps[path], reverse=True)
 
 
 def _split_misplaced(folder: Path, role: Role, run: str | None) -> tuple[list[Path], Skipped]:
-    """Return the candidates whose content fits their name, and the others with the reason."""
+    """Return the candidates whose content fits their name, and the others with a reason each."""
     in_place: list[Path] = []
     misplaced: Skipped = []
     for path in candidates(folder, role):
         try:
             reason = misplacement(path, run)
         except CheckpointError:
-            reason = None  # loading it gives the error
+            reason = None  # loading the file raises the same error
         if reason:
             misplaced.append((path, reason))
         else:
@@ -96,8 +103,8 @@ def _split_misplaced(folder: Path, role: Role, run: str | None) -> tuple[list[Pa
 def _newer_than_latest(folder: Path, files: list[Path]) -> list[Path]:
     """Return the files of later states than latest.pt, newest first.
 
-    Compared are the run, the step and the time in the files, never the times of the files. The
-    list is empty if latest.pt cannot be read.
+    The run, the step and the time in the files are compared, never the times of the files. The list
+    is empty if latest.pt cannot be read.
     """
     latest = folder / names.LATEST
     if latest not in files:
@@ -124,7 +131,7 @@ def _first_valid(paths: list[Path], skipped: Skipped) -> Found | None:
 
 
 def _reasons(skipped: Skipped) -> str:
-    """Return the skipped files with their reasons; files with the same reason are listed once."""
+    """Return the skipped files and their reasons as text, each reason once."""
     files: dict[str, list[str]] = {}
     for path, reason in skipped:
         files.setdefault(reason.removeprefix(f"{path} "), []).append(path.name)
@@ -132,5 +139,5 @@ def _reasons(skipped: Skipped) -> str:
 
 
 def _run_and_age(meta: CheckpointMeta) -> tuple[str, int, str]:
-    """Return the run, the step and the time of a state: two states of a step can differ."""
+    """Return the run, the step and the time of a state: a run can save a step twice."""
     return meta.run.id, meta.step if meta.has("step") else -1, meta.saved_at

@@ -1,4 +1,4 @@
-"""Reading of checkpoint files by path, with the path in every error; comparison of two files."""
+"""Read checkpoint files by path, with the path in every error, and compare two files."""
 
 import contextlib
 import errno
@@ -26,7 +26,7 @@ Key = tuple[int, int, int, int]
 def check(path: Path, watch: durable.Watch = durable.no_progress) -> None:
     """Raise CheckpointError unless every byte of the file is as it was written.
 
-    `watch` is called with the number of bytes of each read; its exceptions are passed on, except
+    `watch` is called with the number of bytes of each read. Its exceptions are passed on, except
     OSError.
     """
     with _opened(path, watch) as file:
@@ -36,8 +36,8 @@ def check(path: Path, watch: durable.Watch = durable.no_progress) -> None:
 def blameless(error: CheckpointError) -> OSError | None:
     """Return the OSError that prevented reading a file, if it does not mean a damaged file.
 
-    A file that this user may not open, or for which no descriptor is free, is not damaged; a file
-    that the device cannot read (EIO) is.
+    A file that this user may not open, or for which no descriptor is free, is not damaged. A file
+    that the device cannot read (EIO) is damaged.
     """
     cause = error.__cause__
     if not isinstance(cause, OSError) or cause.errno in (errno.EIO, errno.ENOENT):
@@ -55,7 +55,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_state(path: Path) -> CheckpointState:
-    """Return the state in a file, with every byte verified. Raises what `load` does."""
+    """Return the state in a file, with every byte verified. Raises the same as `load`."""
     return CheckpointState.from_dict(load(path))
 
 
@@ -69,12 +69,12 @@ def read_head(path: Path) -> dict[str, Any]:
 
 
 def read_meta(path: Path) -> CheckpointMeta:
-    """Return the state in a file without its tensors. Raises what `read_head` does."""
+    """Return the state in a file without its tensors. Raises the same as `read_head`."""
     return CheckpointMeta.from_dict(read_head(path))
 
 
 def step_of(path: Path) -> int | None:
-    """Return the step that a file holds, else the one in its name; None if there is neither."""
+    """Return the step in a file, or else the step in its name; None if there is neither."""
     with contextlib.suppress(CheckpointError):
         meta = read_meta(path)
         if meta.has("step"):
@@ -84,19 +84,19 @@ def step_of(path: Path) -> int | None:
 
 
 def misplacement(path: Path, run: str | None) -> str | None:
-    """Return why a file does not fit its name or the run with the id `run`; None if it fits both.
+    """Return why a file does not belong to its name or to the run `run`; None if it does.
 
     Raises CheckpointError if the file cannot be read.
     """
     meta = read_meta(path)
     reason = names.content_mismatch(path.name, meta)
     if not reason and run and meta.run.id not in ("", run):
-        reason = f"it is a state of another run, {meta.run.id}"
+        reason = f"it belongs to a different run, {meta.run.id}"
     return f"{path} cannot be used as {path.name}: {reason}" if reason else None
 
 
 def key_of(path: Path) -> Key | None:
-    """Return a key of the content of a file, equal for all its names; None if it does not exist."""
+    """Return a key of the content of a file, the same for all its names; None without the file."""
     try:
         info = path.stat()
     except OSError:
@@ -105,17 +105,17 @@ def key_of(path: Path) -> Key | None:
 
 
 def seal_of(path: Path) -> str:
-    """Return the seal of a checkpoint, which is equal only for files of equal content.
+    """Return the seal of a checkpoint file: only files of equal content have equal seals.
 
-    Raises CheckpointError naming the file if the file cannot be read.
+    Raises CheckpointError naming the file if it cannot be read.
     """
     with _opened(path) as file:
         file.seek(-format.SEAL_SIZE, os.SEEK_END)
-        return file.read().decode("ascii", "replace")
+        return file.read().decode("latin-1")
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether a file begins as a checkpoint of this project does, damaged or not."""
+    """Return whether a file begins like a checkpoint of this project, damaged or not."""
     try:
         with _open(path) as file:
             return format.is_ours(file)
@@ -130,7 +130,7 @@ def compare_tensors(path: Path, other: Path) -> tuple[list[str], int]:
         A line for each tensor that differs in type, shape or a value, and the number of tensors.
 
     Raises:
-        CheckpointError: a file is not a checkpoint.
+        CheckpointError: One of the files is not a checkpoint.
     """
     with path.open("rb") as first, other.open("rb") as second:
         a, b = format.read_index(first), format.read_index(second)
@@ -153,7 +153,7 @@ def _same_bytes(first: BinaryIO, a: format.Storage, second: BinaryIO, b: format.
     while left > 0:
         part = first.read(min(left, PIECE))
         if not part:
-            raise CheckpointError(f"{Path(first.name)} has become shorter while it was read")
+            raise CheckpointError(f"{Path(first.name)} became shorter while it was read")
         if part != second.read(len(part)):
             return False
         left -= len(part)
@@ -174,7 +174,7 @@ class _Watched(io.FileIO):
 
 
 def _open(path: Path, watch: durable.Watch = durable.no_progress) -> BinaryIO:
-    """Open a regular file. O_NONBLOCK: opening a pipe would wait for a writer for ever."""
+    """Open a regular file. With O_NONBLOCK, opening a pipe does not wait for a writer."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

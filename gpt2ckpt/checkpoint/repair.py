@@ -1,9 +1,9 @@
-"""Repair of one checkpoints/ folder: a corrupt file is replaced by a verified copy of its state.
+"""Repair one checkpoints/ folder: replace each corrupt file by a verified copy of its state.
 
 The corrupt file is kept in corrupt_YYYYMMDD_HHMMSS/ and never deleted. Call `repair` and
 `quarantine` only while no other process saves into the folder.
 
-A file on disk can have several names (hard links): it is handled once, with all of its names.
+A file on disk can have several names (hard links). It is repaired once, under all of its names.
 """
 
 import contextlib
@@ -17,20 +17,20 @@ from gpt2ckpt.checkpoint import format, names
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT, archive_folders, unused_folder
 from gpt2ckpt.checkpoint.event_sink import NO_EVENTS, EventSink
 from gpt2ckpt.checkpoint.names import Role
-from gpt2ckpt.checkpoint.reading import blameless, check, misplacement, read_meta, step_of
+from gpt2ckpt.checkpoint.reading import blameless, check, misplacement, read_meta, seal_of, step_of
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
 from gpt2ckpt.files.links import inode_of
 
-INDEPENDENT = (Role.ROLLING_BACKUP, Role.BEST_BACKUP)  # second copies, in disk blocks of their own
+INDEPENDENT = (Role.ROLLING_BACKUP, Role.BEST_BACKUP)  # second copies with their own disk blocks
 NOT_READABLE = (errno.EACCES, errno.EPERM)
 
-File = list[Path]  # a file on disk, as all of its names
+File = list[Path]  # all names of one file on disk
 
 
 @dataclass(frozen=True)
 class Corrupt:
-    """A damaged file, and what is damaged."""
+    """A damaged file and its damage."""
 
     names: File
     reason: str
@@ -46,12 +46,12 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class RepairResult:
-    """What was done about a corrupt file.
+    """The result of repairing a corrupt file.
 
     Attributes:
-        corrupt: the file.
-        source: the copy that replaces it; None without a copy.
-        folder: the folder that it was moved to; None if it stays where it is.
+        corrupt: The corrupt file.
+        source: The copy that replaces it; None without a copy.
+        folder: The folder that it was moved to; None if it stays where it is.
     """
 
     corrupt: Corrupt
@@ -101,15 +101,15 @@ def diagnose(folder: Path) -> Diagnosis:
         except CheckpointError as error:
             if reason := blameless(error):
                 raise reason from error
-            if file[0].exists():  # else a live run has deleted it meanwhile
+            if file[0].exists():  # else a live run has deleted it in the meantime
                 found.corrupt.append(Corrupt(file, str(error)))
     return found
 
 
 def _is_valid(path: Path) -> bool | None:
-    """Return whether a file is valid; None if that cannot be told now.
+    """Return whether a file is valid; None if this cannot be determined now.
 
-    A file that this user may not open counts as invalid: it is in the way of saves.
+    A file that this user may not open counts as invalid, because it obstructs saves.
     """
     try:
         check(path)
@@ -132,18 +132,17 @@ def repair(
 ) -> list[RepairResult]:
     """Replace each corrupt file by a valid copy of its state.
 
-    Names that are meant to share disk blocks share them afterwards, and each second copy has blocks
-    of its own.
+    Afterwards, hard links share disk blocks again, and each second copy has blocks of its own.
 
     Args:
         folder: checkpoints/.
-        found: the corrupt files, and the valid files to take copies from.
-        when: names the folder that corrupt files are moved to.
-        moves: whether corrupt files without a valid copy are moved there too.
-        events: gets `checkpoint_corrupt` before a file is touched, and `checkpoint_repaired`.
+        found: The corrupt files, and the valid files to take copies from.
+        when: The time in the name of the folder that corrupt files are moved to.
+        moves: Whether corrupt files without a valid copy are moved there too.
+        events: Records `checkpoint_corrupt` before a file is changed, and `checkpoint_repaired`.
 
     Raises:
-        OSError, CheckpointError: each name then has the corrupt file or the valid copy.
+        OSError, CheckpointError: The repair failed. Each name has the corrupt file or a valid copy.
     """
     archive = unused_folder(folder, CORRUPT, when)
     results = []
@@ -182,7 +181,7 @@ def _report_corrupt(corrupt: Corrupt, events: EventSink) -> None:
 
 
 def _replace(damaged: File, sources: list[File]) -> None:
-    """Give the names of a damaged file the state of the valid files `sources`."""
+    """Replace a damaged file under all of its names by the state of the valid files `sources`."""
     partner = next((file[0] for file in sources if not any(map(_is_independent, file))), None)
     for name in damaged:
         if partner is None or _is_independent(name):
@@ -198,7 +197,7 @@ def _is_independent(path: Path) -> bool:
 
 
 def _copies_of(corrupt: Corrupt, valid: list[File]) -> list[File]:
-    """Return the valid files with the state of a corrupt file: by seal, metadata, or role."""
+    """Return the valid files that hold the state of a corrupt file, by seal, metadata or role."""
     known = _identities(corrupt.names[0])
     copies = [file for file in valid if known & _identities(file[0])]
     if copies or known:
@@ -208,13 +207,12 @@ def _copies_of(corrupt: Corrupt, valid: list[File]) -> list[File]:
 
 
 def _identities(path: Path) -> set[tuple[str, ...]]:
-    """Return what identifies a state: the seal of the file; its run, step and time."""
+    """Return the two identities of a state: the seal of its file; its run, step and time."""
     found: set[tuple[str, ...]] = set()
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - format.SEAL_SIZE))
-        seal = file.read(format.SEAL_SIZE)
-        if seal.startswith(format.SEAL_PREFIX):
-            found.add(("seal", seal.hex()))
+    with contextlib.suppress(CheckpointError):
+        seal = seal_of(path)
+        if seal.startswith(format.SEAL_PREFIX.decode()):
+            found.add(("seal", seal))
     with contextlib.suppress(CheckpointError):
         meta = read_meta(path)
         if meta.has("run.id") and meta.has("step") and meta.has("saved_at"):
@@ -223,13 +221,13 @@ def _identities(path: Path) -> set[tuple[str, ...]]:
 
 
 def _twin(damaged: Path, valid: list[File]) -> Path | None:
-    """Return the file in the same folder that has the same state by its role; None without one.
+    """Return the file in the same folder whose role means the same state; None without one.
 
-    Used for a file so damaged that nothing else identifies its state.
+    For a file that is damaged so much that nothing else identifies its state.
     """
     beside = [path for file in valid for path in file if path.parent == damaged.parent]
     beside.sort(key=lambda path: names.number_in(path.name) or 0)
-    by_role = {names.role_of(path.name): path for path in beside}  # of a pool the newest
+    by_role = {names.role_of(path.name): path for path in beside}  # the newest of each role
     match names.role_of(damaged.name):
         case Role.BEST:
             return by_role.get(Role.BEST_BACKUP)
@@ -256,22 +254,21 @@ def quarantine(
 ) -> list[str]:
     """Replace unusable files by verified copies, or move them away.
 
-    Otherwise the next saves would put them in the place of valid copies. A valid file in the place
-    of another one, or of another run, loses this name only. A file that is usable after all is left
-    alone.
+    Otherwise the next saves would replace valid copies by them. A valid file under the name of a
+    different file, or of a different run, loses only that name. A usable file is not changed.
 
     Args:
         folder: checkpoints/.
-        suspects: the files with the reason of each; those outside the folder are left alone.
-        when: names the folder that they are moved to.
-        run: the id of the run, if it is known.
-        events: gets `checkpoint_corrupt` before a file is touched, and `checkpoint_repaired`.
+        suspects: The files with the reason for each; files outside the folder are not changed.
+        when: The time in the name of the folder that they are moved to.
+        run: The id of the run, if known.
+        events: Records `checkpoint_corrupt` before a file is changed, and `checkpoint_repaired`.
 
     Returns:
         A message for each file that was replaced or moved.
 
     Raises:
-        OSError, CheckpointError: as `repair`.
+        OSError, CheckpointError: The same as for `repair`.
     """
     corrupt: dict[Path, str] = {}
     valid: list[Path] = []
@@ -295,7 +292,7 @@ def quarantine(
 
 
 def _inside(folder: Path, path: Path) -> Path | None:
-    """Return a path as a path below `folder`; None if it is not below it."""
+    """Return a path relative to the spelling of `folder`; None for a path outside `folder`."""
     place, top = path.parent.resolve(), folder.resolve()
     return folder / place.relative_to(top) / path.name if place.is_relative_to(top) else None
 
@@ -303,7 +300,7 @@ def _inside(folder: Path, path: Path) -> Path | None:
 def _repair_or_move(
     folder: Path, corrupt: Mapping[Path, str], when: datetime, events: EventSink
 ) -> list[RepairResult]:
-    """Replace corrupt files; if no copy can be written, move them away."""
+    """Replace corrupt files, or move them away if no copy can be written."""
     if not corrupt:
         return []
     found = _diagnose_some(folder, corrupt)

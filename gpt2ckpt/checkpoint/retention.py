@@ -1,8 +1,9 @@
-"""The plan of a save: which names change, in which order, and which files are deleted. No I/O.
+"""Which files a save writes, renames and deletes, and in which order. No I/O.
 
-`plan_save` turns the names of the existing files and a save request into a list of operations.
-Their order leaves at least one complete valid state after a crash at any point: first the new state
-becomes durable under its own name, then the names of its roles move to it, and deletions come last.
+`plan_save` computes a list of operations from the names of the existing files and a save request.
+The order leaves at least one complete valid state after a crash at any point: first the new state
+becomes durable under its own name, then the names of its roles are linked to it, and deletions come
+last. A numbered role (rolling, emergency, epoch) keeps several files.
 """
 
 from collections.abc import Collection
@@ -12,15 +13,15 @@ from datetime import datetime
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.names import Role
 
-COPIES = 2  # files that a regular save writes: its own file and the independent copy
+COPIES = 2  # files that a regular save writes: its own file and an independent copy
 SINGLE_ROLES = 5  # latest_backup, rolling_last_backup, and three files of the best model
-UNTIL_DELETED = 2  # the surplus file of a pool, and a copy before it replaces another
-PINNED = 1  # the file that the process was resumed from, in addition to its pool
+UNTIL_DELETED = 2  # a surplus file, and a copy before it replaces the older copy
+PINNED = 1  # the file that the process was resumed from, which is kept in addition
 
 
 @dataclass(frozen=True)
 class Retention:
-    """The number of files that each pool keeps; None keeps the end of every epoch."""
+    """How many files of each numbered role are kept; None keeps the end of every epoch."""
 
     keep_rolling: int
     keep_emergency: int
@@ -29,13 +30,13 @@ class Retention:
 
 @dataclass(frozen=True)
 class SaveRequest:
-    """A state to be saved, and its roles: at least one of them.
+    """The step and the roles of a state to be saved. It has at least one role.
 
     Attributes:
-        step: optimizer steps done.
-        when: names an emergency file.
-        regular, emergency, best: the roles.
-        epoch_ended: the epoch that this step ended, if that is a role.
+        step: The number of optimizer steps done.
+        when: The time in the name of an emergency file.
+        regular, emergency, best: Whether the state has this role.
+        epoch_ended: The epoch that ended with this step, if its end is saved.
     """
 
     step: int
@@ -48,14 +49,14 @@ class SaveRequest:
 
 @dataclass(frozen=True)
 class Publish:
-    """Write the new state to disk blocks of its own, as `name`."""
+    """Write the new state to a new file `name`."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Link:
-    """Give the file `source` a further name, in place of the file that has this name."""
+    """Link `name` to the file `source`, in place of the file that has this name."""
 
     source: str
     name: str
@@ -78,10 +79,10 @@ def plan_save(
     """Return the operations of a save in order.
 
     Args:
-        present: the names of the files in the folder.
-        request: the state and its roles.
-        retention: the sizes of the pools.
-        pinned: names that are never deleted.
+        present: The names of the files in the folder.
+        request: The state and its roles.
+        retention: How many files are kept.
+        pinned: Names that are never deleted.
     """
     own = own_names(request)
     keep_best = [Link(names.BEST, names.BEST_PREVIOUS)] if names.BEST in present else []
@@ -108,36 +109,36 @@ def plan_save(
 
 
 def most_files(retention: Retention, epochs: int) -> int:
-    """Return the largest number of files with disk blocks of their own, also during a save.
+    """Return the largest number of files with their own disk blocks, also during a save.
 
     Args:
-        retention: the sizes of the pools.
-        epochs: the number of epochs of the run; 0 if their ends are not saved.
+        retention: How many files are kept.
+        epochs: The number of epochs of the run; 0 if their ends are not saved.
     """
     kept = retention.keep_epochs
-    pools = retention.keep_rolling + retention.keep_emergency
-    pools += epochs if kept is None else min(epochs, kept)
-    return pools + SINGLE_ROLES + PINNED + UNTIL_DELETED
+    numbered = retention.keep_rolling + retention.keep_emergency
+    numbered += epochs if kept is None else min(epochs, kept)
+    return numbered + SINGLE_ROLES + PINNED + UNTIL_DELETED
 
 
 def most_bytes(retention: Retention, size: int) -> int | None:
-    """Return the bytes that files of `size` bytes can take; None if all ends of epochs are kept."""
+    """Return the most bytes that files of `size` bytes take; None if every epoch's end is kept."""
     kept = retention.keep_epochs
     return None if kept is None else size * most_files(retention, kept)
 
 
 def copies(request: SaveRequest) -> int:
-    """Return how many files a save writes: its own file and the independent copies."""
+    """Return how many files a save writes: its own file and its independent copies."""
     return 1 + request.regular + request.best
 
 
 def replaced_names(request: SaveRequest) -> list[str]:
-    """Return the names that a save moves, so that their files replace other files."""
+    """Return the existing names that a save links to the new state."""
     return [names.LATEST, *([names.BEST] if request.best else [])]
 
 
 def own_names(request: SaveRequest) -> list[str]:
-    """Return the names of the new state besides latest.pt; the first is the file that is written.
+    """Return the names of the new state except latest.pt; the first one is written as a file.
 
     Raises ValueError for a request without a role.
     """
@@ -158,12 +159,12 @@ def own_names(request: SaveRequest) -> list[str]:
 def _surplus(
     present: Collection[str], own: Collection[str], role: Role, keep: int | None
 ) -> list[str]:
-    """Return the oldest files of a pool beyond `keep`, by step and then by the time in the name.
+    """Return the oldest files of a role beyond `keep`, by step and then by the time in the name.
 
-    The new state is the newest, even if a stray file has a later step. None keeps all files.
+    The new state counts as the newest, even if an older file has a later step. None keeps all.
     """
     if keep is None:
         return []
-    pool = [name for name in {*present, *own} if names.role_of(name) is role]
-    pool.sort(key=lambda name: (name in own, names.number_in(name) or 0, name))
-    return pool[: max(0, len(pool) - keep)]
+    of_role = [name for name in {*present, *own} if names.role_of(name) is role]
+    of_role.sort(key=lambda name: (name in own, names.number_in(name) or 0, name))
+    return of_role[: max(0, len(of_role) - keep)]

@@ -1,4 +1,4 @@
-"""Logs and events of saves: what succeeded, what failed, and what a user can do about it."""
+"""Log and record saves: which succeeded, which failed, and what the user can do about a failure."""
 
 import errno
 import logging
@@ -24,10 +24,10 @@ class Saved:
     """A durable, verified save.
 
     Attributes:
-        path: its own file.
-        size: the bytes of that file.
-        seconds: the time until the save was durable.
-        waited: the seconds of these for which the training waited.
+        path: The file that was written.
+        size: The bytes of that file.
+        seconds: The seconds until the save was durable.
+        waited: The part of these seconds for which the training loop waited.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class SaveReport:
         self._events.sync()
 
     def log(self, saved: Saved, step: int) -> None:
-        """Log a save, and the state of the disk every REPORT_EVERY saves."""
+        """Log a save, and report the free disk space every REPORT_EVERY saves."""
         self.saves += 1
         log.info(
             "saved %s (step %d, %s in %.2f s, training waited %.2f s)",
@@ -90,18 +90,18 @@ class SaveReport:
         )
 
     def stopped_waiting(self, step: int | None, error: Exception) -> None:
-        """Log and record that the last save hangs, with its step if a save has started."""
+        """Log and record that the last save hangs; `step` is None if no save has started."""
         log.error("stopped waiting for the last save: %s", reason_of(error))
         if step is not None:
             self._events.write("checkpoint_failed", step, error=reason_of(error))
 
     def close(self) -> None:
-        """Wait a moment for a running report of the disk."""
+        """Wait a moment for a running report of the free disk space."""
         self._disk_report.wait()
 
 
 def hang(seconds: float) -> OSError:
-    """Return the error of a save on a disk without progress."""
+    """Return the error of a save on a disk that makes no progress."""
     return OSError(errno.ETIMEDOUT, f"a save hangs, the disk has taken nothing for {seconds:.0f} s")
 
 
@@ -125,7 +125,9 @@ def advice_for(error: Exception, folder: Path) -> str:
         path = shlex.quote(str(folder))
         return f"The folder was removed and is not created again: mkdir -p {path} for the next save"
     if number == errno.EBUSY:
-        return "Nothing is written there: stop this process, and resume from where its run is now"
+        return (
+            "Nothing is written there: stop this process, and resume from the directory of its run"
+        )
     if number == errno.EROFS:
         return f"{folder} has become read-only: see dmesg for the reason, and mount it writable"
     if number in (errno.EPERM, errno.EACCES):

@@ -1,10 +1,10 @@
-"""Background verification of all files of a folder, and repair of damaged files.
+"""Verify all files of a folder in the background, and repair damaged files.
 
-A lost bit is noticed only when a file is read. A round reads every checkpoint once, at a limited
-speed. A save interrupts the round, which resumes afterwards with the file that it had reached. The
-files are read in a thread of their own, so that a read that hangs does not delay a save.
+A lost bit is found only when a file is read. A round reads every checkpoint once, at a limited
+speed. A save interrupts the round, which later continues with the file that it had reached. A
+separate thread reads the files, so that a read that hangs does not delay a save.
 
-A damaged file without a copy is quarantined: a save could put it in the place of a valid one.
+A damaged file without a copy is quarantined, because a save could replace a valid file by it.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ from gpt2ckpt.units import human_bytes
 from gpt2ckpt.worker import Worker
 
 log = logging.getLogger(__name__)
-HANG_SECONDS = 60.0  # without a byte, after which a read is reported
+HANG_SECONDS = 60.0  # seconds without a byte, after which a read that hangs is reported
 NAP = 0.02  # seconds between two checks for a save
 
 
 class _Wanted(Exception):
-    """A save was requested: the file is verified from its start later."""
+    """A save was requested: the file is verified later, from its start."""
 
 
 class Scrub:
     """Verification of one checkpoints/ folder, in rounds.
 
-    Only the thread that saves may call it: files are repaired between saves.
+    Only the thread that saves may call the methods, because files are repaired between saves.
     """
 
     def __init__(self, folder: Path, mb_per_s: float, events: EventSink = NO_EVENTS) -> None:
@@ -56,7 +56,7 @@ class Scrub:
             self._under_way, self._checked, self._bytes = True, {}, 0
 
     def run(self, is_wanted: Callable[[], bool]) -> None:
-        """Continue the round until it has ended or `is_wanted` returns True. Never raises."""
+        """Continue the round until its end or until `is_wanted` returns True. Never raises."""
         if not self._under_way:
             return
         try:
@@ -118,7 +118,7 @@ class Scrub:
             result.set_result(None)
 
     def _paced(self, is_wanted: Callable[[], bool]) -> durable.Watch:
-        """Return a watch that limits the speed of reading, and ends it when a save is requested."""
+        """Return a watch that limits the reading speed, and stops when a save is requested."""
         begun, done = time.monotonic(), 0
 
         def watch(count: int) -> None:
@@ -137,7 +137,7 @@ class Scrub:
         return watch
 
     def _confirmed(self, is_wanted: Callable[[], bool]) -> list[Corrupt]:
-        """Return the damaged files that are still damaged when they are read again."""
+        """Return the damaged files that are still damaged when they are read a second time."""
         found = []
         for names in same_files(self._folder):
             key = key_of(names[0])

@@ -1,7 +1,7 @@
 """A copy of a state in memory, for saves in the background.
 
-Copying into new memory takes ten times as long as into used memory (page faults), so the buffers
-are allocated at the first save and used again for every later save.
+A copy into new memory takes ten times as long as a copy into used memory, because of page faults.
+So the buffers are allocated at the first save and used again for every later save.
 """
 
 import json
@@ -23,10 +23,10 @@ class Staging:
         self._devices: set[torch.device] = set()  # GPUs that tensors are copied from
 
     def take(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Return a copy of `state` with contiguous tensors on the CPU, in the buffers of this.
+        """Return a copy of `state` with contiguous tensors on the CPU, in the reused buffers.
 
-        Tensors that share memory (tied weights) share it in the copy. Copies from a GPU overlap one
-        another, and are complete on return.
+        Tensors that share memory (tied weights) also share it in the copy. Copies from a GPU run at
+        the same time, and are complete on return.
         """
         staged: dict[Any, Tensor] = {}
         copy = self._copy(state, "", staged)

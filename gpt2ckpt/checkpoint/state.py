@@ -1,8 +1,8 @@
 """The state in a checkpoint: its fields, their types and their stored form, described once.
 
-The stored form is the dict that `torch.load` returns; docs/format.md lists the same fields, and a
-test compares the two. A field without a default is in every file. A field with a default was added
-later: the default is what its absence in a file of an earlier version means.
+The stored form is the dict that `torch.load` returns. docs/format.md lists the same fields, and a
+test compares both. Every file has the fields without a default. A field with a default was added
+later, and files of earlier versions without it mean the default.
 """
 
 import functools
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEY, PATTERN, OMITTED, STORED = "key", "pattern", "omitted", "stored"  # metadata of a field
-IF_KNOWN = {OMITTED: True}  # not stored where it is None
+IF_KNOWN = {OMITTED: True}  # not stored if it is None
 
 
 @dataclass(frozen=True)
 class ParentRun:
-    """The state that a run was forked from: the run that saved it, its step, and its file."""
+    """The state that a run was forked from: the run that saved it, its step and its file."""
 
     id: str
     step: int
@@ -67,10 +67,10 @@ class AnomalyCounts:
     """The non-finite losses, non-finite weights and loss spikes that a run has handled so far.
 
     Attributes:
-        handled: anomalies after which the run skipped a batch or went back to a checkpoint.
-        skipped_blocks: blocks that the run did not train on, or whose training was undone.
-        in_a_row: batches skipped since the last step.
-        recent: the last finite losses, kept only where loss spikes are looked for.
+        handled: The anomalies after which the run skipped a batch or returned to a checkpoint.
+        skipped_blocks: The blocks that the run did not train on, or whose training was undone.
+        in_a_row: The batches skipped since the last step.
+        recent: The last finite losses, kept only if loss spikes are detected.
     """
 
     handled: int = field(default=0, metadata={KEY: "rollbacks"})
@@ -85,7 +85,7 @@ class AnomalyCounts:
         return {"rollbacks": self.handled, "skipped_blocks": self.skipped_blocks}
 
     def skip(self, blocks: int) -> None:
-        """Count a skipped batch of so many blocks."""
+        """Count a skipped batch of `blocks` blocks."""
         self.handled += 1
         self.in_a_row += 1
         self.skipped_blocks += blocks
@@ -101,10 +101,10 @@ class DataIdentity:
     """The data that a run trains on.
 
     Attributes:
-        digest: of the tokens; of token files over 1 MiB, of samples.
-        files: a digest of all tokens of each file, training files first; None until known.
-        unverified_since: the step up to which the files were known to be unchanged, in an emergency
-            save that was made before their digests were computed.
+        digest: The digest of the tokens, or of samples of token files over 1 MiB.
+        files: A digest of all tokens of each file, training files first; None until known.
+        unverified_since: The last step at which the files were known to be unchanged, in an
+            emergency save that was made before their digests were computed.
     """
 
     digest: str
@@ -116,9 +116,9 @@ class DataIdentity:
 
 @dataclass(kw_only=True)
 class DataState(DataIdentity):
-    """The data, and how far the run has come in it.
+    """The data of a run, and the position of the run in the data.
 
-    `position` counts blocks over all epochs, skipped ones included; `evaluated_on` is a digest of
+    `position` counts blocks over all epochs, including skipped ones. `evaluated_on` is a digest of
     the blocks of the last evaluation.
     """
 
@@ -139,7 +139,7 @@ class ScheduleState:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What bitwise equality depends on besides state and config. None: not recorded."""
+    """What bitwise equality depends on besides the state and the config; None if not recorded."""
 
     device: str
     device_name: str
@@ -159,7 +159,7 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Versions:
-    """The versions of the libraries, and of the code that trained (None: not known)."""
+    """The versions of the libraries and of the code that trained; None if not known."""
 
     gpt2ckpt: str
     torch: str
@@ -199,7 +199,7 @@ class RngState:
 
 @dataclass(frozen=True)
 class StoppedBy:
-    """The callback that ended a training before its last step, and the reason that it gave."""
+    """The callback that ended a run before its last step, and its reason."""
 
     callback: str
     reason: str
@@ -207,11 +207,11 @@ class StoppedBy:
 
 @dataclass(kw_only=True)
 class CheckpointMeta:
-    """The entries of a state that hold no tensor: what the head of a file says.
+    """The entries of a state without tensors, which are in the head of a file.
 
-    Reading never fails: an entry that is missing or of another type is listed in `unusable` by its
-    stored name, and its field has a neutral value (0, "", None or empty). The digests of a file
-    prove that it is as it was written, and not who wrote it.
+    Reading never fails: `unusable` lists the stored name of each entry that is missing or has a
+    wrong type, and its field has a neutral value (0, "", None or empty). The digests of a file
+    prove that its bytes have not changed, and not who wrote them.
     """
 
     format: str
@@ -238,7 +238,7 @@ class CheckpointMeta:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the state with the stored form `values`; keys that are not known are ignored."""
+        """Return the state with the stored form `values`; unknown keys are ignored."""
         state: Self
         state, unusable = _read(cls, values, "")
         if not isinstance(state.config.get("name"), str):
@@ -251,22 +251,22 @@ class CheckpointMeta:
         return dict(_stored(self))
 
     def has(self, name: str) -> bool:
-        """Return whether the file holds a usable entry with a stored name, as `data.position`."""
+        """Return whether the file holds a usable entry with a stored name, e.g. `data.position`."""
         return not any(name == bad or name.startswith(f"{bad}.") for bad in self.unusable)
 
     def setting(self, group: str, key: str) -> Any:
-        """Return a value of the frozen config; None where the config has no such key."""
+        """Return a value of the saved config; None if the config has no such key."""
         values = self.config.get(group)
         return values.get(key) if isinstance(values, dict) else None
 
     @property
     def blocks_per_step(self) -> int | None:
-        """The blocks of one step by the frozen config; None where the config does not say."""
+        """The blocks of one step by the saved config; None if they are not set there."""
         size, accum = (self.setting("trainer", key) for key in ("batch_size", "grad_accum"))
         return size * accum if type(size) is type(accum) is int else None
 
     def without_tensors(self) -> "CheckpointMeta":
-        """Return the entries that hold no tensor."""
+        """Return a state of the entries without tensors."""
         return CheckpointMeta(
             **{part.name: getattr(self, part.name) for part in fields(CheckpointMeta)}
         )
@@ -296,7 +296,7 @@ class CheckpointState(CheckpointMeta):
     callbacks: dict[str, Any] | None = field(default=None, metadata=IF_KNOWN)
 
     def drop_tensors(self) -> None:
-        """Free the memory of weights, moments and callbacks, once they are copied."""
+        """Free the memory of weights, optimizer moments and callbacks after they were copied."""
         self.model, self.optimizer, self.callbacks = {}, {}, None
 
 
@@ -362,7 +362,7 @@ def _item_class(hint: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any, pattern: str | None = None) -> bool:
-    """Return whether a value of a file has the type of a field; every int is a count."""
+    """Return whether a value in a file has the type of a field; an int must not be negative."""
     for kind in _alternatives(hint):
         origin, inner = typing.get_origin(kind), typing.get_args(kind)
         if kind is Any:
@@ -383,8 +383,8 @@ def _fits(value: Any, hint: Any, pattern: str | None = None) -> bool:
 
 
 def _neutral(hint: Any) -> Any:
-    """Return the value of a field where a file has none that is usable."""
-    kind: type = _alternatives(hint)[-1]  # None, where that is allowed
+    """Return the value of a field for a file without a usable value."""
+    kind: type = _alternatives(hint)[-1]  # None, if that is allowed
     if is_dataclass(kind):
         return _read(kind, {}, "")[0]
     return None if kind in (NoneType, Any) else (typing.get_origin(kind) or kind)()

@@ -25,19 +25,19 @@ from gpt2ckpt.files import durable
 class Store:
     """A checkpoints/ folder.
 
-    Its files are named by role; a name moves to another state by an atomic rename. Only files with
+    Its files are named by role, and an atomic rename replaces the file of a name. Only files with
     such names are replaced, moved or deleted.
 
     Attributes:
         folder: checkpoints/.
-        watch: called with the number of bytes of each write and read of `put`.
+        watch: Called with the number of bytes of each write and read of `put`.
     """
 
     folder: Path
     watch: durable.Watch = durable.no_progress
 
     def files(self) -> list[Path]:
-        """Return the checkpoints in the folder by name, without a user's own files."""
+        """Return the checkpoint files in the folder, sorted by name, without files of the user."""
         if not self.folder.is_dir():
             return []
         return sorted(path for path in self.folder.iterdir() if names.role_of(path.name))
@@ -53,18 +53,18 @@ class Store:
         """Save a state under every role of `request`, and delete what `retention` does not keep.
 
         Args:
-            encoded: the bytes of the state.
-            request: the roles.
-            retention: the sizes of the pools.
-            pinned: names that are never deleted.
-            spare: a file whose disk blocks the new file uses; it is gone afterwards.
+            encoded: The bytes of the state.
+            request: The step and the roles.
+            retention: How many files are kept.
+            pinned: Names that are never deleted.
+            spare: A file that the new file overwrites; it no longer exists afterwards.
 
         Returns:
-            The state's own file.
+            The file that was written.
 
         Raises:
-            OSError, CheckpointError: the save failed. Each name then has its old state, or the new
-                state where that was durable already.
+            OSError, CheckpointError: The save failed. Each name has its old state, or the new state
+                if that was already durable.
         """
         spares = [spare] if spare is not None else []
 
@@ -84,7 +84,7 @@ class Store:
     def copy(self, source: Path, operations: Sequence[Publish | Link]) -> None:
         """Carry out `operations` with the state in the file `source` as the new state.
 
-        Raises what `put` does.
+        Raises the same exceptions as `put`.
         """
         self._apply(
             operations, lambda target: durable.publish(target, durable.chunks(source), check)
@@ -103,7 +103,7 @@ class Store:
     def roll_back_to(self, chosen: Path, step: int, when: datetime) -> Path | None:
         """Archive every state after `step`, and link latest.pt to the file `chosen`.
 
-        Each state has a name at every instant: it is linked in the archive folder first.
+        Each state always has a name, because it is linked in the archive folder first.
 
         Returns:
             The folder abandoned_YYYYMMDD_HHMMSS/; None if there was no later state.

@@ -1,7 +1,7 @@
 """The tensors in the metadata of a checkpoint: their names, and checks against their bytes.
 
-In place of a tensor the tree has `{"$tensor": [storage, dtype, shape]}`, where `storage` is the
-number of a record in the file; see docs/format.md. Does not import torch.
+The tree holds `{"$tensor": [storage, dtype, shape]}` in place of a tensor, where `storage` is the
+number of a record in the file (docs/format.md). This module does not import torch.
 """
 
 import math
@@ -17,11 +17,11 @@ ITEM_SIZES = {  # bytes of one element of each dtype
     **{"int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1},
 }
 
-Path = tuple[Any, str | int] | None  # the path of the container, and the key in it
+Path = tuple[Any, str | int] | None  # the path of a container, and a key in that container
 
 
 def walk(tree: dict[str, Any]) -> Iterator[tuple[Path, Any]]:
-    """Yield the path and the description of each tensor. No recursion: a file may nest deeply."""
+    """Yield the path and the description of each tensor. No recursion: a file can nest deep."""
     stack: list[tuple[Path, Any]] = [(None, tree)]
     while stack:
         path, value = stack.pop()

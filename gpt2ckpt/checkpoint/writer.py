@@ -1,27 +1,28 @@
 """The background thread that saves, one task at a time, and detects a disk that hangs."""
 
-import queue
 import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
 
+from gpt2ckpt.worker import Worker, resolve
+
 HANG_SECONDS = 300.0
-POLL = 1.0  # seconds between two looks at a running task, at most
+POLL = 1.0  # seconds between two checks of a running task, at most
 
 
 class Writer:
     """Runs tasks one after another in a daemon thread.
 
     A second task waits for the first: no save is dropped because the disk is slow. A task without
-    progress (`beat`) for `hang_seconds` hangs and is not waited for any longer. Its thread cannot
-    be ended, because the kernel holds it, but neither the training nor the end of the process waits
-    for it.
+    progress (`beat`) for `hang_seconds` hangs, and nothing waits for it any longer, neither the
+    training loop nor the end of the process. Its thread cannot be ended, because the kernel holds
+    it.
 
     Args:
-        hang_seconds: seconds without progress after which a task hangs.
-        on_hang: called once for a task that hangs, with the seconds without progress.
-        idle: called whenever no task is queued, with a function that returns True once a task is
+        hang_seconds: Seconds without progress after which a task hangs.
+        on_hang: Called once for a task that hangs, with the seconds without progress.
+        idle: Called after each task, with a function that returns True once the next task is
             queued; `idle` must then return.
     """
 
@@ -32,30 +33,23 @@ class Writer:
         idle: Callable[[Callable[[], bool]], None] = lambda is_wanted: None,
     ) -> None:
         self._hang_seconds, self._on_hang, self._idle = hang_seconds, on_hang, idle
-        self._tasks: queue.SimpleQueue[tuple[Callable[[], object], futures.Future[object]] | None]
-        self._tasks = queue.SimpleQueue()
         self._running: futures.Future[object] | None = None
-        self._last_beat = time.monotonic()
         self._closed = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._worker = Worker("checkpoint-writer", limit=1)
+        self._watcher = threading.Thread(target=self._watch, name="checkpoint-watch", daemon=True)
+        self._watcher.start()
 
     def start(self, task: Callable[[], object]) -> None:
         """Run `task` in the background. The task before must have ended: call `wait` first."""
         assert self._running is None, "a save is still being written"
-        self._running = futures.Future()
-        self.beat()
-        self._tasks.put((task, self._running))
-        if not self._threads:
-            self._threads = [
-                threading.Thread(target=self._work, name="checkpoint-writer", daemon=True),
-                threading.Thread(target=self._watch, name="checkpoint-watch", daemon=True),
-            ]
-            for thread in self._threads:
-                thread.start()
+        self._worker.beat()
+        answer: futures.Future[object] = futures.Future()
+        self._running = answer
+        self._worker.submit(lambda: self._run(task, answer))
 
     def beat(self, count: int = 0) -> None:
         """Record that the running task makes progress; `count` is ignored."""
-        self._last_beat = time.monotonic()
+        self._worker.beat()
 
     @property
     def is_busy(self) -> bool:
@@ -66,12 +60,13 @@ class Writer:
     @property
     def silence(self) -> float:
         """Seconds since the running task last made progress."""
-        return time.monotonic() - self._last_beat
+        return self._worker.silence
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the running task, and raise its exception.
 
-        Returns False if the task hangs or does not end within `timeout` seconds.
+        Returns:
+            False if the task hangs or does not end within `timeout` seconds.
         """
         running, end = self._running, None if timeout is None else time.monotonic() + timeout
         while running is not None and not running.done():
@@ -85,25 +80,21 @@ class Writer:
         return True
 
     def close(self) -> bool:
-        """Wait for the last task and end the threads. Returns False if the task hangs."""
+        """Wait for the last task and end the threads. Return False if the task hangs."""
         try:
             has_ended = self.wait()
         finally:
             self._closed.set()
-            self._tasks.put(None)
+            self._worker.close()
         if has_ended:
-            for thread in self._threads:
-                thread.join(timeout=self._hang_seconds)
+            self._worker.join(self._hang_seconds)
+            self._watcher.join(self._hang_seconds)
         return has_ended
 
-    def _work(self) -> None:
-        while (job := self._tasks.get()) is not None:
-            task, future = job
-            try:
-                future.set_result(task())
-            except BaseException as error:
-                future.set_exception(error)
-            self._idle(lambda: not self._tasks.empty())
+    def _run(self, task: Callable[[], object], answer: "futures.Future[object]") -> None:
+        resolve(answer, task)
+        del task  # releases the copy of a state that it holds
+        self._idle(lambda: self._worker.backlog > 0)
 
     def _watch(self) -> None:
         """Call `on_hang` once for each task that hangs."""

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
-ALIGNMENT = 64  # bytes; what PyTorch uses, so that a memory-mapped tensor is aligned
+ALIGNMENT = 64  # bytes, as in PyTorch, so that a memory-mapped tensor is aligned
 LOCAL_HEADER = struct.Struct("<IHHHHHIIIHH")
 CENTRAL_HEADER = struct.Struct("<IHHHHHHIIIHHHHHII")
 END_RECORD = struct.Struct("<IHHHHIIH")
@@ -21,7 +21,7 @@ ZIP64_END_SIGNATURE, ZIP64_LOCATOR_SIGNATURE = 0x06064B50, 0x07064B50
 PADDING_ID = 0x4246  # the extra field in which PyTorch keeps its padding
 SATURATED = 0xFFFFFFFF
 LARGEST_RECORD = 1 << 26  # bytes read at once; 100,000 tensors are described in a quarter of it
-FIRST_OF_1980 = 0x21  # a fixed date: the same state gives the same bytes
+FIRST_OF_1980 = 0x21  # a fixed date, so that equal states are equal files
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Placed:
-    """A record with the bytes that stand before it, and where these and the data begin."""
+    """A record with its header, and the offsets of the header and of the data."""
 
     record: Record
     header: bytes
@@ -52,7 +52,7 @@ class ArchiveError(Exception):
 
 
 def place(record: Record, offset: int) -> Placed:
-    """Lay out `record` at `offset`: a local header, padded so that the data is aligned."""
+    """Place `record` at `offset` after a local header, which is padded to align the data."""
     name = record.name.encode()
     extra = b""
     if record.size >= SATURATED:
@@ -83,7 +83,7 @@ def _common_fields(record: Record, name: bytes, extra: bytes) -> tuple[int, ...]
 
 
 def directory(placed: list[Placed], comment: bytes) -> bytes:
-    """Return the central directory, which ends the archive with `comment` as its last bytes."""
+    """Return the central directory: the end of the archive, with `comment` as its last bytes."""
     start = placed[-1].end
     entries = b"".join(_central_header(p) for p in placed)
     end = b""
@@ -139,9 +139,9 @@ def _central_header(placed: Placed) -> bytes:
 
 
 def read_record(file: BinaryIO, offset: int, name: str, file_size: int) -> tuple[bytes, int]:
-    """The bytes of the record `name` whose local header stands at `offset`, and where it ends.
+    """Return the bytes of the record `name` with its local header at `offset`, and its end.
 
-    Raises ArchiveError if there is no such record within `file_size` bytes, or one of more than
+    Raises ArchiveError if there is no such record within `file_size` bytes, or if it has more than
     LARGEST_RECORD bytes.
     """
     file.seek(offset)

@@ -1,4 +1,4 @@
-"""How much disk space files take, and how much is free."""
+"""Measure how much disk space files take, and how much is free."""
 
 import errno
 import functools
@@ -14,9 +14,9 @@ from gpt2ckpt.units import human_bytes
 from gpt2ckpt.worker import Worker
 
 BLOCK = 512  # bytes; the unit of st_blocks (stat(2))
-UNKNOWN_FREE = 1 << 60  # bytes free where that is not known: some network disks report none
-ANSWER_SECONDS = 1.0  # for a file system to report how much is free
-COUNT_SECONDS = 1.0  # for counting what a run takes: its own files take some milliseconds
+UNKNOWN_FREE = 1 << 60  # bytes free, if unknown: some network disks report no free space
+ANSWER_SECONDS = 1.0  # the longest wait for a file system to report its free space
+COUNT_SECONDS = 1.0  # the longest count of a directory: the files of a run take milliseconds
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}  # the disk itself, or a user's quota on it
 
 
@@ -24,8 +24,8 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT}  # the disk itself, or a user's quota o
 class DiskUsage:
     """Bytes that a directory takes on its file system, and bytes free there.
 
-    `used` is a lower bound if not `is_counted`: there was too much to count. `free` is
-    UNKNOWN_FREE where the file system does not report it.
+    If `is_counted` is false, the count was stopped early and `used` is a lower bound. `free` is
+    UNKNOWN_FREE if the file system does not report its free space.
     """
 
     used: int
@@ -46,8 +46,8 @@ def measure_usage(directory: Path, seconds: float = COUNT_SECONDS) -> DiskUsage:
 def measure_free(directory: Path) -> int:
     """Return the bytes that this user can write to the file system of a directory.
 
-    A directory that does not exist yet counts as on the file system of its nearest parent. Returns
-    UNKNOWN_FREE if the file system does not report free space, or does not answer in time.
+    A directory that does not exist yet is on the file system of its nearest parent. Returns
+    UNKNOWN_FREE if the file system does not report its free space, or does not answer in time.
     """
     answers: list[int] = []
     worker = _worker()
@@ -76,14 +76,14 @@ def _free_bytes(directory: Path) -> int:
 def paths_below(directory: Path) -> Iterator[Path]:
     """Yield every path below a directory, without following links.
 
-    Paths that are deleted meanwhile or cannot be read are left out.
+    Deleted paths and unreadable paths are left out.
     """
     for parent, folders, files in os.walk(directory):
         yield from (Path(parent, name) for name in (*folders, *files))
 
 
 def disk_bytes(paths: Iterable[Path]) -> int:
-    """Return the bytes that files take on disk together; hard links to one file count once."""
+    """Return the bytes that files take on disk together; hard links to the same file count once."""
     counter = _Counter()
     for path in paths:
         counter.add(path)
@@ -98,7 +98,7 @@ class _Counter:
     def add(self, path: Path) -> None:
         try:
             info = path.stat(follow_symlinks=False)
-        except OSError:  # deleted meanwhile, or unreadable
+        except OSError:  # deleted in the meantime, or unreadable
             return
         if inode_of(info) not in self._seen:
             self._seen.add(inode_of(info))
@@ -106,5 +106,5 @@ class _Counter:
 
 
 def free_space_text(free: int) -> str:
-    """Return the free bytes of a file system as text, or that they are not known."""
+    """Return the free bytes of a file system as text."""
     return "free space not known" if free >= UNKNOWN_FREE else f"{human_bytes(free)} free"

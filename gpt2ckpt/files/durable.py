@@ -1,8 +1,9 @@
-"""Durable file operations: write, link, move and delete files so that a power loss is survived.
+"""Durable file operations: what they write, link, move or delete survives a power loss.
 
 `publish` replaces a file atomically: it writes a temporary file in the same directory, syncs it,
 reads it back, checks it, renames it and syncs the directory. After a crash at any point the name
-refers either to the old content or to the new content, never to a mixture.
+refers either to the old content or to the new content, never to a mixture of both.
+
 Sources: rename(2), fsync(2); Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014.
 """
 
@@ -31,7 +32,7 @@ Watch: TypeAlias = Callable[[int], None]
 
 
 def no_progress(count: int) -> None:
-    """Default watcher: does nothing."""
+    """Do nothing: the default watcher."""
 
 
 def publish(
@@ -47,24 +48,24 @@ def publish(
     the kernel may have dropped the pages that it could not write, and would then report success.
 
     Args:
-        target: the file to create or replace.
-        buffers: its content, in order.
-        check: is called with the temporary file after it was synced and dropped from the page
-            cache. It raises if the content is wrong.
-        watch: is called with the number of bytes after each write.
-        spare: a file to overwrite instead of a new temporary file, so that a save succeeds on a
-            full disk. Deleting it first would not do: another process could take the space, and
-            XFS and btrfs release the space of a deleted file only later. `spare` keeps its name
-            until it is truncated, because a full XFS has no space for a longer name before that.
+        target: The file to create or replace.
+        buffers: Its content, in order.
+        check: Called with the temporary file after it was synced and dropped from the page cache;
+            raises an exception if the content is wrong.
+        watch: Called with the number of bytes after each write.
+        spare: A file to overwrite instead of a new temporary file, so that a save succeeds on a
+            full disk. Deleting that file first is not enough: a different process could take the
+            space, and XFS and btrfs release the space of a deleted file only later. The file keeps
+            its name until it is truncated, because a full XFS has no space for a longer name.
 
     Raises:
-        OSError: the file system failed (a full disk, a failing sync). `check` may raise others.
+        OSError: The file system failed (a full disk, a failing sync). Exceptions of `check` too.
     """
     if spare is not None and not _is_unshared_file(spare):
         spare.unlink(missing_ok=True)
         spare = None
     temporary = spare or temporary_name(target)
-    try:
+    with _deleted_on_error(temporary):
         descriptor = os.open(temporary, _WRITE if spare else _WRITE | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             if spare is None:
@@ -80,10 +81,6 @@ def publish(
             os.close(descriptor)
         check(temporary)
         temporary.replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
     sync_directory(target.parent)
 
 
@@ -91,7 +88,7 @@ def write(target: Path, content: bytes) -> None:
     """Make `target` a durable file that contains exactly `content`.
 
     Raises:
-        OSError: the file system failed; the old file is unchanged.
+        OSError: The file system failed; the old file is unchanged.
     """
 
     def check(written: Path) -> None:
@@ -104,7 +101,7 @@ def write(target: Path, content: bytes) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until a file that another library wrote is on the device. Raises OSError."""
+    """Wait until a file that a library wrote is on the device. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -116,7 +113,7 @@ def link(source: Path, name: Path, watch: Watch = no_progress) -> None:
     """Make `name` a durable hard link to `source`, or a copy if the file system has no hard links.
 
     Raises:
-        OSError: the file system failed; `name` is unchanged.
+        OSError: The file system failed; `name` is unchanged.
     """
     temporary = temporary_name(name)
     try:
@@ -126,32 +123,28 @@ def link(source: Path, name: Path, watch: Watch = no_progress) -> None:
             raise
         _copy(source, name, watch)
         return
-    try:
+    with _deleted_on_error(temporary):
         temporary.replace(name)
         # rename(2) does nothing if both names already refer to the same file.
         temporary.unlink(missing_ok=True)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
     sync_directory(name.parent)
 
 
 def move(source: Path, target: Path) -> None:
-    """Move a file durably to another directory of the same file system. Raises OSError."""
+    """Move a file durably to a different directory of its file system. Raises OSError."""
     source.replace(target)
     sync_directory(target.parent)
     sync_directory(source.parent)
 
 
 def shorten(path: Path, content: bytes) -> None:
-    """Replace the content of a file by a part of it.
+    """Replace the content of a file by a part of that content.
 
-    If `content` is the beginning of the file, the file is truncated, which succeeds on a full disk
-    too. Otherwise it is written as by `write`.
+    A part at the beginning of the file is kept by truncation, which also succeeds on a full disk.
+    Any other part is written as in `write`.
 
     Raises:
-        OSError: the file system failed; the file is unchanged.
+        OSError: The file system failed; the file is unchanged.
     """
     unshare(path)
     with path.open("rb+") as file:
@@ -165,8 +158,8 @@ def shorten(path: Path, content: bytes) -> None:
 def unshare(path: Path) -> None:
     """Replace a file by a copy of itself if it has other hard links.
 
-    Call it before writing in place, so that a snapshot by hard links (`cp -al`) keeps its content.
-    Raises OSError.
+    Call this before writing in place, so that a snapshot of hard links (`cp -al`) keeps its
+    content. Raises OSError.
     """
     with contextlib.suppress(FileNotFoundError):
         info = path.stat(follow_symlinks=False)
@@ -183,14 +176,14 @@ def delete(paths: Sequence[Path]) -> None:
 
 
 def sync_directory(folder: Path) -> bool:
-    """Make the names in `folder` durable; a rename or deletion is not durable before.
+    """Make the names in `folder` durable: a rename or a deletion is durable only after this.
 
     Returns:
         False if the file system does not support fsync of a directory (EINVAL, EOPNOTSUPP). Names
         may then be lost in a power loss.
 
     Raises:
-        OSError: the sync failed.
+        OSError: The sync failed.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -221,13 +214,13 @@ def temporary_name(target: Path) -> Path:
 def clean_temporaries(folder: Path, *, of_all_hosts: bool = False) -> list[Path]:
     """Delete temporary files of dead processes in `folder` and return their paths.
 
-    Call it before this process writes there: it treats files with its own process id as left by a
-    dead process that had the same id, which the first process of a container always has.
+    Call this before the process writes there. Files with the id of this process count as left by a
+    dead process of the same id: the first process of every container has the same id.
 
     Args:
-        folder: the directory to clean.
-        of_all_hosts: whether to delete files of other hosts too. Only a process that holds the
-            run's lock knows that their processes are dead.
+        folder: The directory to clean.
+        of_all_hosts: Whether to delete files of other hosts too. Only a process that holds the
+            lock of the run knows that the processes on other hosts are dead.
     """
     removed = abandoned_temporaries(folder, of_all_hosts=of_all_hosts)
     for path in removed:
@@ -260,6 +253,16 @@ def process_is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextlib.contextmanager
+def _deleted_on_error(temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def _copy(source: Path, name: Path, watch: Watch) -> None:
@@ -299,9 +302,9 @@ def _write_all(descriptor: int, buffers: Iterable[bytes | memoryview], watch: Wa
 
 
 def _in_blocks(views: Iterable[memoryview]) -> Iterator[memoryview]:
-    """Yield the same bytes in multiples of BLOCK, padded with zeros at the end.
+    """Yield the bytes of `views` in multiples of BLOCK, padded with zeros at the end.
 
-    On a full btrfs only whole blocks can be overwritten in place.
+    A full btrfs can overwrite only whole blocks in place.
     """
     gathered, filled = memoryview(bytearray(CHUNK)), 0
     for view in views:

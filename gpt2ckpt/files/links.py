@@ -1,4 +1,4 @@
-"""Symbolic links, which a run does not write through, and hard links, which share one file."""
+"""Symbolic links, which a run refuses to write through, and the identity of hard links."""
 
 import os
 from pathlib import Path
@@ -16,5 +16,5 @@ def refuse_link(path: Path) -> None:
 
 
 def inode_of(info: os.stat_result) -> tuple[int, int]:
-    """Return the identity of a file on this machine, equal for all hard links to it."""
+    """Return the identity of a file on this machine: all hard links to the file have the same."""
     return info.st_dev, info.st_ino

@@ -13,12 +13,12 @@ class Lock(Enum):
 
 
 def try_lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> Lock:
-    """Lock an open file or directory until `descriptor` is closed. Never raises.
+    """Lock an open file or directory until `descriptor` is closed. Never raises an exception.
 
     Args:
-        descriptor: of the open file or directory.
-        shared: take a shared lock, which several processes can hold at the same time.
-        wait: wait until another process releases its lock, instead of returning HELD.
+        descriptor: The descriptor of the open file or directory.
+        shared: Take a shared lock, which several processes can hold at the same time.
+        wait: Wait until another process releases its lock, instead of returning HELD.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:

@@ -1,7 +1,4 @@
-"""Directories that exist but that this user may not read.
-
-Their content is unknown, so they must not be treated as empty.
-"""
+"""Directories that this user may not read: their content is unknown, so they are never "empty"."""
 
 import errno
 import os
@@ -11,10 +8,10 @@ from gpt2ckpt.errors import InputError
 
 
 def access_error(folder: Path) -> OSError | None:
-    """Return the error of reading a directory; None if it is readable or does not exist."""
+    """Return the error of reading a directory; None if it can be read or does not exist."""
     try:
         os.scandir(folder).close()
-        os.stat(f"{folder}/.")  # noqa: PTH116 (Path drops the dot, which asks for the right to enter)
+        os.stat(f"{folder}/.")  # noqa: PTH116 (Path drops the dot, which tests the right to enter)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -17,7 +17,7 @@ from gpt2ckpt.runs.lock import RunLock, is_locked
 
 @dataclass(frozen=True)
 class Claim:
-    """A directory that only this process may train in, and a notice to print, if not empty."""
+    """A directory that only this process may train in; `notice` is printed unless it is empty."""
 
     directory: Path
     lock: RunLock
@@ -27,11 +27,15 @@ class Claim:
 def claim(wanted: Path, now: datetime, *, is_given: bool) -> Claim:
     """Claim a directory for a new run.
 
-    A default name ends in a time stamp: the next free second is taken. A name that the user gave
-    (`is_given`) is taken as it is. If that directory already holds a run or is locked, it is left
-    untouched, and the run gets `wanted_run_YYYYMMDD_HHMMSS`.
+    Args:
+        wanted: The directory; a default name ends in a time stamp.
+        now: The time stamp of a new name, or the next free second after it.
+        is_given: Whether the user named `wanted`. That directory is then claimed under this name,
+            unless it already holds a run or is locked: it is left untouched in that case, and the
+            new run trains in `wanted_run_YYYYMMDD_HHMMSS`.
 
-    Raises InputError if the directory cannot be made.
+    Raises:
+        InputError: The directory cannot be created.
     """
     with _making("run", wanted):
         if not is_given:
@@ -41,9 +45,9 @@ def claim(wanted: Path, now: datetime, *, is_given: bool) -> Claim:
             try:
                 lock = RunLock(wanted)
             except InputError:
-                pass  # another start was faster
+                pass  # another process was faster
             else:
-                if not holds_run(wanted):  # that start may have ended since
+                if not holds_run(wanted):  # that process may have ended in the meantime
                     return Claim(wanted, lock)
                 lock.release()
         made = _claim_stamped(wanted.with_name(f"{wanted.name}_run"), now)
@@ -53,7 +57,7 @@ def claim(wanted: Path, now: datetime, *, is_given: bool) -> Claim:
 
 
 def reclaim(wanted: Path) -> Claim:
-    """Claim `wanted` itself. Raises InputError if it is locked or cannot be made."""
+    """Claim `wanted` itself. Raises InputError if it is locked or cannot be created."""
     with _making("run", wanted):
         wanted.mkdir(parents=True, exist_ok=True)
         return Claim(wanted, RunLock(wanted))
@@ -63,12 +67,12 @@ def claim_sweep(wanted: Path, *, is_given: bool, is_continued: bool) -> Path:
     """Return the folder of a sweep: `wanted`, or a new folder beside it if `wanted` is taken.
 
     Args:
-        wanted: the folder, with a time stamp if it is a default name.
-        is_given: whether the user gave `wanted`.
-        is_continued: whether the sweep resumes in `wanted`, beside other launches of it.
+        wanted: The folder, with a time stamp if it is a default name.
+        is_given: Whether the user named `wanted`.
+        is_continued: Whether the sweep resumes in `wanted`, beside other launches of it.
 
     Raises:
-        InputError: if the folder cannot be made.
+        InputError: The folder cannot be created.
     """
     with _making("sweep", wanted):
         if not is_given:
@@ -83,14 +87,14 @@ def claim_sweep(wanted: Path, *, is_given: bool, is_continued: bool) -> Path:
 def _hold(sweep: Path, *, shared: bool) -> bool:
     """Lock a sweep's folder against new sweeps until this process ends; return whether it is free.
 
-    Launches that resume the sweep share the lock and are never refused: they find each other's
-    jobs.
+    Processes that resume the sweep share the lock and are never refused: each of them skips the
+    jobs that the others train.
     """
     descriptor = os.open(sweep / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     state = try_lock(descriptor, shared=shared)
     if state is not Lock.TAKEN:
         return shared or state is Lock.UNSUPPORTED
-    return shared or not holds_sweep(sweep)  # another sweep may have ended in it since
+    return shared or not holds_sweep(sweep)  # a different sweep may have ended there
 
 
 def claim_base(stamped: Path) -> Path:
@@ -100,12 +104,12 @@ def claim_base(stamped: Path) -> Path:
 
 
 def claim_name(base: Path, now: datetime) -> Path:
-    """Create `base_YYYYMMDD_HHMMSS` of the next free second. Raises OSError."""
+    """Create and return `base_YYYYMMDD_HHMMSS` for the next free second. Raises OSError."""
     base.parent.mkdir(parents=True, exist_ok=True)
     while True:
         directory = base.with_name(f"{base.name}_{now:{STAMP}}")
         try:
-            directory.mkdir()  # atomic: only one of several starts creates it
+            directory.mkdir()  # atomic: only one of several processes creates it
         except FileExistsError:
             now += timedelta(seconds=1)
         else:
@@ -113,7 +117,7 @@ def claim_name(base: Path, now: datetime) -> Path:
 
 
 def holds_run(directory: Path) -> bool:
-    """Return whether a directory holds a .pt file in checkpoints/, or a history of steps."""
+    """Return whether a directory holds a .pt file in checkpoints/, or a line in metrics.jsonl."""
     history = directory / HISTORY
     has_history = history.is_file() and history.stat().st_size > 0
     return has_history or holds_checkpoints(directory)
@@ -147,8 +151,8 @@ def _making(what: str, wanted: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"the {what} directory {wanted} cannot be made ({error.strerror}): give another with "
-            f"hydra.{what}.dir=DIR"
+            f"the {what} directory {wanted} cannot be created ({error.strerror}): pass a different "
+            f"one with hydra.{what}.dir=DIR"
         ) from error
 
 
@@ -158,7 +162,7 @@ def _claim_stamped(base: Path, now: datetime) -> Claim:
 
 
 def protection_notice(wanted: Path, made: Path, key: str) -> str:
-    """Return the notice for a user whose directory, given by `key`, already holds a run."""
+    """Return the notice for a user whose directory, set by `key`, already holds a run."""
     from gpt2ckpt.config.compose import as_typed  # imports Hydra, which a listing does without
 
     given = as_typed(key, str(wanted))

@@ -1,4 +1,4 @@
-"""Builds commands for the user to copy, with the interpreter that has the package."""
+"""Build commands for the user to copy, with the interpreter that has the package."""
 
 import os
 import shlex
@@ -13,13 +13,13 @@ from gpt2ckpt.runs.plugins import named_plugins, plugins_override
 def command(module: str, *arguments: str, anywhere: bool = False) -> str:
     """Return `python -m gpt2ckpt.MODULE ARGUMENTS`, to be copied into a shell.
 
-    If `python` in the shell is not the interpreter that runs (its virtual environment is not
-    activated), the command names the interpreter.
+    The command names the running interpreter by its path if `python` in the shell is a different
+    one, because the virtual environment is not activated.
 
     Args:
-        module: the command.
-        arguments: already quoted for the shell.
-        anywhere: whether the interpreter needs an absolute path: the user may change the directory.
+        module: The name of the module.
+        arguments: Its arguments, already quoted for the shell.
+        anywhere: Whether the command must work in any directory: the path is then absolute.
     """
     return " ".join([_interpreter(anywhere=anywhere), "-m", f"gpt2ckpt.{module}", *arguments])
 

@@ -1,6 +1,6 @@
-"""events.jsonl: what happened to a run, one JSON object per line; docs/events.md lists the events.
+"""events.jsonl: one JSON object per line for each event of a run; docs/events.md lists the events.
 
-The file is a history. A resume from an older step or a rollback adds an event and removes none.
+The file is a history: a resume from an older step or a rollback adds an event and removes none.
 """
 
 import json
@@ -8,7 +8,6 @@ import logging
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from gpt2ckpt.checkpoint.event_sink import EventName
@@ -23,12 +22,12 @@ log = logging.getLogger(__name__)
 class EventLog:
     """Appends the events of one run. Only the process that holds the run's lock opens it.
 
-    `write` gives the event to the operating system before it returns, so that the event survives a
-    kill; `sync` waits for the device. Neither raises nor waits long for a file system that hangs:
-    an event that could not be written is kept and written before the next one.
+    `write` passes the event to the operating system before it returns, so that the event survives a
+    kill; `sync` waits for the device. Neither method raises an exception or waits long for a file
+    system that hangs: an event that cannot be written is kept, and written before the next one.
 
     Raises:
-        InputError: the file cannot be opened.
+        InputError: The file cannot be opened.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -38,7 +37,8 @@ class EventLog:
             self._lines = AppendFile(self._path)
         except OSError as error:
             raise InputError(
-                f"{self._path} cannot be opened for writing: {error.strerror}"
+                f"{self._path} cannot be opened for writing ({error.strerror}): check its "
+                "permissions with ls -l"
             ) from error
 
     def write(self, event: EventName, step: int | None, **fields: Any) -> None:
@@ -53,14 +53,14 @@ class EventLog:
             self._is_failing = False
 
     def sync(self) -> None:
-        """Wait until all events are on the device. For a thread that may wait for a slow disk."""
+        """Wait until all events are on the device, however slow it is."""
         try:
             self._lines.sync()
         except (OSError, ValueError) as error:
             self._warn(error)
 
     def close(self) -> None:
-        """Write what is left, sync and close the file; wait for a disk some seconds at most."""
+        """Write the remaining events, and sync and close the file, waiting at most some seconds."""
         with suppress(OSError, ValueError):
             self._lines.append("")
         if lost := self._lines.pending_lines:
@@ -70,12 +70,7 @@ class EventLog:
     def __enter__(self) -> "EventLog":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _warn(self, error: Exception) -> None:
@@ -88,8 +83,8 @@ class EventLog:
 def read_events(directory: Path) -> list[dict[str, Any]]:
     """Return the events of a run in the order in which they were written.
 
-    A damaged line (torn by a kill) is left out. Returns no events for a run without the file, such
-    as one that was written before the file existed. Raises OSError if it cannot be read.
+    A damaged line (torn by a kill) is left out. A run of an earlier version has no such file, and
+    so no events. Raises OSError if the file cannot be read.
     """
     try:
         content = (directory / EVENTS).read_bytes()

@@ -1,7 +1,7 @@
-"""The losses that metrics.jsonl should hold, by how often each process of a run logged them.
+"""Which losses metrics.jsonl must hold, computed from how often each process of a run logged.
 
-A config says how often a process logs, but not from which step on. So each process records both. Of
-steps without a record no loss is expected. Everything here is pure.
+A config sets how often a process logs, and not from which step on: each process records both. No
+loss is expected for steps without such a record. All functions here are pure.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LogIntervals:
-    """After the step `after`, losses are logged every `train` and `val` steps; 0: never."""
+    """Losses are logged every `train` and `val` steps after the step `after`; 0 is never."""
 
     after: int
     train: int = 0
@@ -19,7 +19,7 @@ class LogIntervals:
 
 
 def intervals_of(step: int, frozen: Mapping[str, Any]) -> LogIntervals:
-    """Return the cadence of a process that trains from `step` on with the config `frozen`."""
+    """Return the intervals of a process that trains with the config `frozen` after `step`."""
     trainer = frozen["trainer"]
     return LogIntervals(step, int(trainer["log_every"]), int(trainer["eval_every"]))
 
@@ -27,9 +27,10 @@ def intervals_of(step: int, frozen: Mapping[str, Any]) -> LogIntervals:
 def continued(
     parts: Sequence[LogIntervals], new: LogIntervals, shared: int | None = None
 ) -> tuple[LogIntervals, ...]:
-    """Return the cadences of a run that resumes with `new`.
+    """Return the intervals of a run that resumes with `new`.
 
-    The steps after `shared` (default: none) up to `new` belong to a branch without a record.
+    The run resumes on a branch, whose intervals between the step `shared` and the resume are not
+    recorded. `shared` is None without a branch.
     """
     shared = new.after if shared is None else shared
     kept = [part for part in parts if part.after < shared]
@@ -38,9 +39,10 @@ def continued(
 
 
 def due(parts: Sequence[LogIntervals], until: int) -> tuple[set[int], set[int]]:
-    """Return the steps up to `until` that must have a training and a validation loss.
+    """Return the steps up to `until` that must have a training loss, and a validation loss.
 
-    A process can stop between its last step and the evaluation after it: none is expected there.
+    A process can stop between its last step and the evaluation after that step, so no validation
+    loss is expected there.
     """
     train: set[int] = set()
     val: set[int] = set()

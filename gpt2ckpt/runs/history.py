@@ -1,8 +1,8 @@
-"""Truncates metrics.jsonl to the step that a run resumes from: one history per directory.
+"""Truncate metrics.jsonl to the step that a run resumes from: one history per directory.
 
-Lines of steps that are trained again with the same settings move to .replay.jsonl, to be compared.
-Lines of abandoned steps move to the folder of the archived checkpoints, damaged lines to a
-quarantine folder.
+Lines of steps that are trained again with the same settings move to .replay.jsonl, and are compared
+there. Lines of abandoned steps move to the folder of the archived checkpoints, and damaged lines to
+a quarantine folder.
 """
 
 from contextlib import suppress
@@ -30,7 +30,7 @@ SHOWN = 5  # damaged lines whose number and reason are printed
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run resumes: after `step`, from the state in `source`; 0 and None for a new run."""
+    """Where a run resumes: after `step`, from the file `source`; 0 and None for a new run."""
 
     step: int = 0
     source: Path | None = None
@@ -44,13 +44,13 @@ class Point:
 
     @property
     def shared_step(self) -> int:
-        """The last step that `source` shares with the present history of the run."""
+        """The last step that the state in `source` shares with the present history of the run."""
         return min([self.step, *(line.step - 1 for line in self.branch)])
 
 
 @dataclass(frozen=True)
 class Past:
-    """The records of a run directory; `lineage` is None if it is missing or damaged."""
+    """The records of a run directory; `lineage` is None if that file is missing or damaged."""
 
     directory: Path
     logged: Lines
@@ -68,7 +68,7 @@ class Past:
         path = self.directory / HISTORY
         logged = [line.event for line in self.logged.events if line.step <= point.step]
         if point.step and not self.logged.events:
-            state = "holds no events" if path.exists() else "is gone"
+            state = "holds no lines" if path.exists() else "is missing"
             return [f"{path} {state}: the history of this run begins after step {point.step}"]
         found = []
         if not self.logged.is_sorted:
@@ -98,13 +98,13 @@ def run_id_in(directory: Path) -> str | None:
 
 
 def forked_from(directory: Path) -> Path | None:
-    """Return the file that the run in `directory` was forked from; None if it is not a fork."""
+    """Return the file that the run in `directory` was forked from; None for other runs."""
     lineage = _read_lineage(directory)
     return Path(lineage.forked_from) if lineage and lineage.forked_from else None
 
 
 def origin_in(directory: Path) -> tuple[str, int] | None:
-    """Return the W&B run that the active one is linked to, and the last step that they share."""
+    """Return the id of the W&B run that the active one is linked to, and their last shared step."""
     lineage = _read_lineage(directory)
     return lineage.active_run.origin if lineage else None
 
@@ -117,7 +117,7 @@ def start_history(
 ) -> None:
     """Record the settings of a new run. Raises OSError.
 
-    `follows` is a time after which the run counts as trained, if the clock was set back.
+    If the clock was set back, the run counts as trained after the time `follows`.
     """
     lineage = WandbLineage(
         run_id=identity.id,
@@ -140,25 +140,25 @@ def continue_history(
     archive: Path | None,
     follows: datetime | None = None,
 ) -> list[str]:
-    """Bring the history to the point from which the run resumes.
+    """Truncate the history to the point from which the run resumes.
 
     Each file is replaced atomically, and a line is written elsewhere before it is removed: a kill
     at any instant loses nothing.
 
     Args:
-        past: the records of the run directory.
-        identity: the run.
-        point: where the run resumes.
-        saved: the config of the saved state.
-        frozen: the config to train with.
-        archive: the folder of the archived checkpoints, if any were archived.
-        follows: as for `start_history`.
+        past: The records of the run directory.
+        identity: The run.
+        point: Where the run resumes.
+        saved: The config of the saved state.
+        frozen: The config to train with.
+        archive: The folder of the archived checkpoints, if any were archived.
+        follows: The same as for `start_history`.
 
     Returns:
         The lines to print.
 
     Raises:
-        OSError: if a file cannot be written.
+        OSError: A file cannot be written.
     """
     notices = [*past.problems(point), *_quarantine(past)]
     settings, directory = settings_digest(frozen), past.directory
@@ -217,7 +217,7 @@ def _quarantine(past: Past) -> list[str]:
 
 
 def _reasons(damaged: list[DamagedLine]) -> str:
-    """Return the damaged lines by number with their reasons; of many the first few."""
+    """Return the numbers of damaged lines with their reasons; only the first of many lines."""
     shown = "; ".join(f"line {line.number}: {line.reason}" for line in damaged[:SHOWN])
     more = f"; and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else ""
     return f"{plural(len(damaged), 'damaged line')} removed ({shown}{more})"
@@ -228,7 +228,7 @@ def _notice(lineage: WandbLineage) -> str:
     name, step = lineage.active_run.origin
     return (
         f"W&B cannot rewrite the steps after {step} that its run {name} has with other settings: "
-        f"this training continues in the linked W&B run {lineage.active}"
+        f"this run continues in the linked W&B run {lineage.active}"
     )
 
 
@@ -241,7 +241,7 @@ def _until(step: int, events: Events) -> Events:
 
 
 def _joined(first: Events, second: Events) -> Events:
-    """Return both in the order of their steps; a line of `first` replaces one of `second`."""
+    """Merge both by step; a line of `first` replaces the line of `second` for the same event."""
     known = {line.kind for line in first}
     return sorted(
         [*first, *(line for line in second if line.kind not in known)], key=lambda line: line.step
@@ -261,7 +261,7 @@ def _read_lineage(directory: Path) -> WandbLineage | None:
         return decode(path.read_text())
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
         return None
-    except OSError as error:  # the file may name another run
+    except OSError as error:  # the file may name a different run
         raise unreadable_message(path, error) from error
 
 

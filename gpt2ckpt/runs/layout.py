@@ -13,9 +13,9 @@ EVENTS = "events.jsonl"  # runs/events.py
 LOG = "train.log"  # as in conf/train.yaml
 RECORD = ".hydra"  # Hydra's record of each launch
 TENSORBOARD = "tensorboard"
-WANDB = "wandb"  # the name that W&B gives it
+WANDB = "wandb"  # W&B chooses this name
 LOCK_NAME = "run.lock"
-REPLAY = ".replay.jsonl"  # lines of steps that are trained again, until they are compared
+REPLAY = ".replay.jsonl"  # lines of steps that are trained again, for a comparison
 JOBS = "jobs.jsonl"  # of a sweep: sweeps/journal.py
 LINEAGE = ".history.json"  # runs/wandb_lineage.py
 
@@ -30,7 +30,7 @@ def hydra_record(directory: Path) -> str:
 
 
 def run_title(directory: Path) -> str:
-    """Return the name of a run for loggers: that of its directory; of a job, SWEEP/JOB."""
+    """Return the name of a run for loggers: the name of its directory, or SWEEP/JOB for a job."""
     directory = directory.absolute()
     for folder in directory.parents:
         if (folder / JOBS).is_file():

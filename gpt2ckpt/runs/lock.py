@@ -1,9 +1,9 @@
 """The lock of a live run, on one machine and between machines that share a file system.
 
 On one machine the kernel keeps the lock: flock(2) on the directory, which ends with its process.
-Other machines may not see that lock. For them run.lock names the owner, which rewrites the file
-every few seconds (a heartbeat). A process on another machine watches run.lock by its own clock, and
-takes the lock over only if the file has stopped changing.
+Other machines may not see that lock. For them the file run.lock names the owner, which rewrites the
+file every few seconds (a heartbeat). A process on a different machine watches run.lock by its own
+clock, and takes the lock over only if the file has stopped changing.
 """
 
 import atexit
@@ -29,40 +29,40 @@ from gpt2ckpt.runs.owner import SIZE, Verdict, decode, encode, judge, this_proce
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0  # between heartbeats
-WATCH_SECONDS = 60.0  # without a heartbeat: longer than a network file system caches a file
+WATCH_SECONDS = 60.0  # longer than a network file system caches a file
 POLL_SECONDS = 1.0
-# The files that a process of a run writes to by name: a link would lead the writes elsewhere.
+# The files that a process of a run writes to by name: a link would redirect the writes.
 WRITTEN = (LOCK_NAME, HISTORY, EVENTS, LOG, RECORD)
 
 
 class RunLock:
     """The right to train in a directory, from construction until `release` or the process ends.
 
-    While the lock is held, run.lock exists. Deleting run.lock does not release the lock on the same
+    run.lock exists while the lock is held. Deleting run.lock does not release the lock on this
     machine.
     """
 
     def __init__(
         self, directory: Path, *, beat: float = BEAT_SECONDS, watch: float = WATCH_SECONDS
     ) -> None:
-        """Take the lock of `directory`. On a full disk it holds on this machine only.
+        """Take the lock of `directory`. On a full disk, only processes on this machine respect it.
 
         Args:
-            directory: the run directory.
-            beat: seconds between heartbeats.
-            watch: seconds without a heartbeat after which the owner on another machine is dead.
+            directory: The run directory.
+            beat: Seconds between heartbeats.
+            watch: Seconds without a heartbeat after which the owner on a different machine is dead.
 
         Raises:
-            LockedError: if a living process holds the lock; nothing has been changed.
-            InputError: if a file that a run writes to is a link; nothing has been changed.
-            OSError: if the directory cannot be written.
+            LockedError: A living process holds the lock; nothing was changed.
+            InputError: A file that a run writes to is a link; nothing was changed.
+            OSError: The directory cannot be written.
         """
         refuse_links(directory)
         self._path = directory / LOCK_NAME
         self._owner, self._beats = this_process(), 0
         self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self._by_kernel = _flock(self._descriptor, directory)
+            self._by_kernel = _lock_directory(self._descriptor, directory)
             self._before = os.fstat(self._descriptor)
             self._take(watch)
         except BaseException:
@@ -74,7 +74,7 @@ class RunLock:
         atexit.register(self.release)
 
     def release(self) -> None:
-        """Release the lock. A second call does nothing, nor does a call in a child process."""
+        """Release the lock. A second call and a call in a child process do nothing."""
         if self._descriptor >= 0 and os.getpid() == self._owner.pid:
             self._ended.set()
             self._heart.join(timeout=1)
@@ -99,27 +99,27 @@ class RunLock:
             os.close(directory)
 
     def follow(self, directory: Path) -> None:
-        """Set the new name of the locked directory, after this process renamed it."""
+        """Set the new name of the locked directory after this process renamed the directory."""
         self._path = directory / LOCK_NAME
 
     def check_place(self) -> None:
-        """Raise OSError if another directory has the name of the locked one."""
+        """Raise OSError if a different directory now has the name of the locked one."""
         if not os.path.samestat(os.fstat(self._descriptor), self._path.parent.stat()):
-            raise OSError(errno.ESTALE, "another directory has taken its place")
+            raise OSError(errno.ESTALE, "a different directory has taken its place")
 
     def check(self) -> None:
-        """Raise OSError if another process trains another run under this directory's name.
+        """Raise OSError if another process trains a different run under the name of this directory.
 
-        The locked directory was moved then, and writes by name would go to that other run.
+        In that case the locked directory was moved, and writes by name would reach that run.
         """
         if not self._is_mine():
             raise OSError(errno.EBUSY, _refusal(self._path.parent))
         with contextlib.suppress(FileNotFoundError):  # removed and created again
             own = os.open(LINEAGE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptor)
             with os.fdopen(own, "rb") as file:
-                of_another = file.read() != (self._path.parent / LINEAGE).read_bytes()
-            if of_another:
-                raise OSError(errno.EBUSY, f"{self._path.parent} now belongs to another run")
+                is_different = file.read() != (self._path.parent / LINEAGE).read_bytes()
+            if is_different:
+                raise OSError(errno.EBUSY, f"{self._path.parent} now belongs to a different run")
 
     def _close(self) -> None:
         if self._descriptor >= 0:
@@ -146,7 +146,7 @@ class RunLock:
             verdict = judge(owner, self._owner, kernel_lock_is_free=self._by_kernel)
             if verdict is Verdict.UNKNOWN:
                 if owner:
-                    message = "%s was locked by %s: watching for %.0f s whether it is alive"
+                    message = "%s was locked by %s: watching it for %.0f s"
                     log.warning(message, self._path.parent, owner, watch)
                 if _changes(self._path, found, watch):
                     verdict = Verdict.ALIVE
@@ -173,7 +173,7 @@ class RunLock:
             temporary.unlink(missing_ok=True)
 
     def _remove(self, dead: bytes) -> None:
-        """Remove the record `dead`, unless another process has replaced it meanwhile."""
+        """Remove the record `dead`, unless another process has replaced it in the meantime."""
         moved = durable.temporary_name(self._path)
         try:
             self._path.rename(moved)
@@ -192,17 +192,17 @@ class RunLock:
                     self._lose()
                     return
                 self._beat()
-            except OSError as error:  # a full or slow disk does not stop the training
+            except OSError as error:  # a full or slow disk does not stop the run
                 if error.errno == errno.ELOOP and not is_reported:
                     is_reported = True
                     log.warning(
-                        "%s is a link or another run's file: nothing is written to it, and other "
-                        "machines cannot see that this run is alive",
+                        "%s is a link or the file of a different run: it is not written, and other "
+                        "machines cannot see that this run is alive. Remove it",
                         self._path,
                     )
 
     def _beat(self) -> None:
-        """Rewrite run.lock with another content, for other machines to see. Raises OSError."""
+        """Rewrite run.lock with new content, which other machines see. Raises OSError."""
         self._beats += 1
         record = encode(self._owner, self._beats)
         with self._opened(os.O_RDWR) as descriptor:
@@ -214,11 +214,11 @@ class RunLock:
 
     @contextlib.contextmanager
     def _opened(self, flags: int) -> Iterator[int]:
-        """Open run.lock. Raises OSError: ELOOP if it is a link or not this process's file."""
+        """Open run.lock. Raises OSError, with ELOOP for a link or a file of a different process."""
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(self._path, flags)
         try:
-            # Its content tells: the inode number of a deleted file is used again.
+            # The content identifies the file: the inode number of a deleted file is used again.
             owner = decode(os.pread(descriptor, SIZE, 0))
             if owner is None or owner.token != self._owner.token:
                 raise OSError(errno.ELOOP, "not the file of this run", str(self._path))
@@ -227,12 +227,12 @@ class RunLock:
             os.close(descriptor)
 
     def _is_mine(self) -> bool:
-        """Return whether run.lock names no other process; a missing or torn one names none."""
+        """Return whether run.lock names no other process; a missing or torn file names none."""
         owner = decode(_read(self._path) or b"")
         return owner is None or owner.token == self._owner.token
 
     def _lose(self) -> None:
-        """Stop this process: it was suspended, and another machine has taken the run over."""
+        """Stop this process, which was suspended while a different machine took the run over."""
         log.error("%s; this process stops", _refusal(self._path.parent))
         os.kill(self._owner.pid, signal.SIGTERM)
 
@@ -244,9 +244,9 @@ class RunLock:
 
 
 def is_locked(directory: Path) -> bool:
-    """Return whether a process trains in `directory`, or a process on another machine may.
+    """Return whether a process trains in `directory`, or may do so on a different machine.
 
-    Nothing is changed or waited for.
+    Returns at once and changes nothing.
     """
     return _ask(directory) is not Verdict.DEAD
 
@@ -260,7 +260,8 @@ def refuse_if_locked(directory: Path) -> None:
 def unwritable(directory: Path, error: OSError) -> InputError:
     """Return the error for a run directory that cannot be written."""
     return InputError(
-        f"the run directory {directory} cannot be written ({error.strerror or error})"
+        f"the run directory {directory} cannot be written ({error.strerror or error}): check its "
+        "permissions with ls -ld, and the free space of its disk with df"
     )
 
 
@@ -270,7 +271,7 @@ def refuse_links(directory: Path) -> None:
         refuse_link(path)
         if path.exists() and not (path.is_dir() if path.name == RECORD else path.is_file()):
             wanted = "folder" if path.name == RECORD else "regular file"
-            raise InputError(f"{path} is not a {wanted}, which a run needs there: move it away")
+            raise InputError(f"{path} is not a {wanted}, which a run needs: move it away")
 
 
 def _ask(directory: Path) -> Verdict:
@@ -293,10 +294,10 @@ def _ask(directory: Path) -> Verdict:
     return judge(decode(found), this_process(), kernel_lock_is_free=state is Lock.TAKEN)
 
 
-def _flock(descriptor: int, directory: Path) -> bool:
-    """Lock a directory; return whether its file system has such locks.
+def _lock_directory(descriptor: int, directory: Path) -> bool:
+    """Lock a directory; return whether its file system supports such locks.
 
-    Raises LockedError if another process holds the lock. `_ask` holds it for an instant.
+    Raises LockedError if another process holds the lock for longer than `_ask` does.
     """
     for _ in range(10):
         state = try_lock(descriptor)
@@ -317,9 +318,9 @@ def _changes(path: Path, content: bytes, seconds: float) -> bool:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return the start of a file, opened again, to see the writes of another machine.
+    """Return the start of a file, opened again to see the writes of other machines.
 
-    None if the file does not exist; empty if it is a link or not a regular file.
+    Returns None if the file does not exist, and no bytes for a link or an irregular file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -341,4 +342,7 @@ def _refusal(directory: Path) -> str:
         owner = decode((directory / LOCK_NAME).read_bytes())
     except OSError:
         owner = None
-    return f"{directory} is being trained by {owner or 'another process'}: wait for it or stop it"
+    return (
+        f"{directory} is being trained by {owner or 'another process'}: wait until it ends, or "
+        "stop it"
+    )

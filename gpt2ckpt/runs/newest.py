@@ -1,8 +1,8 @@
 """Find the run that was trained last, by the times that the runs record themselves.
 
-A directory may have any name, and may be copied, moved or unpacked. So neither its name nor the
-times of its files count, but the time of saving in the newest checkpoints' metadata, and the time
-in the last line of metrics.jsonl, both in UTC. No tensor is read.
+A directory can have any name, and can be copied, moved or unpacked. So neither its name nor the
+times of its files count. What counts is the time of saving in the metadata of its newest
+checkpoints, and the time in the last line of metrics.jsonl, both in UTC. No tensor is read.
 """
 
 import json
@@ -46,11 +46,11 @@ class RunRecord:
     """What a run directory records.
 
     Attributes:
-        directory: the run directory.
-        is_job: whether the run is a job of a sweep.
-        name: the run's name.
-        trained: the time of its last known step.
-        problem: why none of its checkpoints can be read; empty if one can.
+        directory: The run directory.
+        is_job: Whether the run is a job of a sweep.
+        name: The run's name.
+        trained: The time of its last known step.
+        problem: The reason why none of its checkpoints can be read; empty if any can.
     """
 
     directory: Path
@@ -61,7 +61,7 @@ class RunRecord:
 
     @property
     def age(self) -> tuple[datetime, bool, str]:
-        """A key to sort by. Of a run and its copies, a directory with a name of ours is newest."""
+        """A key to sort by. Among copies of a run, a directory with a default name is newest."""
         stamped = STAMPED.fullmatch(self.directory.name) is not None
         return self.trained or datetime.min.replace(tzinfo=UTC), stamped, str(self.directory)
 
@@ -77,13 +77,13 @@ class Newest:
 def newest_run(root: Path, name: str | None = None, *, with_jobs: bool = True) -> Newest:
     """Return the run below `root` that was trained last.
 
-    A run whose checkpoints are all unreadable counts if it records when it was trained: an older
-    run must not silently take its place.
+    A run without a readable checkpoint counts too if it records when it was trained: an older run
+    must not silently take its place.
 
     Args:
-        root: the folder of the runs.
-        name: take only runs of this name.
-        with_jobs: whether jobs of sweeps count; if not, a newer job is skipped.
+        root: The folder of the runs.
+        name: The name of the runs that count; None for any name.
+        with_jobs: Whether jobs of sweeps count; otherwise a newer job is skipped.
     """
     found = [read_record(directory, is_job=is_job) for directory, is_job in run_directories(root)]
     named = [record for record in found if name in (None, record.name)]
@@ -109,13 +109,13 @@ def _is_later(record: RunRecord, newest: RunRecord | None) -> bool:
 def run_directories(root: Path) -> list[tuple[Path, bool]]:
     """Return each run directory below `root`, and whether it is a job of a sweep.
 
-    A directory that cannot be read may be a run, and is among them. Of a run and its links, one is
-    returned. Hidden directories are not searched. Raises InputError if `root` cannot be read.
+    Directories that cannot be read may be runs, and are included. A run with links to it is
+    returned once. Hidden directories are not searched. Raises InputError if `root` cannot be read.
     """
     found: dict[Path, Path] = {}
 
     def note_unreadable(error: OSError) -> None:
-        if error.filename and not isinstance(error, FileNotFoundError):  # deleted meanwhile
+        if error.filename and not isinstance(error, FileNotFoundError):  # deleted in the meantime
             found[Path(error.filename).absolute()] = Path(error.filename)
 
     require_access(root)
@@ -159,18 +159,19 @@ def last_trained(directory: Path, folder: Path) -> datetime | None:
 
 
 def parse_moment(text: str) -> datetime | None:
-    """Return a time out of a file, with its time zone; None for any other text."""
+    """Return the time in a text of a file, with its time zone; None for any other text."""
     with suppress(OverflowError, ValueError):
         moment = datetime.fromisoformat(text)
-        # In the first and last year, another time zone's form of the moment may not exist.
+        # A moment in the first or last year may not exist in other time zones.
         return moment.astimezone() if 1 < moment.year < 9999 else None
     return None
 
 
 def behind(directory: Path, now: datetime) -> datetime | None:
-    """Return a time after all that the runs beside `directory` record; None if `now` is after them.
+    """Return a time after all times that the runs beside `directory` record.
 
-    If the clock was set back, a run that starts now records this time, to count as the newest.
+    If the clock was set back, a run that starts now records this time, and counts as the newest.
+    Returns None if `now` is later than all recorded times.
     """
     with suppress(OSError):
         beside = [path for path in directory.parent.iterdir() if path != directory]
@@ -181,7 +182,7 @@ def behind(directory: Path, now: datetime) -> datetime | None:
 
 
 def _newest_metas(folder: Path) -> Iterator[CheckpointMeta]:
-    """Yield the metadata of each file that may hold the newest state; else of any one file."""
+    """Yield the metadata of each file that may hold the newest state, or else of any file."""
     files = {path: names.role_of(path.name) for path in _files(folder)}
 
     def last(role: Role) -> list[Path]:
@@ -205,7 +206,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _trained(directory: Path, metas: list[CheckpointMeta]) -> datetime | None:
-    """Return the latest time that checkpoints, history and start record; else that of the name."""
+    """Return the latest time that a run records, or else the time in the name of its directory."""
     moments = [
         *(parse_moment(meta.saved_at) for meta in metas),
         _last_logged(directory),
@@ -238,7 +239,7 @@ def _started_after(directory: Path) -> datetime | None:
 
 
 def _launched_as(directory: Path) -> str | None:
-    """Return the name in Hydra's record of the launch, for a run whose checkpoints lack it."""
+    """Return the name in Hydra's record of the launch, for a run whose checkpoints have no name."""
     with suppress(OSError, UnicodeDecodeError):
         text = (directory / RECORD / "config.yaml").read_text()
         match = re.search(r"^name: *['\"]?(.*?)['\"]?$", text, re.MULTILINE)

@@ -13,11 +13,11 @@ SIZE = 512  # bytes of a record, always the same: rewriting one needs no new dis
 
 
 class Verdict(Enum):
-    """What a record says at once about its process."""
+    """Whether the process of a lock record is alive, as far as this is known at once."""
 
     ALIVE = "alive"
     DEAD = "dead"
-    UNKNOWN = "unknown"  # on another machine: alive if its record changes
+    UNKNOWN = "unknown"  # on a different machine: alive if its record changes
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Owner:
     """A process that holds a run directory.
 
     Attributes:
-        pid: its number, in the pid namespace `pids` of the kernel that booted as `boot`.
-        host: its machine.
-        started: when it took the lock, as text.
-        birth: when it started, in clock ticks after boot: a later process may get the same number.
-        token: random text that identifies this lock.
+        pid: Its number, in the pid namespace `pids` of the kernel that booted as `boot`.
+        host: Its machine.
+        started: When it took the lock, as text.
+        birth: When it started, in clock ticks after boot: a later process can have the same number.
+        token: Random text that identifies the lock.
     """
 
     pid: int
@@ -82,8 +82,12 @@ def decode(content: bytes) -> Owner | None:
 def judge(owner: Owner | None, here: Owner, *, kernel_lock_is_free: bool) -> Verdict:
     """Return whether `owner` is alive, as far as the process `here` can tell at once.
 
-    `kernel_lock_is_free`: the kernel lock of the directory could be taken, so that no living
-    process of the same kernel holds it. Between machines, neither locks nor clocks are reliable.
+    Args:
+        owner: The process in the lock record; None for a damaged record.
+        here: This process.
+        kernel_lock_is_free: Whether the kernel lock of the directory could be taken, so that no
+            living process of the same kernel holds it. Between machines, neither locks nor clocks
+            are reliable.
     """
     if owner is None:
         return Verdict.UNKNOWN
@@ -100,7 +104,8 @@ def judge(owner: Owner | None, here: Owner, *, kernel_lock_is_free: bool) -> Ver
 def birth_of(pid: int) -> int | None:
     """Return when a process started, in clock ticks after boot; None if it does not exist.
 
-    Source: proc(5), field 22 of /proc/PID/stat. The name before it may contain blanks and brackets.
+    Source: proc(5), field 22 of /proc/PID/stat. The process name in field 2 can contain blanks and
+    brackets.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -28,12 +28,12 @@ SELECTORS = {
 
 @dataclass(frozen=True)
 class Scope:
-    """Where a name such as `latest` is searched.
+    """Where a selector such as `latest` is searched.
 
     Attributes:
-        outputs: the folder of runs: the one that was trained last is taken.
-        given: the run directory that the user gave (hydra.run.dir); `outputs` does not count then.
-        name: the name that the user gave; runs of other names do not count then.
+        outputs: The folder of runs, of which the last trained one is taken.
+        given: The run directory that the user set (hydra.run.dir), instead of `outputs`.
+        name: The name that the user set: only runs of this name are taken.
     """
 
     outputs: Path
@@ -46,12 +46,12 @@ class Place:
     """The checkpoint to read: a role or a file of a run directory.
 
     Attributes:
-        directory: the run directory, or the folder of a file that is in no run.
-        role: the role to take, if no file was named.
-        file: the file to take, if one was named.
-        in_run: false for a file or a checkpoints folder that was copied out of its run: such a
-            state can only start a new run.
-        skipped: newer runs without a checkpoint, with the reason for each.
+        directory: The run directory, or the folder of a file outside a run.
+        role: The role to read, unless the user named a file.
+        file: The file to read, if the user named it.
+        in_run: False for a file or a checkpoints folder that was copied out of its run: such a
+            checkpoint can only start a new run.
+        skipped: Newer runs without a checkpoint, with the reason for each.
     """
 
     directory: Path
@@ -71,21 +71,21 @@ def locate(what: str, scope: Scope, key: str = "resume") -> Place | None:
     """Return the checkpoint that `what` names, without reading it.
 
     Args:
-        what: a selector, a run directory or a checkpoint file.
-        scope: where a selector is searched.
-        key: the key that the user gave `what` for, for messages; empty for a plain argument.
+        what: A selector, a run directory or a checkpoint file.
+        scope: Where a selector is searched.
+        key: The key that the user set to `what`, for messages; empty for a plain argument.
 
     Returns:
         The place; None if `auto` finds no run to resume.
 
     Raises:
-        CheckpointError: if there is no such checkpoint.
-        ConfigError: if `what` is neither a selector nor a path.
+        CheckpointError: There is no such checkpoint.
+        ConfigError: `what` is neither a selector nor a path.
     """
     if what in SELECTORS:
         return _selected(what, scope, key)
     if not what.strip():
-        raise ConfigError(f"{key or 'PATH'} is empty: it takes {', '.join(SELECTORS)} or a path")
+        raise ConfigError(f"{key or 'PATH'} is empty: pass {', '.join(SELECTORS)} or a path")
     path = Path(what).expanduser()
     require_access(path)
     if path.is_dir():
@@ -100,7 +100,7 @@ def locate(what: str, scope: Scope, key: str = "resume") -> Place | None:
         )
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
     raise CheckpointError(
-        f"{typed}: there is no such file or directory{where}: give a run directory, a checkpoint "
+        f"{typed}: there is no such file or directory{where}: pass a run directory, a checkpoint "
         f"file, or one of {', '.join(SELECTORS)}"
     )
 
@@ -108,13 +108,13 @@ def locate(what: str, scope: Scope, key: str = "resume") -> Place | None:
 def locate_run(path: Path) -> Place | None:
     """Return the latest checkpoint of the run whose directory or checkpoints folder `path` is.
 
-    None for a directory that is neither.
+    Returns None for a different directory.
     """
     if path.name == CHECKPOINTS:
         return Place(path.parent, Role.LATEST)
     if os.path.lexists(path / CHECKPOINTS):
         return Place(path, Role.LATEST)
-    if Store(path).files():  # a checkpoints folder that was copied under another name
+    if Store(path).files():  # a checkpoints folder that was copied under a different name
         return Place(path, Role.LATEST, in_run=False)
     return None
 
@@ -127,8 +127,8 @@ def skipped_runs(scope: Scope) -> list[tuple[Path, str]]:
 
 
 def read(place: Place) -> Found:
-    """Return the valid state nearest to the requested one. Raises CheckpointError if none is."""
-    from gpt2ckpt.runs import history  # imports Hydra, which a listing does without
+    """Return the requested state, or the next best one. Raises CheckpointError if none is valid."""
+    from gpt2ckpt.runs import history  # imports Hydra, which a listing does not need
 
     run = history.run_id_in(place.directory) if place.in_run else None
     if place.file is None:
@@ -144,12 +144,19 @@ def read(place: Place) -> Found:
 
 
 def no_run(outputs: Path, instead: str, reasons: str = "") -> CheckpointError:
-    """Return the error for a selector where `outputs` holds no run; `instead` is what to do."""
+    """Return the error for a selector if `outputs` holds no run; `instead` is what to do."""
     what = "holds no run" if outputs.is_dir() else "does not exist"
     what = f"holds no run with a checkpoint{reasons}" if reasons else what
     return CheckpointError(
-        f"there is no checkpoint in {outputs}, since {outputs.absolute()} {what}: give the command "
-        f"where the run was started, or {instead}"
+        f"there is no checkpoint in {outputs}, since {outputs.absolute()} {what}: run the command "
+        f"in the directory where the run was started, or {instead}"
+    )
+
+
+def no_config(path: Path) -> CheckpointError:
+    """Return the error for a checkpoint without a usable config."""
+    return CheckpointError(
+        f"{path} does not hold the config of a run: pass a checkpoint of gpt2ckpt.train"
     )
 
 
@@ -164,7 +171,7 @@ def _selected(what: str, scope: Scope, key: str) -> Place | None:
             return None
         full = "" if scope.given.is_absolute() else f" ({scope.given.absolute()})"
         raise CheckpointError(f"there is no checkpoint in {scope.given}{full}: {instead}")
-    # A job script that asks for `auto` resumes what it started: never a job of a sweep.
+    # A job script with `auto` resumes the run that it started, which is never a job of a sweep.
     newest = newest_run(scope.outputs, scope.name, with_jobs=what != AUTO)
     if newest.directory is not None:
         holds_checkpoints(newest.directory)  # raises if the folder cannot be read
@@ -185,7 +192,7 @@ def _selected(what: str, scope: Scope, key: str) -> Place | None:
 def _in_directory(path: Path) -> Place:
     """Return the latest checkpoint of the run in `path`, or of the only run below it.
 
-    Raises CheckpointError for a folder with several runs, or with archived or quarantined files.
+    Raises CheckpointError for a folder of several runs, or of archived or quarantined files.
     """
     if path.name.startswith((ABANDONED, CORRUPT)):
         raise CheckpointError(
@@ -200,7 +207,7 @@ def _in_directory(path: Path) -> Place:
 
 
 def _of_file(file: Path) -> Place:
-    folder = file.absolute().parent  # not resolved: checkpoints/ may be a link
+    folder = file.absolute().parent  # not resolved, because checkpoints/ may be a link
     while folder.name.startswith(ABANDONED):
         folder = folder.parent
     if folder.name != CHECKPOINTS:

@@ -22,23 +22,23 @@ Compose = Callable[[list[str]], Values]  # composes a config from overrides
 
 @dataclass(frozen=True)
 class Start:
-    """How a process starts: what it trains, from which state, in which directory.
+    """How a process starts: what it trains, from which state and in which directory.
 
-    Nothing has been written yet.
+    The decision writes nothing.
 
     Attributes:
-        frozen: the config to train with.
-        overrides: the overrides of the run, as the checkpoints record them.
-        directory: the directory of the resumed run; None for a new run or a fork.
-        found: the saved state to start from; None for a new run.
-        changes: the keys that a resume changes in the saved config.
-        restarts_run: whether a run without a checkpoint restarts in its own directory.
-        lock: the lock of `directory`, taken before the state was read, or of a sweep job's new
-            directory; None if there is no directory yet, and in a dry run.
-        unwritable: the reason why `directory` cannot be locked.
-        skipped_runs: newer runs without a checkpoint, with the reason for each.
-        given: those of `overrides` that this command gives.
-        fork_requested: whether the user asked for a fork, whose data may be other data.
+        frozen: The config to train with.
+        overrides: The overrides of the run, as the checkpoints record them.
+        directory: The directory of the resumed run; None for a new run or a fork.
+        found: The checkpoint to start from; None for a new run.
+        changes: The keys that a resume changes in the saved config.
+        restarts_run: Whether a run without a checkpoint restarts in its own directory.
+        lock: The lock of `directory`, taken before the checkpoint was read, or of the new directory
+            of a sweep's job; None if there is no directory yet, and in a dry run.
+        unwritable: The reason why `directory` cannot be locked.
+        skipped_runs: Newer runs without a checkpoint, with the reason for each.
+        given: Those of `overrides` that this command sets.
+        fork_requested: Whether the user requested a fork, which may train on different data.
     """
 
     frozen: Values
@@ -55,7 +55,7 @@ class Start:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Release the lock, if there is one, at the end of the block, unless a training took it."""
+        """Release the lock at the end of the block, if there is a lock that is still held."""
         try:
             yield
         finally:
@@ -81,7 +81,7 @@ class Start:
 
     @property
     def step(self) -> int:
-        """Return the step of the saved state; 0 for a run that starts from none."""
+        """Return the step of the saved state; 0 for a new run."""
         return self.found.state.step if self.found else 0
 
     @property
@@ -91,11 +91,11 @@ class Start:
         return [(path, reason.removeprefix(f"{path} ")) for path, reason in skipped]
 
     def skipped(self) -> list[str]:
-        """Return a line for each file that was not taken because it is damaged or missing."""
+        """Return a line for each file or run that was skipped because it is damaged or missing."""
         return [f"skipped {path}: {reason}" for path, reason in self.skipped_files]
 
     def notices(self) -> list[str]:
-        """Return the lines to print: skipped files, the state to start from, changed keys."""
+        """Return the lines to print: skipped files, the checkpoint to start from, changed keys."""
         lines = self.skipped()
         if self.found is None:
             return lines
@@ -110,22 +110,22 @@ def find_start(
     """Decide how to start.
 
     Args:
-        values: the composed config; of a resume only `resume` and `fork` are read.
-        overrides: the overrides of the command line.
-        scope: where `latest` and the like are searched.
-        compose: composes a config from overrides.
-        locks: whether to lock the directory of the resumed run before its state is read, until the
-            block `Start.held` ends: no other process trains in it between this decision and the
-            training. Without, for a dry run, nothing may be written afterwards.
+        values: The composed config; a resume reads only `resume` and `fork` from it.
+        overrides: The overrides of the command line.
+        scope: Where a selector such as `latest` is searched.
+        compose: Composes a config from overrides.
+        locks: Whether to lock the directory of the resumed run before its checkpoint is read, so
+            that no other process trains in it between this decision and the first step. The
+            block `Start.held` releases the lock. A dry run does not lock, and writes nothing.
 
     Raises:
-        CheckpointError: if the state to resume does not exist.
-        LockedError: if another process trains in that run's directory.
-        ConfigError: for a change that a resume cannot make.
+        CheckpointError: The checkpoint to resume does not exist.
+        LockedError: Another process trains in the directory of that run.
+        ConfigError: A resume cannot make a change that the overrides request.
     """
     if values["resume"] is None:
         if values["fork"]:
-            raise ConfigError("fork=true needs a state to fork from: add +resume=PATH")
+            raise ConfigError("fork=true needs a checkpoint to fork from: add +resume=PATH")
         new = task_overrides(overrides)
         return Start(freeze(values), new, given=new)
     what, fork = str(values["resume"]), bool(values["fork"])
@@ -141,10 +141,11 @@ def find_start(
     lock, reason = _try_lock(directory)
     try:
         scope = replace(scope, given=directory)
-        again = resume.locate(what, scope)  # another process may have saved before the lock
+        again = resume.locate(what, scope)  # another process may have saved since
         if place is not None and again is None:
             raise CheckpointError(
-                f"the checkpoints in {directory} were deleted while this process was starting"
+                f"the checkpoints in {directory} were deleted while this process was starting: "
+                "restore them, or pass a different run directory with +resume=PATH"
             )
         if place is not None and again is not None:
             again = replace(again, skipped=place.skipped)
@@ -159,7 +160,7 @@ def find_start(
 def _decide(
     place: Place | None, overrides: list[str], scope: Scope, compose: Compose, *, fork: bool
 ) -> Start:
-    """Return the start from the state in `place`; None if `auto` found no state to resume."""
+    """Return the start from the checkpoint in `place`, or a new run if `place` is None."""
     new, given = task_overrides(overrides), scope.given
     restarts_run = place is None and given is not None
     if place is None:
@@ -174,14 +175,14 @@ def _decide(
     if not fork:
         _refuse_foreign(found, place.directory)
     if not (found.state.has("config") and found.state.has("overrides")):
-        raise CheckpointError(f"{found.path} does not hold a config of a training")
+        raise resume.no_config(found.path)
     require_plugins(found.path, found.state)
     try:
         saved = completed(found.state.config)
         recorded = still_meant(saved, found.state.overrides, new, compose)
         frozen, changes = replay(saved, recorded, new, compose)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{found.path} does not hold a config of a training") from error
+        raise resume.no_config(found.path) from error
     changes += changed_plugins(frozen, found.state)
     kept = [override for override in recorded if override not in new]  # the last one counts
     return Start(
@@ -199,7 +200,7 @@ def _decide(
 def _try_lock(directory: Path) -> tuple[RunLock | None, InputError | None]:
     """Return the lock of a run, or the reason why it cannot be locked.
 
-    A finished run can be read without a lock. Raises LockedError if another process trains in it.
+    A finished run can be read without a lock. Raises LockedError if another process trains there.
     """
     try:
         return RunLock(directory), None
@@ -212,26 +213,26 @@ def _try_lock(directory: Path) -> tuple[RunLock | None, InputError | None]:
 
 
 def _origin(directory: Path) -> Place | None:
-    """Return the state that the fork in `directory`, which has not saved yet, started from.
+    """Return the checkpoint that the fork in `directory` started from, if the fork never saved.
 
-    Raises CheckpointError if that state is gone: without it, the fork would be another training.
+    Raises CheckpointError if that file is missing: without it, a restart would be a different run.
     """
     origin = history.forked_from(directory)
     if origin is None:
         return None
     if not origin.is_file():
         raise CheckpointError(
-            f"{directory} is a fork of {origin}, which is gone, and holds no checkpoint of its "
-            "own: give another hydra.run.dir to start a new run"
+            f"{directory} is a fork of {origin}, which is missing, and holds no checkpoint of its "
+            "own: restore that file, or set a different hydra.run.dir to start a new run"
         )
     return resume.locate(str(origin), Scope(directory.parent))
 
 
 def _refuse_foreign(found: Found, directory: Path) -> None:
-    """Raise CheckpointError if `found` is a state of another run than the one in `directory`."""
+    """Raise CheckpointError if `found` does not belong to the run in `directory`."""
     own, owner = history.run_id_in(directory), found.state.run.id
     if own and owner not in ("", own):
         raise CheckpointError(
-            f"{found.path} is a state of another run, {owner}, and {directory} belongs to run "
-            f"{own}: to start a new run from it, add +fork=true"
+            f"{found.path} belongs to run {owner}, and {directory} to run {own}: to start a new "
+            "run from that file, add +fork=true"
         )

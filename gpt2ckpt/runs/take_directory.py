@@ -1,7 +1,7 @@
-"""Take the directory that a process trains in: lock it and bring it to the step of its start.
+"""Take the directory that a process trains in: lock it, and archive what is later than its start.
 
-Everything that can refuse a start has been checked before (runs/start.py): here the first bytes are
-written.
+runs/start.py has already checked everything that can refuse a start. This module writes the first
+bytes.
 """
 
 from collections.abc import Iterator
@@ -30,16 +30,16 @@ from gpt2ckpt.runs.start import Start
 def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
     """Return the locked directory to train in: that of the resumed run, or a new one.
 
-    For a resume, damaged files are quarantined, an interrupted save is completed, checkpoints later
-    than the start are archived, and metrics.jsonl is cut at its step.
+    A resume quarantines damaged files, completes an interrupted save, archives checkpoints later
+    than the start, and truncates metrics.jsonl to the step of the start.
 
     Args:
-        start: what `find_start` decided.
-        wanted: the directory of a new run.
-        is_given: whether the user named `wanted` (hydra.run.dir).
+        start: The decision of `find_start`.
+        wanted: The directory of a new run.
+        is_given: Whether the user named `wanted` (hydra.run.dir).
 
     Raises:
-        InputError: if the directory cannot be written, or another process has changed it.
+        InputError: The directory cannot be written, or another process has changed it.
     """
     if start.unwritable is not None:
         raise start.unwritable
@@ -68,10 +68,10 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
 
 
 def complete_interrupted_save(start: Start) -> list[str]:
-    """Complete the last save of a finished run if a kill interrupted it.
+    """Complete the last save of a finished run if a kill interrupted that save.
 
     Returns:
-        The lines to print. A failure is among them and not raised: the state is on disk.
+        The lines to print. A failure is one of them and is not raised: the state is on disk.
     """
     if start.directory is None or start.found is None:
         return []
@@ -83,7 +83,7 @@ def complete_interrupted_save(start: Start) -> list[str]:
 
 
 def _take_new(start: Start, wanted: Path, *, is_given: bool) -> Claim:
-    """Return the directory of a run without a checkpoint of its own, with its first record."""
+    """Return the directory of a run that has not saved yet, with its first record written."""
     if start.lock is not None:
         made = Claim(wanted, start.lock)
     elif start.restarts_run:
@@ -99,8 +99,8 @@ def _take_new(start: Start, wanted: Path, *, is_given: bool) -> Claim:
         made.lock.check_place()
         if holds_checkpoints(made.directory):  # saved after this start looked for a checkpoint
             raise InputError(
-                f"{wanted} got its first checkpoint from another process while this process was "
-                "starting: give the same command again to resume from that checkpoint"
+                f"another process saved the first checkpoint in {wanted} while this process was "
+                "starting: start the same command again to resume from that checkpoint"
             )
         past = history.Past.of(made.directory)
         return replace(made, notice="\n".join(_continue_history(past, start, Point(), None)))
@@ -114,9 +114,9 @@ def _refuse_folders(directory: Path) -> None:
 
 
 def _quarantine(directory: Path, found: Found, events: EventLog) -> list[str]:
-    """Replace or move away the skipped files, before a save lets them replace a valid file.
+    """Replace the skipped files or move them away, before a save moves their names.
 
-    Returns the lines to print. A failure is among them and not raised: the state is on disk.
+    Returns the lines to print. A failure is one of them and is not raised: the state is on disk.
     """
     folder, run = directory / CHECKPOINTS, history.run_id_in(directory)
     try:

@@ -1,8 +1,8 @@
-"""The W&B runs of a run: which settings trained which steps, and where these were logged.
+"""The W&B runs of a run: which settings trained which steps, and in which W&B run they are.
 
 A step that is trained again has the same loss if its settings are the same. W&B cannot rewrite a
-logged step. So a run that goes back to an older step with other settings continues as another W&B
-run, linked to the one that it leaves. Everything here is pure: no file is read or written.
+logged step. So a run that goes back to an older step with different settings continues as a new W&B
+run, linked to the one that it leaves. All functions here are pure.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ class WandbRun:
     """One W&B run.
 
     Attributes:
-        parts: pairs of a step and the digest of the settings that trained the steps after it.
-        furthest: the last logged step.
-        origin: of a linked W&B run, the id of the one that it left, and the last shared step.
+        parts: Pairs of a step and the digest of the settings that trained the steps after it.
+        furthest: The last logged step.
+        origin: The id of the W&B run that a linked one left, and their last shared step.
     """
 
     parts: list[tuple[int, str]]
@@ -57,15 +57,15 @@ class WandbRun:
 
 @dataclass(frozen=True)
 class WandbLineage:
-    """What a run records of its past.
+    """The past of a run, as its directory records it.
 
     Attributes:
-        run_id: the id of the run.
-        active: the id of the W&B run that has the history in metrics.jsonl.
-        by_id: all W&B runs of the run.
-        forked_from: the file that a fork started from.
-        logged: how often its processes log losses, for the steps of which that is known.
-        follows: a time after which the run counts as trained, if the clock was set back at its
+        run_id: The id of the run.
+        active: The id of the W&B run that has the history in metrics.jsonl.
+        by_id: All W&B runs of the run.
+        forked_from: The file that a fork started from.
+        logged: How often its processes log losses, as far as that is known.
+        follows: The time after which the run counts as trained, if the clock was set back at its
             start.
     """
 
@@ -89,8 +89,8 @@ class WandbLineage:
     def continue_from(self, own: str, step: int, settings: str) -> "WandbLineage":
         """Return the lineage of a run that resumes after `step` from a state of the W&B run `own`.
 
-        A W&B run that fits is continued. Otherwise a linked one starts. Its id is a digest, so that
-        the same command gives the same id again after a kill before its first save.
+        A W&B run that fits is continued. Otherwise a linked W&B run starts. Its id is a digest, so
+        that the same command has the same id again after a kill before its first save.
         """
         by_id, name = dict(self.by_id), own
         by_id.setdefault(own, WandbRun([(0, settings)]))
@@ -105,7 +105,7 @@ class WandbLineage:
 
 
 def settings_digest(frozen: Values) -> str:
-    """Return a digest that two configs share if they train the same, except for rounding."""
+    """Return a digest that is equal for configs that train the same, except for rounding."""
     flat = flatten(frozen)
     moving = {
         key: value
@@ -132,7 +132,7 @@ def encode(lineage: WandbLineage) -> str:
 
 
 def decode(text: str) -> WandbLineage | None:
-    """Return the lineage in JSON of `encode`; None for other text."""
+    """Return the lineage that `encode` wrote as JSON; None for any other text."""
     try:
         values = json.loads(text)
         by_id = {str(name): _wandb_run(value) for name, value in values["curves"].items()}

@@ -11,9 +11,9 @@ from gpt2ckpt.config.earlier import completed
 from gpt2ckpt.config.options import CALLBACK
 from gpt2ckpt.config.registry import SINGLE
 from gpt2ckpt.config.replay import flatten
-from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.runs.command import command
 from gpt2ckpt.runs.plugins import plugins_override
+from gpt2ckpt.runs.resume import no_config
 from gpt2ckpt.tools.command_line import Subcommand
 from gpt2ckpt.tools.targets import add_path, checkpoint_named
 
@@ -28,9 +28,7 @@ def run(args: argparse.Namespace) -> int:
         meta = read_meta(path)
         print(resume_command(path, completed(meta.config), meta.plugins))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} does not hold the config of a run: pass a checkpoint of gpt2ckpt.train"
-        ) from error
+        raise no_config(path) from error
     return 0
 
 

@@ -10,7 +10,6 @@ from gpt2ckpt.checkpoint.state import LossSum
 from gpt2ckpt.checkpoint.store import Store
 from gpt2ckpt.config.compose import as_typed
 from gpt2ckpt.files.disk_usage import UNKNOWN_FREE, disk_bytes, free_space_text, measure_free
-from gpt2ckpt.files.timeouts import call_with_timeout
 from gpt2ckpt.runs.command import command, with_plugins
 from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.training.console_format import Row, layout, perplexity_text, rows_of
@@ -18,6 +17,7 @@ from gpt2ckpt.training.reporting import Reporter
 from gpt2ckpt.training.state import Counters
 from gpt2ckpt.training.throughput import Meter
 from gpt2ckpt.units import human_bytes, human_duration, plural
+from gpt2ckpt.worker import call_with_timeout
 
 log = logging.getLogger(__name__)
 DISK_SECONDS = 5.0  # the summary waits at most this long for the file system

@@ -332,6 +332,6 @@ def step_in(path: Path) -> int | None:
 
 
 def steps_in(folder: Path) -> set[int]:
-    """The steps of all valid files, those that were set aside too."""
+    """The steps of all valid files, those that were archived too."""
     paths = [path for path in folder.rglob("*.pt") if names.role_of(path.name)]
     return {step for path in paths if (step := step_in(path)) is not None}

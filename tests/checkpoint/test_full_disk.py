@@ -109,8 +109,8 @@ def test_a_rollback_on_a_full_disk_is_archived_now_or_at_the_next_save(
     os.sync()
     assert manager.save({**small, "step": 4}, request(4)) is not None, caplog.text
     manager.close()
-    [aside] = archive_folders(folder, ABANDONED)
-    assert "rolling_step_000002.pt" in names_in(aside)
+    [archive] = archive_folders(folder, ABANDONED)
+    assert "rolling_step_000002.pt" in names_in(archive)
     assert "rolling_step_000002.pt" not in names_in(folder)
     assert step_of(folder / "latest.pt") == 4
 

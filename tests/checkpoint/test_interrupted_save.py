@@ -123,13 +123,13 @@ def test_older_abandoned_and_damaged_states_have_no_missing_operations(tmp_path:
     put(folder, 2, "regular")
     store = Store(folder)
     assert missing_operations(folder, find_valid(folder, Role.BEST)) == []
-    aside = store.roll_back_to(folder / names.rolling(1), 1, request(1).when)
-    assert aside is not None
-    assert missing_operations(folder, find_valid(aside, Role.ROLLING)) == []
+    archive = store.roll_back_to(folder / names.rolling(1), 1, request(1).when)
+    assert archive is not None
+    assert missing_operations(folder, find_valid(archive, Role.ROLLING)) == []
     (folder / names.LATEST).write_bytes(b"damaged")
     there = names_in(folder)
     assert complete_save(folder, find_valid(folder, Role.ROLLING)) == [
         names.ROLLING_BACKUP
-    ]  # was set aside
+    ]  # was archived
     assert names_in(folder) == there | {names.ROLLING_BACKUP}
     assert (folder / names.LATEST).read_bytes() == b"damaged"

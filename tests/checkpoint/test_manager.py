@@ -232,9 +232,9 @@ def test_file_resumed_from_is_never_deleted(tmp_path: Path) -> None:
 
 
 def test_file_in_another_folder_does_not_pin_same_name(tmp_path: Path) -> None:
-    aside = tmp_path / "abandoned_20251106_120000"
-    aside.mkdir()
-    chosen = put(aside, 100)
+    archive = tmp_path / "abandoned_20251106_120000"
+    archive.mkdir()
+    chosen = put(archive, 100)
     manager = CheckpointManager(tmp_path, KEEP, chosen)
     for step in range(100, 104):
         manager.save(small_state(step), request(step))
@@ -269,6 +269,6 @@ def test_without_memory_for_a_copy_the_training_waits_and_the_state_is_saved(
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
     assert saved is not None, caplog.text
-    assert "no memory for a copy of the state, the training waits" in caplog.text
+    assert "no memory for a copy of the state, training waits" in caplog.text
     manager.close()
     assert step_of(tmp_path / "latest.pt") == 2

@@ -121,7 +121,7 @@ class Simulation:
         self.acknowledged = self.step
 
     def resume(self) -> None:
-        """Go on from latest, or the newest; what is later is set aside, as Store does it."""
+        """Go on from latest, or the newest; what is later is archived, as Store does it."""
         if not self.folder:
             self.step, self.pinned = 0, frozenset()
             return

@@ -76,10 +76,10 @@ def test_damaged_file_is_replaced_and_quarantined(
     damaged = (tmp_path / name).read_bytes()
     full_round(tmp_path)
     assert {path.name: path.read_bytes() for path in Store(tmp_path).files()} == before
-    [aside] = tmp_path.glob("corrupt_*")
-    assert (aside / name).read_bytes() == damaged
+    [quarantine] = tmp_path.glob("corrupt_*")
+    assert (quarantine / name).read_bytes() == damaged
     [warning] = warnings(caplog)
-    assert warning.startswith("DAMAGED ON DISK") and name in warning and aside.name in warning
+    assert warning.startswith("DAMAGED ON DISK") and name in warning and quarantine.name in warning
 
 
 def test_damaged_file_without_copy_is_quarantined(
@@ -228,7 +228,8 @@ def test_saves_and_the_end_do_not_wait_for_a_round(
     assert manager.wait()
     until(lambda: manager._scrub._bytes > 0)
     manager.close()
-    assert not any(thread.is_alive() for thread in manager._writer._threads)
+    writer = manager._writer
+    assert writer._worker.join(0) and not writer._watcher.is_alive()
     assert "checked every byte" not in caplog.text
     assert step_of(tmp_path / "latest.pt") == 3
 

@@ -190,9 +190,9 @@ def test_power_loss_during_rollback_loses_nothing(
     def check(on_disk: Names) -> None:
         assert on_disk["latest.pt"].step in (200, 300)
         assert on_disk[chosen.name].step == 200
-        aside = {path.name: step_of(path) for path in folder.glob("abandoned_*/*.pt")}
+        archive = {path.name: step_of(path) for path in folder.glob("abandoned_*/*.pt")}
         for name in {"latest_backup.pt", "rolling_step_000300.pt"} - on_disk.keys():
-            assert name in aside or name == "latest_backup.pt"
+            assert name in archive or name == "latest_backup.pt"
 
     with followed(DiskModel(folder, check), monkeypatch):
         Store(folder).roll_back_to(chosen, 200, NOON)
@@ -416,16 +416,16 @@ def test_rollback_archives_later_states(
         put(folder, step, keep=9, regular=True, best=step in (100, 300))
     before = steps_in(folder)
     chosen = folder / "rolling_step_000200.pt"
-    aside = Store(folder).roll_back_to(chosen, 200, NOON)
-    assert aside == folder / "abandoned_20251106_120000"
-    assert steps_in(aside) == {name: step for name, step in before.items() if step > 200}
+    archive = Store(folder).roll_back_to(chosen, 200, NOON)
+    assert archive == folder / "abandoned_20251106_120000"
+    assert steps_in(archive) == {name: step for name, step in before.items() if step > 200}
     assert steps_in(folder) == {
         "latest.pt": 200,
         "best_model_previous.pt": 100,
         "rolling_step_000100.pt": 100,
         "rolling_step_000200.pt": 200,
     }
-    assert names_in(folder) - {aside.name} == set(steps_in(folder))
+    assert names_in(folder) - {archive.name} == set(steps_in(folder))
     if links:
         assert inode(folder / "latest.pt") == inode(chosen)
 
@@ -465,12 +465,12 @@ def test_rollback_accepts_another_spelling_of_path(
 
 def test_two_rollbacks_in_one_second_get_two_folders(folder: Path) -> None:
     store = Store(folder)
-    asides = []
+    archives = []
     for _ in range(2):
         put(folder, 100)
         put(folder, 200)
-        asides.append(store.roll_back_to(folder / "rolling_step_000100.pt", 100, NOON))
-    assert [aside.name for aside in asides if aside] == [
+        archives.append(store.roll_back_to(folder / "rolling_step_000100.pt", 100, NOON))
+    assert [archive.name for archive in archives if archive] == [
         *("abandoned_20251106_120000", "abandoned_20251106_120001")
     ]
 
@@ -480,9 +480,9 @@ def test_rollback_archives_damaged_later_files(folder: Path) -> None:
         put(folder, step)
     damaged = folder / "rolling_step_000200.pt"
     rewrite_same_size(damaged, b"nothing that can be read")
-    aside = Store(folder).roll_back_to(folder / "rolling_step_000100.pt", 100, NOON)
-    assert aside is not None
-    assert damaged.name in names_in(aside)
+    archive = Store(folder).roll_back_to(folder / "rolling_step_000100.pt", 100, NOON)
+    assert archive is not None
+    assert damaged.name in names_in(archive)
     assert not damaged.exists()
     assert step_of(folder / "latest.pt") == 100
 

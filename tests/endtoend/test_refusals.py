@@ -27,7 +27,7 @@ WRONG = {
     "--config-name=trian": (2, "there is no config trian"),
     "--config-dir=nowhere": (2, "there is no such directory"),
     "seed=18446744073709551616": (2, "seed is 18446744073709551616; it must be at most"),
-    "+resume=auto hydra.run.dir=/dev/null": (1, "run directory /dev/null cannot be made"),
+    "+resume=auto hydra.run.dir=/dev/null": (1, "run directory /dev/null cannot be created"),
     "resume=lates": (2, "Did you mean latest?"),
     "-m optimizer.lr=1e-3,-1": (2, "optimizer.lr=-1.0 is out of range"),
     "data=text data.train=gone.txt": (1, "gone.txt"),
@@ -88,7 +88,7 @@ def test_error_names_an_unwritable_directory(tmp_path: Path, token_data: Any) ->
     overrides = [*token_data.overrides, f"hydra.run.dir={closed}/run"]
     done = run("train", overrides, tmp_path)
     assert done.code == 1
-    assert f"the run directory {closed}/run cannot be made" in done.message
+    assert f"the run directory {closed}/run cannot be created" in done.message
     assert "hydra.run.dir=DIR" in done.message
 
 

@@ -38,7 +38,7 @@ WRONG = {
     "+resume=latest hydra.run.dir=run optimizer.lrr=1": (2, "Did you mean optimizer.lr?"),
     "+resume=latest hydra.run.dir=run data.train=gone.bin": (1, "gone.bin"),
     "+resume=latest hydra.run.dir=run trainer.max_steps=ten": (2, "trainer.max_steps=ten"),
-    "+fork=true hydra.run.dir=run": (2, "fork=true needs a state to fork from"),
+    "+fork=true hydra.run.dir=run": (2, "fork=true needs a checkpoint to fork from"),
     "+resume=latest hydra.run.dir=fixed trainer.max_steps=130": (1, "fixed cannot be written"),
 }
 

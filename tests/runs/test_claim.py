@@ -87,9 +87,9 @@ def test_directory_with_checkpoints_is_left_untouched(tmp_path: Path, name: str)
 
 
 def test_archived_checkpoints_protect_a_directory(tmp_path: Path) -> None:
-    aside = tmp_path / "mine" / "checkpoints" / "abandoned_20251106_120000"
-    aside.mkdir(parents=True)
-    (aside / "rolling_step_000009.pt").write_bytes(b"x")
+    archive = tmp_path / "mine" / "checkpoints" / "abandoned_20251106_120000"
+    archive.mkdir(parents=True)
+    (archive / "rolling_step_000009.pt").write_bytes(b"x")
     assert holds_run(tmp_path / "mine")
 
 
@@ -153,7 +153,7 @@ def test_error_names_a_directory_that_cannot_be_made(tmp_path: Path, is_given: b
 
 def test_file_with_the_wanted_name_is_left_untouched(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("a file")
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be created"):
         claim(tmp_path / "mine", NOON, is_given=True)
     assert (tmp_path / "mine").read_text() == "a file"
 

@@ -111,7 +111,7 @@ def test_check_detects_another_run_under_the_same_name(tmp_path: Path) -> None:
             (run / LINEAGE).write_text("another")
             lock.check()
             (tmp_path / "moved" / LINEAGE).write_text("own")
-            with pytest.raises(OSError, match="run now belongs to another run"):
+            with pytest.raises(OSError, match="run now belongs to a different run"):
                 lock.check()
             (run / LINEAGE).write_text("own")
             lock.check()

@@ -68,10 +68,10 @@ def test_file_means_itself_and_its_run(run: Path) -> None:
 
 
 def test_archived_file_belongs_to_its_run(run: Path) -> None:
-    aside = run / "checkpoints" / "abandoned_20251106_120000"
-    aside.mkdir()
-    shutil.copy(run / "checkpoints" / "best_model.pt", aside)
-    place = locate(str(aside / "best_model.pt"), Scope(run.parent))
+    archive = run / "checkpoints" / "abandoned_20251106_120000"
+    archive.mkdir()
+    shutil.copy(run / "checkpoints" / "best_model.pt", archive)
+    place = locate(str(archive / "best_model.pt"), Scope(run.parent))
     assert place is not None
     assert (place.directory, place.in_run) == (run, True)
 
@@ -174,14 +174,14 @@ def test_missing_checkpoint_is_reported_with_what_to_type(tmp_path: Path) -> Non
         (
             None,
             Path("gone"),
-            f"gone, since {Path.cwd()}/gone does not exist: give the command where",
+            f"gone, since {Path.cwd()}/gone does not exist: run the command in the directory where",
         ),
         (
             None,
             tmp_path / "empty_run_20251106_120000",
-            "120000 holds no run: give the command where",
+            "120000 holds no run: run the command in the directory where",
         ),
-        (None, tmp_path, f"{tmp_path} holds no run: give the command where"),
+        (None, tmp_path, f"{tmp_path} holds no run: run the command in the directory where"),
         (Path("gone"), tmp_path, f"gone ({Path.cwd()}/gone): name a run directory"),
         (tmp_path, tmp_path, f"{tmp_path}: name a run directory or a checkpoint file with resume="),
     ):

@@ -125,7 +125,7 @@ def test_fork_that_never_saved_restarts_from_its_origin(run: Path) -> None:
     assert start(["+resume=auto"], fork).state is not None
     path.unlink()
     before = tree(fork)
-    with pytest.raises(CheckpointError, match=r"forked is a fork of .*, which is gone"):
+    with pytest.raises(CheckpointError, match=r"forked is a fork of .*, which is missing"):
         start(["+resume=auto"], fork)
     assert tree(fork) == before
 
@@ -154,13 +154,13 @@ def test_state_of_another_run_is_skipped_or_refused(run: Path) -> None:
     found = start(["+resume=latest"], run)
     assert found.state is not None and found.state.step == 6
     assert (
-        "latest.pt: cannot be used as latest.pt: it is a state of another run, ffffffff"
+        "latest.pt: cannot be used as latest.pt: it belongs to a different run, ffffffff"
         in (found.notices()[0])
     )
     take(["+resume=latest"], run).lock.release()
     shutil.copy(foreign, folder)
     before = tree(run)
-    with pytest.raises(CheckpointError, match=r"009\.pt is a state of another run, ffffffff"):
+    with pytest.raises(CheckpointError, match=r"009\.pt belongs to run ffffffff"):
         start([f"+resume={folder / foreign.name}"])
     assert start([f"+resume={folder / foreign.name}", "+fork=true"]).directory is None
     assert tree(run) == before
@@ -185,7 +185,7 @@ def test_config_of_another_project_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "odd.pt"
     state = {"format": format.FORMAT, "step": 1, "model": {}, "config": {}, "overrides": None}
     path.write_bytes(b"".join(format.encode(state).buffers))
-    with pytest.raises(CheckpointError, match=r"odd\.pt does not hold a config of a training"):
+    with pytest.raises(CheckpointError, match=r"odd\.pt does not hold the config of a run"):
         start([f"+resume={path}", "seed=3"])
 
 
@@ -198,7 +198,7 @@ def test_resume_at_the_newest_step_archives_nothing(run: Path) -> None:
     claimed.lock.release()
 
 
-@pytest.mark.parametrize(("content", "word"), [(None, "is gone"), ("torn", "holds no events")])
+@pytest.mark.parametrize(("content", "word"), [(None, "is missing"), ("torn", "holds no lines")])
 def test_missing_history_is_reported(run: Path, content: str | None, word: str) -> None:
     if content:
         (run / "metrics.jsonl").write_text(content)
@@ -215,9 +215,9 @@ def test_resume_from_an_older_step_archives_later_checkpoints(run: Path) -> None
     later = (folder / "rolling_step_000006.pt").read_bytes()
     chosen = folder / "rolling_step_000004.pt"
     claimed = take([f"+resume={chosen}"], run)
-    [aside] = folder.glob("abandoned_*")
-    assert f"archived the checkpoints after step 4 in {aside}" in claimed.notice
-    assert (aside / "rolling_step_000006.pt").read_bytes() == later
+    [archive] = folder.glob("abandoned_*")
+    assert f"archived the checkpoints after step 4 in {archive}" in claimed.notice
+    assert (archive / "rolling_step_000006.pt").read_bytes() == later
     assert not (folder / "rolling_step_000006.pt").exists()
     assert (folder / "latest.pt").read_bytes() == chosen.read_bytes()
     claimed.lock.release()
@@ -286,7 +286,7 @@ def test_run_replaced_by_another_directory_is_refused(run: Path) -> None:
         shutil.copytree(run.parent / "moved", run)
         (run / "run.lock").unlink()
         before = tree(run)
-        with pytest.raises(InputError, match="another directory has taken its place"):
+        with pytest.raises(InputError, match="a different directory has taken its place"):
             take_directory(decided, run, is_given=True)
         assert tree(run) == before
 

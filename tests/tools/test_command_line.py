@@ -117,7 +117,7 @@ def test_command_prints_errors_in_one_line(tmp_path: Path) -> None:
     done = command("checkpoints", "show", "no.pt", cwd=tmp_path)
     assert (done.code, done.out) == (1, "")
     reason = f"no.pt: there is no such file or directory in {tmp_path}"
-    assert done.err.startswith(f"error: {reason}: give a run directory, a checkpoint file, or one")
+    assert done.err.startswith(f"error: {reason}: pass a run directory, a checkpoint file, or one")
     assert done.err.count("\n") == 1
     done = command("checkpoints", "lits", cwd=tmp_path)
     assert done.code == 2

@@ -47,7 +47,7 @@ def test_verify_finds_swapped_files(checkpoints, run) -> None:
     (run / "aside").rename(second)
     code, found = verified(checkpoints, run)
     assert code == 1
-    assert found[first.name]["error"] == "it holds step 20: another file in its place"
+    assert found[first.name]["error"] == "it holds step 20: a different file is in its place"
     assert found[second.name]["valid"] is False
 
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from gpt2ckpt.files.timeouts import call_with_timeout
+from gpt2ckpt.worker import call_with_timeout
 
 
 def test_call_with_timeout_returns_none_on_error_and_timeout() -> None:
