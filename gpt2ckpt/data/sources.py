@@ -12,7 +12,8 @@ from gpt2ckpt.data.files import expand_files
 from gpt2ckpt.data.token_files import Tokens
 from gpt2ckpt.data.tokenization import encode_text, end_of_text, tokenize_file
 from gpt2ckpt.data.tokenizer import gpt2_encoding
-from gpt2ckpt.errors import ConfigError, InputError
+from gpt2ckpt.errors import ConfigError
+from gpt2ckpt.files.permissions import unreadable_message
 
 EMBEDDED_NAME = "pydoc_data.topics"
 SECTIONS, TAIL = "sections", "tail"
@@ -82,9 +83,7 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read: {error.strerror or error}. Check its permissions and its disk"
-        ) from error
+        raise unreadable_message(path, error) from error
 
 
 def _tokens_of_file(path: Path) -> Iterator[Tokens]:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from gpt2ckpt.config.checks import one_of
 from gpt2ckpt.errors import InputError
+from gpt2ckpt.files.permissions import unreadable_message
 
 TokenArray: TypeAlias = npt.NDArray[np.uint16]
 Width: TypeAlias = np.dtype[np.uint16] | np.dtype[np.uint32]
@@ -80,7 +81,7 @@ class TokenFile:
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable_message(path, error) from error
         self._close = weakref.finalize(self, os.close, self._descriptor)
 
     def __len__(self) -> int:
@@ -96,7 +97,7 @@ class TokenFile:
         try:
             return os.fstat(self._descriptor)
         except OSError as error:
-            raise _unreadable(self.path, error) from error
+            raise unreadable_message(self.path, error) from error
 
     def __getitem__(self, part: slice) -> Tokens:
         """Return the tokens of the contiguous `part`, shape [stop - start].
@@ -116,7 +117,7 @@ class TokenFile:
                     raise self._truncated()
                 done += count
         except OSError as error:
-            raise _unreadable(self.path, error) from error
+            raise unreadable_message(self.path, error) from error
         return tokens
 
     def _truncated(self) -> InputError:
@@ -125,12 +126,6 @@ class TokenFile:
             f"{self.path}: the file was truncated or rewritten while in use: it had {before} bytes "
             f"and has {now} now. Restore the file, then resume with +resume=latest"
         )
-
-
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"{path}: cannot be read: {error.strerror or error}. Check its permissions and its disk"
-    )
 
 
 def open_token_file(path: Path, vocab_size: int, dtype: str = "auto") -> TokenFile:
@@ -152,7 +147,7 @@ def open_token_file(path: Path, vocab_size: int, dtype: str = "auto") -> TokenFi
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable_message(path, error) from error
     _refuse_other_files(path, size, head)
     if int.from_bytes(head[:4], "little") in _MAGICS:
         tokens = _open_shard(path, size, head, dtype)

@@ -21,6 +21,7 @@ import numpy as np
 from gpt2ckpt.config.schema import END_OF_TEXT
 from gpt2ckpt.data.token_files import Tokens
 from gpt2ckpt.errors import InputError
+from gpt2ckpt.files.permissions import unreadable_message
 
 if TYPE_CHECKING:
     import tiktoken
@@ -76,9 +77,7 @@ def read_pieces(path: Path, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
             "convert the file to UTF-8 or leave it out"
         ) from error
     except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read: {error.strerror or error}. Check its permissions and its disk"
-        ) from error
+        raise unreadable_message(path, error) from error
     if not characters:
         raise InputError(f"{path}: the file is empty: leave it out")
 

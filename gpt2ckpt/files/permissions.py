@@ -28,5 +28,5 @@ def require_access(folder: Path) -> None:
 def unreadable_message(path: Path | str, error: OSError) -> InputError:
     """Return the InputError for a path that cannot be read."""
     is_forbidden = error.errno in (errno.EACCES, errno.EPERM)
-    remedy = "ls -ld shows who may read it" if is_forbidden else "mount or repair it first"
+    remedy = "ls -ld shows who may read it" if is_forbidden else "check the path and its disk"
     return InputError(f"{path} cannot be read ({error.strerror or error}): {remedy}")

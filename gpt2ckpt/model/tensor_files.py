@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt2ckpt.errors import InputError
+from gpt2ckpt.files.permissions import unreadable_message
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -16,9 +17,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read: {error.strerror}. Check its permissions and its disk"
-        ) from error
+        raise unreadable_message(path, error) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}. Download the file again") from error
     if not isinstance(content, dict):
@@ -42,9 +41,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
             _refuse_compressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read: {error.strerror or error}. Check its permissions and its disk"
-        ) from error
+        raise unreadable_message(path, error) from error
     except Exception as error:  # arbitrary bytes raise arbitrary errors
         raise InputError(
             f"{path} is neither a checkpoint nor a file of torch.save that can be loaded safely: "
@@ -98,9 +95,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         # Read instead of mapped: a file that is truncated meanwhile would end the process (SIGBUS).
         content: dict[str, Any] = load(path.read_bytes())
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read: {error.strerror or error}. Check its permissions and its disk"
-        ) from error
+        raise unreadable_message(path, error) from error
     except SafetensorError as error:
         raise InputError(
             f"{path} is not an intact safetensors file: {error}. Download the file again"

@@ -35,6 +35,9 @@ from gpt2ckpt.training.callbacks import Callbacks
 from gpt2ckpt.training.rng import capture_generators, restore_generators
 from gpt2ckpt.training.source_identity import code_identity
 
+# What PyTorch, an optimizer or a generator raises for a state that does not fit.
+WRONG_STATE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
 
 @dataclass
 class Counters:
@@ -156,14 +159,7 @@ class TrainingState:
             self._restore(saved)
         except torch.OutOfMemoryError:
             raise
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except WRONG_STATE as error:
             raise CheckpointError(
                 f"the training state in the checkpoint cannot be restored: {error}. Resume from a "
                 "different checkpoint"

@@ -106,5 +106,5 @@ def test_error_names_an_empty_or_missing_file(tmp_path: Path) -> None:
         (tmp_path / "empty.txt").write_bytes(content)
         with pytest.raises(InputError, match=r"empty\.txt: the file is empty"):
             list(read_pieces(tmp_path / "empty.txt"))
-    with pytest.raises(InputError, match=r"gone\.txt: cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"gone\.txt cannot be read \(No such file"):
         list(read_pieces(tmp_path / "gone.txt"))
