@@ -1,10 +1,12 @@
 """`python -m experiments.watchers.run`: measures training runs with one failing watcher each.
 
-Each is compared with the undisturbed training runs before and after it, in time and bitwise.
+Each is compared with the undisturbed training runs before and after it, in time and bitwise. These
+have the same logger, and a terminal that is read where the failing one has a terminal.
 """
 
 import argparse
 import tempfile
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from statistics import mean
@@ -33,14 +35,23 @@ def main() -> None:
         folder = Path(name)
         library = preload.build(folder).library
         overrides = _overrides(folder, args.steps)
-        before = train(NONE, overrides, folder / "0", library)
+        last: tuple[Disturbance, Ended] | None = None
         for number, disturbance in enumerate(chosen, 1):
-            found = train(disturbance, overrides, folder / f"{number}_disturbed", library)
-            after = train(NONE, overrides, folder / str(number), library)
-            rows.append(_row(disturbance, found, before, after))
-            before = after
+            undisturbed = _undisturbed(disturbance)
+            if last is None or last[0] != undisturbed:
+                last = undisturbed, train(undisturbed, overrides, folder / f"{number}_0", library)
+            found = train(disturbance, overrides, folder / f"{number}_1", library)
+            after = train(undisturbed, overrides, folder / f"{number}_2", library)
+            rows.append(_row(disturbance, found, last[1], after))
+            last = undisturbed, after
             _write(rows, args.steps, f"{facts['cpu']}, {facts['cores']} cores, {facts['torch']}")
     print((RESULTS / "table.md").read_text())
+
+
+def _undisturbed(disturbance: Disturbance) -> Disturbance:
+    """Return the same logger and console without a fault."""
+    has_terminal = disturbance.console in ("stopped", "terminal")
+    return replace(NONE, console="terminal" if has_terminal else "file", logger=disturbance.logger)
 
 
 def _overrides(folder: Path, steps: int) -> list[str]:
