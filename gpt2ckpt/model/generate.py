@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2ckpt.config.schema import END_OF_TEXT, VOCAB_SIZE
-from gpt2ckpt.model.cache import KeyValueCache
+from gpt2ckpt.model.attention import KeyValueCache
 from gpt2ckpt.model.gpt2 import GPT2
 
 

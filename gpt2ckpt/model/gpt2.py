@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from gpt2ckpt.config.checks import check_model
 from gpt2ckpt.config.schema import ModelConfig
-from gpt2ckpt.model.attention import causal_attention
-from gpt2ckpt.model.cache import KeyValueCache, LayerCache
+from gpt2ckpt.model.attention import KeyValueCache, LayerCache, causal_attention
 from gpt2ckpt.model.loss import linear_cross_entropy
 
 LAYER_NORM_EPS = 1e-5

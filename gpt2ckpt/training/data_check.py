@@ -183,14 +183,10 @@ class DataCheck:
     def wait(self, stop_requested: Callable[[], bool], step: int) -> bool:
         """Wait until the files are verified, before the state of `step` is saved.
 
-        Files that were modified since the last save are read again.
+        Files that were modified since the last save are read again. Raises the errors of `poll`.
 
         Returns:
             False if a stop was requested first.
-
-        Raises:
-            DataChanged: The files differ from those of the checkpoint.
-            InputError: A file cannot be read.
         """
         if self._is_settled and self._corpus.contents.forget_changed():
             log.warning("a data file was modified during training: reading the file again")
