@@ -56,18 +56,22 @@ class CommandLine:
     asks_help: bool
 
 
-def parse_command_line(root: str) -> CommandLine:
-    """Parse sys.argv for the command `root`. Raises ConfigError, with the nearest flag."""
+def parse_command_line(root: str, arguments: Sequence[str] | None = None) -> CommandLine:
+    """Parse `arguments`, or else sys.argv, for the command `root`.
+
+    Raises ConfigError, with the nearest flag.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise ConfigError(_explain_flag(message, parser, root))
+        raise ConfigError(_explain_flag(message, parser, root, arguments))
 
     parser.error = refuse  # type: ignore[method-assign]
-    if (typed := _first_unknown_flag(parser)) and key_meant(typed, root):
+    if (typed := _first_unknown_flag(parser, arguments)) and key_meant(typed, root):
         refuse(f"unrecognized arguments: {typed}")  # argparse would read -prompt as -p rompt
     # Intermixed: flags and overrides may be in any order.
-    args: argparse.Namespace = parser.parse_intermixed_args()
+    args: argparse.Namespace = parser.parse_intermixed_args(arguments)
     name, config_dir = _config_file(args, root)
     args.config_name = name if name != root else None
     args.config_dir, args.config_path = config_dir and str(config_dir), None
@@ -110,25 +114,27 @@ def _switch_on_plugins(args: argparse.Namespace, folder: Path | None, name: str)
     return names
 
 
-def _first_unknown_flag(parser: argparse.ArgumentParser) -> str:
+def _first_unknown_flag(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:
     """Return the first argument that looks like a flag but is unknown; empty if there is none."""
     known = {flag for action in parser._actions for flag in action.option_strings}
-    for argument in sys.argv[1:]:
+    for argument in arguments:
         if re.match(r"--?[A-Za-z]", argument) and argument.partition("=")[0] not in known:
             return argument
     return ""
 
 
-def _explain_flag(message: str, parser: argparse.ArgumentParser, root: str) -> str:
+def _explain_flag(
+    message: str, parser: argparse.ArgumentParser, root: str, arguments: Sequence[str]
+) -> str:
     """Return why a flag is refused, with the nearest flag, or the key that it means."""
     flags = [flag for action in parser._actions for flag in action.option_strings]
-    flag = _first_unknown_flag(parser)
+    flag = _first_unknown_flag(parser, arguments)
     name, equals, value = flag.partition("=")
     if not flag:
         return f"{message}. --help lists all keys and flags."
     if len(name) > 3 and (hint := did_you_mean(name, flags, cutoff=0.75)):
         return f"{message}.{hint}"
-    following = sys.argv[sys.argv.index(flag) + 1 :]
+    following = arguments[arguments.index(flag) + 1 :]
     if not equals and following and not re.match(r"-\D|.*=", following[0]):
         value = following[0]
     if instead := key_meant(name, root, value):

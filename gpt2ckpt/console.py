@@ -154,6 +154,20 @@ def print_in_any_encoding() -> None:
             stream.reconfigure(errors=READABLE)
 
 
+def is_terminal(stream: Any) -> bool:
+    """Return whether a stream, which a host program may have replaced, is a terminal."""
+    with contextlib.suppress(AttributeError, ValueError):  # it has no isatty, or is closed
+        return bool(stream.isatty())
+    return False
+
+
+def printable_on(stream: Any, text: str) -> str:
+    """Return `text` with the characters replaced that a host program's stream cannot encode."""
+    codecs.register_error(READABLE, _readable)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, READABLE).decode(encoding)
+
+
 def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
@@ -183,7 +197,7 @@ def printable(text: str) -> str:
 
 def print_nowait(line: str) -> None:
     """Print a line on stdout without waiting for its reader; can be used in a signal handler."""
-    start = "\n" if sys.stdout.isatty() else ""  # below a progress bar, or below ^C
+    start = "\n" if is_terminal(sys.stdout) else ""  # below a progress bar, or below ^C
 
     def write() -> None:
         with contextlib.suppress(Exception):

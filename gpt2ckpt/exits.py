@@ -49,7 +49,7 @@ def reported_errors(*, tidies: bool = True) -> Iterator[None]:
     except OSError as error:
         _fail(f"{_refusal(error)} (HYDRA_FULL_ERROR=1 shows where it is used)", 1, wants_trace)
     except Exception as error:
-        if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
+        if is_from_hydra(error):
             from gpt2ckpt.config.explain import explain
 
             _fail(explain(error), ConfigError.exit_code, wants_trace)
@@ -59,6 +59,11 @@ def reported_errors(*, tidies: bool = True) -> Iterator[None]:
         handler.tidies = False
         _flush()
         _note_exit_code(sys.exc_info()[1])
+
+
+def is_from_hydra(error: Exception) -> bool:
+    """Return whether an error is one of Hydra or OmegaConf, which concerns the config."""
+    return type(error).__module__.partition(".")[0] in ("hydra", "omegaconf")
 
 
 def _refusal(error: OSError) -> str:

@@ -363,6 +363,7 @@ class CheckpointManager:
             has_ended = self._wait_patiently()
         finally:
             is_closed = self._writer.close()
+            self._scrub.close()
             self._guard.close()
             self._report.close()
         if has_ended and is_closed:

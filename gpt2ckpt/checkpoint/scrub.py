@@ -75,6 +75,10 @@ class Scrub:
             self._report(len(corrupt))
         self._under_way = False
 
+    def close(self) -> None:
+        """End the reading thread. Call it after the thread that saves has ended."""
+        self._reader.close()
+
     def _check_once(self, path: Path, is_wanted: Callable[[], bool]) -> None:
         key = key_of(path)
         if key is None or key in self._checked:

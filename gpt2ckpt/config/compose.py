@@ -96,7 +96,7 @@ def compose_config(
     _refuse_two_lengths(overrides)
     try:
         with explained(root, extra_dir):
-            _initialize_hydra(extra_dir)
+            create_hydra(extra_dir)
             config = compose(name, overrides, return_hydra_config=True)
             hydra = config.hydra
             with open_dict(config):
@@ -139,10 +139,11 @@ def _search_path(extra_dir: Path | None) -> ConfigSearchPath:
     return path
 
 
-def _initialize_hydra(extra_dir: Path | None) -> None:
+def create_hydra(extra_dir: Path | None) -> Hydra:
+    """Return Hydra as `GlobalHydra` has it from now on; `extra_dir` is the user's config folder."""
     GlobalHydra.instance().clear()
     version.setbase(VERSION_BASE)
-    Hydra.create_main_hydra2(task_name="app", config_search_path=_search_path(extra_dir))
+    return Hydra.create_main_hydra2(task_name="app", config_search_path=_search_path(extra_dir))
 
 
 def config_loader(extra_dir: Path | None = None) -> ConfigLoader:

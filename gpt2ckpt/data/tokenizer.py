@@ -6,10 +6,12 @@ contains the same files, so the vocabulary is read from its encoder.json, whose 
 
 import hashlib
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from gpt2ckpt.config.schema import END_OF_TEXT, VOCAB_SIZE
 from gpt2ckpt.errors import InputError
@@ -25,6 +27,79 @@ _SHA256 = {  # as tiktoken_ext/openai_public.py expects them
 # Splits text into the parts in which bytes are merged.
 # Source: tiktoken_ext/openai_public.py, r50k_pat_str.
 _PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+
+class Tokenizer(Protocol):
+    """Converts text to token ids and back."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids of the model."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text. Raises InputError for a text that has none."""
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of token ids, e.g. of a list or a tensor with one dimension."""
+
+
+def tokenizer_of(vocab_size: int) -> Tokenizer:
+    """Return the tokenizer of a model with `vocab_size` tokens.
+
+    That is GPT-2's if the vocabulary is at least as large as GPT-2's. A smaller vocabulary consists
+    of other tokens, of which only the ids are known.
+    """
+    return GPT2Tokenizer(vocab_size) if vocab_size >= VOCAB_SIZE else TokenIds(vocab_size)
+
+
+@dataclass(frozen=True)
+class GPT2Tokenizer:
+    """GPT-2's byte-pair encoding, without special tokens; ids above GPT-2's are padding."""
+
+    vocab_size: int = VOCAB_SIZE
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text; `<|endoftext|>` in it is text like any other."""
+        return gpt2_encoding().encode_ordinary(text)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of token ids. Raises InputError for an id that is not GPT-2's."""
+        ids = [int(token) for token in tokens]
+        if unknown := [token for token in ids if not 0 <= token < VOCAB_SIZE]:
+            raise InputError(
+                f"token {unknown[0]} is not GPT-2's: its vocabulary has the ids 0 to {END_OF_TEXT}"
+            )
+        return gpt2_encoding().decode(ids)
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """The token ids themselves as text, as in "17 4 21", where the tokens are not known."""
+
+    vocab_size: int
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids that a text lists. Raises InputError for any other text."""
+        ids = token_ids(text, self.vocab_size)
+        if text.strip() and not ids:
+            raise InputError(
+                f"{text!r} is not a list of token ids below {self.vocab_size:,}, and the tokens of "
+                "this model are not GPT-2's: pass ids, such as '1 2 3'"
+            )
+        return ids
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the token ids separated by blanks."""
+        return " ".join(str(int(token)) for token in tokens)
+
+
+def token_ids(text: str, vocab_size: int) -> list[int]:
+    """Return the ids that a text lists; empty if the text is anything else."""
+    parts = text.split()
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        return []
+    ids = [int(part) for part in parts]
+    return ids if all(token < vocab_size for token in ids) else []
 
 
 @cache

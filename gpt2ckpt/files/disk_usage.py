@@ -63,6 +63,9 @@ def _worker() -> Worker:
     return Worker("disk-space", limit=8)
 
 
+os.register_at_fork(after_in_child=_worker.cache_clear)  # a child process lacks the thread
+
+
 def _free_bytes(directory: Path) -> int:
     try:
         while not directory.exists() and directory != directory.parent:

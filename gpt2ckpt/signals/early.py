@@ -80,15 +80,21 @@ def handle_signals_early() -> EarlySignals:
     return handler
 
 
-def install(handler: Handler, before: dict[int, Handler]) -> None:
+def install(
+    handler: Handler,
+    before: dict[int, Handler],
+    leaves: Callable[[int], bool] = lambda number: (
+        number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+    ),
+) -> None:
     """Install `handler` for the stopping signals and SIGUSR1; add the replaced ones to `before`.
 
-    Raises ValueError outside the main thread.
+    Signals for which `leaves` returns true are left alone; by default an ignored SIGHUP. Raises
+    ValueError outside the main thread.
     """
     for number in (*STOPPING, signal.SIGUSR1):
-        if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-            continue
-        before[number] = signal.signal(number, handler)
+        if not leaves(number):
+            before[number] = signal.signal(number, handler)
 
 
 def call_previous(before: Handler, number: int, frame: FrameType | None) -> None:

@@ -69,7 +69,10 @@ class TrainingSignals:
         exits_immediately: whether a stopping signal ends the process at once, because no step has
             been trained yet.
         newest_checkpoint_message: returns what is printed about the newest checkpoint.
+        ends_process: whether a repeated signal and the end of the grace period end the process.
     """
+
+    ends_process = True
 
     def __init__(
         self,
@@ -146,7 +149,7 @@ class TrainingSignals:
 
     def __enter__(self) -> "TrainingSignals":
         with contextlib.suppress(ValueError):  # only the main thread can install handlers
-            install(self._handle, self._before)
+            self._install()
         early = self._before.get(signal.SIGUSR1)
         if isinstance(early, EarlySignals):
             self._save = early.take_save_request()
@@ -155,7 +158,11 @@ class TrainingSignals:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self.newest_checkpoint_message = None  # it keeps the model in memory
         self.call_previous_handlers()
+
+    def _install(self) -> None:
+        install(self._handle, self._before)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         received = signal.Signals(number)
@@ -163,15 +170,19 @@ class TrainingSignals:
             self._save = True
         elif self.exits_immediately:
             self._received.append((number, frame))
-            try:
-                self.call_previous_handlers()
-            finally:
-                exit_now(exit_code(received), "interrupted: there was nothing to save")
+            self._leave_unsaved(received)
         elif self._stop_requests.take(received):
             self.leave(received, " received again: stopped without saving")
         elif self._all_reduce_max is None:
             self.stop = received
         self._received.append((number, frame))
+
+    def _leave_unsaved(self, received: signal.Signals) -> None:
+        """End the process before its first step, after the replaced handlers."""
+        try:
+            self.call_previous_handlers()
+        finally:
+            exit_now(exit_code(received), "interrupted: there was nothing to save")
 
 
 class Watchdog:
@@ -231,15 +242,18 @@ class Watchdog:
                 self._signals.leave(
                     requests.asked[0], f": the grace period of {self._grace:g} s is over"
                 )
+            if number not in STOPPING and self._before >= 0:
+                with contextlib.suppress(OSError):  # an event loop of the host waits for it
+                    os.write(self._before, bytes([number]))
             if number not in STOPPING or self._signals.exits_immediately:
                 continue
             received = signal.Signals(number)
             is_repeated = requests.take(received)
-            if is_repeated:
+            if is_repeated and self._signals.ends_process:
                 self._signals.leave(received, " received again: stopped without saving")
             elif is_repeated is False:
                 self._acknowledge(received)
-                if end is None and self._grace is not None:
+                if end is None and self._grace is not None and self._signals.ends_process:
                     end = time.monotonic() + self._grace
 
     def _acknowledge(self, received: signal.Signals) -> None:

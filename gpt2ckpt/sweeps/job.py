@@ -165,7 +165,13 @@ class SweepJob:
             if not is_new:
                 _write_record(directory / hydra_record(directory), config, launch)
             configure_log(launch.hydra.job_logging, launch.hydra.verbose)
-            return train_claimed(claim, start, validated, hardware, SingleProcess())
+            return train_claimed(
+                claim=claim,
+                start=start,
+                validated=validated,
+                hardware=hardware,
+                group=SingleProcess(),
+            )
 
     def _new_directory(self, job: Job, config: DictConfig) -> Claim:
         def name_of(number: int) -> str:

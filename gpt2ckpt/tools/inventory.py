@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.archive_folders import ABANDONED, CORRUPT, archive_folders
@@ -106,6 +107,23 @@ def all_roles(checkpoint: ListedCheckpoint, checkpoints: list[ListedCheckpoint])
     """Return the role of a checkpoint, then the roles of the other names of the same file."""
     shared = [other.role for other in checkpoints if other.inode.key == checkpoint.inode.key]
     return list(dict.fromkeys([checkpoint.role, *shared]))
+
+
+def as_record(checkpoint: ListedCheckpoint, checkpoints: list[ListedCheckpoint]) -> dict[str, Any]:
+    """Return a checkpoint among those of its run as `list --json` prints it."""
+    return {
+        "path": str(checkpoint.path),
+        "roles": all_roles(checkpoint, checkpoints),
+        "group": str(checkpoint.group),
+        "step": checkpoint.step,
+        "epoch": checkpoint.epoch,
+        "val_loss": checkpoint.meta.val_loss,
+        "size_bytes": checkpoint.inode.size,
+        "saved_at": checkpoint.meta.saved_at or None,
+        "reason": checkpoint.meta.reason or None,
+        "run_dir": str(checkpoint.run.directory),
+        "error": checkpoint.error,
+    }
 
 
 def _read(path: Path, run: RunPaths, moved: ListGroup | None) -> ListedCheckpoint | None:

@@ -3,12 +3,11 @@
 import argparse
 from datetime import datetime, timedelta
 from itertools import chain
-from typing import Any
 
 from gpt2ckpt.files.disk_usage import disk_bytes
 from gpt2ckpt.loggers.metrics_file import to_json
 from gpt2ckpt.tools.command_line import Subcommand, add_json
-from gpt2ckpt.tools.inventory import MOVED_AWAY, ListedCheckpoint, all_roles, list_checkpoints
+from gpt2ckpt.tools.inventory import MOVED_AWAY, ListedCheckpoint, as_record, list_checkpoints
 from gpt2ckpt.tools.targets import add_dir, find_runs, no_runs
 from gpt2ckpt.units import human_bytes, plural
 
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     runs = [list_checkpoints(run) for run in find_runs(args.dir)]
     if args.json:
         print(
-            to_json([_as_json(item, checkpoints) for checkpoints in runs for item in checkpoints])
+            to_json([as_record(item, checkpoints) for checkpoints in runs for item in checkpoints])
         )
         return 0
     listed = [checkpoints for checkpoints in runs if checkpoints]
@@ -39,22 +38,6 @@ def run(args: argparse.Namespace) -> int:
     elif len(listed) > 1:
         print(f"{plural(len(listed), 'run')}, {_totals(list(chain(*listed)))}")
     return 0
-
-
-def _as_json(checkpoint: ListedCheckpoint, checkpoints: list[ListedCheckpoint]) -> dict[str, Any]:
-    return {
-        "path": str(checkpoint.path),
-        "roles": all_roles(checkpoint, checkpoints),
-        "group": str(checkpoint.group),
-        "step": checkpoint.step,
-        "epoch": checkpoint.epoch,
-        "val_loss": checkpoint.meta.val_loss,
-        "size_bytes": checkpoint.inode.size,
-        "saved_at": checkpoint.meta.saved_at or None,
-        "reason": checkpoint.meta.reason or None,
-        "run_dir": str(checkpoint.run.directory),
-        "error": checkpoint.error,
-    }
 
 
 def _lines(checkpoints: list[ListedCheckpoint], now: datetime) -> list[str]:

@@ -98,12 +98,16 @@ def checkpoint_named(what: str) -> Path:
         raise no_run(OUTPUTS, "pass a run directory or a checkpoint file")
     for path, reason in place.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
-    return place.file or _of_role(
+    return place.file or checkpoint_of_role(
         RunPaths(place.directory, place.folder), place.role or Role.LATEST
     )
 
 
-def _of_role(run: RunPaths, role: Role) -> Path:
+def checkpoint_of_role(run: RunPaths, role: Role) -> Path:
+    """Return the checkpoint of a role; if the head of that file is damaged, the next best.
+
+    Skipped files are printed on stderr. Raises CheckpointError if there is no readable one.
+    """
     if not any(names.role_of(path.name) is role for path in Store(run.folder).files()):
         raise CheckpointError(
             f"there is no {role} checkpoint in {run.folder}: choose one that `list` shows"

@@ -137,10 +137,22 @@ def _keep_freed_memory() -> None:
     which takes up to a quarter of the time; the peak memory stays about the same. The settings, of
     mallopt(3): large allocations are not mapped separately, and the heap is never trimmed.
     """
+    _set_malloc(mmap_max=0, trim_threshold=-1)
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the kernel, now and from now on, by the defaults of glibc."""
+    _set_malloc(mmap_max=65536, trim_threshold=128 * 1024)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _set_malloc(mmap_max: int, trim_threshold: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)
+        mallopt(_M_MMAP_MAX, mmap_max)
+        mallopt(_M_TRIM_THRESHOLD, trim_threshold)
 
 
 def differences(now: Environment, recorded: Environment) -> list[str]:

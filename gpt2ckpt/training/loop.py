@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from gpt2ckpt.checkpoint.best import Best
 from gpt2ckpt.signals.deadline import StepAbandoned
+from gpt2ckpt.signals.host import StoppedUnsaved
 from gpt2ckpt.signals.training import TrainingSignals, Watchdog
 from gpt2ckpt.training.anomalies import (
     LossSpike,
@@ -85,8 +86,8 @@ class Loop:
                 elif self.saver.has_failed():
                     # Disk space is reserved for an emergency save.
                     self.saver.save_emergency("the last save failed")
-            except (HalfApplied, DataChanged):
-                raise  # this state must not be saved
+            except (HalfApplied, DataChanged, StoppedUnsaved):
+                raise  # the state must not be resumed, or the user does not wait for a save
             except BaseException as error:
                 self._save_after(error)
                 raise

@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from gpt2ckpt.console import is_terminal
 from gpt2ckpt.worker import Worker
 
 DRAW_EVERY = 0.1  # least seconds between two drawings
@@ -123,7 +124,7 @@ class BarProgress(Progress):
 
 def open_progress(total_steps: int, done_steps: int = 0, *, shown: bool = True) -> Progress:
     """Return a bar if stderr is a terminal and `shown` is true; else an object without a bar."""
-    is_visible = shown and sys.stderr.isatty()
+    is_visible = shown and is_terminal(sys.stderr)
     return BarProgress(total_steps, done_steps) if is_visible else Progress()
 
 
@@ -160,9 +161,10 @@ class _AboveBar(io.TextIOBase):
 
 
 def _terminal_handlers() -> list["logging.StreamHandler[Any]"]:
-    """Return the root logger's handlers that write to a terminal."""
+    """Return the handlers of the root logger and of our own that write to a terminal."""
     return [
         handler
-        for handler in logging.getLogger().handlers
-        if isinstance(handler, logging.StreamHandler) and handler.stream.isatty()
+        for name in (None, "gpt2ckpt")
+        for handler in logging.getLogger(name).handlers
+        if isinstance(handler, logging.StreamHandler) and is_terminal(handler.stream)
     ]

@@ -18,7 +18,7 @@ from torch import nn
 
 from gpt2ckpt.config.registry import option_of
 from gpt2ckpt.config.schema import END_OF_TEXT, VOCAB_SIZE, ModelShape
-from gpt2ckpt.data.tokenizer import gpt2_encoding
+from gpt2ckpt.data.tokenizer import gpt2_encoding, token_ids
 from gpt2ckpt.model.generate import generate
 from gpt2ckpt.parallel.process_group import ProcessGroup
 from gpt2ckpt.training.hardware import Hardware
@@ -63,7 +63,7 @@ def encode_prompt(prompt: str, vocabulary: int) -> list[int]:
     """Return the token ids of a prompt, at least one; `notice` reports an unsuitable prompt."""
     if vocabulary >= VOCAB_SIZE:
         return gpt2_encoding().encode_ordinary(prompt) or [END_OF_TEXT]
-    return _token_ids(prompt, vocabulary) or [FIRST_TOKEN]
+    return token_ids(prompt, vocabulary) or [FIRST_TOKEN]
 
 
 def notice(prompt: str, vocabulary: int) -> str:
@@ -74,7 +74,7 @@ def notice(prompt: str, vocabulary: int) -> str:
         f"the model's vocabulary has {vocabulary:,} tokens, which are not GPT-2's: samples are "
         "shown as token ids"
     )
-    if not prompt or _token_ids(prompt, vocabulary):
+    if not prompt or token_ids(prompt, vocabulary):
         return sentence
     return (
         f"{sentence}, and start with token {FIRST_TOKEN} instead of the prompt {prompt!r}. Pass "
@@ -183,15 +183,6 @@ def _load(loading: "futures.Future[list[int]]", prompt: str, vocabulary: int) ->
         loading.set_result(encode_prompt(prompt, vocabulary))
     except BaseException as error:
         loading.set_exception(error)
-
-
-def _token_ids(prompt: str, vocabulary: int) -> list[int]:
-    """Return the ids that a prompt lists; empty if the prompt is anything else."""
-    parts = prompt.split()
-    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
-        return []
-    ids = [int(part) for part in parts]
-    return ids if all(token < vocabulary for token in ids) else []
 
 
 def _continue(

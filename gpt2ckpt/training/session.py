@@ -86,6 +86,7 @@ class Session:
     hardware: Hardware
     group: ProcessGroup = field(default_factory=SingleProcess)
     lock: RunLock | None = None
+    signals: TrainingSignals | None = None
 
     def run(self) -> Outcome:
         """Train until the run is finished or a signal stops it; record start and end as events."""
@@ -177,7 +178,8 @@ class Session:
     def _build_loop(self, state: TrainingState, provenance: Provenance, events: EventSink) -> Loop:
         loggers = self._open_loggers(provenance, state.counters.step)
         replay = self._open_replay()
-        manager, signals = self._open_manager(provenance.run.id, events), TrainingSignals()
+        manager = self._open_manager(provenance.run.id, events)
+        signals = self.signals or TrainingSignals()
         if isinstance(self.group, DistributedGroup):
             signals = TrainingSignals(self.group.all_reduce_max, self.group.launcher_has_died)
         grace = self.validated.config.checkpoint.grace_seconds
@@ -365,12 +367,30 @@ class Session:
 
 
 def train_claimed(
-    claim: Claim, start: Start, validated: ValidatedRun, hardware: Hardware, group: ProcessGroup
+    *,
+    claim: Claim,
+    start: Start,
+    validated: ValidatedRun,
+    hardware: Hardware,
+    group: ProcessGroup,
+    signals: TrainingSignals | None = None,
 ) -> Outcome:
-    """Train in the claimed directory, and release its lock."""
+    """Train in the claimed directory, and release its lock.
+
+    `signals` are the signal handlers; None for those of a command.
+    """
     with claim.lock:
         for line in [claim.notice, *start.notices()]:
             if line:
                 log.info("%s", line)
         group.publish_directory(str(claim.directory))
-        return Session(claim.directory, start, validated, hardware, group, claim.lock).run()
+        session = Session(
+            directory=claim.directory,
+            start=start,
+            validated=validated,
+            hardware=hardware,
+            group=group,
+            lock=claim.lock,
+            signals=signals,
+        )
+        return session.run()

@@ -16,6 +16,7 @@ from gpt2ckpt.parallel.ddp import ParallelLoss
 from gpt2ckpt.parallel.process_group import ProcessGroup, SingleProcess
 from gpt2ckpt.parallel.step_sharding import StepShard, shard_step
 from gpt2ckpt.signals.deadline import StepAbandoned
+from gpt2ckpt.signals.host import StoppedUnsaved
 from gpt2ckpt.training.anomalies import check_loss, check_spike
 from gpt2ckpt.training.hardware import Hardware
 from gpt2ckpt.training.rng import capture_generators, restore_generators
@@ -116,6 +117,8 @@ class Stepper:
             if math.isfinite(norm):
                 state.optimizer.step(state.scaler)
             state.scaler.update()
+        except StoppedUnsaved:
+            raise
         except BaseException as error:
             is_named = isinstance(error, PluginError)
             reason = str(error) if is_named else f"{type(error).__name__}: {error}"

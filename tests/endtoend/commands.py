@@ -141,3 +141,17 @@ def tree(folder: Path) -> dict[str, tuple[str, int]]:
         content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         found[str(path.relative_to(folder))] = (content, path.stat().st_mtime_ns)
     return found
+
+
+def start_program(text: str, cwd: Path, *args: str) -> "Forked":
+    """A Python program of a user in the background, as a file in `cwd`."""
+    from tests import forkserver
+
+    program = cwd / "program.py"
+    program.write_text(text)
+    return forkserver.start(str(program), args, cwd, environment())
+
+
+def run_program(text: str, cwd: Path, *args: str) -> Done:
+    """Run a Python program of a user to its end."""
+    return succeed(finish(start_program(text, cwd, *args)))
