@@ -42,7 +42,7 @@ class Best:
 
 
 def best_of(meta: CheckpointMeta) -> Best | None:
-    """Return a state as the best model; None if it has no finite validation loss."""
+    """Return the loss and the step of a state; None if it has no finite validation loss."""
     loss = meta.val_loss
     if type(loss) is not float or not math.isfinite(loss) or not meta.has("step"):
         return None

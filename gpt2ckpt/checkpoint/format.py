@@ -69,7 +69,7 @@ class Index:
 
 
 def encode(state: dict[str, Any]) -> Encoded:
-    """Return the file of a state.
+    """Encode a state as a file.
 
     Args:
         state: A dict with str keys of None, bool, int, float, str, list, dict and contiguous CPU
@@ -214,7 +214,7 @@ def _seal(contents: list[tuple[str, Buffer]]) -> Encoded:
 
 
 def is_ours(file: BinaryIO) -> bool:
-    """Return whether the file begins with the marker record of these checkpoints."""
+    """Return whether the file begins like a checkpoint of this project."""
     name = f"{ROOT}/meta.json".encode()
     head = file.read(zip_container.LOCAL_HEADER.size + len(name))
     return head.startswith(b"PK") and head.endswith(name)

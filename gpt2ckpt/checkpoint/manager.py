@@ -271,7 +271,7 @@ class CheckpointManager:
         return self._writing is not None and self._writer.is_busy
 
     def seconds_to_save(self) -> float | None:
-        """Return how long an emergency save may take, by the last save; None before any.
+        """Return the seconds of an emergency save, estimated from the last save; None before any.
 
         This includes the wait for a save that is being written, as if that had just started.
         """

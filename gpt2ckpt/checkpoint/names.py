@@ -64,7 +64,7 @@ def role_of(name: str) -> Role | None:
 
 
 def number_in(name: str) -> int | None:
-    """Return the step in a rolling or emergency name, or the epoch in an epoch name; else None."""
+    """Return the step in a rolling or emergency name, or the epoch in an epoch name, or None."""
     matches = (form.fullmatch(name) for form in _NUMBERED.values())
     return next((int(match[1]) for match in matches if match), None)
 

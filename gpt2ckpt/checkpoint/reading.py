@@ -34,7 +34,7 @@ def check(path: Path, watch: durable.Watch = durable.no_progress) -> None:
 
 
 def blameless(error: CheckpointError) -> OSError | None:
-    """Return the OSError that prevented reading a file, if it does not mean a damaged file.
+    """Return the OSError that prevented reading a file; None for a damaged or missing file.
 
     A file that this user may not open, or for which no descriptor is free, is not damaged. A file
     that the device cannot read (EIO) is damaged.

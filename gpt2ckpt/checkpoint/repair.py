@@ -76,7 +76,7 @@ class RepairResult:
 
 
 def same_files(folder: Path) -> list[File]:
-    """Return the checkpoints of a folder, archived ones included."""
+    """Return the checkpoints of a folder, including archived ones."""
     archived = [
         path for archive in archive_folders(folder, ABANDONED) for path in archive.iterdir()
     ]
@@ -89,7 +89,7 @@ def same_files(folder: Path) -> list[File]:
 
 
 def diagnose(folder: Path) -> Diagnosis:
-    """Verify every checkpoint of a folder, archived ones included.
+    """Verify every checkpoint of a folder, including archived ones.
 
     Raises OSError if a file cannot be read for a reason that does not mean damage.
     """

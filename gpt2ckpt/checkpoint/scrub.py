@@ -34,7 +34,7 @@ class _Wanted(Exception):
 
 
 class Scrub:
-    """Verification of one checkpoints/ folder, in rounds.
+    """Verifies one checkpoints/ folder in rounds.
 
     Only the thread that saves may call the methods, because files are repaired between saves.
     """
@@ -165,7 +165,7 @@ class Scrub:
 
 @contextlib.contextmanager
 def _uncached(path: Path) -> Iterator[None]:
-    """Drop the file from the page cache before and after the block."""
+    """Drop the file from the page cache before and after the `with` statement."""
     _drop(path)
     try:
         yield

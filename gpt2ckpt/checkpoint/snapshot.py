@@ -60,7 +60,7 @@ class Staging:
 
 
 def on_host(value: Any) -> Any:
-    """Return `value` with every tensor contiguous on the CPU, copied only if that is necessary."""
+    """Return `value` with every tensor contiguous on the CPU, copied only if necessary."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu").contiguous()
     if isinstance(value, dict):

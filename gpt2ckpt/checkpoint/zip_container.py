@@ -66,7 +66,7 @@ def place(record: Record, offset: int) -> Placed:
 
 
 def _common_fields(record: Record, name: bytes, extra: bytes) -> tuple[int, ...]:
-    """Return the fields that the local and the central header of a record share, in order."""
+    """Return the fields, in order, that the local and the central header of a record share."""
     size = min(record.size, SATURATED)
     return (
         45,  # version needed

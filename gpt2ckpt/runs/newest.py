@@ -43,7 +43,7 @@ TAIL = 1 << 14  # bytes at the end of metrics.jsonl that contain its last line
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run directory records.
+    """The name of a run, and when it was trained, as its directory records them.
 
     Attributes:
         directory: The run directory.
@@ -142,7 +142,7 @@ def run_directories(root: Path) -> list[tuple[Path, bool]]:
 
 
 def read_record(directory: Path, *, is_job: bool = False) -> RunRecord:
-    """Return what the run in `directory` records."""
+    """Return the record of the run in `directory`."""
     metas, problem = list(_newest_metas(directory / CHECKPOINTS)), ""
     if not metas:
         problem = "no checkpoint in it can be read"

@@ -80,7 +80,7 @@ def decode(content: bytes) -> Owner | None:
 
 
 def judge(owner: Owner | None, here: Owner, *, kernel_lock_is_free: bool) -> Verdict:
-    """Return whether `owner` is alive, as far as the process `here` can tell at once.
+    """Return whether `owner` is alive, as far as the process `here` knows without waiting.
 
     Args:
         owner: The process in the lock record; None for a damaged record.

@@ -55,7 +55,7 @@ class Start:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Release the lock at the end of the block, if there is a lock that is still held."""
+        """Release the lock at the end of the `with` statement, if it is still held."""
         try:
             yield
         finally:
@@ -115,8 +115,8 @@ def find_start(
         scope: Where a selector such as `latest` is searched.
         compose: Composes a config from overrides.
         locks: Whether to lock the directory of the resumed run before its checkpoint is read, so
-            that no other process trains in it between this decision and the first step. The
-            block `Start.held` releases the lock. A dry run does not lock, and writes nothing.
+            that no other process trains in it between this decision and the first step.
+            `Start.held` releases the lock. A dry run does not lock, and writes nothing.
 
     Raises:
         CheckpointError: The checkpoint to resume does not exist.

@@ -23,7 +23,7 @@ SAME_UP_TO_ROUNDING = tuple(
 
 @dataclass(frozen=True)
 class WandbRun:
-    """One W&B run.
+    """A W&B run and the settings of its steps.
 
     Attributes:
         parts: Pairs of a step and the digest of the settings that trained the steps after it.
@@ -41,7 +41,7 @@ class WandbRun:
         return held[-1] if held else None
 
     def fits(self, step: int, settings: str) -> bool:
-        """Return whether `settings` would log the same losses after `step` as those logged."""
+        """Return whether training with `settings` after `step` reproduces the logged losses."""
         if self.furthest <= step:
             return True
         later = [part for start, part in self.parts if step < start < self.furthest]
@@ -82,7 +82,7 @@ class WandbLineage:
         return self.by_id[self.active]
 
     def logged_to(self, step: int) -> "WandbLineage":
-        """Return the lineage after the active W&B run was found to have logged `step`."""
+        """Return the lineage, in which the active W&B run has logged the steps up to `step`."""
         known = replace(self.active_run, furthest=max(self.active_run.furthest, step))
         return replace(self, by_id={**self.by_id, self.active: known})
 
