@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from gpt2ckpt import console
 from gpt2ckpt.application import CommandLine
+from gpt2ckpt.config import plugins
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import InputError, LockedError, UserError
 from gpt2ckpt.exits import own_process
@@ -93,6 +94,7 @@ class SweepJob:
             self._record(replace(entry, status=Status.STARTED))
             if signals:
                 self._enter(signals)
+            plugins.load(self.line.plugins)  # in a worker, which has unpickled their classes
             entry, received = self._run(job, values, config, entry, places)
             stopped = exit_code(received) if received else 0
             if signals and received:
