@@ -11,6 +11,7 @@ from pathlib import Path
 import gpt2ckpt.train
 from experiments.exactness.resume import resume
 from experiments.exactness.source import train_and_copy
+from gpt2ckpt.config import plugins
 
 LIMIT = 600  # seconds for one training
 
@@ -61,6 +62,7 @@ def _here(job: Job, overrides: list[str], log: Path) -> int:
     sys.argv = ["gpt2ckpt.train", *overrides]
     try:
         if job.resumed:
+            plugins.load(plugins.switched_on(job.overrides, None, "train"))
             resume(job.resumed, job.directory)
         elif job.copies:
             train_and_copy(job.copies, job.directory)

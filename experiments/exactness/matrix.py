@@ -42,6 +42,10 @@ BASE = [
 ACCUMULATION = ["trainer.batch_size=1", "trainer.grad_accum=2"]
 MUON = ["optimizer=muon"]
 DROPOUT = ["model.dropout=0.1"]
+MODERN = [
+    *("plugins=[experiments.modern_gpt]", "model=modern", "model.value_residual=true"),
+    *("optimizer=modern_muon", "schedule=cooldown"),
+]
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,9 @@ class Variant:
 
     @property
     def overrides(self) -> list[str]:
-        muon = "optimizer=muon" in self.more
-        base = [word for word in BASE if not (muon and word.startswith("optimizer.lr"))]
-        return [*base, *self.more]
+        groups = {word.partition("=")[0] for word in self.more}
+        other = tuple(f"{group}." for group in ("optimizer", "schedule") if group in groups)
+        return [*(word for word in BASE if not word.startswith(other)), *self.more]
 
 
 VARIANTS = [
@@ -74,6 +78,7 @@ VARIANTS = [
         "Muon, bfloat16, dropout, accumulation",
         [*MUON, *DROPOUT, *ACCUMULATION, "trainer.precision=bfloat16"],
     ),
+    Variant("modern recipe", MODERN),
     Variant("2 ranks, dropout, accumulation", [*DROPOUT, *ACCUMULATION], ranks=2),
     Variant("compile, dropout", ["trainer.compile=true", *DROPOUT]),
 ]

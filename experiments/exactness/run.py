@@ -123,7 +123,8 @@ def resumed(folder: Path, case: Case) -> Job:
     """Return the training that resumes from one file in a copy of the directory."""
     directory = folder / "resumed" / case.name
     copied = copy_run(folder / "copies" / case.variant.folder, case, directory)
-    return Job(directory, [f"+resume={copied}"], case.variant.ranks, resumed=copied)
+    plugins = [word for word in case.variant.overrides if word.startswith("plugins=")]
+    return Job(directory, [f"+resume={copied}", *plugins], case.variant.ranks, resumed=copied)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def replay(
 
 def composable(overrides: list[str], compose: Callable[[list[str]], Values]) -> list[str]:
     """Return those of `overrides` that still compose, each on top of the ones before it."""
-    return _composable_after([], overrides, compose)
+    return _composable_after([], overrides, compose) if overrides else []
 
 
 def _composable_after(
