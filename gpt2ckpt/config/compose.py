@@ -271,7 +271,9 @@ def refuse_non_options(overrides: list[str]) -> None:
     groups = config_groups()
     for override in parse_overrides(overrides):
         group, value = override.key_or_group, override.value()
-        if group in groups and not override.is_delete() and isinstance(value, int | float | None):
+        if override.is_delete() or (group == CALLBACK and value is None):  # no callbacks
+            continue
+        if group in groups and isinstance(value, int | float | None):
             raise ConfigError(
                 f"{override.input_line} is not an option: give {group}=NAME or leave {group} out; "
                 f"the options are {', '.join(group_options(group))}"

@@ -190,7 +190,7 @@ def continue_history(
     after = before.continue_from(own, point.step, settings)
     parts = continued(before.logged, intervals_of(point.step, frozen), shared)
     _write_lineage(directory, replace(after, logged=parts, follows=follows or before.follows))
-    if after.active not in before.by_id and frozen["logger"]["wandb"]:
+    if after.active not in before.by_id and frozen["logger"].get("wandb"):
         notices.append(_notice(after))
     return notices
 

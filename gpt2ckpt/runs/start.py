@@ -101,7 +101,10 @@ class Start:
             return lines
         verb = "resuming" if self.directory else "forking"
         lines.append(f"{verb} from {self.found.path}, step {self.found.state.step}")
-        return lines + [f"{change}  ({change.effect})" for change in self.changes]
+        lines += [f"{change}  ({change.effect})" for change in self.changes]
+        kept = self.frozen.get("callback") or {}
+        dropped = [name for name in self.found.state.callbacks or {} if name not in kept]
+        return lines + [f"the saved state of callback {name!r} is dropped" for name in dropped]
 
 
 def find_start(

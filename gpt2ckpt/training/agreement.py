@@ -70,7 +70,7 @@ def follow(group: DistributedGroup, switch_on_plugins: Callable[[], None]) -> in
     switch_on_plugins()
     _check_plugins(plan)
     start = _start_of(plan)
-    validated = validate_run(start)
+    validated = validate_run(start, is_first=False)
     if validated.corpus.digest != plan["data"]:
         raise InputError(
             "this rank reads different data than the first rank "

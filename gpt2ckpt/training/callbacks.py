@@ -11,12 +11,15 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gpt2ckpt import console
 from gpt2ckpt.checkpoint.state import StoppedBy
+from gpt2ckpt.config.registry import option_of
+from gpt2ckpt.config.schema import TrainConfig
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.runs.start import Start
 
@@ -264,6 +267,15 @@ class Callbacks:
             if any(parameter.grad is not None for parameter in model.parameters()):
                 optimizer.zero_grad()
             restore_generators(generators)
+
+
+def callbacks_of(config: TrainConfig) -> Callbacks:
+    """Return the callbacks that a config chooses, which are not built yet."""
+    found = []
+    for name, settings in config.callback.items():
+        option = option_of("callback", settings)
+        found.append(Callback(name, str(option), partial(option.build, settings)))
+    return Callbacks(found)
 
 
 def stopped_by(start: Start) -> StoppedBy | None:

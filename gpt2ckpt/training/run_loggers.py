@@ -1,12 +1,14 @@
-"""The loggers of a run: metrics.jsonl, and TensorBoard and W&B if the config enables them."""
+"""The loggers of a run: metrics.jsonl, and those that the config enables."""
 
 import contextlib
 from pathlib import Path
 from typing import Any
 
+from gpt2ckpt.config.registry import option_of
 from gpt2ckpt.config.schema import LoggerConfig
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.loggers.metrics_file import MetricsFile, read
+from gpt2ckpt.loggers.plugin_logger import PluginLogger
 from gpt2ckpt.loggers.tensorboard import TensorBoardLogger
 from gpt2ckpt.loggers.wandb import WandbLogger, service_progress
 from gpt2ckpt.runs.history import origin_in
@@ -17,8 +19,8 @@ from gpt2ckpt.training.state import Provenance
 class RunLoggers(Loggers):
     """The loggers of one process of a run, open from the start of the process to `close`.
 
-    TensorBoard and W&B receive the lines of metrics.jsonl up to the first step of this process, so
-    that a resumed run appears as one run.
+    TensorBoard, W&B and the logger of a plugin receive the lines of metrics.jsonl up to the first
+    step of this process, so that a resumed run appears as one run.
 
     Args:
         directory: The run directory.
@@ -31,7 +33,7 @@ class RunLoggers(Loggers):
     def __init__(
         self,
         directory: Path,
-        config: LoggerConfig,
+        config: Any,
         provenance: Provenance,
         *,
         step: int,
@@ -54,6 +56,11 @@ class RunLoggers(Loggers):
         # Read before the loggers' threads start, since metrics.jsonl grows from then on.
         with contextlib.suppress(OSError):
             history = [event for event in read(directory / HISTORY) if event["step"] <= step]
+        option = option_of("logger", config)
+        if not option.is_built_in:
+            self.add(str(option), lambda: PluginLogger(option.build(config, directory), history))
+        if not isinstance(config, LoggerConfig):
+            return
         if config.tensorboard:
             self.add(
                 "TensorBoard",

@@ -15,7 +15,7 @@ from gpt2ckpt.data.tokens import count_blocks
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.optim.schedule import Schedule, build_schedule
 from gpt2ckpt.runs.start import Start
-from gpt2ckpt.training.callbacks import Callbacks, stopped_by
+from gpt2ckpt.training.callbacks import Callbacks, callbacks_of, stopped_by
 from gpt2ckpt.training.data_check import expected_files
 
 if TYPE_CHECKING:
@@ -102,11 +102,15 @@ class ValidatedRun:
         return (self.done.blocks + self.blocks_left) / self.blocks_per_epoch
 
 
-def validate_run(start: Start) -> ValidatedRun:
+def validate_run(start: Start, *, is_first: bool = True) -> ValidatedRun:
     """Check the config of a start, open its data, and compare both with the saved state.
 
+    Args:
+        start: What is trained, and from which state.
+        is_first: Whether this is the first rank, which has the callbacks.
+
     Raises:
-        ConfigError: A setting is wrong.
+        ConfigError: A setting is wrong, or a callback cannot be built or refuses its state.
         InputError: The data is missing, unusable or changed.
         CheckpointError: The saved state cannot be resumed.
     """
@@ -126,6 +130,8 @@ def validate_run(start: Start) -> ValidatedRun:
     expected = expected_files(start, corpus)
     blocks = count_blocks(len(corpus.train), config.model.block_size)
     steps = _total_steps(config.trainer, blocks, start.state)
+    callbacks = callbacks_of(config) if is_first else Callbacks()
+    callbacks.open(start)
     return ValidatedRun(
         config=config,
         frozen=frozen,
@@ -136,6 +142,7 @@ def validate_run(start: Start) -> ValidatedRun:
         schedule=build_schedule(config.schedule, steps),
         done=_done(start.state),
         expected_files=expected,
+        callbacks=callbacks,
     )
 
 
