@@ -271,11 +271,10 @@ def refuse_non_options(overrides: list[str]) -> None:
     groups = config_groups()
     for override in parse_overrides(overrides):
         group, value = override.key_or_group, override.value()
-        if override.is_delete() or (group == CALLBACK and value is None):  # no callbacks
-            continue
-        if group in groups and isinstance(value, int | float | None):
+        if group in groups and not override.is_delete() and isinstance(value, int | float | None):
+            none = f"{group}=[]" if group == CALLBACK else f"leave {group} out"
             raise ConfigError(
-                f"{override.input_line} is not an option: give {group}=NAME or leave {group} out; "
+                f"{override.input_line} is not an option: give {group}=NAME or {none}; "
                 f"the options are {', '.join(group_options(group))}"
             )
 

@@ -108,7 +108,7 @@ def replay(
             result = {k: v for k, v in result.items() if not k.startswith(f"{group}.")}
             asked |= {key for key in after if key.startswith(f"{group}.")}
     result = {k: v for k, v in result.items() if not (k in asked and k.startswith(CALLBACKS))}
-    result |= {key: after[key] for key in asked if key in after}
+    result |= {key: value for key, value in after.items() if key in asked}
     changes = difference(current, result)
     _refuse_other_states(changes)
     return unflatten(result), changes
@@ -167,13 +167,16 @@ def still_meant(
     for key, other in (EVALUATION_LENGTH, EVALUATION_LENGTH[::-1]):
         if any(sets(override, key) for override in new):
             recorded = [override for override in recorded if not sets(override, other)]
-    groups = [o for o in parse_overrides(new) if o.key_or_group in SINGLE]
+    groups = [o for o in parse_overrides(new) if o.key_or_group in OPTIONS]
     valid = composable([group.input_line for group in groups], compose)
     groups = [group for group in groups if group.input_line in valid]  # `replay` refuses the others
     if not groups:
         return recorded
     before, after = flatten(frozen), flatten(compose(valid))
-    kinds = (f"{group.key_or_group}.kind" for group in groups)
+    replaced = [group.key_or_group for group in groups if group.key_or_group != CALLBACK]
+    if len(replaced) < len(groups):
+        replaced += [f"{CALLBACK}.{name}" for name in frozen.get(CALLBACK) or {}]
+    kinds = [f"{group}.kind" for group in replaced]
     gone = tuple(kind.removesuffix("kind") for kind in kinds if before.get(kind) != after.get(kind))
     return [o.input_line for o in parse_overrides(recorded) if not o.key_or_group.startswith(gone)]
 

@@ -163,7 +163,7 @@ def finished_notice(start: Start, validated: ValidatedRun) -> str | None:
         message = (
             f"{start.directory} is finished: callback '{by.callback}' ended the run after "
             f"step {step} ({by.reason}). To train longer, change a key of it "
-            f"(callback.{by.callback}.…) or resume without it (callback=null)."
+            f"(callback.{by.callback}.…) or resume without it (callback=[])."
         )
         return "\n".join([*start.skipped(), message])
     if step < validated.total_steps:

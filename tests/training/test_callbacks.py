@@ -266,7 +266,7 @@ def test_stop_ends_the_training_as_its_last_step_does(
     assert notice == (
         f"{run} is finished: callback 'diary' ended the run after step {step} (no better "
         "loss). To train longer, change a key of it (callback.diary.…) or resume without it "
-        "(callback=null)."
+        "(callback=[])."
     )
     train([f"+resume={run}", "+fork=true"], tmp_path / "fork")
     assert load(tmp_path / "fork" / "checkpoints" / "latest.pt")["step"] == 7
