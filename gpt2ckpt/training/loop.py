@@ -243,7 +243,7 @@ class Loop:
             self._save(is_best=is_best)
 
     def _metrics(self, result: StepResult, seconds: float) -> dict[str, float]:
-        """Return what hooks are told of a step, by the names of metrics.jsonl."""
+        """Return the metrics of a step for hooks, by their names in metrics.jsonl."""
         return {
             "train_loss": result.loss,
             "grad_norm": result.grad_norm,
