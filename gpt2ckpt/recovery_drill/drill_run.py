@@ -124,7 +124,9 @@ class DrillRun:
 def _common_overrides(values: Values, total_steps: int) -> list[str]:
     """Return the overrides that all training runs of the drill have."""
     overrides = ["trainer.max_epochs=null", "trainer.log_every=1", "trainer.sample_every=0"]
-    overrides += ["logger.wandb=false", "checkpoint.keep_rolling=1"]
+    overrides.append("checkpoint.keep_rolling=1")
+    if values["logger"].get("wandb"):
+        overrides.append("logger.wandb=false")
     schedule = values["schedule"]
     if "steps" in schedule and schedule["steps"] is None:
         # With the learning rates of the real run. A schedule must be longer than its warm-up.

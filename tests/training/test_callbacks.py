@@ -107,6 +107,17 @@ def test_state_of_a_callback_is_restored_exactly(token_data: Any, tmp_path: Path
     assert ours["callbacks"]["diary"]["total"] > 0 and ours["callbacks"]["diary"]["mean"].all()
 
 
+def test_loaded_state_is_kept_if_the_first_step_fails(token_data: Any, tmp_path: Path) -> None:
+    """The callback changes the tensors that it has loaded before it raises."""
+    run = tmp_path / "run"
+    words = [*token_data.overrides, *SEVEN, "trainer.eval_every=0"]
+    train([*words, "trainer.max_steps=5"], run, [callback(Diary())])
+    train([*words, "+resume=latest"], run, [callback(Diary(step=at_step(6, fails)))])
+    files = [run / "checkpoints" / f"rolling_step_{step:06}.pt" for step in (5, 7)]
+    before, after = (load(path)["callbacks"]["diary"] for path in files)
+    assert differing(before, after) == []
+
+
 def test_rollback_restores_the_state_of_a_callback(token_data: Any, tmp_path: Path) -> None:
     words, run = [*token_data.overrides, *EPOCH, "trainer.max_steps=14"], tmp_path / "run"
     validated = validate_run(start_of(words, tmp_path))
