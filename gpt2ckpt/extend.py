@@ -64,8 +64,9 @@ def schedule(name: str, config: type) -> Callable[[Builder], Builder]:
 def logger(name: str, config: type) -> Callable[[Builder], Builder]:
     """Register `build(config, directory)`, which returns an object with methods of a logger.
 
-    These are any of `log(event)`, `text(step, text)`, `flush()` and `close()`. If `config` inherits
-    LoggerConfig, TensorBoard and W&B can be on beside it.
+    These are any of `history(events)`, which gets the earlier events of the run, `log(event)`,
+    `text(step, text)`, `flush()` and `close()`. If `config` inherits LoggerConfig, TensorBoard and
+    W&B can be on beside it.
     """
     return _registering("logger", name, config)
 
