@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import gpt2ckpt
 from gpt2ckpt.config import user_files
 from gpt2ckpt.config.explain import explained
-from gpt2ckpt.config.options import CALLBACK, PLUGINS
+from gpt2ckpt.config.options import CALLBACK, OPTIONS, PLUGINS
 from gpt2ckpt.config.registry import (
     ROOTS,
     all_keys,
@@ -271,6 +271,11 @@ def refuse_non_options(overrides: list[str]) -> None:
     groups = config_groups()
     for override in parse_overrides(overrides):
         group, value = override.key_or_group, override.value()
+        if group == CALLBACK and value and not OPTIONS[CALLBACK]:
+            raise ConfigError(
+                f"there is no {override.input_line}: no plugin that has callbacks is switched on. "
+                "Switch on its module with plugins=[MODULE]."
+            )
         if group in groups and not override.is_delete() and isinstance(value, int | float | None):
             none = f"{group}=[]" if group == CALLBACK else f"leave {group} out"
             raise ConfigError(

@@ -53,6 +53,7 @@ class TrainingRun:
             code = process.wait()
         if code:
             raise self._error(code)
+        self._refuse_early_end()
         return started
 
     def kill_in_save(self, *more: str) -> str:
@@ -69,6 +70,8 @@ class TrainingRun:
                 code = process.poll()
                 if code:
                     raise self._error(code)
+                if code == 0:
+                    self._refuse_early_end()
                 if code == 0 or self.events("checkpoint_failed"):
                     raise InputError(
                         "the drill could not kill its run during a save: repeat the drill, or see "
@@ -85,6 +88,15 @@ class TrainingRun:
     def events(self, name: EventName) -> list[dict[str, Any]]:
         """Return the events with this name."""
         return [event for event in read_events(self.directory) if event["event"] == name]
+
+    def _refuse_early_end(self) -> None:
+        """Raise InputError if a callback has ended this run, which then lacks steps to compare."""
+        for ended in self.events("run_finished"):
+            if name := ended.get("callback"):
+                raise InputError(
+                    f"callback {name!r} ended a run of the drill at step {ended['step']}: change "
+                    f"its keys for the drill (callback.{name}.…) or leave it out (callback=[])"
+                )
 
     def _file_being_written(self) -> str | None:
         if not (self.checkpoints / LATEST).exists():

@@ -92,10 +92,13 @@ def test_sweep_over_a_key_of_a_callback(overrides: list[str], tmp_path: Path) ->
 
 
 def test_drill_with_plugins_is_exact(overrides: list[str], tmp_path: Path) -> None:
-    """The callback does not end the few steps of the drill."""
-    more = ["trainer.eval_every=2", "callback.early_stopping.patience=9"]
+    more = ["callback.early_stopping.patience=99"]
     done = succeed(run("drill", [*overrides, *more], tmp_path))
     assert "exact" in done.out and "NO:" not in done.out
+    more = ["callback.early_stopping.min_delta=9"]  # no evaluation is an improvement
+    done = run("drill", [*overrides, *more], tmp_path)
+    assert done.code == 1
+    assert done.message.startswith("callback 'early_stopping' ended a run of the drill at step ")
 
 
 def test_two_ranks_end_early_together(overrides: list[str], tmp_path: Path) -> None:
@@ -185,7 +188,7 @@ def test_callback_that_raises_does_not_end_the_run(
     )
     succeed(done)
     assert warned(done, "callback 'broken' (plugin broken)") == (
-        "callback 'broken' (plugin broken) raised ValueError: it does not work (broken.py:20) in "
+        "callback 'broken' (plugin broken) raised ValueError: it does not work (broken.py:19) in "
         "on_step_end: the callback is switched off, and training continues"
     )
     assert latest(tmp_path / "run")["step"] == 10
@@ -264,6 +267,8 @@ def test_wrong_keys_of_callbacks_are_explained(overrides: list[str], tmp_path: P
     for wrong, expected in refused.items():
         done = run("train", [on, "callback=early_stopping", wrong], tmp_path)
         assert done.code == 2 and expected in done.message, done.err
+    done = run("train", ["callback=early_stopping"], tmp_path)
+    assert done.code == 2 and "no plugin that has callbacks is switched on" in done.message
     assert not (tmp_path / "outputs").exists()
     page = succeed(run("train", [on, "callback=early_stopping", "--help"], tmp_path)).out
     assert f"{name}.patience=3" in page
