@@ -187,7 +187,7 @@ def difference(old: Values, new: Values) -> list[Change]:
     defaults = {f"{group}.kind": kind for group, kind in DEFAULT_KINDS.items()}
     old, new = defaults | old, defaults | new
     return [
-        Change(k, old.get(k), new.get(k), classify(k, new))
+        Change(k, old.get(k), new.get(k), classify(k, new if k in new else old))
         for k in keys
         if old.get(k) != new.get(k)
     ]
