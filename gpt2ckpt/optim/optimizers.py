@@ -62,6 +62,7 @@ class OptimizerSet:
         option: Option | None = None,
     ) -> None:
         self.option = option
+        self.lr_scale = 1.0  # the factor of the learning rates of the last step
         _check_optimizers(torch_optimizers, model)
         self.torch_optimizers = list(torch_optimizers)
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -93,6 +94,7 @@ class OptimizerSet:
 
     def set_lr_scale(self, scale: float) -> None:
         """Set the learning rate of every group to its configured rate times `scale`."""
+        self.lr_scale = scale
         for group, base_lr in zip(self._groups(), self._base_lrs, strict=True):
             group["lr"] = base_lr * scale
 

@@ -11,6 +11,7 @@ from gpt2ckpt.checkpoint.manager import CheckpointManager
 from gpt2ckpt.checkpoint.newest_valid import Found
 from gpt2ckpt.checkpoint.retention import Retention, SaveRequest
 from gpt2ckpt.checkpoint.state import ScheduleState
+from gpt2ckpt.config.options import PluginError
 from gpt2ckpt.config.schema import CheckpointConfig
 from gpt2ckpt.loggers.fanout import Loggers
 from gpt2ckpt.parallel.process_group import SingleProcess
@@ -108,7 +109,11 @@ class Saver:
         if self.manager is not None and self.config.save_best and not best:
             counters.set_best(self.manager.best())
         validated = self.validated
-        schedule = ScheduleState(validated.total_steps, validated.schedule(step))
+        try:
+            scale = validated.schedule(step)
+        except PluginError:  # which ends the run: it must not prevent the emergency checkpoint
+            scale = self.state.optimizer.lr_scale
+        schedule = ScheduleState(validated.total_steps, scale)
         epoch = counters.epoch(validated.blocks_per_epoch)
         state = self.state.capture(
             self.provenance, epoch, schedule, reason, callbacks=validated.callbacks

@@ -8,7 +8,7 @@ from torch import nn
 
 from gpt2ckpt.config.schema import AdamWConfig, MuonConfig
 from gpt2ckpt.errors import CheckpointError, ConfigError
-from gpt2ckpt.optim.optimizers import build_optimizer
+from gpt2ckpt.optim.optimizers import OptimizerSet, build_optimizer
 
 ADAMW = AdamWConfig(lr=1e-2, weight_decay=0.1)
 MUON = MuonConfig(lr=0.02, adamw_lr=1e-2)
@@ -283,3 +283,118 @@ def test_state_of_other_optimizer_is_refused():
 def test_out_of_range_settings_are_refused(cls, values, words):
     with pytest.raises(ConfigError, match=f"{words} is out of range: it must be"):
         cls(**values)
+
+
+class Odd(torch.optim.SGD):
+    """Keeps every kind of state: numbers, lists, settings that a step changes, keys of its own."""
+
+    @torch.no_grad()
+    def step(self):
+        self.state.setdefault("steps", torch.zeros(()))
+        self.state["steps"] += 1
+        for group in self.param_groups:
+            group["scale"] = group.get("scale", 1.0) * 0.9
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["count"] = state.get("count", 0) + 1
+                rows = state.setdefault("rows", [torch.zeros(len(parameter))])
+                rows[0] += parameter.grad.flatten(1).sum(1) if parameter.ndim > 1 else 0
+                factor = group["lr"] * group["scale"] * self.state["steps"] * state["count"]
+                parameter.sub_(factor * (parameter.grad + rows[0].mean()))
+
+
+def odd(model):
+    return OptimizerSet([Odd(model.parameters(), lr=0.01)], model)
+
+
+@pytest.mark.parametrize("carry", [copy.deepcopy, through_a_file])
+def test_any_state_of_an_optimizer_is_restored_bitwise(carry):
+    straight = new_model()
+    train(straight, odd(straight), range(5))
+    model = new_model()
+    optimizer = odd(model)
+    train(model, optimizer, range(3))
+    weights, state = carry(model.state_dict()), carry(optimizer.state_dict())
+    train(model, optimizer, range(3, 4))  # a rollback undoes it
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(state)
+    train(model, optimizer, range(3, 5))
+    assert_same(model.state_dict(), straight.state_dict())
+    resumed = Model()
+    resumed.load_state_dict(weights)
+    resumed_optimizer = odd(resumed)
+    resumed_optimizer.load_state_dict(state)
+    train(resumed, resumed_optimizer, range(3, 5))
+    assert_same(resumed.state_dict(), straight.state_dict())
+    assert state["group_state"] == [{"scale": pytest.approx(0.9**3)}]
+
+
+def test_state_of_the_built_in_optimizers_has_no_more_entries():
+    for config in (ADAMW, MUON):
+        assert set(stepped(config)[1].state_dict()) == {"state", "groups"}
+
+
+def test_other_number_of_groups_is_refused():
+    model = new_model()
+    optimizer = odd(model)
+    train(model, optimizer, range(1))
+    saved = optimizer.state_dict()
+    saved["group_state"] = [*saved["group_state"], {}]
+    with pytest.raises(CheckpointError, match="group_state is not a list of 1"):
+        optimizer.load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda model: [], "no optimizer"),
+        (lambda model: [torch.optim.SGD], "returned a type; it must return a torch optimizer"),
+        (lambda model: [torch.optim.SGD(Model().parameters(), 0.1)], "that is not in the model"),
+        (lambda model: 2 * [torch.optim.SGD(model.parameters(), 0.1)], "is in two groups"),
+        (lambda model: [torch.optim.Optimizer(model.parameters(), {})], "no 'lr'"),
+    ],
+)
+def test_optimizers_that_do_not_fit_the_model_are_refused(build, message):
+    model = new_model()
+    with pytest.raises((TypeError, ValueError), match=message):
+        OptimizerSet(build(model), model)
+
+
+class Shapes(torch.optim.SGD):
+    """A momentum of a given shape, which broadcasts."""
+
+    shape = None  # that of the parameter
+
+    @torch.no_grad()
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            if not state:
+                state["mean"] = torch.zeros(self.shape or parameter.shape, device=parameter.device)
+            parameter.sub_(state["mean"] + parameter.grad)
+
+
+def test_saved_tensor_of_another_shape_is_refused_by_a_trial_step():
+    model = new_model()
+    optimizer = OptimizerSet([Shapes(model.parameters(), lr=0.1)], model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    saved = optimizer.state_dict()
+
+    def on_meta():
+        with torch.device("meta"):
+            other = Model()
+        return OptimizerSet([Shapes(other.parameters(), lr=0.1)], other)
+
+    same, fresh = on_meta(), on_meta()
+    same.load_state_dict(saved)
+    same.check_step(saved, fresh)
+    Shapes.shape = (1,)
+    try:
+        loaded = on_meta()
+        loaded.load_state_dict(saved)
+        with pytest.raises(CheckpointError, match=r"state mean of .* instead of \[1\]"):
+            loaded.check_step(saved, on_meta())
+    finally:
+        Shapes.shape = None
