@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT = "gpt2ckpt/1"
 ROOT = "gpt2ckpt"
+FOREIGN = "it is not a checkpoint of gpt2ckpt"
 SEAL_PREFIX = b"gpt2ckpt seal xxh3_128 "
 SEAL_SIZE = len(SEAL_PREFIX) + 32
 CHUNK = 1 << 20  # bytes digested at a time: small enough to stay in the processor's cache
@@ -216,6 +217,7 @@ def _seal(contents: list[tuple[str, Buffer]]) -> Encoded:
 def is_ours(file: BinaryIO) -> bool:
     """Return whether the file begins like a checkpoint of this project."""
     name = f"{ROOT}/meta.json".encode()
+    file.seek(0)
     head = file.read(zip_container.LOCAL_HEADER.size + len(name))
     return head.startswith(b"PK") and head.endswith(name)
 
@@ -346,7 +348,12 @@ def _read(file: BinaryIO, offset: int, name: str, size: int) -> tuple[bytes, int
     try:
         return zip_container.read_record(file, offset, f"{ROOT}/{name}", size)
     except zip_container.ArchiveError as error:
-        raise CheckpointError(f"it is not a gpt2ckpt checkpoint, or damaged: {error}") from error
+        raise _unreadable(file, f"it is damaged: {error}") from error
+
+
+def _unreadable(file: BinaryIO, damage: str) -> CheckpointError:
+    advice = "pass a file that `python -m gpt2ckpt.checkpoints list` shows"
+    return CheckpointError(damage if is_ours(file) else f"{FOREIGN}: {advice}")
 
 
 def _read_json(file: BinaryIO, offset: int, name: str, size: int) -> tuple[dict[str, Any], int]:
@@ -373,9 +380,7 @@ def _read_seal(file: BinaryIO, size: int) -> str:
     file.seek(max(0, size - SEAL_SIZE))
     comment = file.read(SEAL_SIZE)
     if not comment.startswith(SEAL_PREFIX):
-        raise CheckpointError(
-            "it is incomplete or not a gpt2ckpt checkpoint (its end has no digest)"
-        )
+        raise _unreadable(file, "it is incomplete (there is no digest at its end)")
     return comment.removeprefix(SEAL_PREFIX).decode("latin-1")
 
 
@@ -384,7 +389,7 @@ def _skeleton_digest(file: BinaryIO, storages: list[Storage], size: int) -> str:
     position = 0
     for start, end in [*((s.offset, s.offset + s.size) for s in storages), (size - 32, size)]:
         if start - position > LARGEST_GAP:
-            raise CheckpointError("it is not a gpt2ckpt checkpoint, or damaged: it has a gap")
+            raise CheckpointError("it is damaged: it has a gap")
         file.seek(position)
         state.update(file.read(start - position))
         position = end

@@ -45,6 +45,7 @@ TYPE_NAMES = {
     list[str]: "a list of strings, as in [a,b]",
 }
 EXAMPLES = {"gpt2": "gpt2_nano"}  # files of conf/ for kinds whose name is not that of a file
+PLACEHOLDERS = {"ckpt": "PATH", "out": "DIR"}  # what a message writes as the value of a key
 NO_KEY = "not in '"  # OmegaConf: Key 'x' not in 'TrainerConfig'
 
 
@@ -199,7 +200,8 @@ def _build(node: DictConfig, values: dict[str, Any], prefix: str) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(node, _literal(values)))
     except MissingMandatoryValue as error:
         missing = next(key for key in OmegaConf.missing_keys(OmegaConf.merge(node, values)))
-        raise ConfigError(f"{prefix}{missing} is missing: give {prefix}{missing}=VALUE") from error
+        key, value = f"{prefix}{missing}", PLACEHOLDERS.get(missing, "VALUE")
+        raise ConfigError(f"{key} is missing: pass {key}={value}") from error
     except OmegaConfBaseException as error:
         key, reason = f"{prefix}{error.full_key or ''}", str(error).splitlines()[0]
         message = explain_value(key, reason, is_type_error=isinstance(error, ValidationError))
@@ -267,7 +269,7 @@ def no_such_key(key: str, root: str = "train", value: str = "") -> str:
         if _has(option.config, leaf)
     ]
     if offering and hasattr(ROOTS[root], group):
-        return f"{key} goes with {' or '.join(offering)}, not with the chosen {group}: add one."
+        return f"{key} does not go with the chosen {group}: add {' or '.join(offering)}."
     meant = key_meant(key, root)
     if value and key_for(_plain(key), root) and "=" not in meant:
         meant = f"{meant}={value}"
@@ -285,13 +287,19 @@ def key_meant(name: str, root: str, value: str = "") -> str:
     if root in ("train", "drill") and leaf in TRAIN_WITH:
         return TRAIN_WITH[leaf]
     leaves = {key.rpartition(".")[2]: key for key in reversed(keys)}
-    near = "" if "." in leaf else nearest(leaf, leaves, cutoff=0.75)
+    group, dot, last = leaf.rpartition(".")
+    near = nearest(last, leaves, cutoff=0.75)
+    in_group = nearest(
+        last, [key.removeprefix(f"{group}.") for key in keys if key.startswith(f"{group}.")]
+    )
     candidates = [
         leaf if leaf in keys else "",
         key_for(leaf, root),
         leaves.get(leaf, ""),
+        f"{group}.{in_group}" if in_group else "",
+        nearest(leaf, keys, cutoff=0.8),
         leaves.get(near, ""),
-        nearest(leaf, keys),
+        nearest(leaf, [key for key in keys if "." in key] if dot else keys),
     ]
     found = next(filter(None, candidates), "")
     return f"{found}={value}" if found and value else found

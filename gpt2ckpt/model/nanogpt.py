@@ -31,8 +31,9 @@ def load_nanogpt(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     arguments, weights = content.get("model_args"), content.get("model")
     if not isinstance(arguments, dict) or not isinstance(weights, dict):
         raise InputError(
-            f"{path} is neither a checkpoint of this program nor one of nanoGPT, which has 'model' "
-            "and 'model_args'. Pass a checkpoint, a Hugging Face GPT-2 folder or nanoGPT's ckpt.pt"
+            f"{path} cannot be used: it is not a checkpoint of gpt2ckpt, nor one of nanoGPT, which "
+            "has 'model' and 'model_args': pass a checkpoint, a Hugging Face GPT-2 folder or "
+            "nanoGPT's ckpt.pt"
         )
     config = _read_shape(path, arguments)
     state = {}

@@ -80,14 +80,14 @@ class EventLog:
         self._is_failing = True
 
 
-def read_events(directory: Path) -> list[dict[str, Any]]:
+def read_events(directory: str | Path) -> list[dict[str, Any]]:
     """Return the events of a run in the order in which they were written.
 
     A damaged line (torn by a kill) is left out. A run of an earlier version has no such file, and
     so no events. Raises OSError if the file cannot be read.
     """
     try:
-        content = (directory / EVENTS).read_bytes()
+        content = (Path(directory) / EVENTS).read_bytes()
     except FileNotFoundError:
         return []
     events = []

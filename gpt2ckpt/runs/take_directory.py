@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gpt2ckpt.checkpoint import interrupted_save
+from gpt2ckpt.checkpoint.archive_folders import ABANDONED
 from gpt2ckpt.checkpoint.newest_valid import Found
 from gpt2ckpt.checkpoint.reading import step_of
 from gpt2ckpt.checkpoint.repair import quarantine
@@ -25,6 +26,7 @@ from gpt2ckpt.runs.layout import CHECKPOINTS
 from gpt2ckpt.runs.lock import unwritable
 from gpt2ckpt.runs.newest import behind
 from gpt2ckpt.runs.start import Start
+from gpt2ckpt.units import plural
 
 
 def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
@@ -53,7 +55,7 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
         past = history.Past.of(start.directory)  # raises before anything is moved
         durable.clean_temporaries(start.directory)
         found, store = start.found, Store(start.directory / CHECKPOINTS)
-        point = Point(found.state.step, found.path)
+        point = _point(found)
         with EventLog(start.directory) as events:
             notices = [*_quarantine(start.directory, found, events), *_complete_save(start)]
             if later := [step_of(path) or 0 for path in store.later_than(point.shared_step)]:
@@ -65,6 +67,17 @@ def take_directory(start: Start, wanted: Path, *, is_given: bool) -> Claim:
             notices.append(f"archived the checkpoints after step {point.shared_step} in {archive}")
         notices += _continue_history(past, start, point, archive)
         return replace(claimed, notice="\n".join(notices))
+
+
+def archive_preview(start: Start) -> list[str]:
+    """Return the line for a dry run if `take_directory` would archive later checkpoints."""
+    if start.directory is None or start.found is None:
+        return []
+    folder = start.directory / CHECKPOINTS
+    step, damaged = _point(start.found).shared_step, dict(start.found.skipped)
+    later = [path for path in Store(folder).later_than(step) if path not in damaged]
+    archived = f"the checkpoints after step {step} ({plural(len(later), 'file')})"
+    return [f"would archive {archived} in {folder / ABANDONED}…"] if later else []
 
 
 def complete_interrupted_save(start: Start) -> list[str]:
@@ -80,6 +93,10 @@ def complete_interrupted_save(start: Start) -> list[str]:
     if start.unwritable is not None:
         return [_incomplete_save(start.found, start.unwritable)]
     return _complete_save(start)
+
+
+def _point(found: Found) -> Point:
+    return Point(found.state.step, found.path)
 
 
 def _take_new(start: Start, wanted: Path, *, is_given: bool) -> Claim:

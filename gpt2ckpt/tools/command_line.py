@@ -9,6 +9,7 @@ from typing import NoReturn
 from gpt2ckpt.errors import ConfigError, did_you_mean
 
 PROGRAM = "python -m gpt2ckpt.checkpoints"
+REQUIRED = "the following arguments are required: "  # how argparse begins a message
 CUTOFF = 0.5  # the least similarity (difflib's ratio) of a suggestion
 
 
@@ -38,8 +39,17 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: -"):
             typed = message.split()[2].partition("=")[0]
             flags = [flag for action in self._actions for flag in action.option_strings]
-            hint = did_you_mean(typed, flags, cutoff=CUTOFF)
-        raise ConfigError(f"{message}.{hint or ' --help lists all subcommands and flags.'}")
+            names = [flag.lstrip("-") for flag in flags]  # the dashes are not a similarity
+            hint = did_you_mean(typed.lstrip("-"), names, cutoff=CUTOFF, start="--")
+        elif message.startswith(REQUIRED):
+            missing = message.removeprefix(REQUIRED).split(", ")
+            message = "; ".join(f"{name} is missing: pass {self._help(name)}" for name in missing)
+        raise ConfigError(f"{message}.{hint or f' {self.prog} --help lists all arguments.'}")
+
+    def _help(self, name: str) -> str:
+        """Return the help of the argument or flag `name`."""
+        found = (a.help for a in self._actions if name in (a.metavar, *a.option_strings))
+        return next(found, None) or name
 
 
 def call(modules: Mapping[str, str], arguments: Sequence[str]) -> int:

@@ -81,6 +81,11 @@ def without_linked(runs: list[RunPaths], where: Path | None) -> list[RunPaths]:
 
 def no_runs(where: Path | None) -> str:
     """Return the message for an empty result of `find_runs`."""
+    if where is None and not OUTPUTS.is_dir():
+        return (
+            f"there are no checkpoints in {OUTPUTS}, since {OUTPUTS.absolute()} does not exist: "
+            "run the command in the directory where the runs were started, or pass a directory"
+        )
     return f"there are no checkpoints in {where or OUTPUTS}"
 
 

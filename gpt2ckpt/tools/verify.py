@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from gpt2ckpt.checkpoint import names
 from gpt2ckpt.checkpoint.archive_folders import CORRUPT
+from gpt2ckpt.checkpoint.format import FOREIGN
 from gpt2ckpt.checkpoint.reading import check, is_checkpoint, read_meta
 from gpt2ckpt.checkpoint.repair import INDEPENDENT
 from gpt2ckpt.checkpoint.state import CheckpointMeta
@@ -24,8 +25,6 @@ from gpt2ckpt.runs.resume import SELECTORS, Scope, locate
 from gpt2ckpt.tools.command_line import Subcommand, add_json
 from gpt2ckpt.tools.targets import checkpoint_named, find_runs, no_runs
 from gpt2ckpt.units import plural
-
-FOREIGN = "it is not a checkpoint of gpt2ckpt"
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class Checker:
         """
         info = path.stat()
         role = names.role_of(path.name)
-        if role is None and not is_checkpoint(path):
-            return Checked(path, False if is_given else None, error=FOREIGN)
+        if not (is_given or role is not None or is_checkpoint(path)):
+            return Checked(path, None, error=FOREIGN)
         # A new link changes ctime; the file is then read again.
         key = (*inode_of(info), info.st_size, info.st_ctime_ns)
         if key not in self._valid:

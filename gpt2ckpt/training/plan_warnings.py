@@ -1,6 +1,7 @@
 """Warnings about unusual plans: memory, time, and settings that do not fit the run's length."""
 
 from gpt2ckpt.config.checks import FSDP
+from gpt2ckpt.config.compose import parse_overrides
 from gpt2ckpt.config.schema import TrainConfig
 from gpt2ckpt.model.counts import size_of
 from gpt2ckpt.training.disk_check import BYTES_PER_VALUE, count_trained_values
@@ -24,6 +25,20 @@ def memory_needed(config: TrainConfig, ranks: int) -> int:
 def plan_warnings(validated: ValidatedRun) -> list[str]:
     """Return a warning for each unusual relation between the config, the data and the length."""
     return [*_epochs(validated), *_schedule(validated), *_never_reached(validated)]
+
+
+def repeated_keys(overrides: list[str]) -> list[str]:
+    """Return a warning for each key that `overrides` set to different values."""
+    given: dict[str, list[str]] = {}
+    for override in parse_overrides(overrides):
+        if not override.is_delete():
+            value = str(override.input_line).partition("=")[2]
+            given.setdefault(override.key_or_group, []).append(value)
+    return [
+        f"{key} is set to {', then to '.join(values)}: the last value is used. Remove the others"
+        for key, values in given.items()
+        if len(set(values)) > 1
+    ]
 
 
 def memory_warnings(needed: int, total: int) -> list[str]:

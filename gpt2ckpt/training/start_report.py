@@ -2,9 +2,10 @@
 
 import logging
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from gpt2ckpt.checkpoint.emergency_reserve import with_margin
 from gpt2ckpt.checkpoint.event_sink import EventSink
@@ -22,6 +23,7 @@ from gpt2ckpt.parallel.process_group import ProcessGroup
 from gpt2ckpt.runs.claim import holds_run
 from gpt2ckpt.runs.layout import CHECKPOINTS, HISTORY
 from gpt2ckpt.runs.start import Start
+from gpt2ckpt.runs.take_directory import archive_preview
 from gpt2ckpt.training.console_format import Row, layout, rows_of, warning_lines
 from gpt2ckpt.training.disk_check import check_free_space, checkpoint_bytes, disk_warnings
 from gpt2ckpt.training.hardware import (
@@ -35,6 +37,7 @@ from gpt2ckpt.training.plan_warnings import (
     memory_needed,
     memory_warnings,
     plan_warnings,
+    repeated_keys,
     time_warnings,
 )
 from gpt2ckpt.training.saving import retention_of
@@ -111,7 +114,8 @@ def preview(
         if is_given and not start.restarts_run and holds_run(wanted):
             where = f"{wanted}_run_… ({wanted} already holds a run)"
         first = f"dry run: nothing is written. This command would start a new run in {where}"
-    return [first, *start.notices(), *inexact, *lines, *warnings]
+    notices = [*start.notices(), *archive_preview(start)]
+    return [first, *notices, *inexact, *lines, *warnings]
 
 
 def not_exact(start: Start, hardware: Hardware, ranks: int) -> list[str]:
@@ -159,6 +163,7 @@ def plan(
             *machine_rows(hardware, config, ranks),
             *model_rows(config.model),
             *rows_of("weights", weights),
+            *optimizer_rows(config),
             *length_rows(validated, speed),
             *data_rows("train data", corpus, corpus.train, block_size),
             *data_rows("val data", corpus, corpus.val, block_size),
@@ -171,6 +176,7 @@ def plan(
     to_come = _most_bytes(validated, size) - taken
     warnings = [
         *corpus.warnings,
+        *repeated_keys(start.given),
         *plan_warnings(validated),
         *memory_warnings(needed, total),
         *(disk_warnings(to_come, free) if config.checkpoint.enabled else []),
@@ -208,13 +214,36 @@ def model_rows(model: ModelShape) -> list[Row]:
         layers, heads = plural(model.n_layer, "layer"), plural(model.n_head, "head")
         kind = f"GPT-2, {layers} x {model.n_embd}, {heads}"
     else:
-        option = option_of("model", model)
-        kind = f"{option.name} (plugin {option.module})"
+        kind = option_text("model", model)
     shape = f"{kind}, context {model.block_size:,}, vocabulary {model.vocab_size:,}"
     size = size_of(model)
     parts = ", ".join(f"{part} {count:,}" for part, count in size.parts.items())
     work = f"{human_count(size.flops_per_token)}FLOP per token, forward and backward"
     return [("model", shape), ("parameters", f"{size.parameters:,}: {parts}"), ("work", work)]
+
+
+def optimizer_rows(config: TrainConfig) -> list[Row]:
+    """Return the row on the optimizer, its learning rates and the schedule."""
+    optimizer, schedule = config.optimizer, config.schedule
+    rates = [
+        f"{field.name} {getattr(optimizer, field.name):g}"
+        for field in fields(optimizer)
+        if field.name.endswith("lr") and isinstance(getattr(optimizer, field.name), int | float)
+    ]
+    warmup = getattr(schedule, "warmup_steps", None)
+    parts = [
+        option_text("optimizer", optimizer),
+        *rates,
+        f"schedule {option_text('schedule', schedule)}",
+        f"warm-up {plural(warmup, 'step')}" if isinstance(warmup, int) else "",
+    ]
+    return [("optimizer", ", ".join(filter(None, parts)))]
+
+
+def option_text(group: str, config: Any) -> str:
+    """Return the name of the option that a typed config belongs to, with its plugin."""
+    option = option_of(group, config)
+    return option.name if option.is_built_in else f"{option.name} (plugin {option.module})"
 
 
 def length_rows(validated: ValidatedRun, tokens_per_s: float | None) -> list[Row]:

@@ -169,7 +169,9 @@ def test_metadata_is_read_without_tensors() -> None:
 def test_another_version_of_the_format_is_named() -> None:
     records = records_of(to_bytes(small_state()))
     data = sealed({**records, "meta.json": b'{"format":"gpt2ckpt/2","step":7}'})
-    with pytest.raises(CheckpointError, match=r"'gpt2ckpt/2', and this version reads gpt2ckpt/1"):
+    with pytest.raises(
+        CheckpointError, match=r"'gpt2ckpt/2', and this version reads only gpt2ckpt/1"
+    ):
         format.load(BytesIO(data))
 
 

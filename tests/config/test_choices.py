@@ -168,7 +168,7 @@ def test_error_names_a_missing_value() -> None:
     for choice in ("text", "tokens"):
         with pytest.raises(ConfigError, match=r"data\.train is missing: pass .*data\.train=PATH"):
             check_config(typed(f"data={choice}", "data.val=a.txt"))
-    with pytest.raises(ConfigError, match=r"ckpt is missing: give ckpt=VALUE"):
+    with pytest.raises(ConfigError, match=r"ckpt is missing: pass ckpt=PATH"):
         build_typed("sample", compose_config("sample", []).values)
 
 

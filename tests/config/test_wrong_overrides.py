@@ -47,8 +47,10 @@ WRONG = {
     "hydra/launcher=joblob": "Did you mean hydra/launcher=joblib?",
     "hydra/sweeper=optun": "Did you mean hydra/sweeper=optuna?",
     "logger=false": "the options are all, none, tensorboard, wandb",
-    "data.train=x": "data.train goes with data=text or data=tokens",
-    "optimizer.momentum=0.9": "optimizer.momentum goes with optimizer=muon",
+    "data.train=x": "data.train does not go with the chosen data: add data=text or data=tokens.",
+    "optimizer.momentum=0.9": "not go with the chosen optimizer: add optimizer=muon.",
+    "trainer.dryrun=true": "Did you mean dry_run?",
+    "optimzer.weight_decy=0": "Did you mean optimizer.weight_decay?",
     # misspelt choices
     "model=gpt2_nanoo": "Did you mean model=gpt2_nano?",
     "data=embeded": "Did you mean data=embedded?",

@@ -11,8 +11,8 @@ from commands import run, succeed, tree
 from gpt2ckpt.train import main
 
 LABELS = re.compile(
-    r"(device|precision|compute|model|parameters|work|step|training|time|train data|val data|"
-    r"memory|checkpoints|warning|) {2,}"
+    r"(device|precision|compute|model|parameters|work|optimizer|step|training|time|train data|"
+    r"val data|memory|checkpoints|warning|) {2,}"
 )
 
 

@@ -61,7 +61,7 @@ def test_wrong_command_is_refused_and_writes_nothing(
 @pytest.mark.parametrize(
     ("name", "overrides", "code", "expected"),
     [
-        ("evaluate", "", 2, "ckpt is missing: give ckpt=VALUE"),
+        ("evaluate", "", 2, "ckpt is missing: pass ckpt=PATH"),
         ("evaluate", "ckpt=gone.pt", 1, "ckpt=gone.pt: there is no such file or directory"),
         ("sample", "ckpt=a.pt temprature=1", 2, "Did you mean temperature?"),
         ("sample", "ckpt=a.pt temperature=hot", 2, "temperature must be a number"),

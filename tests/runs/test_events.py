@@ -24,7 +24,7 @@ def names(directory: Path) -> list[str]:
 def test_event_is_readable_when_write_returns(tmp_path: Path) -> None:
     log = EventLog(tmp_path)
     log.write("evaluated", 5, val_loss=float("nan"), text="line\nbreak ü")
-    [event] = read_events(tmp_path)
+    [event] = read_events(str(tmp_path))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", event.pop("time"))
     assert event == {"event": "evaluated", "step": 5, "val_loss": "NaN", "text": "line\nbreak ü"}
     log.sync()

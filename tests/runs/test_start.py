@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from run_helpers import damage, frozen_of, save, tree
 
+from gpt2ckpt.checkpoint.reading import step_of
 from gpt2ckpt.checkpoint.state import ParentRun, RunIdentity
 from gpt2ckpt.config.compose import compose_config
 from gpt2ckpt.errors import CheckpointError, ConfigError, InputError, LockedError
@@ -18,7 +19,7 @@ from gpt2ckpt.runs.layout import hydra_record
 from gpt2ckpt.runs.lock import RunLock, is_locked
 from gpt2ckpt.runs.resume import Scope
 from gpt2ckpt.runs.start import Start, find_start
-from gpt2ckpt.runs.take_directory import take_directory
+from gpt2ckpt.runs.take_directory import archive_preview, take_directory
 
 
 def compose(overrides: list[str]) -> dict[str, Any]:
@@ -223,6 +224,19 @@ def test_resume_from_an_older_step_archives_later_checkpoints(run: Path) -> None
     claimed.lock.release()
 
 
+def test_dry_run_reports_which_checkpoints_a_resume_would_archive(run: Path) -> None:
+    folder = run / "checkpoints"
+    before = tree(folder)
+    [line] = archive_preview(start([f"+resume={folder / 'rolling_step_000004.pt'}"], run))
+    later = [path for path in folder.glob("*.pt") if (step_of(path) or 0) > 4]
+    assert line == (
+        f"would archive the checkpoints after step 4 ({len(later)} files) in {folder}/abandoned_…"
+    )
+    assert archive_preview(start(["+resume=latest"], run)) == []
+    assert archive_preview(start(["seed=3"])) == []
+    assert tree(folder) == before
+
+
 def test_resume_reads_the_state_under_the_lock(run: Path) -> None:
     """Otherwise another process could resume and finish between reading and locking."""
     words, seen = ["+resume=latest", "seed=3"], []
@@ -272,7 +286,7 @@ def test_restart_is_refused_if_another_process_saved_meanwhile(tmp_path: Path) -
     assert decided.restarts_run and decided.lock is None
     save(begun, 2)
     before = tree(begun)
-    with pytest.raises(InputError, match="got its first checkpoint from another process"):
+    with pytest.raises(InputError, match="another process saved the first checkpoint"):
         take_directory(decided, begun, is_given=True)
     assert tree(begun) == before and not is_locked(begun)
 

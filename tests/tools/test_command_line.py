@@ -69,8 +69,13 @@ def test_help_lists_every_subcommand(checkpoints, capsys) -> None:
         ("prune --keep-rolling -1", "'-1' is not a whole number of at least 0"),
         ("prune --keep-rolling=x", "'x' is not a whole number of at least 0"),
         ("prune --keep-runs 0", "'0' is not a whole number of at least 1"),
-        ("show", "the following arguments are required: PATH"),
-        ("show a b", "unrecognized arguments: b"),
+        ("show", "PATH is missing: pass a checkpoint file, a run directory"),
+        (
+            "export a b",
+            "--to is missing: pass hf: a folder for .* gpt2ckpt.checkpoints export --help",
+        ),
+        ("show a b", "unrecognized arguments: b. .* gpt2ckpt.checkpoints show --help lists"),
+        ("list --al", "unrecognized arguments: --al. python -m gpt2ckpt.checkpoints list --help"),
         ("export a --to pickle b", "invalid choice: 'pickle'"),
     ],
 )
@@ -110,7 +115,11 @@ def test_fresh_clone_without_checkpoints_exits_0(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = checkpoints(subcommand)
-    assert (done.code, done.out) == (0, "there are no checkpoints in outputs\n")
+    reason = f"since {tmp_path}/outputs does not exist: run the command in the directory"
+    assert done.code == 0
+    assert done.out.startswith(f"there are no checkpoints in outputs, {reason}")
+    (tmp_path / "outputs").mkdir()
+    assert checkpoints(subcommand).out == "there are no checkpoints in outputs\n"
 
 
 def test_command_prints_errors_in_one_line(tmp_path: Path) -> None:

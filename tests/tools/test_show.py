@@ -58,7 +58,7 @@ def test_show_without_checkpoints_exits_1(checkpoints, tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"PK" + bytes(100))
     done = checkpoints("show", tmp_path / "x.pt")
     assert done.code == 1
-    assert "it is not a gpt2ckpt checkpoint, or damaged" in done.err
+    assert "x.pt cannot be used: it is not a checkpoint of gpt2ckpt: pass a file that" in done.err
 
 
 def test_show_of_a_file_with_a_damaged_tensor(checkpoints, run) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tools_helpers import REPOSITORY, damage, save
+from tools_helpers import REPOSITORY, command, damage, save
 
 
 def verified(checkpoints, *arguments) -> tuple[int, dict[str, dict]]:
@@ -70,6 +70,20 @@ def test_verify_of_a_given_foreign_file_fails(checkpoints, tmp_path) -> None:
     code, found = verified(checkpoints, tmp_path / "other.pt")
     assert code == 1
     assert found["other.pt"]["valid"] is False
+
+
+def test_every_command_names_a_file_that_is_not_a_checkpoint_alike(checkpoints, tmp_path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("# A page\n" * 40)
+    for arguments in (["verify", path], ["show", path], ["export", path, "--to", "hf", "x"]):
+        done = checkpoints(*arguments)
+        assert done.code == 1
+        printed = done.out + done.err
+        assert f"{path} cannot be used: it is not a checkpoint of gpt2ckpt: pass a file" in printed
+    for name, key in (("train", "+resume"), ("sample", "ckpt")):
+        done = command(name, f"{key}={path}", cwd=tmp_path)
+        assert done.code == 1
+        assert f"{path} cannot be used: it is not a checkpoint of gpt2ckpt" in done.err
 
 
 def test_foreign_content_under_a_checkpoint_name_is_corrupt(checkpoints, run) -> None:

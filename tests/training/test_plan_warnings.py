@@ -14,6 +14,7 @@ from gpt2ckpt.training.plan_warnings import (
     memory_needed,
     memory_warnings,
     plan_warnings,
+    repeated_keys,
     time_warnings,
 )
 from gpt2ckpt.training.validate_run import validate_run
@@ -30,6 +31,13 @@ def test_usual_plan_has_no_warning(token_data: Any, tmp_path: Path) -> None:
     assert warnings(token_data, tmp_path) == []
     assert warnings(token_data, tmp_path, "schedule.steps=400") == []
     assert warnings(token_data, tmp_path, "schedule=constant") == []
+
+
+def test_key_with_two_values_is_a_warning() -> None:
+    repeated = ["optimizer.lr=1e-3", "seed=2", "optimizer.lr=2e-3", "seed=2", "name=a"]
+    assert repeated_keys(repeated) == [
+        "optimizer.lr is set to 1e-3, then to 2e-3: the last value is used. Remove the others"
+    ]
 
 
 @pytest.mark.parametrize(

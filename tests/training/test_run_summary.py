@@ -17,7 +17,14 @@ from training_helpers import start_of, train
 
 from gpt2ckpt.checkpoint.event_sink import NO_EVENTS
 from gpt2ckpt.checkpoint.state import LossSum
-from gpt2ckpt.config.schema import CheckpointConfig, ModelConfig, TrainConfig, TrainerConfig
+from gpt2ckpt.config.schema import (
+    AdamWConfig,
+    CheckpointConfig,
+    CosineConfig,
+    ModelConfig,
+    TrainConfig,
+    TrainerConfig,
+)
 from gpt2ckpt.data.corpus import Corpus, CorpusFile
 from gpt2ckpt.data.digest import Contents
 from gpt2ckpt.data.tokens import Piece, TokenStream
@@ -35,6 +42,7 @@ from gpt2ckpt.training.start_report import (
     machine_rows,
     memory_row,
     model_rows,
+    optimizer_rows,
 )
 from gpt2ckpt.training.state import Counters
 from gpt2ckpt.training.throughput import Meter
@@ -43,6 +51,8 @@ from gpt2ckpt.training.validate_run import CompletedWork, ValidatedRun, validate
 CONFIG = TrainConfig(
     model=ModelConfig(n_layer=4, n_head=4, n_embd=128, block_size=128),
     trainer=TrainerConfig(max_steps=480, batch_size=8),
+    optimizer=AdamWConfig(),
+    schedule=CosineConfig(),
     checkpoint=CheckpointConfig(keep_epochs=10),
 )
 HARDWARE = Hardware(
@@ -87,6 +97,7 @@ def test_report_describes_the_run() -> None:
     rows = [
         *machine_rows(HARDWARE, CONFIG, ranks=1),
         *model_rows(CONFIG.model),
+        *optimizer_rows(CONFIG),
         *length_rows(RUN, None),
         *data_rows("train data", CORPUS, CORPUS.train, 128),
         *data_rows("val data", CORPUS, CORPUS.val, 128),
@@ -101,6 +112,7 @@ def test_report_describes_the_run() -> None:
         parameters   7,242,624: embedding 6,432,896, position 16,384, attention 264,192,
                      mlp 526,848, norm 2,304
         work         44.1 MFLOP per token, forward and backward
+        optimizer    adamw, lr 0.003, schedule cosine, warm-up 40 steps
         step         8 blocks of 128 = 1,024 tokens (micro-batch 8, accumulation 1)
         training     480 steps, 491,520 tokens, 3.93 epochs, 0.07 tokens per parameter
         time         not known before the first steps
@@ -122,12 +134,29 @@ def test_report_of_a_real_run_has_every_row(token_data: Any, tmp_path: Path) -> 
     lines, _ = start_report.plan(tmp_path / "run", start, validated, HARDWARE, 1)
     labels = [line[:13].strip() for line in lines if line[0] != " "]
     assert labels == [
-        *["device", "precision", "compute", "model", "parameters", "work", "step", "training"],
+        *[
+            "device",
+            "precision",
+            "compute",
+            "model",
+            "parameters",
+            "work",
+            "optimizer",
+            "step",
+            "training",
+        ],
         *["time", "train data", "val data", "memory", "run", "checkpoints", "disk"],
     ]
     assert f"run          {tmp_path / 'run'}" in lines
     preview, _ = start_report.plan(tmp_path / "run", start, validated, HARDWARE, 1, is_preview=True)
     assert not any(line.startswith("run ") for line in preview)
+
+
+def test_report_names_every_learning_rate(token_data: Any, tmp_path: Path) -> None:
+    overrides = [*token_data.overrides, "optimizer=muon", "optimizer.lr=6e-5"]
+    config = validate_run(start_of(overrides, tmp_path / "run")).config
+    [(_, text)] = optimizer_rows(config)
+    assert text == "muon, lr 6e-05, adamw_lr 0.003, schedule cosine, warm-up 5 steps"
 
 
 def test_report_of_resumed_run_on_several_ranks() -> None:
