@@ -15,6 +15,8 @@ from gpt2ckpt.config.schema import EvaluateConfig
 from gpt2ckpt.data.corpus import open_validation
 from gpt2ckpt.errors import ConfigError
 from gpt2ckpt.loggers.metrics_file import to_json
+from gpt2ckpt.runs.layout import OUTPUTS
+from gpt2ckpt.runs.resume import Scope, locate
 from gpt2ckpt.units import perplexity
 
 
@@ -26,6 +28,7 @@ def main() -> None:
 def _evaluate(config: EvaluateConfig) -> None:
     """Print the mean loss over all blocks of the split, which do not overlap."""
     at_least("batch_size", config.batch_size, 1)
+    locate(config.ckpt, Scope(OUTPUTS), key="ckpt")  # raises before the import of torch
     from gpt2ckpt.data.loader import validation
     from gpt2ckpt.training.evaluation import evaluate
     from gpt2ckpt.training.trained_model import is_pretrained, load_trained

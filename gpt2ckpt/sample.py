@@ -10,6 +10,8 @@ import sys
 from gpt2ckpt.application import run_simple
 from gpt2ckpt.config.checks import at_least
 from gpt2ckpt.config.schema import SampleConfig
+from gpt2ckpt.runs.layout import OUTPUTS
+from gpt2ckpt.runs.resume import Scope, locate
 
 
 def main() -> None:
@@ -23,6 +25,7 @@ def _sample(config: SampleConfig) -> None:
     at_least("temperature", config.temperature, 0)
     at_least("top_k", config.top_k, 1)
     at_least("seed", config.seed, 0)
+    locate(config.ckpt, Scope(OUTPUTS), key="ckpt")  # raises before the import of torch
     from gpt2ckpt.training.sampling import Sampling, notice, sample_text
     from gpt2ckpt.training.trained_model import load_trained
 

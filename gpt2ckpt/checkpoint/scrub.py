@@ -21,7 +21,7 @@ from gpt2ckpt.checkpoint.reading import Key, blameless, check, key_of
 from gpt2ckpt.checkpoint.repair import Corrupt, quarantine, same_files
 from gpt2ckpt.errors import CheckpointError
 from gpt2ckpt.files import durable
-from gpt2ckpt.units import human_bytes
+from gpt2ckpt.units import human_bytes, plural
 from gpt2ckpt.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -157,8 +157,8 @@ class Scrub:
     def _report(self, damaged: int) -> None:
         if self._checked and not damaged:
             log.info(
-                "checked every byte of %d files on disk (%s)",
-                len(self._checked),
+                "checked every byte of %s on disk (%s)",
+                plural(len(self._checked), "file"),
                 human_bytes(self._bytes),
             )
 

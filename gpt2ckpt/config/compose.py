@@ -255,15 +255,28 @@ def explain_argument(argument: str, root: str = "train") -> str:
             hint = ": choose a config of your own with --config-dir=DIR --config-name=NAME"
         elif os.path.exists(argument) or argument.endswith(".pt"):  # noqa: PTH110  (any length)
             hint = f": to resume from it, write {as_typed('+resume', argument)}"
+        elif argument in ("latest", "best", "auto"):
+            hint = f": write {'ckpt' if 'ckpt' in all_keys(root) else '+resume'}={argument}"
+        elif argument == "resume" and root == "train":
+            hint = ": write +resume=latest"
+        elif re.match(r"[\w./@-]+\s+=", argument):
+            hint = ": remove the space before ="
         return f"{argument!r} is not an override of the form key=value{hint}"
     if takes := expected_value(key, root) or expected_value(key):
-        return f"{argument} cannot be read: {key} must be {takes}"
+        return f"{argument} cannot be read{_flaw(value)}: {key} must be {takes}"
     if not key.startswith("hydra") and key not in all_keys(root):
         return no_such_key(key, root)
     return (
         f"{argument!r} is not an override of the form key=value: if its value is a string, quote "
         f"it twice: {in_shell(f'{key}={quoted(value)}')}"
     )
+
+
+def _flaw(value: str) -> str:
+    """Return what is wrong with the commas and brackets of a value; empty if nothing is."""
+    if any(value.count(start) != value.count(end) for start, end in ("[]", "()", "{}")):
+        return " (a bracket is not closed or not opened)"
+    return " (a comma has no value beside it)" if re.search(r"^,|,\s*(,|$)", value) else ""
 
 
 def refuse_non_options(overrides: list[str]) -> None:

@@ -66,6 +66,8 @@ def explain(error: BaseException, root: str = "train", folder: Path | None = Non
         return no_such_key(key, root, given[1] if given else "")
     if not key:
         return _explain_syntax(text)
+    if "does not support deletion" in reason:
+        return f"{override} is not possible: a key can be changed, not removed. Write KEY=VALUE"
     message = explain_value(
         key,
         reason,

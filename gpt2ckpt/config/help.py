@@ -132,6 +132,8 @@ def _ending(root: str, choices: dict[str, str]) -> list[str]:
             "--config-dir=DIR adds a folder of your own config files; --config-name=NAME chooses",
             "a file of this folder that extends train.yaml.",
         ]
+    if root == "prepare":
+        lines.append("data=text and data=embedded are tokenized; data=tokens is tokenized already.")
     install = f'eval "$(gpt2ckpt-{root} -sc install=bash)"'
     return [
         *lines,

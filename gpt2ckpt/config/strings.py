@@ -8,6 +8,7 @@ meaning only. Such a value is quoted before Hydra parses it.
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 from hydra.core.override_parser.overrides_visitor import HydraErrorListener
@@ -52,12 +53,12 @@ def quote_strings(arguments: list[str], root: str, *, multirun: bool) -> list[st
         ConfigError: if a value has two meanings. The message shows how to write each.
     """
     result, before = [], ""
-    for argument in arguments:
-        if before and "=" not in argument and not argument.startswith("~"):
-            joined = in_shell(f"{before} {argument}")
+    for number, argument in enumerate(arguments):
+        if before and _is_word(argument):
+            words = [before, *takewhile(_is_word, arguments[number:])]
             raise ConfigError(
                 f"{argument!r} is not an override of the form key=value. If it belongs to "
-                f"{before!r}, quote both for the shell: {joined}"
+                f"{before!r}, quote both for the shell: {in_shell(' '.join(words))}"
             )
         match = OVERRIDE.fullmatch(argument)
         is_string = match is not None and _takes_one_string(match["key"], root)
@@ -73,6 +74,11 @@ def quote_strings(arguments: list[str], root: str, *, multirun: bool) -> list[st
         else:
             result.append(argument)
     return quote_numbers(result, root)
+
+
+def _is_word(argument: str) -> bool:
+    """Return whether an argument may be a part of the string before it."""
+    return "=" not in argument and not argument.startswith("~")
 
 
 def quote_numbers(overrides: list[str], root: str) -> list[str]:

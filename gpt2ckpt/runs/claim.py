@@ -150,8 +150,9 @@ def _making(what: str, wanted: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = f"{wanted} is a file" if wanted.is_file() else error.strerror
         raise InputError(
-            f"the {what} directory {wanted} cannot be created ({error.strerror}): pass a different "
+            f"the {what} directory {wanted} cannot be created ({reason}): pass a different "
             f"one with hydra.{what}.dir=DIR"
         ) from error
 

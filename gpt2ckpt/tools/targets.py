@@ -15,12 +15,13 @@ from gpt2ckpt.errors import CheckpointError, InputError
 from gpt2ckpt.files.permissions import access_error, require_access, unreadable_message
 from gpt2ckpt.runs.layout import CHECKPOINTS, OUTPUTS
 from gpt2ckpt.runs.newest import run_directories
-from gpt2ckpt.runs.resume import SELECTORS, Scope, locate, locate_run, no_run
+from gpt2ckpt.runs.resume import AUTO, SELECTORS, Scope, locate, locate_run, no_run
 
+ROLES = [name for name in SELECTORS if name != AUTO]  # auto is for job scripts
 DIR_HELP = "a run, its checkpoints folder, or a folder with runs in it (default: outputs)"
 PATH_HELP = (
     "a checkpoint file, a run directory (its latest checkpoint), or a role in the newest run of "
-    f"outputs: {', '.join(SELECTORS)}"
+    f"outputs: {', '.join(ROLES)}"
 )
 
 

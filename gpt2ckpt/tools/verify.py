@@ -23,7 +23,7 @@ from gpt2ckpt.loggers.metrics_file import to_json
 from gpt2ckpt.runs.layout import OUTPUTS
 from gpt2ckpt.runs.resume import SELECTORS, Scope, locate
 from gpt2ckpt.tools.command_line import Subcommand, add_json
-from gpt2ckpt.tools.targets import checkpoint_named, find_runs, no_runs
+from gpt2ckpt.tools.targets import ROLES, checkpoint_named, find_runs, no_runs
 from gpt2ckpt.units import plural
 
 
@@ -111,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         metavar="PATH",
         nargs="*",
-        help=f"files, runs, folders of runs, or {', '.join(SELECTORS)} (default: outputs)",
+        help=f"files, runs, folders of runs, or {', '.join(ROLES)} (default: outputs)",
     )
     add_json(parser)
 

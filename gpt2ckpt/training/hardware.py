@@ -182,14 +182,14 @@ def _choose_device(device: str) -> tuple[torch.device, str]:
         return torch.device("cpu"), "no GPU is available"
     kind, _, index = device.partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={device}: PyTorch finds no CUDA device; use auto")
+        raise ConfigError(f"device={device}: PyTorch finds no CUDA device: set it to auto or cpu")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ConfigError(
             f"device={device}: there are {count} CUDA devices: use cuda:0 to cuda:{count - 1}"
         )
     if kind == "mps" and not has_mps:
-        raise ConfigError("device=mps: PyTorch finds no Apple GPU; use auto")
+        raise ConfigError("device=mps: PyTorch finds no Apple GPU: set it to auto or cpu")
     return torch.device(device), "as configured"
 
 

@@ -75,7 +75,7 @@ def loss_rows(counters: Counters, recent: LossSum) -> list[Row]:
     lines, val = [], []
     train = recent.mean if recent.steps else counters.train_loss
     if train is not None:
-        over = f"mean of {recent.steps:,} steps" if recent.steps > 1 else "of one step"
+        over = f"mean of the last {recent.steps:,} steps" if recent.steps > 1 else "of one step"
         lines.append(f"train {train:.4f} ({over})")
     if counters.val_loss is not None:
         val.append(f"val {counters.val_loss:.4f} (perplexity {perplexity_text(counters.val_loss)})")

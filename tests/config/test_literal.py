@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from gpt2ckpt.config.compose import compose_config, in_shell, parse_overrides
+from gpt2ckpt.config.compose import compose_config, explain_argument, in_shell, parse_overrides
 from gpt2ckpt.config.strings import quote_strings
 from gpt2ckpt.errors import ConfigError
 
@@ -148,11 +148,19 @@ def test_quoted_argument_survives_bash() -> None:
 
 def test_argument_split_off_by_the_shell_is_explained() -> None:
     with pytest.raises(ConfigError) as raised:
-        quote_strings(["ckpt=latest", "prompt=Hello", "world"], "sample", multirun=False)
+        quote_strings(
+            ["ckpt=latest", "prompt=Hello", "world", "again", "seed=1"], "sample", multirun=False
+        )
     assert str(raised.value) == (
         "'world' is not an override of the form key=value. If it belongs to 'prompt=Hello', quote "
-        "both for the shell: 'prompt=Hello world'"
+        "both for the shell: 'prompt=Hello world again'"
     )
+
+
+def test_a_space_before_the_equals_sign_and_a_missing_key_are_explained() -> None:
+    assert explain_argument("optimizer.lr =1").endswith("key=value: remove the space before =")
+    assert explain_argument("latest", "sample").endswith("key=value: write ckpt=latest")
+    assert explain_argument("resume").endswith("key=value: write +resume=latest")
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ WRONG = {
     "--config-name=trian": (2, "there is no config trian"),
     "--config-dir=nowhere": (2, "there is no such directory"),
     "seed=18446744073709551616": (2, "seed is 18446744073709551616; it must be at most"),
+    "hydra.run.dir=/proc/version": (1, "cannot be created (/proc/version is a file): pass a"),
     "+resume=auto hydra.run.dir=/dev/null": (1, "run directory /dev/null cannot be created"),
     "resume=lates": (2, "Did you mean latest?"),
     "-m optimizer.lr=1e-3,-1": (2, "optimizer.lr=-1.0 is out of range"),

@@ -42,7 +42,9 @@ def test_auto_gives_its_reason() -> None:
 def test_missing_gpu_is_an_error(device: str) -> None:
     with pytest.raises(ConfigError) as raised:
         choose_hardware(device, "auto", None)
-    assert str(raised.value) == f"device={device}: PyTorch finds no CUDA device; use auto"
+    assert (
+        str(raised.value) == f"device={device}: PyTorch finds no CUDA device: set it to auto or cpu"
+    )
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an Apple GPU")

@@ -45,7 +45,9 @@ def test_mean_covers_steps_since_last_logged_step(
     }
     shown = re.findall(r"^step +(\d+)/14 .*?loss +([\d.]+)", _messages(caplog), re.MULTILINE)
     assert shown == [(str(n), f"{mean:.4f}") for n, mean in means(tmp_path / "run").items()]
-    assert f"train {means(tmp_path / 'run')[14]:.4f} (mean of 2 steps)" in _messages(caplog)
+    assert f"train {means(tmp_path / 'run')[14]:.4f} (mean of the last 2 steps)" in _messages(
+        caplog
+    )
 
 
 def test_resume_between_logged_steps_logs_mean_of_uninterrupted_run(

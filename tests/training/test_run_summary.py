@@ -264,7 +264,7 @@ def test_summary_of_stopped_run() -> None:
     lines = summary_of()
     assert "\n".join(lines[:5]) == textwrap.dedent("""\
         trained      480 steps, 491,520 tokens in 2m 14s, median 3,840 tok/s
-        loss         train 4.2031 (mean of 10 steps)
+        loss         train 4.2031 (mean of the last 10 steps)
                      val 3.2518 (perplexity 25.8), best val 3.2104 at step 400
         run          outputs/gpt2_run_20260102_030405
         saved        3 files, 173.8 MB on disk, 35.0 GB free: 302 more saves fit""")
