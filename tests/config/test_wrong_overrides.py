@@ -107,7 +107,7 @@ WRONG = {
     "foo": "'foo' is not an override of the form key=value",
     "a" * 5000: f"'{'a' * 5000}' is not an override of the form key=value",
     "optimizer.lr==3": "optimizer.lr==3 cannot be read: optimizer.lr must be a number",
-    "optimizer.betas=[1": "optimizer.betas=[1 cannot be read (a bracket is not closed or not opened): optimizer.betas must be a list",
+    "optimizer.betas=[1": "optimizer.betas=[1 cannot be read (a bracket is not closed",
     "+optimizer.lr=3": "optimizer.lr already has a value: write optimizer.lr=VALUE without",
     "trainer.max_steps=1,2": "add -m for a sweep over its parts",
     "name=${nothing}": "name is not possible: Interpolation key 'nothing' not found",
