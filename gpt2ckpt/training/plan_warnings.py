@@ -35,7 +35,7 @@ def repeated_keys(overrides: list[str]) -> list[str]:
             value = str(override.input_line).partition("=")[2]
             given.setdefault(override.key_or_group, []).append(value)
     return [
-        f"{key} is set to {', then to '.join(values)}: the last value is used. Remove the others"
+        f"{key} is set to {', then to '.join(values)}: the last value is used. Remove the rest"
         for key, values in given.items()
         if len(set(values)) > 1
     ]

@@ -45,6 +45,7 @@ def test_dry_run_prints_the_start_summary_and_the_time_of_a_resume(
     token_data: Any, tmp_path: Path, dry_run: Callable[..., tuple[int, str]]
 ) -> None:
     overrides = [*token_data.overrides, "trainer.max_steps=6", "schedule.steps=9"]
+    overrides.append("checkpoint.save_every=3")
     code, out = dry_run(*overrides, "hydra.run.dir=mine")
     assert code == 0
     assert "disk  " in out and "\nrun  " not in out
@@ -53,10 +54,15 @@ def test_dry_run_prints_the_start_summary_and_the_time_of_a_resume(
     real = succeed(run("train", [*overrides, "hydra.run.dir=mine"], tmp_path))
     until_first_step = real.out.partition("\nstep 1/6")[0]
     assert announced(out) == announced(until_first_step) != []
-    code, out = dry_run("+resume=latest", "trainer.max_steps=5000", "hydra.run.dir=mine")
+    longer = ["trainer.max_steps=4000", "trainer.max_steps=5000"]
+    code, out = dry_run("+resume=latest", *longer, "hydra.run.dir=mine")
     assert code == 0 and "5,000 steps (6 done)" in out
+    assert "trainer.max_steps is set to 4000, then to 5000:" in out
+    assert "would archive" not in out
     speed = r"^time         about .* for 4,994 steps at [\d,]+ tok/s \(last logged\)"
     assert re.search(speed, out, re.MULTILINE)
+    code, out = dry_run("+resume=mine/checkpoints/rolling_step_000003.pt")
+    assert code == 0 and "\nwould archive the checkpoints after step 3 (" in out
 
 
 def test_dry_run_of_a_resume_prints_why_it_is_not_exact(

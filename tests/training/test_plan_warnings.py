@@ -36,7 +36,7 @@ def test_usual_plan_has_no_warning(token_data: Any, tmp_path: Path) -> None:
 def test_key_with_two_values_is_a_warning() -> None:
     repeated = ["optimizer.lr=1e-3", "seed=2", "optimizer.lr=2e-3", "seed=2", "name=a"]
     assert repeated_keys(repeated) == [
-        "optimizer.lr is set to 1e-3, then to 2e-3: the last value is used. Remove the others"
+        "optimizer.lr is set to 1e-3, then to 2e-3: the last value is used. Remove the rest"
     ]
 
 
