@@ -44,8 +44,9 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise unreadable_message(path, error) from error
     except Exception as error:  # arbitrary bytes raise arbitrary errors
         raise InputError(
-            f"{path} cannot be used: it is not a checkpoint of gpt2ckpt, and torch.load refuses "
-            "it: pass a checkpoint, a Hugging Face GPT-2 folder or nanoGPT's ckpt.pt"
+            f"{path} cannot be used: it is not a checkpoint of gpt2ckpt, and torch.load refuses it "
+            "(it is damaged, or holds more than plain weights): pass a checkpoint, a Hugging Face "
+            "GPT-2 folder or nanoGPT's ckpt.pt"
         ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a dict of weights: pass nanoGPT's ckpt.pt")
