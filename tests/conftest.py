@@ -1,5 +1,6 @@
 """Fixtures of several packages: a small data set of tokens, one thread, no time limits."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
 from hypothesis import settings
+
+from gpt2ckpt.config import plugins
+from gpt2ckpt.config.options import OPTIONS, PLUGINS
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no bug
 settings.load_profile("patient")
@@ -34,6 +39,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def restored_plugins() -> Iterator[None]:
+    """Remove the plugins that a test has loaded, and the modules that it has imported for them."""
+    before = {group: dict(options) for group, options in OPTIONS.items()}
+    known, loaded = set(sys.modules), dict(PLUGINS)
+    yield
+    for group, options in before.items():
+        for name in set(OPTIONS[group]) - set(options):
+            ConfigStore.instance().repo.get(group, {}).pop(f"{name}.yaml", None)
+        OPTIONS[group].clear()
+        OPTIONS[group].update(options)
+    for name in set(sys.modules) - known:
+        path = getattr(sys.modules[name], "__file__", None) or ""
+        is_library = name.partition(".")[0] in sys.stdlib_module_names or "site-packages" in path
+        if not is_library and not name.startswith("gpt2ckpt"):
+            del sys.modules[name]
+    PLUGINS.clear()
+    PLUGINS.update(loaded)
+    plugins._installed.cache_clear()
 
 
 VOCABULARY = 64

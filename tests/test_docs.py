@@ -37,7 +37,9 @@ def hydra_commands() -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(("module", "overrides"), hydra_commands(), ids=str)
-def test_documented_commands_compose(module: str, overrides: list[str]) -> None:
+def test_documented_commands_compose(
+    module: str, overrides: list[str], restored_plugins: None
+) -> None:
     single = [word if set("['") & set(word) else word.split(",")[0] for word in overrides]
     given = [override for override in single if "WHAT" not in override]
     load(switched_on(given, None, module))

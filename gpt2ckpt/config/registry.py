@@ -57,7 +57,7 @@ def register_schemas(folder: Path | None = None) -> None:
     """
     store, options = ConfigStore.instance(), _options()
     own = {(o.group, o.name) for o in options if folder and _file_of(o, folder).is_file()}
-    known = (tuple(map(id, options)), frozenset(own))
+    known = (tuple(options), frozenset(own))
     if "schema_train.yaml" in store.repo and _stored == [known]:
         return
     for name, root in ROOTS.items():
@@ -234,11 +234,11 @@ def all_keys(root: str) -> list[str]:
 
 def _types(root: str) -> dict[str, Any]:
     """Return every key of the command `root`, and each group, with its annotated type."""
-    return _types_of(root, tuple(id(option) for option in _options()))
+    return _types_of(root, tuple(_options()))
 
 
 @functools.cache
-def _types_of(root: str, known: tuple[int, ...]) -> dict[str, Any]:
+def _types_of(root: str, known: tuple[Option, ...]) -> dict[str, Any]:
     """Return the same; `known` identifies the registered options."""
     types: dict[str, Any] = {}
     for name, annotated in get_type_hints(ROOTS[root]).items():

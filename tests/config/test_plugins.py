@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,26 +42,15 @@ Write = Callable[[str, str], None]
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """Return a function that writes a module; options and modules are removed at the end."""
-    before = {group: dict(options) for group, options in OPTIONS.items()}
-    known, loaded = set(sys.modules), dict(PLUGINS)
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored_plugins: None) -> Write:
+    """Return a function that writes a module."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def module(name: str, text: str) -> None:
         (tmp_path / f"{name}.py").write_text(text)
         importlib.invalidate_caches()
 
-    yield module
-    for group, options in before.items():
-        OPTIONS[group].clear()
-        OPTIONS[group].update(options)
-    for name in set(sys.modules) - known:
-        if not name.startswith("gpt2ckpt"):
-            del sys.modules[name]
-    PLUGINS.clear()
-    PLUGINS.update(loaded)
-    plugins._installed.cache_clear()
+    return module
 
 
 @pytest.fixture
