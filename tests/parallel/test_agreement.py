@@ -57,7 +57,7 @@ def outcome_of(
 
     def follow_along() -> None:
         try:
-            follow(other)
+            follow(other, lambda: None)
         except InputError as error:
             refusals.append(error)
             other.report_exit(error.exit_code, str(error))
@@ -78,12 +78,12 @@ def test_rank_with_other_data_stops_all_ranks(token_data: Any, pair: Any) -> Non
 
 def test_rank_with_other_checkpoint_stops_all_ranks(token_data: Any, pair: Any) -> None:
     file = next(FIXTURES.glob("*.pt"))
-    refusal = outcome_of(token_data, pair, {"file": str(file), "seal": "another"})
+    refusal = outcome_of(token_data, pair, {"file": str(file), "identity": "another"})
     assert f"{file} differs from the file on the first rank" in str(refusal)
 
 
 def test_rank_without_the_checkpoint_stops_all_ranks(token_data: Any, pair: Any) -> None:
-    refusal = outcome_of(token_data, pair, {"file": "gone.pt", "seal": "any"})
+    refusal = outcome_of(token_data, pair, {"file": "gone.pt", "identity": "any"})
     assert "gone.pt" in str(refusal)
 
 
