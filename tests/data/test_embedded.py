@@ -12,7 +12,7 @@ from gpt2ckpt.errors import ConfigError
 
 
 def tokens_of(split: str, fraction: float = 0.1) -> tuple[list[int], list[int]]:
-    corpus = open_corpus(EmbeddedDataConfig("embedded", fraction, split), VOCAB_SIZE, 128)
+    corpus = open_corpus(EmbeddedDataConfig(fraction, split), VOCAB_SIZE, 128)
     train, val = (stream.read(0, len(stream)).tolist() for stream in (corpus.train, corpus.val))
     return train, val
 

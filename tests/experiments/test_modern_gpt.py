@@ -1,5 +1,7 @@
 """The modern recipe: its loss, its optimizer and its schedule compute what they state."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,11 @@ from experiments.modern_gpt.optimizer import ModernMuonConfig, Muon, build, orth
 from experiments.modern_gpt.schedule import CooldownConfig
 from experiments.modern_gpt.schedule import build as build_schedule
 from experiments.modern_gpt.softcap import capped_cross_entropy, soft_cap
+from gpt2ckpt.config.options import forget
+
+for name in [name for name in sys.modules if name.startswith("experiments.modern_gpt")]:
+    forget(name)  # the tests of other files must not find these options
+    del sys.modules[name]
 
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 40}
 

@@ -89,11 +89,11 @@ def signal_evaluations(
     """Send a signal when each evaluation has `begun` or `ended`; return a list of these times."""
     real, calls = session.evaluate, []
 
-    def interrupted(*arguments: Any) -> Any:
+    def interrupted(*arguments: Any, **named: Any) -> Any:
         calls.append(when)
         if when == "begun":
             os.kill(os.getpid(), number)
-        evaluation = real(*arguments)
+        evaluation = real(*arguments, **named)
         if when == "ended":
             os.kill(os.getpid(), number)
         return evaluation
@@ -134,8 +134,8 @@ def test_nan_validation_loss_is_not_the_best(
     words = [*token_data.overrides, *RANDOM, "trainer.max_steps=20"]
     real, losses = session.evaluate, iter([float("nan"), 3.0, float("nan")])
 
-    def counted(*arguments: Any) -> Any:
-        return replace(real(*arguments), loss=next(losses))
+    def counted(*arguments: Any, **named: Any) -> Any:
+        return replace(real(*arguments, **named), loss=next(losses))
 
     monkeypatch.setattr(session, "evaluate", counted)
     assert train(words, tmp_path / "run").best_val_loss == 3.0
