@@ -78,4 +78,4 @@ def test_tools_select_the_same_newest_run(
     monkeypatch.setattr("sys.argv", ["checkpoints", "prune", "--keep-runs", "1"])
     with pytest.raises(SystemExit):
         checkpoints()
-    assert "outputs/reference_run_20991231_235959: the whole run" in capsys.readouterr().out
+    assert "outputs/reference_run_20991231_235959: the complete run" in capsys.readouterr().out

@@ -319,7 +319,7 @@ def _resume_sealed(data: bytes) -> None:
 
 def _read_config(data: bytes) -> None:
     values = json.loads(data)
-    if isinstance(values, dict) and not format._nests_beyond(values, format.MOST_LEVELS):
+    if isinstance(values, dict) and not format.nests_beyond(values, format.MOST_LEVELS):
         check_config(build_typed("train", values))
 
 
