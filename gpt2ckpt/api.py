@@ -46,7 +46,7 @@ ENDS = ("run_started", "run_resumed", "run_stopped", "run_finished")
 
 
 class Run:
-    """A run directory: what a training wrote, read anew at each call, also while it trains.
+    """The files of a run, read again at each call, also while the run trains.
 
     Attributes:
         directory: The absolute path of the run directory.

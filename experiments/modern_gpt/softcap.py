@@ -24,7 +24,8 @@ def capped_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, cap: f
         targets: Token ids, int64 of shape [N].
         cap: The largest absolute value of a logit.
     """
-    loss: Tensor = _CappedCrossEntropy.apply(hidden, weight, targets, cap)  # type: ignore[no-untyped-call]
+    apply: Any = _CappedCrossEntropy.apply
+    loss: Tensor = apply(hidden, weight, targets, cap)
     return loss
 
 

@@ -226,9 +226,10 @@ def test_second_signal_ends_a_hook_that_hangs(
     words = [*broken, "callback=broken", "callback.broken.does=hang"]
     process = start("train", words, tmp_path)
     wait_until(process, (tmp_path / "hangs").exists)
+    [events] = tmp_path.rglob("events.jsonl")
+    wait_until(process, lambda: "checkpoint_saved" in events.read_text())
     process.send_signal(number)
-    time.sleep(0.5)
-    assert process.poll() is None
+    wait_until(process, lambda: "signal_received" in events.read_text())
     process.send_signal(number)
     assert finish(process).code == 128 + number
     assert latest(tmp_path / "run")["step"] == 2

@@ -145,7 +145,8 @@ def twice():
         time.sleep(0.01)
     time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.5)
+    while "signal_received" not in open("run/events.jsonl").read():
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=twice, daemon=True).start()
 try:

@@ -61,6 +61,8 @@ def outcome_of(
         except InputError as error:
             refusals.append(error)
             other.report_exit(error.exit_code, str(error))
+        except Exception as error:
+            other.report_exit(99, repr(error))  # else the first rank would wait for ever
 
     thread = threading.Thread(target=follow_along, daemon=True)
     thread.start()
